@@ -1,0 +1,1 @@
+"""The program: `mm serve`, `mm demo`, `mm runtime …`, `mm model …`."""

@@ -1,0 +1,1 @@
+"""For people who write model runtimes: a base class and ready-made runtimes."""
