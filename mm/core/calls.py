@@ -1,0 +1,101 @@
+"""One call on its way through the mesh, and the one question asked about it (design section 2).
+
+``Router.route(call)`` answers a ``Route`` (where the bytes go) or raises a ``MeshError`` (the status for the client).
+Whoever moves the bytes then tells what became of it with ``Router.finished`` and, where the answer is "again", asks
+once more. The data plane never decides; the router never touches a byte.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+
+from mm.core.ids import InstanceId, ModelId
+
+
+class Hop(enum.Enum):
+    """How a call came here, and so what may be done with it (spec core 2.2, design section 5)."""
+
+    #: From a client, or made by this instance itself: may go anywhere.
+    EXTERNAL = "external"
+    #: From a peer that believes a copy is here: serve it here or say "not here".
+    HIT_ONLY = "hit-only"
+    #: From a peer that chose this instance to load the model: load it here, or forward to a copy that appeared.
+    LOAD_LOCAL = "load-local"
+
+
+@dataclass(slots=True)
+class Call:
+    """What the router needs to know of a call, and remembers between its attempts.
+
+    ``deadline_s`` is on the clock of ``anyio.current_time()``; None means that the client set none.
+    """
+
+    model_id: ModelId
+    #: Full method path, "/pkg.Service/Method"; empty for ensure-loaded.
+    method: str = ""
+    hop: Hop = Hop.EXTERNAL
+    deadline_s: float | None = None
+    balanced: bool = False
+    #: Copies that were tried for this call and failed it.
+    tried: set[InstanceId] = field(default_factory=set)
+    #: Instances where loading was tried for this call, or may not be tried.
+    excludes: set[InstanceId] = field(default_factory=set)
+    #: Hops that may still follow; a client's call starts with two.
+    hops_left: int = 2
+    #: Size hint for a load, in units; 0 when unknown.
+    known_size_units: int = 0
+    #: Last use to record, ms; 0 means now.
+    last_used_ms: int = 0
+    #: Passes so far; bounded by ``Config.retry_iterations_max``.
+    attempts: int = 0
+
+
+class Outcome(enum.Enum):
+    """What became of one attempt, as the data plane saw it."""
+
+    #: An answer came (whatever its status) and was, or will be, passed to the client.
+    ANSWERED = "answered"
+    #: The client went away, or its deadline passed; nobody is to blame.
+    ABANDONED = "abandoned"
+    #: The peer says that it has no copy (trailer ``mm-hop-result: not-here``).
+    NOT_HERE = "not-here"
+    #: The peer says that it should not load it: its state differs from what the sender believed.
+    STALE = "stale"
+    #: The peer is shutting down.
+    DRAINING = "draining"
+    #: The runtime beside the copy says that it does not have the model (NOT_FOUND and its disguises, spec core 2.8.4).
+    LOST = "lost"
+    #: No connection, or it broke before an answer.
+    UNREACHABLE = "unreachable"
+    #: The runtime answered UNAVAILABLE.
+    RUNTIME_UNAVAILABLE = "runtime-unavailable"
+    #: The load that the peer was asked for failed there (trailer ``mm-hop-result: load-failed``).
+    LOAD_FAILED = "load-failed"
+
+
+@dataclass(frozen=True, slots=True)
+class LocalRoute:
+    """Send it to the runtime beside this instance; the copy is pinned until ``Router.finished``."""
+
+    model_id: ModelId
+    #: Field numbers of the id inside the request message; empty: leave the message alone (spec core 2.14).
+    injection_path: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PeerRoute:
+    """Send it to another instance's peer port, with these facts in the hop headers."""
+
+    model_id: ModelId
+    instance_id: InstanceId
+    #: host:port of the peer listener.
+    address: str
+    hop: Hop
+    tried: frozenset[InstanceId] = frozenset()
+    excludes: frozenset[InstanceId] = frozenset()
+    hops_left: int = 1
+    known_size_units: int = 0
+
+
+Route = LocalRoute | PeerRoute

@@ -1,0 +1,277 @@
+"""What the mesh needs of the world, as Protocols: clock, store, runtime, peers; and what the data plane needs of the mesh.
+
+``edge`` implements the first four, ``mm.testing`` fakes them, ``mm.mesh.router`` implements ``Router``. Every error of
+the world that can be answered to a client is a ``MeshError``; anything else that escapes is a bug.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from mm.core.calls import Call, Outcome, Route
+from mm.core.ids import InstanceId, ModelId
+from mm.core.records import ModelInfo
+
+
+class Clock(Protocol):
+    """Wall time. Waiting and time limits use ``anyio.current_time()`` instead."""
+
+    def now_ms(self) -> int: ...
+
+
+# --- store ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A stored value. ``mod_revision`` is its version for compare-and-set (spec core 1.4)."""
+
+    key: str
+    value: bytes
+    mod_revision: int
+    create_revision: int = 0
+    lease_id: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Put:
+    """The key was created or changed."""
+
+    item: Item
+
+
+@dataclass(frozen=True, slots=True)
+class Delete:
+    """The key is gone, as of ``mod_revision``."""
+
+    key: str
+    mod_revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class Resync:
+    """The whole table at one revision: first event of every watch, and again when events were missed."""
+
+    items: Sequence[Item]
+    revision: int
+
+
+WatchEvent = Put | Delete | Resync
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """One conditional write. ``value`` None deletes. ``if_revision`` 0 means "must not exist", None "whatever is there".
+
+    ``lease_id`` binds the key to a lease; 0 for none.
+    """
+
+    key: str
+    value: bytes | None
+    if_revision: int | None
+    lease_id: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class WriteResult:
+    """``succeeded``, and what is stored now: the item just written, or the one that stood in the way; None if absent."""
+
+    succeeded: bool
+    item: Item | None
+
+
+class Session(Protocol):
+    """A lease that is kept alive and re-created after a loss; keys bound to it vanish when it expires."""
+
+    @property
+    def lease_id(self) -> int:
+        """The current lease, 0 while there is none."""
+        ...
+
+    async def wait_change(self, lease_id: int) -> int:
+        """Return the current lease as soon as it differs from ``lease_id``."""
+        ...
+
+
+class Store(Protocol):
+    """The ports of spec core 1.4 over etcd or memory. Keys are whole logical paths; root prefixes are the store's affair.
+
+    Every method raises ``StoreUnavailableError`` within ``Config.store_timeout_s`` when the store cannot be reached.
+    """
+
+    @property
+    def connected(self) -> bool:
+        """Whether the last contact succeeded and is recent (10 s); never blocks."""
+        ...
+
+    async def check(self) -> None:
+        """Return if the store answers."""
+        ...
+
+    async def get(self, key: str) -> Item | None:
+        """Read linearizably."""
+        ...
+
+    async def list(self, prefix: str) -> Resync:
+        """Read a table in pages at one revision."""
+        ...
+
+    async def write(self, write: Write) -> WriteResult:
+        """One compare-and-set. Concurrent writes may travel in one transaction; results are per key regardless."""
+        ...
+
+    async def transact(self, writes: Sequence[Write]) -> tuple[bool, Sequence[Item | None]]:
+        """All writes or none; then what is stored under each key, in the order given."""
+        ...
+
+    def watch(self, prefix: str) -> AbstractAsyncContextManager[AsyncIterator[Sequence[WatchEvent]]]:
+        """Follow a table: batches of events, a ``Resync`` first. Survives outages; a batch is never empty."""
+        ...
+
+    def session(self, ttl_s: int) -> AbstractAsyncContextManager[Session]:
+        """Hold a lease; revoked on the way out (bounded by ``Config.store_timeout_s``)."""
+        ...
+
+
+# --- the runtime beside this instance -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeParameters:
+    """What the runtime said of itself when it became READY (spec core 3.1, around 8)."""
+
+    capacity_bytes: int
+    default_model_size_bytes: int
+    loading_concurrency_max: int
+    load_timeout_ms: int
+    #: Full method name without leading slash -> id injection path; empty mapping: every method is allowed.
+    methods: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    allow_any_method: bool = False
+    limit_model_concurrency: bool = False
+    runtime_version: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """The answer to a load. ``size_bytes`` 0: ask ``model_size``."""
+
+    size_bytes: int
+    concurrency_max: int
+
+
+class RuntimeCallError(Exception):
+    """The runtime answered a management call with an error. ``code`` is a ``StatusCode`` number."""
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+
+class Runtime(Protocol):
+    """The management half of the runtime SPI (around 8). Calls are cancelled on cancellation."""
+
+    async def wait_ready(self) -> RuntimeParameters:
+        """Poll until READY; raises ``StartupError`` after ``Config.runtime_start_timeout_s`` or on nonsense."""
+        ...
+
+    async def load(self, model_id: ModelId, info: ModelInfo) -> Loaded: ...
+
+    async def unload(self, model_id: ModelId) -> None:
+        """NOT_FOUND counts as success."""
+        ...
+
+    async def predict_size(self, model_id: ModelId, info: ModelInfo) -> int:
+        """Answer bytes; 0 when the runtime cannot tell (UNIMPLEMENTED is remembered)."""
+        ...
+
+    async def model_size(self, model_id: ModelId) -> int:
+        """Answer bytes; 0 when the runtime cannot tell."""
+        ...
+
+
+# --- other instances ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class PeerIdentity:
+    """Who answers at an address."""
+
+    instance_id: InstanceId
+    start_time_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class CopyStatus:
+    """One copy in a status answer (around 5): a ``ModelStatus`` name, where, since when."""
+
+    instance_id: InstanceId
+    status: str
+    time_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class ModelStatus:
+    """The answer to register, ensure-loaded and get-status: NOT_FOUND, NOT_LOADED, LOADING, LOADED, LOADING_FAILED, UNKNOWN."""
+
+    status: str
+    errors: tuple[str, ...] = ()
+    copies: tuple[CopyStatus, ...] = ()
+
+
+class Peers(Protocol):
+    """Calls to other instances other than proxied ones. ``address`` is the ``addr`` of their record."""
+
+    async def identify(self, address: str, timeout_s: float) -> PeerIdentity | None:
+        """Answer who is there, None if nobody answers in time."""
+        ...
+
+    async def ensure_loaded(self, route: Route, *, sync: bool, last_used_ms: int, timeout_s: float) -> ModelStatus:
+        """Forward an ensure-loaded by a ``PeerRoute``; raises ``PeerCallError`` if it did not do it."""
+        ...
+
+    async def model_status(self, route: Route, timeout_s: float) -> ModelStatus:
+        """Forward a get-status by a ``PeerRoute``; raises ``PeerCallError``."""
+        ...
+
+
+class PeerCallError(Exception):
+    """A peer could not be reached or refused; ``outcome`` says which, for the router."""
+
+    def __init__(self, outcome: Outcome, message: str) -> None:
+        super().__init__(message)
+        self.outcome = outcome
+        self.message = message
+
+
+# --- what the data plane asks of the mesh ---------------------------------------------------------------------------
+
+
+class Router(Protocol):
+    """The one question (design section 2)."""
+
+    async def route(self, call: Call) -> Route:
+        """Answer where to send the call now; waits for loads, places, counts. Raises ``MeshError``.
+
+        A cancelled wait leaves the load running. Each answered route must be given back by ``finished``.
+        """
+        ...
+
+    def finished(self, call: Call, route: Route, outcome: Outcome, message: str = "") -> bool:
+        """Give the route back and say what became of it; answers whether asking again makes sense.
+
+        ``message`` is the failure's own text, for the error if nothing else works. False after a failed attempt means:
+        pass on what the upstream said.
+        """
+        ...
+
+    async def resolve(self, vmodel_id: str) -> ModelId:
+        """Answer the active model of a vmodel; raises ``ModelNotFoundError("vmodel not found")``."""
+        ...
+
+    def in_flight(self, model_id: ModelId) -> int:
+        """Answer the calls that the local copy has in flight, for ``mm-hop-load``."""
+        ...
