@@ -1,0 +1,1 @@
+# Made by proto/generate.py: a package that only holds packages.
