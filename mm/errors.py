@@ -39,6 +39,9 @@ class MeshError(Exception):
     """
 
     code = StatusCode.UNKNOWN
+    #: Value of the ``mm-hop-result`` trailer when the caller is a peer; None: an answer for the client.
+    #: It is an ``mm.core.calls.Outcome`` value, and tells the sender to try elsewhere.
+    hop_result: str | None = None
 
     def __init__(
         self, message: str, *, code: StatusCode | None = None, retry_after_ms: int | None = None

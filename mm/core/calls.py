@@ -11,6 +11,7 @@ import enum
 from dataclasses import dataclass, field
 
 from mm.core.ids import InstanceId, ModelId
+from mm.errors import MeshError
 
 
 class Hop(enum.Enum):
@@ -49,6 +50,8 @@ class Call:
     last_used_ms: int = 0
     #: Passes so far; bounded by ``Config.retry_iterations_max``.
     attempts: int = 0
+    #: The most telling failure so far: what the client hears when nothing else is left.
+    failure: MeshError | None = None
 
 
 class Outcome(enum.Enum):
@@ -66,7 +69,7 @@ class Outcome(enum.Enum):
     DRAINING = "draining"
     #: The runtime beside the copy says that it does not have the model (NOT_FOUND and its disguises, spec core 2.8.4).
     LOST = "lost"
-    #: No connection, or it broke before an answer.
+    #: No connection to the upstream (peer or runtime), or it broke before an answer. As a hop result: my runtime is gone.
     UNREACHABLE = "unreachable"
     #: The runtime answered UNAVAILABLE.
     RUNTIME_UNAVAILABLE = "runtime-unavailable"
