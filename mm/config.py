@@ -1,0 +1,421 @@
+"""One frozen ``Config``, read from the environment with the names of the Java mesh (around 3).
+
+What an operator can set is here; limits that nobody needs to set are in ``mm.limits``, and how a
+variable is read and refused in ``mm.environment``. The grammar of ``KV_STORE`` behind ``etcd:`` is
+``mm.edge.kv_config``'s.
+"""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, Literal, Self
+
+from mm.core.dataplane import DataplaneConfig, parse_dataplane_config
+from mm.core.ids import InstanceId
+from mm.environment import Environment, wrong
+from mm.errors import ConfigError
+from mm.known_variables import MEANINGLESS, NOT_YET, TLS_NOT_YET
+from mm.limits import MIB, Limits
+
+#: The runtime's places when nothing is said of it; both are tried, the first that is READY wins.
+DEFAULT_RUNTIME_SOCKET_PATH: Final = "/tmp/mmesh/grpc.sock"
+DEFAULT_RUNTIME_PORT: Final = 8085
+
+#: Characters of a pod's name that make its instance id: the replica set's hash and the pod's own
+#: suffix. Short, because the id stands in many registry records (around 1.2).
+POD_ID_LENGTH: Final = 12
+
+StoreKind = Literal["etcd", "embedded", "memory"]
+LogLevel = Literal["debug", "info", "warning", "error"]
+
+
+@dataclass(frozen=True, slots=True)
+class TcpEndpoint:
+    """A place to connect to."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class UnixEndpoint:
+    """A Unix socket to connect to."""
+
+    path: str
+
+    def __str__(self) -> str:
+        return f"unix:{self.path}"
+
+
+Endpoint = TcpEndpoint | UnixEndpoint
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config(Limits):
+    """Everything that one process is told from outside.
+
+    ``Config(service_name=..., kv_store=..., instance_id=...)`` is enough for a test: every other
+    field has the default that an unset variable stands for.
+    """
+
+    #: MM_SERVICE_NAME: the cluster's name and a part of every key, so no "/" and no space.
+    service_name: str
+    #: KV_STORE: "etcd:...", "embedded" or "memory". Not shown: it may hold a password.
+    kv_store: str = field(repr=False)
+    #: MM_INSTANCE_ID, or the end of WKUBE_POD_NAME, or made up. Never empty, no comma: ids travel
+    #: in comma-separated lists; no "/": it ends a key.
+    instance_id: InstanceId
+
+    #: MM_KVSTORE_PREFIX: the first part of every key. Must never change in a live cluster.
+    kv_prefix: str = "tas-runtime"
+    #: KV_READ_ONLY: no registration, no vmodel is written; for the migration of a store.
+    kv_read_only: bool = False
+
+    #: MM_BIND_HOST: the address both listeners bind.
+    bind_host: str = "0.0.0.0"
+    #: MM_SVC_GRPC_PORT: clients. 0 chooses a free port and logs it.
+    grpc_port: int = 8033
+    #: MM_PEER_PORT: other instances. 0 chooses a free port and logs it.
+    peer_port: int = 8080
+    #: MM_ADVERTISE_ADDRESS, WATSON_SERVICE_ADDRESS or WKUBE_POD_IPADDR: where peers reach this
+    #: instance; the port is the peer port that was really bound.
+    advertise_host: str = "127.0.0.1"
+
+    #: MM_LOCATION: the machine; copies of one model are spread over locations.
+    location: str = "127.0.0.1"
+    #: MM_ZONE: empty for none.
+    zone: str = ""
+    #: MM_LABELS: sorted, without repeats.
+    labels: tuple[str, ...] = ()
+
+    #: INTERNAL_GRPC_PORT or INTERNAL_GRPC_SOCKET_PATH: the runtime, to be tried in this order.
+    runtime_endpoints: tuple[Endpoint, ...] = (
+        UnixEndpoint(DEFAULT_RUNTIME_SOCKET_PATH),
+        TcpEndpoint("localhost", DEFAULT_RUNTIME_PORT),
+    )
+    #: INTERNAL_SERVING_GRPC_...: where inferences go; None: where the runtime is managed.
+    runtime_serving_endpoint: Endpoint | None = None
+
+    #: MM_SVC_GRPC_MAX_MSG_SIZE: a request from a client, and a response of the runtime.
+    message_bytes_max: int = 16 * MIB
+    #: MM_SVC_GRPC_MAX_HEADERS_SIZE: a header list, as HTTP/2 counts it.
+    headers_bytes_max: int = 8192
+    #: MM_MULTI_PARALLELISM: concurrent calls for one multi-model call.
+    multi_parallelism: int = 4
+
+    #: MM_DATAPLANE: who moves the bytes.
+    dataplane: Literal["python", "wire"] = "python"
+    #: MM_DATAPLANE_CONFIG, or the content of MM_DATAPLANE_CONFIG_PATH.
+    dataplane_config: DataplaneConfig = field(default_factory=DataplaneConfig)
+    #: MM_DATAPLANE_CONFIG_PATH, to be watched for changes.
+    dataplane_config_path: Path | None = None
+
+    #: MM_LOAD_FAILURE_EXPIRY_TIME_MS: how long a failed load keeps an instance from trying again.
+    load_failure_expiry_ms: int = 900_000
+    #: MM_MIN_CHURN_AGE_MS: a load that would evict a model used more recently than this is refused.
+    #: None: ten times the assumed load time (spec core 3.1). 0 refuses nothing.
+    churn_age_min_ms: int | None = None
+    #: MM_JANITOR_FREQ_SECS: how often this instance compares its copies with the registry.
+    janitor_interval_s: float = 360.0
+
+    #: SHUTDOWN_TIMEOUT_MS: from the signal to the exit.
+    shutdown_timeout_s: float = 30.0
+    #: MM_LOG_EACH_INVOKE: one INFO line for each call to the runtime.
+    log_each_invoke: bool = False
+    #: MM_LOG_LEVEL.
+    log_level: LogLevel = "info"
+
+    #: What was odd about the environment; `log_warnings` says it once.
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def store_kind(self) -> StoreKind:
+        """Which store to open."""
+        if self.kv_store == "memory":
+            return "memory"
+        return "embedded" if self.kv_store == "embedded" else "etcd"
+
+    @property
+    def load_failure_expiry_in_use_ms(self) -> int:
+        """The expiry for a model that is being asked for: half (spec core 3.11)."""
+        return self.load_failure_expiry_ms // 2
+
+    def churn_age_min_for_ms(self, load_timeout_ms: int) -> int:
+        """Answer the churn limit given the runtime's load time limit (spec core 3.1)."""
+        if self.churn_age_min_ms is not None:
+            return self.churn_age_min_ms
+        return 10 * max(int(self.assumed_load_min_s * 1000), load_timeout_ms // 3)
+
+    def log_warnings(self, logger: logging.Logger) -> None:
+        """Say once what was odd about the environment."""
+        for warning in self.warnings:
+            logger.warning("%s", warning)
+
+    @classmethod
+    def from_environment(cls, variables: Mapping[str, str]) -> Self:
+        """Read every setting, or raise ``ConfigError`` for the first that is wrong."""
+        env = Environment(variables)
+        _refuse_tls(env)
+        kv_store = _kv_store(env)
+        alone = kv_store in ("embedded", "memory")
+        advertise_host, address_warnings = _advertise_host(env, alone=alone)
+        grpc_port, peer_port = _ports(env)
+        endpoints = _runtime_endpoints(env)
+        dataplane_config, dataplane_config_path = _dataplane_config(env)
+        churn_age_is_set = env.is_set("MM_MIN_CHURN_AGE_MS")
+        churn_age_min_ms = env.integer(
+            "MM_MIN_CHURN_AGE_MS", default=0, minimum=0, maximum=30 * 24 * 3600 * 1000
+        )
+        return cls(
+            service_name=_service_name(env, alone=alone),
+            kv_store=kv_store,
+            instance_id=_instance_id(env),
+            kv_prefix=_key_part(env, "MM_KVSTORE_PREFIX") or "tas-runtime",
+            kv_read_only=env.boolean("KV_READ_ONLY", default=False),
+            bind_host=env.text("MM_BIND_HOST") or "0.0.0.0",
+            grpc_port=grpc_port,
+            peer_port=peer_port,
+            advertise_host=advertise_host,
+            location=env.text_or_nothing("MM_LOCATION") or advertise_host,
+            zone=env.text_or_nothing("MM_ZONE") or "",
+            labels=_labels(env),
+            runtime_endpoints=endpoints,
+            runtime_serving_endpoint=_serving_endpoint(env),
+            message_bytes_max=env.integer(
+                "MM_SVC_GRPC_MAX_MSG_SIZE",
+                default=16 * MIB,
+                minimum=1,
+                maximum=2**31 - 1,
+                meaning="bytes",
+            ),
+            headers_bytes_max=env.integer(
+                "MM_SVC_GRPC_MAX_HEADERS_SIZE",
+                default=8192,
+                minimum=1024,
+                maximum=16 * MIB,
+                meaning="bytes",
+            ),
+            multi_parallelism=env.integer(
+                "MM_MULTI_PARALLELISM", default=4, minimum=1, maximum=1000
+            ),
+            dataplane=_dataplane(env),
+            dataplane_config=dataplane_config,
+            dataplane_config_path=dataplane_config_path,
+            load_failure_expiry_ms=env.integer(
+                "MM_LOAD_FAILURE_EXPIRY_TIME_MS",
+                default=900_000,
+                minimum=1,
+                maximum=2**53,
+                meaning="milliseconds",
+            ),
+            churn_age_min_ms=churn_age_min_ms if churn_age_is_set else None,
+            janitor_interval_s=env.integer(
+                "MM_JANITOR_FREQ_SECS", default=360, minimum=1, maximum=24 * 3600
+            ),
+            shutdown_timeout_s=env.integer(
+                "SHUTDOWN_TIMEOUT_MS",
+                default=30_000,
+                minimum=1,
+                maximum=24 * 3600 * 1000,
+                meaning="milliseconds",
+            )
+            / 1000,
+            log_each_invoke=env.boolean("MM_LOG_EACH_INVOKE", default=False),
+            log_level=_log_level(env),
+            warnings=address_warnings + _unused(env),
+        )
+
+
+def _refuse_tls(env: Environment) -> None:
+    for name in TLS_NOT_YET:
+        found = env.find(name)
+        # MM_ENABLE_SSL=false and friends ask for what there is: plain text.
+        if found is not None and found[1].strip().lower() not in ("false", "none", ""):
+            raise ConfigError(
+                f"{name} is set, but TLS is not supported yet; unset it to serve plain text"
+            )
+
+
+def _kv_store(env: Environment) -> str:
+    allowed = "etcd:<JSON file or host:port[,host:port...]>, embedded or memory"
+    zookeeper = "ZooKeeper is not supported; allowed: " + allowed
+    found = env.find("KV_STORE")
+    if found is None:
+        if env.is_set("ZOOKEEPER"):
+            raise ConfigError(f"KV_STORE is not set and ZOOKEEPER is: {zookeeper}")
+        raise ConfigError(f"KV_STORE is not set; allowed: {allowed}")
+    value = found[1].strip()
+    kind, _, rest = value.partition(":")
+    if kind == "zookeeper":
+        raise ConfigError(f'KV_STORE="zookeeper:..." is not valid: {zookeeper}')
+    if value in ("embedded", "memory") or (kind == "etcd" and rest.strip()):
+        return value
+    # Only the kind is repeated: what follows may be a secret.
+    raise wrong("KV_STORE", f"{kind}:..." if rest else value, allowed)
+
+
+def _key_part(env: Environment, *names: str) -> str | None:
+    value = env.text(*names)
+    if value is not None and ("/" in value or any(c.isspace() for c in value)):
+        raise wrong(names[0], value, 'a name without "/" and without spaces: it is part of a key')
+    return value
+
+
+def _service_name(env: Environment, *, alone: bool) -> str:
+    name = _key_part(env, "MM_SERVICE_NAME", "TAS_SERVICE_NAME")
+    if name is not None:
+        return name
+    if alone:
+        return "modelmesh"
+    raise ConfigError(
+        "MM_SERVICE_NAME is not set; it names the cluster and every instance of one cluster must "
+        "have the same (only KV_STORE=embedded and KV_STORE=memory do without)"
+    )
+
+
+def _instance_id(env: Environment) -> InstanceId:
+    chosen = env.text("MM_INSTANCE_ID")
+    pod_name = env.text("WKUBE_POD_NAME")
+    if chosen is not None:
+        name, instance_id = "MM_INSTANCE_ID", chosen
+    elif pod_name is not None:
+        name, instance_id = "WKUBE_POD_NAME", pod_name[-POD_ID_LENGTH:]
+    elif env.is_set("KUBERNETES_SERVICE_HOST"):
+        raise ConfigError(
+            "WKUBE_POD_NAME is not set; in Kubernetes set it to the pod's name "
+            "(fieldRef metadata.name), or set MM_INSTANCE_ID"
+        )
+    else:
+        return InstanceId(uuid.uuid4().hex[:POD_ID_LENGTH])
+    if any(c in ",/" or c.isspace() for c in instance_id):
+        raise wrong(name, instance_id, 'an instance id without ",", "/" and spaces')
+    return InstanceId(instance_id)
+
+
+def _advertise_host(env: Environment, *, alone: bool) -> tuple[str, tuple[str, ...]]:
+    names = ("MM_ADVERTISE_ADDRESS", "WATSON_SERVICE_ADDRESS", "WKUBE_POD_IPADDR")
+    host = env.text(*names)
+    if host is not None:
+        if any(c in "/," or c.isspace() for c in host) or host.count(":") == 1:
+            raise wrong(
+                next(name for name in names if env.is_set(name)),
+                host,
+                "a host name or an IP address, without a port",
+            )
+        return host.removeprefix("[").removesuffix("]"), ()
+    if env.is_set("KUBERNETES_SERVICE_HOST"):
+        raise ConfigError(
+            "WKUBE_POD_IPADDR is not set; in Kubernetes set it to the pod's address "
+            "(fieldRef status.podIP), or set MM_ADVERTISE_ADDRESS"
+        )
+    if alone:
+        return "127.0.0.1", ()
+    return "127.0.0.1", (
+        "MM_ADVERTISE_ADDRESS is not set: other instances are told 127.0.0.1, which only those "
+        "on this machine can reach",
+    )
+
+
+def _ports(env: Environment) -> tuple[int, int]:
+    grpc_port = env.port("MM_SVC_GRPC_PORT", "TAS_SVC_GRPC_PORT", default=8033, free_allowed=True)
+    peer_port = env.port("MM_PEER_PORT", default=8080, free_allowed=True)
+    if grpc_port == peer_port != 0:
+        raise ConfigError(
+            f"MM_SVC_GRPC_PORT and MM_PEER_PORT are both {peer_port}; they must differ"
+        )
+    return grpc_port, peer_port
+
+
+def _endpoint(env: Environment, port_name: str, path_name: str) -> Endpoint | None:
+    env.not_both(port_name, path_name, "the runtime listens on a port or on a Unix socket")
+    path = env.text(path_name)
+    if path is not None:
+        return UnixEndpoint(path)
+    if env.is_set(port_name):
+        return TcpEndpoint("localhost", env.port(port_name, default=DEFAULT_RUNTIME_PORT))
+    return None
+
+
+def _runtime_endpoints(env: Environment) -> tuple[Endpoint, ...]:
+    endpoint = _endpoint(env, "INTERNAL_GRPC_PORT", "INTERNAL_GRPC_SOCKET_PATH")
+    if endpoint is not None:
+        return (endpoint,)
+    return (
+        UnixEndpoint(DEFAULT_RUNTIME_SOCKET_PATH),
+        TcpEndpoint("localhost", DEFAULT_RUNTIME_PORT),
+    )
+
+
+def _serving_endpoint(env: Environment) -> Endpoint | None:
+    return _endpoint(env, "INTERNAL_SERVING_GRPC_PORT", "INTERNAL_SERVING_GRPC_SOCKET_PATH")
+
+
+def _labels(env: Environment) -> tuple[str, ...]:
+    labels = (label.strip() for label in (env.text_or_nothing("MM_LABELS") or "").split(","))
+    return tuple(sorted({label for label in labels if label}))
+
+
+def _dataplane(env: Environment) -> Literal["python", "wire"]:
+    if env.choice("MM_DATAPLANE", default="python", allowed=("python", "wire")) == "wire":
+        raise ConfigError('MM_DATAPLANE="wire" is not available yet; allowed: python')
+    return "python"
+
+
+def _dataplane_config(env: Environment) -> tuple[DataplaneConfig, Path | None]:
+    env.not_both("MM_DATAPLANE_CONFIG", "MM_DATAPLANE_CONFIG_PATH", "the JSON itself, or its file")
+    path_text = env.text("MM_DATAPLANE_CONFIG_PATH")
+    text: str | bytes | None
+    if path_text is not None:
+        name, path = "MM_DATAPLANE_CONFIG_PATH", Path(path_text)
+        try:
+            text = path.read_bytes()
+        except OSError as exc:
+            raise wrong(name, path_text, f"a readable JSON file ({exc.strerror})") from exc
+    else:
+        name, path, text = "MM_DATAPLANE_CONFIG", None, env.text("MM_DATAPLANE_CONFIG")
+    if text is None:
+        return DataplaneConfig(), None
+    try:
+        return parse_dataplane_config(text), path
+    except ValueError as exc:
+        shape = (
+            '{"rpcConfigs": {"package.Service/Method": {"idExtractionPath": [1], '
+            '"vModelId": false}}, "allowOtherRpcs": false}'
+        )
+        raise wrong(name, path_text or str(text), f"JSON like {shape}; {exc}") from exc
+
+
+def _log_level(env: Environment) -> LogLevel:
+    answer = env.choice(
+        "MM_LOG_LEVEL", default="info", allowed=("debug", "info", "warning", "error")
+    )
+    levels: dict[str, LogLevel] = {
+        "debug": "debug",
+        "info": "info",
+        "warning": "warning",
+        "error": "error",
+    }
+    return levels[answer]
+
+
+def _unused(env: Environment) -> tuple[str, ...]:
+    # MM_TABLE, which table to use, is read where the extension is imported.
+    env.find("MM_TABLE")
+    not_yet = [name for name in NOT_YET if env.is_set(name)]
+    meaningless = [name for name in MEANINGLESS if env.is_set(name)]
+    unknown = env.unknown("MM_")
+    warnings = []
+    if not_yet:
+        warnings.append(f"not supported yet, and ignored: {', '.join(not_yet)}")
+    if meaningless:
+        warnings.append(f"has no meaning here, and is ignored: {', '.join(meaningless)}")
+    if unknown:
+        warnings.append(f"unknown, and ignored (misspelt?): {', '.join(unknown)}")
+    return tuple(warnings)

@@ -1,0 +1,123 @@
+"""Reading settings from environment variables, with errors that help.
+
+Every error names the variable, its value and what is allowed. Names of variables and their meaning
+are ``mm.config``'s affair. A variable may have older names: the first that is set counts, and all
+count as known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from mm.errors import ConfigError
+
+#: Longest piece of a value that an error repeats.
+_SHOWN_LENGTH_MAX = 120
+
+
+class Environment:
+    """A view on the environment that remembers which variables were asked for."""
+
+    def __init__(self, variables: Mapping[str, str]) -> None:
+        self._variables = variables
+        self._known: set[str] = set()
+
+    def find(self, *names: str) -> tuple[str, str] | None:
+        """Answer (name, value) of the first of ``names`` that is set, even to nothing."""
+        self._known.update(names)
+        for name in names:
+            value = self._variables.get(name)
+            if value is not None:
+                return name, value
+        return None
+
+    def is_set(self, name: str) -> bool:
+        """Answer whether ``name`` is there, even if empty."""
+        return self.find(name) is not None
+
+    def text(self, *names: str) -> str | None:
+        """Answer the trimmed value, None when unset; empty is an error."""
+        found = self.find(*names)
+        if found is None:
+            return None
+        name, value = found
+        value = value.strip()
+        if not value:
+            raise wrong(name, value, "anything but empty; unset it for the default")
+        return value
+
+    def text_or_nothing(self, *names: str) -> str | None:
+        """Answer the trimmed value; None when unset or empty."""
+        found = self.find(*names)
+        return (found[1].strip() or None) if found else None
+
+    def integer(
+        self, *names: str, default: int, minimum: int, maximum: int, meaning: str = ""
+    ) -> int:
+        """Answer a decimal integer within [``minimum``, ``maximum``]."""
+        found = self.find(*names)
+        if found is None:
+            return default
+        name, value = found
+        allowed = f"an integer from {minimum} to {maximum}" + (f" ({meaning})" if meaning else "")
+        digits = value.strip()
+        # `int` would also take "1_000" and the digits of every script.
+        if not (digits.isascii() and digits.removeprefix("-").isdigit()):
+            raise wrong(name, value, allowed)
+        number = int(digits)
+        if not minimum <= number <= maximum:
+            raise wrong(name, value, allowed)
+        return number
+
+    def port(self, *names: str, default: int, free_allowed: bool = False) -> int:
+        """Answer a TCP port; 0, "choose a free one", only where ``free_allowed``."""
+        return self.integer(
+            *names,
+            default=default,
+            minimum=0 if free_allowed else 1,
+            maximum=65535,
+            meaning="a TCP port" + ("; 0 chooses a free one" if free_allowed else ""),
+        )
+
+    def boolean(self, *names: str, default: bool) -> bool:
+        """Answer ``true`` or ``false``, in any case."""
+        found = self.find(*names)
+        if found is None:
+            return default
+        name, value = found
+        answer = {"true": True, "false": False}.get(value.strip().lower())
+        if answer is None:
+            raise wrong(name, value, "true or false")
+        return answer
+
+    def choice(self, *names: str, default: str, allowed: tuple[str, ...]) -> str:
+        """Answer one of ``allowed`` (lower case), in any case."""
+        found = self.find(*names)
+        if found is None:
+            return default
+        name, value = found
+        answer = value.strip().lower()
+        if answer not in allowed:
+            raise wrong(name, value, " or ".join(allowed))
+        return answer
+
+    def not_both(self, first: str, second: str, why: str) -> None:
+        """Refuse two variables that exclude each other."""
+        if self.is_set(first) and self.is_set(second):
+            raise ConfigError(f"{first} and {second} are both set; set at most one of them: {why}")
+
+    def unknown(self, prefix: str) -> tuple[str, ...]:
+        """Answer the variables with ``prefix`` that nobody asked for, sorted."""
+        return tuple(
+            sorted(
+                name
+                for name in self._variables
+                if name.startswith(prefix) and name not in self._known
+            )
+        )
+
+
+def wrong(name: str, value: str, allowed: str) -> ConfigError:
+    """Answer the error for one wrong value, in the form that all of them have."""
+    shown = value if len(value) <= _SHOWN_LENGTH_MAX else f"{value[:_SHOWN_LENGTH_MAX]}..."
+    return ConfigError(f'{name}="{shown}" is not valid; allowed: {allowed}')

@@ -1,0 +1,70 @@
+"""Environment variables of the Java mesh that are known here but not read (around 3).
+
+``mm.config`` says once which of them were set. A variable leaves its list when it gets a meaning.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+#: Variables of the Java mesh that will mean something here, but do not yet.
+NOT_YET: Final = (
+    "BOOTSTRAP_CLEARANCE_PERIOD_MS",
+    "MM_AUTO_REGISTER_MODEL",
+    "MM_AUTO_REGISTER_MODELS",
+    "MM_AUTO_REGISTER_MODELS_PATH",
+    "MM_AUTO_REGISTER_MODEL_PATH",
+    "MM_CONC_SCALEUP_BANDWIDTH_PCT",
+    "MM_DEFAULT_VMODEL_OWNER",
+    "MM_FAILFAST_UPGRADE_ENABLED",
+    "MM_INFO_METRICS",
+    "MM_LEGACY_ERRORS",
+    "MM_LOG_PROMETHEUS_REQS",
+    "MM_LOG_REQUEST_HEADERS",
+    "MM_MAX_INFLIGHT_PER_MODEL_COPY",
+    "MM_METRICS",
+    "MM_METRICS_PROMETHEUS_PORT",
+    "MM_METRICS_STATSD_PORT",
+    "MM_PAYLOAD_PROCESSORS",
+    "MM_PAYLOAD_PROCESSORS_CAPACITY",
+    "MM_PAYLOAD_PROCESSORS_THREADS",
+    "MM_PRESTOP_WAIT_PORT",
+    "MM_PROBE_PORT",
+    "MM_SCALEUP_RPM_THRESHOLD",
+    "MM_SVC_GRPC_MAX_CONNECTION_AGE_GRACE_SECS",
+    "MM_SVC_GRPC_MAX_CONNECTION_AGE_SECS",
+    "MM_TYPE_CONSTRAINTS",
+    "MM_TYPE_CONSTRAINTS_PATH",
+    "MM_WIRE_THREADS",
+)
+
+#: Set in deployments of the Java mesh for things that this one does not have.
+MEANINGLESS: Final = (
+    "CUSTOM_JVM_ARGS",
+    "HEAP_SIZE_MB",
+    "LL_PRIVATE_ENDPOINT",
+    "LL_REGISTRY",
+    "MAX_DIRECT_BUFS_MB",
+    "MAX_GC_PAUSE",
+    "MM_INSTALL_PATH",
+    "MM_SEND_DEST_ID",
+    "MM_SERVICE_CLASS",
+)
+
+#: Asking for TLS and getting plain text would be worse than not starting.
+TLS_NOT_YET: Final = (
+    "MM_ENABLE_SSL",
+    "MM_INTERNAL_TRUST_CERTS",
+    "MM_INTRACLUSTER_CLIENTAUTH",
+    "MM_SVC_GRPC_CA_CERT_PATH",
+    "MM_SVC_GRPC_PRIVATE_KEY_PASSPHRASE",
+    "MM_SVC_GRPC_PRIVATE_KEY_PATH",
+    "MM_TLS_CLIENT_AUTH",
+    "MM_TLS_KEY_CERT_PATH",
+    "MM_TLS_PRIVATE_KEY_PASSPHRASE",
+    "MM_TLS_PRIVATE_KEY_PATH",
+    "MM_TLS_TRUST_CERT_PATH",
+    "MM_TRUST_CERTS",
+    "TAS_SVC_GRPC_CA_CERT_PATH",
+    "TAS_SVC_GRPC_PRIVATE_KEY_PATH",
+)

@@ -1,0 +1,147 @@
+"""The limits that are the same for every deployment, each with the story of its value.
+
+``Config`` inherits them, so a test may replace one; no environment variable sets them. What an
+operator may set is in ``mm.config``. Most values are those of the Java mesh (spec core 9.3), where
+years of production stand behind them; the others say what they are drawn from.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+MIB = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Every wait has a deadline here, and everything that can grow has a bound."""
+
+    # --- one call -----------------------------------------------------------------------------
+
+    #: Passes of the routing loop for one call. A pass fails because the view was stale, and each
+    #: failure refreshes it: eight is far beyond what a healthy cluster needs, and ends a livelock.
+    retry_iterations_max: int = 8
+    #: Copies tried for one call. A model with five broken copies is broken, not its instances.
+    copies_tried_max: int = 5
+    #: Recent load failures after which no further instance is asked to load the model: it is the
+    #: model that is at fault then, and trying on would evict good models everywhere.
+    load_failures_max: int = 3
+    #: RESOURCE_EXHAUSTED answers forgiven to one call; the second goes to the client.
+    queue_full_forgiven_max: int = 1
+    #: Hops of one call: client -> here -> the copy -> where the copy moved meanwhile. A third hop
+    #: would only chase views that change faster than they spread.
+    hops_max: int = 2
+    #: A call waits for a load at most this many load time limits: one for the load itself, the
+    #: others for loads queued before it and for room.
+    load_wait_factor: int = 5
+    #: Loads shorter than this are not counted as misses of the cache: the caller did not notice.
+    cache_miss_wait_s: float = 0.010
+    #: Request bytes kept so that a call can be sent again. Covers nearly all unary calls; past it
+    #: a call gets one attempt (design section 5).
+    retry_buffer_bytes_max: int = MIB
+    #: The runtime's NOT_FOUND is believed once per load of a copy: the same answer again this soon
+    #: after the reload is the model's own word and goes to the client (design section 5).
+    lost_again_s: float = 60.0
+
+    # --- a load, and the memory that it takes -------------------------------------------------
+
+    #: Waiting for evicted models to be unloaded. Unloads take seconds; three minutes mean that the
+    #: runtime lost the memory, and another instance should have its turn.
+    space_wait_s: float = 180.0
+    #: The size of a model that has not been loaded is a guess: not worth a longer wait.
+    predict_size_timeout_s: float = 0.5
+    #: Measuring a loaded model may walk the whole of it.
+    model_size_timeout_s: float = 30.0
+    #: Unloading releases memory that others wait for; a runtime that needs more is retried.
+    unload_timeout_s: float = 30.0
+    #: Tries to unload, one each `unload_retry_s`: a quarter of an hour. After that the runtime is
+    #: taken at its word that the memory cannot be had back, and the capacity shrinks by it.
+    unload_retries_max: int = 90
+    unload_retry_s: float = 10.0
+    #: Calls in flight hold back an unload this long: 0.5 + 1 + 2 + ... + 64 s of the Java mesh.
+    in_flight_wait_s: float = 127.5
+    #: After an unload was tried, what the runtime has of the model is unknown for this long.
+    unload_memory_s: float = 600.0
+    #: A copy whose registration the store did not take is not tried again for this long, plus a
+    #: random part as long, so that a returning store is not met by all at once (spec core 3.14).
+    store_failure_wait_s: float = 30.0
+    #: A type's load times are averaged; until any are known, a load is assumed to take the larger
+    #: of this and a third of the runtime's limit (spec core 3.1).
+    assumed_load_min_s: float = 3.0
+    #: Loads waiting for a turn at this instance. Beyond it a caller is better served by an error
+    #: that says so than by a wait that outlives its deadline.
+    load_queue_length_max: int = 10_000
+
+    # --- the runtime beside this instance -----------------------------------------------------
+
+    #: Until READY. Large runtimes (CUDA, JVM) take a minute or two to start.
+    runtime_start_timeout_s: float = 180.0
+    runtime_poll_s: float = 2.0
+    #: Answering a status question needs no work; a runtime that does not is asked again.
+    runtime_status_timeout_s: float = 10.0
+
+    # --- the store ----------------------------------------------------------------------------
+
+    #: One read or write. etcd elects a new leader in about a second; a write that has not come
+    #: through in 3.5 s is told to the client, who can retry.
+    store_timeout_s: float = 3.5
+    #: At start, until the store has answered once. Then the process exits and says so.
+    store_start_timeout_s: float = 20.0
+    #: Reading the three tables at start; 5 minutes cover a million models over a slow network.
+    store_mirror_timeout_s: float = 300.0
+    #: No sign of life from the store in this time: the channel is thrown away for a new one.
+    #: Half the lease, so that a new channel can still save it (design section 6).
+    store_silence_max_s: float = 10.0
+    #: How long the cluster believes in an instance that it does not hear of.
+    lease_ttl_s: int = 20
+    #: etcd's own receive limit is 4 MiB, too small for 20,000 records (design section 6).
+    store_message_bytes_max: int = 256 * MIB
+    #: Records in one page of a listing: about 1 MiB of ordinary records.
+    store_page_records_max: int = 2_000
+    #: Writes grouped into one transaction; etcd refuses more than 128 operations.
+    store_group_writes_max: int = 64
+
+    # --- this instance among the others -------------------------------------------------------
+
+    #: From the start of the process until it serves, waits for others included (spec core 7.1).
+    start_timeout_s: float = 360.0
+    #: Does the holder of our id answer? Long enough for a slow machine, and a start can spare it.
+    identity_timeout_s: float = 5.0
+    #: The instance record is looked at this often, written if it changed much (spec core 5.1),
+    publish_interval_s: float = 40.0
+    #: never sooner after the last write than this,
+    publish_gap_s: float = 2.0
+    #: and on any change after this.
+    publish_refresh_s: float = 160.0
+    #: A registration's last use is written back only when it is this far behind: records are never
+    #: written per call, and eviction orders are told in hours.
+    last_used_refresh_s: float = 6 * 3600.0
+    #: First run of the leader's clean-up: after the others had time to come back.
+    reaper_start_s: float = 120.0
+    reaper_interval_s: float = 420.0
+    #: Copies of a vanished instance are kept in the registry this long: a restart of a node, or an
+    #: outage of the store, must not make the cluster forget what is loaded.
+    gone_after_s: float = 600.0
+    #: Asking a peer to load without waiting for it, and with waiting (spec core 9.3).
+    ensure_loaded_timeout_s: float = 3.0
+    ensure_loaded_sync_timeout_s: float = 600.0
+    #: Opening a connection to a peer. Inside one cluster it takes a millisecond; a peer that needs
+    #: more than this is not the one to send a call to.
+    peer_connect_timeout_s: float = 2.0
+
+    # --- listeners ----------------------------------------------------------------------------
+
+    #: Streams at once on one connection of a client. 100, grpclib's own value, stalls a busy
+    #: client; the settings are told to the client, who waits or opens another connection.
+    external_streams_max: int = 1_000
+    #: Streams at once on one connection of a peer, which carries the calls of many clients.
+    peer_streams_max: int = 20_000
+    #: Calls in flight get this long when the process stops (spec core 7.4).
+    drain_timeout_s: float = 15.0
+    #: After deregistering: until the others have heard of it and send no more calls.
+    deregister_wait_s: float = 2.0
+    #: Closing a connection, a channel, a file that should close at once.
+    close_timeout_s: float = 5.0
+    #: Concurrent sub-requests of a multi-model call are set by `multi_parallelism`; this bounds the
+    #: ids that one call may name, so that one header list cannot ask for the whole registry.
+    multi_model_ids_max: int = 1_000

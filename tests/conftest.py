@@ -1,0 +1,38 @@
+"""Fixtures that every layer's tests share.
+
+Which event loop an async test runs on is told by where it lives (the clocks in this file are the
+only ones that pytest knows of): ``tests/mesh`` runs on asyncio and on trio, whose clock jumps over
+every wait; everything else runs on asyncio, as production does. ``virtual_time`` marks a test that
+needs the jumping clock and so runs on trio only.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from trio.testing import MockClock
+
+_MESH_TESTS = Path(__file__).parent / "mesh"
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "anyio_backend" not in metafunc.fixturenames:
+        return
+    definition = metafunc.definition
+    if definition.get_closest_marker("virtual_time"):
+        backends = ["trio"]
+    elif definition.path.is_relative_to(_MESH_TESTS):
+        backends = ["asyncio", "trio"]
+    else:
+        backends = ["asyncio"]
+    metafunc.parametrize("anyio_backend", backends, indirect=True)
+
+
+@pytest.fixture
+def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
+    if request.param == "trio":
+        # A fresh clock each test: virtual time starts at nought and never waits.
+        return "trio", {"clock": MockClock(autojump_threshold=0)}
+    return "asyncio", {"debug": True}
