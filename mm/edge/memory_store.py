@@ -1,0 +1,217 @@
+"""The store of one process: ``KV_STORE=memory``, tests and the simulator.
+
+Owns one client's view of a ``MemoryServer``, with the contract of the etcd store and faults on
+command. The data and the leases live in ``mm.edge.memory_server``. Written on anyio alone: it
+runs under trio's virtual clock too.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+import anyio
+import anyio.lowlevel
+
+from mm.edge.memory_server import MemoryServer, Watcher
+from mm.errors import StoreUnavailableError
+from mm.mesh.ports import Item, Resync, Session, Store, WatchEvent, Write, WriteResult
+
+
+class Fault(enum.Enum):
+    """What is wrong between client and server; watches are silent and leases run out in each."""
+
+    #: Calls fail at once: the port is closed.
+    REFUSED = "refused"
+    #: Calls fail after the time limit and have no effect: packets are dropped.
+    SILENT = "silent"
+    #: Calls take effect, then fail after the time limit: answers are dropped.
+    REPLIES_LOST = "replies-lost"
+
+
+class MemoryStore(Store):
+    """A client of a ``MemoryServer``; without one it makes its own.
+
+    ``call_delay_s`` is spent half before and half after each call takes effect, ``watch_delay_s``
+    before events are delivered. A session's lease needs no upkeep: it lives as long as this
+    client has no fault and the session is open. Set a fault before cancelling a simulated
+    instance to make that a crash: nothing is revoked then.
+    """
+
+    def __init__(
+        self,
+        server: MemoryServer | None = None,
+        *,
+        timeout_s: float = 3.5,
+        call_delay_s: float = 0.0,
+        watch_delay_s: float = 0.0,
+    ) -> None:
+        self.server = server if server is not None else MemoryServer()
+        self._timeout_s = timeout_s
+        self._call_delay_s = call_delay_s
+        self._watch_delay_s = watch_delay_s
+        self._fault: Fault | None = None
+        self._sessions: set[_MemorySession] = set()
+        self._watchers: set[Watcher] = set()
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is no fault."""
+        return self._fault is None
+
+    @property
+    def fault(self) -> Fault | None:
+        """The fault in force."""
+        return self._fault
+
+    def set_fault(self, fault: Fault | None) -> None:
+        """Break the connection, or mend it: watches then catch up, lost leases are replaced."""
+        self._fault = fault
+        for session in self._sessions:
+            if fault is None:
+                session.reconnect()
+            else:
+                self.server.let_go(session.lease_id)
+        for watcher in self._watchers:
+            watcher.wake()
+
+    def revoke_lease(self, lease_id: int) -> None:
+        """Lose a lease as if an operator had revoked it; a session that held it replaces it."""
+        self.server.revoke(lease_id)
+        if self._fault is None:
+            for session in self._sessions:
+                session.reconnect()
+
+    async def check(self) -> None:
+        """Return if there is no fault."""
+        await self._reach()
+        await self._reply()
+
+    async def get(self, key: str) -> Item | None:
+        """Read linearizably."""
+        await self._reach()
+        item = self.server.get(key)
+        await self._reply()
+        return item
+
+    async def list(self, prefix: str) -> Resync:
+        """Read a table at one revision."""
+        await self._reach()
+        table = self.server.table(prefix)
+        await self._reply()
+        return table
+
+    async def write(self, write: Write) -> WriteResult:
+        """One compare-and-set."""
+        succeeded, items = await self.transact([write])
+        return WriteResult(succeeded, items[0])
+
+    async def transact(self, writes: Sequence[Write]) -> tuple[bool, Sequence[Item | None]]:
+        """All writes or none; then what is stored under each key, in the order given."""
+        await self._reach()
+        outcome = self.server.transact(writes)
+        await self._reply()
+        return outcome
+
+    @asynccontextmanager
+    async def watch(self, prefix: str) -> AsyncIterator[AsyncIterator[Sequence[WatchEvent]]]:
+        """Follow a table: batches of events, a ``Resync`` first; silent while there is a fault."""
+        watcher = self.server.attach(prefix)
+        self._watchers.add(watcher)
+        try:
+            yield _Batches(self, watcher, self._watch_delay_s)
+        finally:
+            self._watchers.discard(watcher)
+            self.server.detach(watcher)
+
+    @asynccontextmanager
+    async def session(self, ttl_s: int) -> AsyncIterator[Session]:
+        """Hold a lease; revoked on the way out if there is no fault."""
+        await self._reach()
+        session = _MemorySession(self.server, ttl_s)
+        self._sessions.add(session)
+        try:
+            await self._reply()
+            yield session
+        finally:
+            self._sessions.discard(session)
+            if self._fault is None:
+                self.server.revoke(session.lease_id)
+            else:
+                self.server.let_go(session.lease_id)
+
+    async def _reach(self) -> None:
+        """Get a request to the server."""
+        await anyio.lowlevel.checkpoint()
+        if self._fault is None or self._fault is Fault.REPLIES_LOST:
+            await self._delay()
+        if self._fault is Fault.REFUSED:
+            raise StoreUnavailableError("the memory store refuses connections (fault)")
+        if self._fault is Fault.SILENT:
+            await anyio.sleep(self._timeout_s)
+            raise StoreUnavailableError(
+                f"the memory store did not answer within {self._timeout_s:g} s (fault)"
+            )
+
+    async def _reply(self) -> None:
+        """Get an answer back."""
+        await self._delay()
+        if self._fault is not None:
+            await anyio.sleep(self._timeout_s)
+            raise StoreUnavailableError(
+                f"the memory store did not answer within {self._timeout_s:g} s (fault)"
+            )
+
+    async def _delay(self) -> None:
+        if self._call_delay_s:
+            await anyio.sleep(self._call_delay_s / 2)
+
+
+class _Batches(AsyncIterator[Sequence[WatchEvent]]):
+    """What a watch yields. It ends leases that run out meanwhile: nobody else may be awake."""
+
+    def __init__(self, store: MemoryStore, watcher: Watcher, delay_s: float) -> None:
+        self._store = store
+        self._watcher = watcher
+        self._delay_s = delay_s
+
+    async def __anext__(self) -> Sequence[WatchEvent]:
+        await anyio.lowlevel.checkpoint()
+        server, watcher = self._store.server, self._watcher
+        while True:
+            server.expire_leases()
+            if self._store.connected and (watcher.pending or watcher.resync_due):
+                if self._delay_s:
+                    await anyio.sleep(self._delay_s)
+                if self._store.connected:
+                    return server.take(watcher)
+            watcher.changed = anyio.Event()
+            with anyio.CancelScope(deadline=server.next_expiry_s()):
+                await watcher.changed.wait()
+
+
+class _MemorySession(Session):
+    def __init__(self, server: MemoryServer, ttl_s: int) -> None:
+        self._server = server
+        self._ttl_s = ttl_s
+        self._changed = anyio.Event()
+        self._lease_id = server.grant(ttl_s).lease_id
+
+    @property
+    def lease_id(self) -> int:
+        return self._lease_id
+
+    async def wait_change(self, lease_id: int) -> int:
+        await anyio.lowlevel.checkpoint()
+        while self._lease_id == lease_id:
+            await self._changed.wait()
+        return self._lease_id
+
+    def reconnect(self) -> None:
+        """Take the lease up again, or another one if it is lost."""
+        if self._server.hold(self._lease_id):
+            return
+        self._lease_id = self._server.grant(self._ttl_s).lease_id
+        changed, self._changed = self._changed, anyio.Event()
+        changed.set()
