@@ -1,0 +1,59 @@
+"""Which table this process uses: the extension ``mm._lru``, or its plain-Python twin.
+
+It owns only the choice. ``MM_TABLE=python`` takes the twin, ``MM_TABLE=extension`` insists on the extension; unset
+takes the extension if it is built. Type checkers always see the interface of the extension, which both have.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Final
+
+from mm._lru_py import (
+    ID_BYTES_MAX,
+    INSTANCE_COUNT_MAX,
+    LOCAL,
+    NONE,
+    READER_COUNT_MAX,
+    SLOT_COUNT_MAX,
+    CopyState,
+    Evicted,
+)
+
+__all__ = [
+    "ID_BYTES_MAX",
+    "IMPLEMENTATION",
+    "INSTANCE_COUNT_MAX",
+    "LOCAL",
+    "NONE",
+    "READER_COUNT_MAX",
+    "SLOT_COUNT_MAX",
+    "CopyState",
+    "Evicted",
+    "Table",
+]
+
+
+def _extension_wanted() -> bool:
+    """Answer whether to take the extension; ImportError if one is demanded that is not built."""
+    choice = os.environ.get("MM_TABLE", "")
+    if choice == "python":
+        return False
+    if choice not in ("", "extension"):
+        raise ValueError(f"MM_TABLE is {choice!r}, allowed are 'python', 'extension' and unset")
+    try:
+        import mm._lru  # noqa: F401  (asked only whether it is there)
+    except ModuleNotFoundError as error:
+        if choice == "extension" or error.name != "mm._lru":
+            raise
+        return False
+    return True
+
+
+#: "extension" or "python", for the log and the figures.
+IMPLEMENTATION: Final = "extension" if _extension_wanted() else "python"
+
+if TYPE_CHECKING or IMPLEMENTATION == "extension":
+    from mm._lru import Table
+else:
+    from mm._lru_py import Table
