@@ -14,6 +14,9 @@ from mm.errors import ConfigError
 #: Longest piece of a value that an error repeats.
 _SHOWN_LENGTH_MAX = 120
 
+#: More digits than any limit has.
+_DIGITS_MAX = 20
+
 
 class Environment:
     """A view on the environment that remembers which variables were asked for."""
@@ -41,10 +44,9 @@ class Environment:
         if found is None:
             return None
         name, value = found
-        value = value.strip()
-        if not value:
+        if not value.strip():
             raise wrong(name, value, "anything but empty; unset it for the default")
-        return value
+        return value.strip()
 
     def text_or_nothing(self, *names: str) -> str | None:
         """Answer the trimmed value; None when unset or empty."""
@@ -61,13 +63,11 @@ class Environment:
         name, value = found
         allowed = f"an integer from {minimum} to {maximum}" + (f" ({meaning})" if meaning else "")
         digits = value.strip()
-        # `int` would also take "1_000" and the digits of every script.
-        if not (digits.isascii() and digits.removeprefix("-").isdigit()):
+        # `int` alone would also take "1_000" and the digits of every script.
+        plain = digits.isascii() and digits.removeprefix("-").isdigit()
+        if not plain or len(digits) > _DIGITS_MAX or not minimum <= int(digits) <= maximum:
             raise wrong(name, value, allowed)
-        number = int(digits)
-        if not minimum <= number <= maximum:
-            raise wrong(name, value, allowed)
-        return number
+        return int(digits)
 
     def port(self, *names: str, default: int, free_allowed: bool = False) -> int:
         """Answer a TCP port; 0, "choose a free one", only where ``free_allowed``."""

@@ -1,0 +1,90 @@
+# Everything that is done to this project by hand or by CI. `make` alone lists it.
+#
+# The set-up is incremental: a stamp in .venv per step, redone when what it was made from changed.
+
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+SHELL := /bin/bash
+
+VENV := .venv
+BIN := $(VENV)/bin
+PY := $(BIN)/python
+ARGS ?=
+# What `lint`, `fmt` and the types look at.
+SOURCES := mm tests bench setup.py proto
+
+export PYTHON MM_BUILD_DEBUG
+
+PACKAGES := $(VENV)/.packages
+EXTENSION := $(VENV)/.extension$(if $(MM_BUILD_DEBUG),-debug)
+EXTENSION_SOURCES := setup.py pyproject.toml $(wildcard mm/*.pyx mm/*.pxd mm/*.pxi mm/*.h)
+
+.PHONY: help
+help: ## list the targets
+	@echo 'make TARGET [ARGS="..."] [PYTHON=/path/to/python3.12]'
+	@echo
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
+
+.PHONY: develop
+develop: $(EXTENSION) ## set up everything; leaves the program at .venv/bin/mm
+	@echo "ready: $(BIN)/mm --help"
+
+.PHONY: demo
+demo: $(EXTENSION) ## three instances, sixty real models, a crash (ARGS=--keep leaves it up)
+	@$(BIN)/mm demo $(ARGS)
+
+.PHONY: test
+test: $(EXTENSION) ## the whole test suite (ARGS="tests/core -k name" for a part)
+	@$(PY) -m pytest $(ARGS)
+
+.PHONY: test-sanitize
+test-sanitize: $(EXTENSION) ## the table's readers under ThreadSanitizer
+	@$(PY) tests/table/sanitize/run.py $(ARGS)
+
+.PHONY: lint
+lint: $(EXTENSION) ## style, types, spelling, and that generated code is up to date
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/mypy
+	$(BIN)/cython-lint mm
+	$(BIN)/codespell
+	$(PY) proto/generate.py --check
+
+.PHONY: fmt
+fmt: $(EXTENSION) ## format, and mend what can be mended
+	$(BIN)/ruff check --fix $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
+
+.PHONY: proto
+proto: $(EXTENSION) ## regenerate mm/pb from proto/
+	$(PY) proto/generate.py $(ARGS)
+
+.PHONY: bench
+bench: $(EXTENSION) ## list the benchmarks, or run one: make bench ARGS=lru
+	@PY=$(PY) tools/bench.sh $(ARGS)
+
+.PHONY: debug
+debug: ## rebuild the extension with assertions and line tracing
+	@$(MAKE) develop MM_BUILD_DEBUG=1
+
+.PHONY: lock
+lock: $(PACKAGES) ## pin the newest allowed packages anew
+	@PY=$(PY) tools/lock.sh
+
+.PHONY: clean
+clean: ## remove what was built (not .venv)
+	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache mm/_lru.c mm/_lru.*.so
+	rm -f $(VENV)/.extension*
+
+$(PACKAGES): requirements.lock tools/setup.sh
+	@tools/setup.sh packages
+	@touch $@
+
+# A stamp without its shared object (`git clean`, another checkout's .venv) counts for nothing.
+$(EXTENSION): $(PACKAGES) $(EXTENSION_SOURCES) $(if $(wildcard mm/_lru.*.so),,always)
+	@tools/setup.sh extension
+	@rm -f $(VENV)/.extension*
+	@touch $@
+
+.PHONY: always
+always:

@@ -1,0 +1,344 @@
+"""The configuration: names, defaults, exclusions, and errors that say what to do."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from mm.config import Config, TcpEndpoint, UnixEndpoint
+from mm.core.dataplane import DataplaneConfig, RpcConfig, parse_dataplane_config
+from mm.errors import ConfigError
+from mm.known_variables import MEANINGLESS, NOT_YET, TLS_NOT_YET
+from mm.limits import Limits
+
+MEMORY = {"KV_STORE": "memory"}
+ETCD = {
+    "KV_STORE": "etcd:10.0.0.1:2379",
+    "MM_SERVICE_NAME": "modelmesh-serving",
+    "MM_ADVERTISE_ADDRESS": "10.0.0.7",
+    "MM_INSTANCE_ID": "one",
+}
+
+
+def read(**variables: str) -> Config:
+    return Config.from_environment(MEMORY | variables)
+
+
+def error_of(variables: Mapping[str, str]) -> str:
+    with pytest.raises(ConfigError) as caught:
+        Config.from_environment(variables)
+    return str(caught.value)
+
+
+def test_defaults_are_those_of_the_java_mesh() -> None:
+    config = Config.from_environment(ETCD)
+    assert config.grpc_port == 8033
+    assert config.peer_port == 8080
+    assert config.kv_prefix == "tas-runtime"
+    assert config.runtime_endpoints == (
+        UnixEndpoint("/tmp/mmesh/grpc.sock"),
+        TcpEndpoint("localhost", 8085),
+    )
+    assert config.runtime_serving_endpoint is None
+    assert config.message_bytes_max == 16777216
+    assert config.headers_bytes_max == 8192
+    assert config.multi_parallelism == 4
+    assert config.load_failure_expiry_ms == 900_000
+    assert config.load_failure_expiry_in_use_ms == 450_000
+    assert config.shutdown_timeout_s == 30
+    assert config.dataplane == "python"
+    assert config.dataplane_config == DataplaneConfig()
+    assert not config.kv_read_only
+    assert not config.log_each_invoke
+    assert config.location == "10.0.0.7"
+    assert (config.zone, config.labels) == ("", ())
+    assert config.warnings == ()
+
+
+def test_a_config_made_by_hand_has_the_defaults_of_an_empty_environment() -> None:
+    by_hand = Config(service_name="modelmesh", kv_store="memory", instance_id="one")  # type: ignore[arg-type]
+    assert by_hand == read(MM_INSTANCE_ID="one")
+
+
+def test_every_setting_arrives() -> None:
+    config = read(
+        MM_SERVICE_NAME="cluster",
+        MM_KVSTORE_PREFIX="mm",
+        KV_READ_ONLY="true",
+        MM_BIND_HOST="127.0.0.1",
+        MM_SVC_GRPC_PORT="0",
+        MM_PEER_PORT="0",
+        MM_LOCATION="node-a",
+        MM_ZONE="zone-b",
+        MM_LABELS=" mt:sklearn, gpu ,,gpu",
+        INTERNAL_GRPC_PORT="9001",
+        INTERNAL_SERVING_GRPC_SOCKET_PATH="/run/serving.sock",
+        MM_SVC_GRPC_MAX_MSG_SIZE="1000",
+        MM_SVC_GRPC_MAX_HEADERS_SIZE="4096",
+        MM_MULTI_PARALLELISM="1",
+        MM_LOAD_FAILURE_EXPIRY_TIME_MS="2001",
+        MM_MIN_CHURN_AGE_MS="0",
+        MM_JANITOR_FREQ_SECS="5",
+        SHUTDOWN_TIMEOUT_MS="90500",
+        MM_LOG_EACH_INVOKE="TRUE",
+        MM_LOG_LEVEL="Debug",
+    )
+    assert config.service_name == "cluster"
+    assert config.kv_prefix == "mm"
+    assert config.kv_read_only
+    assert config.bind_host == "127.0.0.1"
+    assert (config.grpc_port, config.peer_port) == (0, 0)
+    assert (config.location, config.zone) == ("node-a", "zone-b")
+    assert config.labels == ("gpu", "mt:sklearn")
+    assert config.runtime_endpoints == (TcpEndpoint("localhost", 9001),)
+    assert config.runtime_serving_endpoint == UnixEndpoint("/run/serving.sock")
+    assert config.message_bytes_max == 1000
+    assert config.headers_bytes_max == 4096
+    assert config.multi_parallelism == 1
+    assert config.load_failure_expiry_in_use_ms == 1000
+    assert config.churn_age_min_ms == 0
+    assert config.janitor_interval_s == 5
+    assert config.shutdown_timeout_s == 90.5
+    assert config.log_each_invoke
+    assert config.log_level == "debug"
+
+
+@pytest.mark.parametrize(
+    ("legacy", "field", "value"),
+    [("TAS_SERVICE_NAME", "service_name", "old"), ("TAS_SVC_GRPC_PORT", "grpc_port", "9000")],
+)
+def test_legacy_names_count_when_the_new_one_is_unset(legacy: str, field: str, value: str) -> None:
+    assert str(getattr(read(**{legacy: value}), field)) == value
+    new = legacy.replace("TAS_", "MM_")
+    assert str(getattr(read(**{legacy: value, new: "1234"}), field)) == "1234"
+
+
+class TestErrorsNameVariableValueAndWhatIsAllowed:
+    @pytest.mark.parametrize(
+        ("name", "value", "allowed"),
+        [
+            ("MM_SVC_GRPC_PORT", "65536", "0 to 65535"),
+            ("MM_SVC_GRPC_PORT", "", "0 to 65535"),
+            ("MM_PEER_PORT", "http", "a TCP port; 0 chooses a free one"),
+            ("MM_PEER_PORT", "8_080", "a TCP port"),
+            ("INTERNAL_GRPC_PORT", "0", "1 to 65535"),
+            ("INTERNAL_SERVING_GRPC_PORT", "-1", "1 to 65535"),
+            ("INTERNAL_GRPC_SOCKET_PATH", " ", "anything but empty"),
+            ("MM_SVC_GRPC_MAX_MSG_SIZE", "16MiB", "1 to 2147483647"),
+            ("MM_SVC_GRPC_MAX_HEADERS_SIZE", "10", "1024 to"),
+            ("MM_MULTI_PARALLELISM", "0", "1 to"),
+            ("MM_LOAD_FAILURE_EXPIRY_TIME_MS", "0", "milliseconds"),
+            ("MM_MIN_CHURN_AGE_MS", "-5", "0 to"),
+            ("SHUTDOWN_TIMEOUT_MS", "30s", "milliseconds"),
+            ("KV_READ_ONLY", "yes", "true or false"),
+            ("MM_LOG_EACH_INVOKE", "1", "true or false"),
+            ("MM_LOG_LEVEL", "loud", "debug or info or warning or error"),
+            ("MM_DATAPLANE", "java", "python or wire"),
+            ("MM_SERVICE_NAME", "a/b", 'without "/"'),
+            ("MM_KVSTORE_PREFIX", "a b", "without spaces"),
+            ("MM_INSTANCE_ID", "a,b", 'without ","'),
+            ("MM_INSTANCE_ID", "", "anything but empty"),
+            ("MM_ADVERTISE_ADDRESS", "10.0.0.1:8080", "without a port"),
+            ("WATSON_SERVICE_ADDRESS", "http://x", "without a port"),
+        ],
+    )
+    def test_wrong_value(self, name: str, value: str, allowed: str) -> None:
+        text = error_of(MEMORY | {name: value})
+        assert text.startswith(f'{name}="{value}"')
+        assert allowed in text
+
+    def test_a_long_value_is_cut(self) -> None:
+        assert len(error_of(MEMORY | {"MM_PEER_PORT": "9" * 10_000})) < 300
+
+
+class TestStore:
+    def test_missing(self) -> None:
+        assert error_of({}).startswith("KV_STORE is not set; allowed: etcd:")
+
+    @pytest.mark.parametrize(
+        "variables",
+        [{"KV_STORE": "zookeeper:zk:2181/chroot"}, {"ZOOKEEPER": "zk:2181"}],
+    )
+    def test_zookeeper_is_refused_in_one_line(self, variables: dict[str, str]) -> None:
+        text = error_of(variables)
+        assert "ZooKeeper is not supported" in text
+        assert "\n" not in text
+
+    @pytest.mark.parametrize("value", ["", "etcd:", "redis:x", "etcd", "memory:x"])
+    def test_wrong(self, value: str) -> None:
+        assert "allowed: etcd:<JSON file or host:port" in error_of({"KV_STORE": value})
+
+    @pytest.mark.parametrize("kind", ["memory", "embedded"])
+    def test_alone_needs_no_service_name(self, kind: str) -> None:
+        config = Config.from_environment({"KV_STORE": kind})
+        assert config.store_kind == kind
+        assert config.service_name == "modelmesh"
+        assert config.advertise_host == "127.0.0.1"
+        assert config.warnings == ()
+
+    def test_a_cluster_needs_a_service_name(self) -> None:
+        assert error_of({"KV_STORE": "etcd:x"}).startswith("MM_SERVICE_NAME is not set")
+        assert Config.from_environment(ETCD).store_kind == "etcd"
+
+    def test_what_may_be_a_secret_is_never_shown(self) -> None:
+        secret = "etcd:http://root:hunter2@host:2379"
+        assert "hunter2" not in repr(Config.from_environment(ETCD | {"KV_STORE": secret}))
+        assert "hunter2" not in error_of({"KV_STORE": "etcdd:http://root:hunter2@host"})
+
+
+class TestIdentity:
+    def test_the_end_of_the_pod_name(self) -> None:
+        config = read(WKUBE_POD_NAME="modelmesh-serving-mlserver-7f9d6c-x2x9z")
+        assert config.instance_id == "7f9d6c-x2x9z"
+
+    def test_an_explicit_id_wins(self) -> None:
+        assert read(WKUBE_POD_NAME="pod", MM_INSTANCE_ID="mine").instance_id == "mine"
+
+    def test_made_up_ids_differ(self) -> None:
+        first, second = read().instance_id, read().instance_id
+        assert first != second
+        assert len(first) == 12
+
+    @pytest.mark.parametrize("missing", ["WKUBE_POD_NAME", "WKUBE_POD_IPADDR"])
+    def test_kubernetes_must_tell_name_and_address(self, missing: str) -> None:
+        pod = {
+            "KUBERNETES_SERVICE_HOST": "10.0.0.1",
+            "WKUBE_POD_NAME": "pod-1",
+            "WKUBE_POD_IPADDR": "10.1.1.1",
+        }
+        assert Config.from_environment(MEMORY | pod).advertise_host == "10.1.1.1"
+        del pod[missing]
+        assert error_of(MEMORY | pod).startswith(f"{missing} is not set; in Kubernetes")
+
+    def test_order_of_addresses(self) -> None:
+        assert read(WKUBE_POD_IPADDR="a", WATSON_SERVICE_ADDRESS="b").advertise_host == "b"
+        assert read(WATSON_SERVICE_ADDRESS="b", MM_ADVERTISE_ADDRESS="c").advertise_host == "c"
+        assert read(MM_ADVERTISE_ADDRESS="[fd00::1]").advertise_host == "fd00::1"
+
+    def test_a_cluster_on_loopback_is_said(self) -> None:
+        variables = {k: v for k, v in ETCD.items() if k != "MM_ADVERTISE_ADDRESS"}
+        (warning,) = Config.from_environment(variables).warnings
+        assert "MM_ADVERTISE_ADDRESS is not set" in warning
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("INTERNAL_GRPC_PORT", "INTERNAL_GRPC_SOCKET_PATH"),
+        ("INTERNAL_SERVING_GRPC_PORT", "INTERNAL_SERVING_GRPC_SOCKET_PATH"),
+        ("MM_DATAPLANE_CONFIG", "MM_DATAPLANE_CONFIG_PATH"),
+    ],
+)
+def test_settings_that_exclude_each_other(first: str, second: str) -> None:
+    text = error_of(MEMORY | {first: "8085", second: "/x"})
+    assert text.startswith(f"{first} and {second} are both set")
+
+
+def test_both_listeners_on_one_port() -> None:
+    text = error_of(MEMORY | {"MM_SVC_GRPC_PORT": "8080"})
+    assert text == "MM_SVC_GRPC_PORT and MM_PEER_PORT are both 8080; they must differ"
+
+
+def test_the_wire_is_refused_while_there_is_none() -> None:
+    assert 'MM_DATAPLANE="wire" is not available yet' in error_of(MEMORY | {"MM_DATAPLANE": "wire"})
+
+
+@pytest.mark.parametrize("name", TLS_NOT_YET)
+def test_tls_is_refused_rather_than_left_out(name: str) -> None:
+    assert "TLS is not supported yet" in error_of(MEMORY | {name: "/etc/tls/key.pem"})
+
+
+def test_asking_for_no_tls_is_fine() -> None:
+    assert read(MM_ENABLE_SSL="false", MM_TLS_CLIENT_AUTH="NONE").warnings == ()
+
+
+class TestDataplaneConfig:
+    JSON = (
+        '{"rpcConfigs": {"tensorflow.serving.PredictionService/Predict":'
+        ' {"idExtractionPath": [1, 1], "vModelId": true}}, "allowOtherRpcs": true}'
+    )
+
+    def test_literal(self) -> None:
+        config = read(MM_DATAPLANE_CONFIG=self.JSON)
+        rpc = config.dataplane_config.rpc("/tensorflow.serving.PredictionService/Predict")
+        assert rpc == RpcConfig(id_extraction_path=(1, 1), is_vmodel_id=True)
+        assert config.dataplane_config.rpc("/other.Service/Method") == RpcConfig()
+        assert config.dataplane_config_path is None
+
+    def test_file(self, tmp_path: Path) -> None:
+        file = tmp_path / "dataplane.json"
+        file.write_text(self.JSON)
+        config = read(MM_DATAPLANE_CONFIG_PATH=str(file))
+        assert config.dataplane_config == parse_dataplane_config(self.JSON)
+        assert config.dataplane_config_path == file
+
+    def test_a_missing_file_is_fatal(self, tmp_path: Path) -> None:
+        text = error_of(MEMORY | {"MM_DATAPLANE_CONFIG_PATH": str(tmp_path / "none")})
+        assert "No such file or directory" in text
+
+    def test_an_empty_object_denies_everything(self) -> None:
+        assert parse_dataplane_config("{}").rpc("/a.B/C") is None
+
+    @pytest.mark.parametrize(
+        ("text", "complaint"),
+        [
+            ("", "anything but empty"),
+            ("{", "Input data was truncated"),
+            ('{"rpcConfig": {}}', "unknown field `rpcConfig`"),
+            ('{"rpcConfigs": {"a.B/C": {"vmodelId": true}}}', "unknown field `vmodelId`"),
+            ('{"rpcConfigs": {"/a.B/C": {}}}', '"/a.B/C" is not of the form'),
+            ('{"rpcConfigs": {"a.B/C": {"idExtractionPath": [0]}}}', "0 is not a protobuf field"),
+            ('{"rpcConfigs": {"a.B/C": {"idExtractionPath": ["x"]}}}', "Expected `int`"),
+            ('{"allowOtherRpcs": "no"}', "Expected `bool`"),
+        ],
+    )
+    def test_wrong(self, text: str, complaint: str) -> None:
+        message = error_of(MEMORY | {"MM_DATAPLANE_CONFIG": text})
+        assert message.startswith("MM_DATAPLANE_CONFIG=")
+        assert complaint in message
+
+
+def test_odd_variables_are_named_once(caplog: pytest.LogCaptureFixture) -> None:
+    config = read(MM_METRICS="disabled", MM_SEND_DEST_ID="true", MM_TYPO="1", OTHER="1")
+    config.log_warnings(logging.getLogger("test"))
+    assert [record.message for record in caplog.records] == [
+        "not supported yet, and ignored: MM_METRICS",
+        "has no meaning here, and is ignored: MM_SEND_DEST_ID",
+        "unknown, and ignored (misspelt?): MM_TYPO",
+    ]
+
+
+def test_no_variable_is_on_two_lists() -> None:
+    names = NOT_YET + MEANINGLESS + TLS_NOT_YET
+    assert len(set(names)) == len(names)
+
+
+def test_churn_age_follows_the_load_time_limit_unless_set() -> None:
+    assert read().churn_age_min_for_ms(load_timeout_ms=90_000) == 300_000
+    assert read().churn_age_min_for_ms(load_timeout_ms=100) == 30_000
+    assert read(MM_MIN_CHURN_AGE_MS="7").churn_age_min_for_ms(load_timeout_ms=90_000) == 7
+
+
+class TestLimits:
+    def test_they_are_positive_and_frozen(self) -> None:
+        limits = Limits()
+        for field in dataclasses.fields(limits):
+            assert getattr(limits, field.name) > 0, field.name
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            limits.hops_max = 3  # type: ignore[misc]
+
+    def test_they_fit_together(self) -> None:
+        limits = Limits()
+        # A silent store is found out, and its channel replaced, before the lease runs out.
+        assert limits.store_silence_max_s + 2 * limits.store_timeout_s < limits.lease_ttl_s
+        # One record cannot need more than one page, nor a page more than one message.
+        assert limits.store_page_records_max * 64 * 1024 < limits.store_message_bytes_max
+        assert limits.publish_gap_s < limits.publish_interval_s < limits.publish_refresh_s
+        assert limits.store_start_timeout_s < limits.runtime_start_timeout_s
+        assert limits.runtime_start_timeout_s < limits.start_timeout_s
+        # Copies of a vanished instance outlive its lease by far.
+        assert limits.gone_after_s > 10 * limits.lease_ttl_s

@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# Without an argument lists the benchmarks with the first line of what they say of themselves;
+# with a name (and its own arguments) runs that one.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+if [ $# -gt 0 ]; then
+    name=$1
+    shift
+    exec "$PY" "bench/$name.py" "$@"
+fi
+echo 'make bench ARGS="NAME [its own arguments]"'
+echo
+for file in bench/*.py; do
+    name=$(basename "$file" .py)
+    case $name in _*) continue ;; esac
+    printf '  %-14s %s\n' "$name" "$("$PY" - "$file" <<'PY'
+import ast, pathlib, sys
+
+text = pathlib.Path(sys.argv[1]).read_text(encoding="utf-8")
+print((ast.get_docstring(ast.parse(text)) or "").partition("\n")[0])
+PY
+)"
+done
