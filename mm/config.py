@@ -169,10 +169,6 @@ class Config(Limits):
         grpc_port, peer_port = _ports(env)
         endpoints = _runtime_endpoints(env)
         dataplane_config, dataplane_config_path = _dataplane_config(env)
-        churn_age_is_set = env.is_set("MM_MIN_CHURN_AGE_MS")
-        churn_age_min_ms = env.integer(
-            "MM_MIN_CHURN_AGE_MS", default=0, minimum=0, maximum=30 * 24 * 3600 * 1000
-        )
         return cls(
             service_name=_service_name(env, alone=alone),
             kv_store=kv_store,
@@ -215,7 +211,7 @@ class Config(Limits):
                 maximum=2**53,
                 meaning="milliseconds",
             ),
-            churn_age_min_ms=churn_age_min_ms if churn_age_is_set else None,
+            churn_age_min_ms=_churn_age_min_ms(env),
             janitor_interval_s=env.integer(
                 "MM_JANITOR_FREQ_SECS", default=360, minimum=1, maximum=24 * 3600
             ),
@@ -390,6 +386,14 @@ def _dataplane_config(env: Environment) -> tuple[DataplaneConfig, Path | None]:
             '"vModelId": false}}, "allowOtherRpcs": false}'
         )
         raise wrong(name, path_text or str(text), f"JSON like {shape}; {exc}") from exc
+
+
+def _churn_age_min_ms(env: Environment) -> int | None:
+    name = "MM_MIN_CHURN_AGE_MS"
+    age_ms = env.integer(
+        name, default=0, minimum=0, maximum=30 * 24 * 3600 * 1000, meaning="milliseconds"
+    )
+    return age_ms if env.is_set(name) else None
 
 
 def _log_level(env: Environment) -> LogLevel:

@@ -11,6 +11,7 @@ import pytest
 
 from mm.config import Config, TcpEndpoint, UnixEndpoint
 from mm.core.dataplane import DataplaneConfig, RpcConfig, parse_dataplane_config
+from mm.core.ids import InstanceId
 from mm.errors import ConfigError
 from mm.known_variables import MEANINGLESS, NOT_YET, TLS_NOT_YET
 from mm.limits import Limits
@@ -60,7 +61,7 @@ def test_defaults_are_those_of_the_java_mesh() -> None:
 
 
 def test_a_config_made_by_hand_has_the_defaults_of_an_empty_environment() -> None:
-    by_hand = Config(service_name="modelmesh", kv_store="memory", instance_id="one")  # type: ignore[arg-type]
+    by_hand = Config(service_name="modelmesh", kv_store="memory", instance_id=InstanceId("one"))
     assert by_hand == read(MM_INSTANCE_ID="one")
 
 
