@@ -4,4 +4,6 @@ from __future__ import annotations
 
 from mm.cli.main import app
 
-app()
+# Guarded, because worker processes import the main module of their parent.
+if __name__ == "__main__":
+    app()
