@@ -37,7 +37,7 @@ class UnloadAccounting:
        condition for an eviction, O + B > C, is true exactly when O > C - R. (U <= R: B = R. U > R:
        O + U > C contradicts 3, and so does O > C - R with U = U + O - O < C - (C - R) = R.)
     5. A claim of w is possible exactly when U + O + w <= C; the Java condition has a second branch,
-       U + w <= R, which at rest implies it by 4.
+       U + w <= R, which at rest implies it by 4. (Unless C < R; but then there is no entry.)
     6. At rest with no unload under way every borrowed weight can be claimed: U + O + w = K - D + w
        <= O <= C - R. So a load waits for unloads only, never for another waiting load: the queue of
        waiting loads may be strictly fair.

@@ -68,7 +68,7 @@ class SpaceQueue:
             self._waiting[model_id] = replace(waiting, priority=priority)
 
     def claim(self, accounting: UnloadAccounting) -> list[ModelId]:
-        """Claim space from the head on while it lasts; answers whose load may start now, in order."""
+        """Claim space from the head on while it lasts; answers whose loads may start, in order."""
         started = []
         for model_id in self:
             weight_units = self._waiting[model_id].weight_units
