@@ -18,7 +18,7 @@ from mm.core.dataplane import DataplaneConfig, parse_dataplane_config
 from mm.core.ids import InstanceId
 from mm.environment import Environment, wrong
 from mm.errors import ConfigError
-from mm.known_variables import MEANINGLESS, NOT_YET, TLS_NOT_YET
+from mm.known_variables import ELSEWHERE, MEANINGLESS, NOT_YET, TLS_NOT_YET
 from mm.limits import MIB, Limits
 
 #: The runtime's places when nothing is said of it; both are tried, the first that is READY wins.
@@ -410,8 +410,8 @@ def _log_level(env: Environment) -> LogLevel:
 
 
 def _unused(env: Environment) -> tuple[str, ...]:
-    # MM_TABLE, which table to use, is read where the extension is imported.
-    env.find("MM_TABLE")
+    for name in ELSEWHERE:
+        env.find(name)
     not_yet = [name for name in NOT_YET if env.is_set(name)]
     meaningless = [name for name in MEANINGLESS if env.is_set(name)]
     unknown = env.unknown("MM_")

@@ -68,3 +68,6 @@ TLS_NOT_YET: Final = (
     "TAS_SVC_GRPC_CA_CERT_PATH",
     "TAS_SVC_GRPC_PRIVATE_KEY_PATH",
 )
+
+#: Read by other parts: the table's import, the `mm model` commands, the build.
+ELSEWHERE: Final = ("MM_ADDRESS", "MM_BUILD_DEBUG", "MM_TABLE")

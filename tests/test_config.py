@@ -13,7 +13,7 @@ from mm.config import Config, TcpEndpoint, UnixEndpoint
 from mm.core.dataplane import DataplaneConfig, RpcConfig, parse_dataplane_config
 from mm.core.ids import InstanceId
 from mm.errors import ConfigError
-from mm.known_variables import MEANINGLESS, NOT_YET, TLS_NOT_YET
+from mm.known_variables import ELSEWHERE, MEANINGLESS, NOT_YET, TLS_NOT_YET
 from mm.limits import Limits
 
 MEMORY = {"KV_STORE": "memory"}
@@ -304,7 +304,9 @@ class TestDataplaneConfig:
 
 
 def test_odd_variables_are_named_once(caplog: pytest.LogCaptureFixture) -> None:
-    config = read(MM_METRICS="disabled", MM_SEND_DEST_ID="true", MM_TYPO="1", OTHER="1")
+    config = read(
+        MM_METRICS="disabled", MM_SEND_DEST_ID="true", MM_TYPO="1", MM_TABLE="", OTHER="1"
+    )
     config.log_warnings(logging.getLogger("test"))
     assert [record.message for record in caplog.records] == [
         "not supported yet, and ignored: MM_METRICS",
@@ -314,7 +316,7 @@ def test_odd_variables_are_named_once(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_no_variable_is_on_two_lists() -> None:
-    names = NOT_YET + MEANINGLESS + TLS_NOT_YET
+    names = ELSEWHERE + NOT_YET + MEANINGLESS + TLS_NOT_YET
     assert len(set(names)) == len(names)
 
 
