@@ -1,8 +1,8 @@
-"""The plain-Python twin of the table: it says what ``mm/_lru.pyx`` means (design section 4, spec core 3.2).
+"""The plain-Python twin of the table: it says what ``mm/_lru.pyx`` means (design section 4).
 
-It owns the words both share (``CopyState``, ``Evicted``, ``LOCAL``, ``NONE``, the limits) and one readable form of
-every rule. It owns no speed: finding the oldest copy looks at all of them. Both pass ``tests/table/test_table.py``,
-and ``tests/table/test_in_step.py`` drives them side by side; a change here must land there too.
+It owns one readable form of every rule (spec core 3.2), and no speed: finding the oldest copy
+looks at all of them. Both pass ``tests/table/test_table.py``, and ``tests/table/test_in_step.py``
+drives them side by side; a change here must land there too.
 """
 
 from __future__ import annotations
@@ -10,58 +10,20 @@ from __future__ import annotations
 import sys
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator
-from enum import IntEnum
-from typing import Final, NamedTuple
 
-#: What ``choose`` answers for the local copy, and for none at all; other answers are handles.
-LOCAL: Final = 0
-NONE: Final = -1
-
-#: An id is at most this long in UTF-8; what a peer or client sends beyond it cannot be a model.
-ID_BYTES_MAX: Final = 65_535
-#: Models and vmodels together. The extension reserves address space (not memory) for so many.
-SLOT_COUNT_MAX: Final = 16_777_215
-#: Instances at one time; an index whose generations are used up is never used again.
-INSTANCE_COUNT_MAX: Final = 65_535
-GENERATION_MAX: Final = 65_535
-#: Threads that read; each has a cache line of its own in the extension.
-READER_COUNT_MAX: Final = 64
-
-_U32_MAX: Final = 2**32 - 1
-_I64_MAX: Final = 2**63 - 1
-_U64_MASK: Final = 2**64 - 1
-
-
-class CopyState(IntEnum):
-    """The life of a copy in this instance; only ``READY`` can be pinned."""
-
-    ABSENT = 0
-    LOADING = 1
-    READY = 2
-    UNLOADING = 3
-
-
-class Evicted(NamedTuple):
-    """A copy that left the order; its state is ``UNLOADING`` now if it was loading or ready."""
-
-    model_id: str
-    weight_units: int
-    last_used_ms: int
-
-
-def _checked_id(model_id: str) -> str:
-    if not isinstance(model_id, str):
-        raise TypeError(f"an id must be str, not {type(model_id).__name__}")
-    length = len(model_id.encode())
-    if not 1 <= length <= ID_BYTES_MAX:
-        raise ValueError(f"an id has 1 to {ID_BYTES_MAX} bytes, this one has {length}")
-    return model_id
-
-
-def _checked(name: str, value: int, value_max: int) -> int:
-    if not 0 <= value <= value_max:
-        raise ValueError(f"{name} is {value}, allowed is 0 to {value_max}")
-    return value
+from mm._lru_words import (
+    I64_MAX,
+    LOCAL,
+    NONE,
+    READER_COUNT_MAX,
+    U32_MAX,
+    U64_MASK,
+    CopyState,
+    Evicted,
+    Instances,
+    checked,
+    checked_id,
+)
 
 
 class _Slot:
@@ -100,7 +62,7 @@ class _Slot:
 
     @property
     def order(self) -> tuple[int, int]:
-        """Where it stands in the order: by the time given; of equal times, the copy put first goes first."""
+        """Its place: by the time given; of equal times the copy put first goes first."""
         return self.last_used_ms, self.sequence
 
     @property
@@ -116,23 +78,24 @@ class _Slot:
 class Table:
     """What models there are, which have a copy here, in which order they go, and who else has one.
 
-    Invariants (``check_invariants``): 1. the copies that count are ordered by (last used, order of ``put``);
-    2. ``used_units`` is the sum of their weights and never above ``capacity_units``; 3. a discarded model is
-    kept only while something holds it: a copy in the order, a state other than ABSENT, a call, an alias;
-    4. an alias names a model that is here; 5. each instance has one live handle.
+    Invariants (``check_invariants``): 1. copies that count go by (last used, order of ``put``);
+    2. ``used_units`` is the sum of their weights and never above ``capacity_units``: even one copy
+    larger than the table does not stay; 3. a discarded model is kept only while something holds
+    it: a copy that counts, a state other than ABSENT, a call, an alias; 4. an alias names a model
+    that is here; 5. each instance has one live handle.
+
+    What is asked of an unknown model is answered as for one without copies; what is demanded of
+    it (``set_*`` but ``set_peers``, ``begin_unload``, ``unpin``) is a KeyError.
     """
 
     def __init__(self, capacity_units: int) -> None:
-        self._capacity_units = _checked("capacity_units", capacity_units, _I64_MAX)
+        self._capacity_units = checked("capacity_units", capacity_units, I64_MAX)
         self._used_units = 0
         self._sequence = 0
         self._slots: dict[str, _Slot] = {}
         self._cached: dict[str, _Slot] = {}
         self._aliases: dict[str, _Slot] = {}
-        self._generations: list[int] = [0]  # by instance index; index 0 is nobody
-        self._instance_ids: list[str | None] = [None]
-        self._handles: dict[str, int] = {}
-        self._free_indexes: deque[int] = deque()
+        self._instances = Instances()
         self._epoch = 1
         self._readers: dict[int, int] = {}  # reader -> epoch it has seen, 0 while offline
         self._retired: deque[int] = deque()  # epochs at which discarded slots left
@@ -145,7 +108,7 @@ class Table:
 
     def discard(self, model_id: str) -> None:
         """Forget the model and its peers as soon as nothing holds it; until then it stays known."""
-        slot = self._slots.get(_checked_id(model_id))
+        slot = self._slots.get(checked_id(model_id))
         if slot is not None:
             slot.discarded = True
             slot.peers.clear()
@@ -173,9 +136,9 @@ class Table:
 
     def put(self, model_id: str, weight_units: int, last_used_ms: int) -> list[Evicted]:
         """Count a copy here; of one that counts already set the weight and raise the time."""
-        _checked_id(model_id)
-        _checked("weight_units", weight_units, _U32_MAX)
-        _checked("last_used_ms", last_used_ms, _I64_MAX)
+        checked_id(model_id)
+        checked("weight_units", weight_units, U32_MAX)
+        checked("last_used_ms", last_used_ms, I64_MAX)
         slot = self._slot_for(model_id)
         if slot.cached:
             slot.last_used_ms = max(slot.last_used_ms, last_used_ms)
@@ -191,8 +154,8 @@ class Table:
 
     def set_weight(self, model_id: str, weight_units: int) -> list[Evicted]:
         """Change the weight of a copy that counts; growing may evict it itself."""
-        slot = self._cached.get(_checked_id(model_id))
-        _checked("weight_units", weight_units, _U32_MAX)
+        slot = self._cached.get(checked_id(model_id))
+        checked("weight_units", weight_units, U32_MAX)
         if slot is None:
             raise KeyError(model_id)
         self._weigh(slot, weight_units)
@@ -200,23 +163,23 @@ class Table:
 
     def set_capacity(self, capacity_units: int) -> list[Evicted]:
         """Change the capacity, evicting what no longer fits."""
-        self._capacity_units = _checked("capacity_units", capacity_units, _I64_MAX)
+        self._capacity_units = checked("capacity_units", capacity_units, I64_MAX)
         return self._evict()
 
     def remove(self, model_id: str) -> Evicted | None:
         """Take one copy out of the order, as eviction does; None if it does not count."""
-        slot = self._cached.get(_checked_id(model_id))
+        slot = self._cached.get(checked_id(model_id))
         return None if slot is None else self._uncache(slot)
 
     def weight(self, model_id: str) -> int:
         """Answer the weight of the copy, 0 if none counts."""
-        slot = self._cached.get(_checked_id(model_id))
+        slot = self._cached.get(checked_id(model_id))
         return 0 if slot is None else slot.weight_units
 
     def touch(self, model_id: str, now_ms: int) -> bool:
         """Raise the time of last use, never lower it; False if no copy counts."""
-        slot = self._cached.get(_checked_id(model_id))
-        _checked("now_ms", now_ms, _I64_MAX)
+        slot = self._cached.get(checked_id(model_id))
+        checked("now_ms", now_ms, I64_MAX)
         if slot is None:
             return False
         slot.last_used_ms = max(slot.last_used_ms, now_ms)
@@ -224,7 +187,7 @@ class Table:
 
     def last_used(self, model_id: str) -> int | None:
         """Answer the time of last use, None if no copy counts."""
-        slot = self._cached.get(_checked_id(model_id))
+        slot = self._cached.get(checked_id(model_id))
         return None if slot is None else slot.last_used_ms
 
     def oldest(self) -> tuple[str, int] | None:
@@ -243,7 +206,7 @@ class Table:
 
     def state(self, model_id: str) -> CopyState:
         """Answer the state of the copy here, ABSENT for an unknown model."""
-        slot = self._slots.get(_checked_id(model_id))
+        slot = self._slots.get(checked_id(model_id))
         return CopyState.ABSENT if slot is None else slot.state
 
     def set_state(self, model_id: str, state: CopyState) -> None:
@@ -253,18 +216,18 @@ class Table:
         self._let_go(slot)
 
     def begin_unload(self, model_id: str) -> int:
-        """Store UNLOADING, so that no call pins the copy any more, and answer the calls still in flight."""
+        """Store UNLOADING, so that no call pins any more; answer the calls still in flight."""
         slot = self._known(model_id)
         slot.state = CopyState.UNLOADING
         return slot.in_flight
 
     def pin(self, model_id: str) -> bool:
         """Count a call in flight on a copy that is READY; False, and nothing counted, otherwise."""
-        slot = self._slots.get(_checked_id(model_id))
+        slot = self._slots.get(checked_id(model_id))
         if slot is None or slot.state is not CopyState.READY:
             return False
         slot.in_flight += 1
-        slot.calls = (slot.calls + 1) & _U32_MAX
+        slot.calls = (slot.calls + 1) & U32_MAX
         return True
 
     def unpin(self, model_id: str) -> None:
@@ -277,30 +240,30 @@ class Table:
 
     def in_flight(self, model_id: str) -> int:
         """Answer the calls that hold the copy here."""
-        slot = self._slots.get(_checked_id(model_id))
+        slot = self._slots.get(checked_id(model_id))
         return 0 if slot is None else slot.in_flight
 
     def set_concurrency_max(self, model_id: str, calls_max: int) -> None:
-        """Store how many calls the copy takes at a time, 0 for no limit; ``pin`` does not look at it."""
-        self._known(model_id).concurrency_max = _checked("calls_max", calls_max, _U32_MAX)
+        """Store how many calls the copy takes at a time, 0 for no limit; ``pin`` ignores it."""
+        self._known(model_id).concurrency_max = checked("calls_max", calls_max, U32_MAX)
 
     def concurrency_max(self, model_id: str) -> int:
         """Answer what ``set_concurrency_max`` stored, else 0."""
-        slot = self._slots.get(_checked_id(model_id))
+        slot = self._slots.get(checked_id(model_id))
         return 0 if slot is None else slot.concurrency_max
 
     def set_flags(self, model_id: str, flags: int) -> None:
         """Store 32 bits whose meaning is the caller's."""
-        self._known(model_id).flags = _checked("flags", flags, _U32_MAX)
+        self._known(model_id).flags = checked("flags", flags, U32_MAX)
 
     def flags(self, model_id: str) -> int:
         """Answer what ``set_flags`` stored, else 0."""
-        slot = self._slots.get(_checked_id(model_id))
+        slot = self._slots.get(checked_id(model_id))
         return 0 if slot is None else slot.flags
 
     def take_calls(self, model_id: str) -> int:
         """Answer the calls pinned since the last time this was asked."""
-        slot = self._slots.get(_checked_id(model_id))
+        slot = self._slots.get(checked_id(model_id))
         if slot is None:
             return 0
         calls, slot.calls = slot.calls, 0
@@ -310,47 +273,23 @@ class Table:
 
     def add_instance(self, instance_id: str) -> int:
         """Answer the handle of the instance, a new one if it has none."""
-        handle = self._handles.get(_checked_id(instance_id))
-        if handle is not None:
-            return handle
-        if self._free_indexes:
-            index = self._free_indexes.popleft()
-        else:
-            index = len(self._generations)
-            if index > INSTANCE_COUNT_MAX:
-                raise OverflowError(f"more than {INSTANCE_COUNT_MAX} instances")
-            self._generations.append(1)
-            self._instance_ids.append(None)
-        handle = self._generations[index] << 16 | index
-        self._instance_ids[index] = instance_id
-        self._handles[instance_id] = handle
-        return handle
+        return self._instances.add(instance_id)
 
     def remove_instance(self, handle: int) -> None:
-        """End the handle everywhere at once; it never comes back. One already ended is left alone."""
-        instance_id = self.instance_of(handle)
-        if instance_id is None:
-            return
-        index = handle & 0xFFFF
-        del self._handles[instance_id]
-        self._instance_ids[index] = None
-        if self._generations[index] == GENERATION_MAX:
-            self._generations[index] = 0  # no handle has generation 0: the index is used up
-        else:
-            self._generations[index] += 1
-            self._free_indexes.append(index)
+        """End the handle everywhere at once; it never comes back. An ended one is left alone."""
+        self._instances.remove(handle)
 
     def instance_of(self, handle: int) -> str | None:
         """Answer whose handle it is, None for one that has ended or never was."""
-        return self._instance_ids[handle & 0xFFFF] if self._live(handle) else None
+        return self._instances.instance_of(handle)
 
     def set_peers(self, model_id: str, handles: Iterable[int]) -> None:
         """Say which instances hold a ready copy; a model with one becomes known.
 
         Loads told before are kept; handles that have ended, and doubles, are dropped.
         """
-        slot = self._slots.get(_checked_id(model_id))
-        wanted = [handle for handle in handles if self._live(handle)]
+        slot = self._slots.get(checked_id(model_id))
+        wanted = [handle for handle in handles if self._instances.live(handle)]
         if wanted:
             slot = self._slot_for(model_id)
         if slot is not None:
@@ -358,32 +297,36 @@ class Table:
 
     def peers(self, model_id: str) -> list[int]:
         """Answer the live handles in the order given."""
-        slot = self._slots.get(_checked_id(model_id))
-        return [] if slot is None else [handle for handle in slot.peers if self._live(handle)]
+        slot = self._slots.get(checked_id(model_id))
+        return (
+            []
+            if slot is None
+            else [handle for handle in slot.peers if self._instances.live(handle)]
+        )
 
     def report_load(self, handle: int, model_id: str, in_flight: int) -> None:
-        """Note the calls in flight that a peer's copy told of; one that is no peer (any more) is left alone."""
-        slot = self._slots.get(_checked_id(model_id))
-        _checked("in_flight", in_flight, _U32_MAX)
+        """Note the calls in flight that a copy told of; one that is no peer is left alone."""
+        slot = self._slots.get(checked_id(model_id))
+        checked("in_flight", in_flight, U32_MAX)
         if slot is not None and handle in slot.peers:
             slot.peers[handle] = in_flight
 
     def choose(self, model_id: str, random: int, exclude: Collection[int] = ()) -> int:
-        """Pick a ready copy: of two drawn with ``random`` (64 bits) the one with fewer calls in flight.
+        """Pick a ready copy: of two drawn with ``random`` (64 bits) the one with fewer calls.
 
-        The copy here wins a tie, else the first drawn. With one or two candidates chance plays no part in who is
-        drawn, only in the order.
+        The copy here wins a tie, else the first drawn. The low half draws the first, the high
+        half the second among the rest.
         """
-        slot = self._slots.get(_checked_id(model_id))
+        slot = self._slots.get(checked_id(model_id))
         if slot is None:
             return NONE
         drawn = [(LOCAL, slot.in_flight)] if slot.state is CopyState.READY else []
-        drawn += [item for item in slot.peers.items() if self._live(item[0])]
+        drawn += [item for item in slot.peers.items() if self._instances.live(item[0])]
         drawn = [item for item in drawn if item[0] not in exclude]
         if len(drawn) < 2:
             return drawn[0][0] if drawn else NONE
-        random &= _U64_MASK
-        first = (random & _U32_MAX) * len(drawn) >> 32
+        random &= U64_MASK
+        first = (random & U32_MAX) * len(drawn) >> 32
         second = (random >> 32) * (len(drawn) - 1) >> 32
         second += second >= first
         one, other = drawn[first], drawn[second]
@@ -395,7 +338,7 @@ class Table:
 
     def set_alias(self, vmodel_id: str, model_id: str) -> None:
         """Let the vmodel id name this model, which it makes known and holds."""
-        _checked_id(vmodel_id)
+        checked_id(vmodel_id)
         slot = self._slot_for(model_id)
         slot.alias_count += 1
         before = self._aliases.get(vmodel_id)
@@ -407,14 +350,14 @@ class Table:
 
     def remove_alias(self, vmodel_id: str) -> None:
         """Forget the vmodel id; one that is unknown is left alone."""
-        slot = self._aliases.pop(_checked_id(vmodel_id), None)
+        slot = self._aliases.pop(checked_id(vmodel_id), None)
         if slot is not None:
             self._retire()
             self._release_alias(slot)
 
     def resolve(self, vmodel_id: str) -> str | None:
         """Answer the id of the vmodel's active model, None if it is unknown."""
-        slot = self._aliases.get(_checked_id(vmodel_id))
+        slot = self._aliases.get(checked_id(vmodel_id))
         return None if slot is None else slot.model_id
 
     # Readers in other threads (here: only their book-keeping)
@@ -443,7 +386,7 @@ class Table:
         self._readers[reader] = 0
 
     def reclaim(self) -> int:
-        """Forget discarded models that calls have left, and answer how many slots readers have let go by now."""
+        """Forget discarded models that calls have left; answer how many slots readers let go."""
         for slot in [each for each in self._slots.values() if each.discarded]:
             self._let_go(slot)
         return self._claim()
@@ -474,33 +417,23 @@ class Table:
         for slot in self._aliases.values():
             assert self._slots.get(slot.model_id) is slot, "an alias names a model that is not here"
         assert sum(each.alias_count for each in self._slots.values()) == len(self._aliases)
-        for instance_id, handle in self._handles.items():
-            assert self.instance_of(handle) == instance_id, "a handle leads to another instance"
+        self._instances.check_invariants()
 
     # Parts
 
     def _known(self, model_id: str) -> _Slot:
-        slot = self._slots.get(_checked_id(model_id))
+        slot = self._slots.get(checked_id(model_id))
         if slot is None:
             raise KeyError(model_id)
         return slot
 
     def _slot_for(self, model_id: str) -> _Slot:
-        slot = self._slots.get(_checked_id(model_id))
+        slot = self._slots.get(checked_id(model_id))
         if slot is None:
             self._claim()
             slot = self._slots[model_id] = _Slot(model_id)
         slot.discarded = False
         return slot
-
-    def _live(self, handle: int) -> bool:
-        index = handle & 0xFFFF
-        return (
-            handle > 0
-            and index < len(self._generations)
-            and self._generations[index] == handle >> 16
-            and self._instance_ids[index] is not None
-        )
 
     def _weigh(self, slot: _Slot, weight_units: int) -> None:
         self._used_units += weight_units - slot.weight_units
@@ -536,7 +469,7 @@ class Table:
             raise ValueError(f"no reader {reader}")
 
     def _retire(self) -> None:
-        """Note that a slot left at this epoch: readers that went online before may still look at it."""
+        """Note a slot that left at this epoch: readers online since before may look at it."""
         self._epoch += 1
         self._retired.append(self._epoch)
 

@@ -1,7 +1,8 @@
 """Which table this process uses: the extension ``mm._lru``, or its plain-Python twin.
 
-It owns only the choice. ``MM_TABLE=python`` takes the twin, ``MM_TABLE=extension`` insists on the extension; unset
-takes the extension if it is built. Type checkers always see the interface of the extension, which both have.
+It owns only the choice. ``MM_TABLE=python`` takes the twin, ``MM_TABLE=extension`` insists on the
+extension; unset takes the extension if it is built. Type checkers always see the extension's
+interface, which both have.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Final
 
-from mm._lru_py import (
+from mm._lru_words import (
     ID_BYTES_MAX,
     INSTANCE_COUNT_MAX,
     LOCAL,
