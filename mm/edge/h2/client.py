@@ -1,0 +1,272 @@
+"""The client end: connections to one address, opened as they are needed, and streams on them.
+
+A ``Channel`` never fails a call because a connection says GOAWAY or is full: the call goes to
+another connection. It fails calls when nobody answers (``UnreachableError``), at once or within
+``connect_timeout_s``. It repeats nothing that was sent: that is for those who know what was.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+
+from mm.core.headers import HeaderList
+from mm.edge.h2.limits import TransportLimits
+from mm.edge.h2.link import Link
+from mm.edge.h2.stream import FaultKind, RawStream, StreamFault, StreamSink
+from mm.errors import MeshError, StatusCode
+
+#: Time for what was written last to leave when a channel closes.
+_CLOSE_TIMEOUT_S = 1.0
+_UNIX = "unix:"
+
+
+class UnreachableError(MeshError):
+    """Nobody answers at an address, or the connection broke before a call got on it."""
+
+    code = StatusCode.UNAVAILABLE
+
+
+class ClientLink(Link):
+    """A connection that this process made."""
+
+    def __init__(self, channel: Channel) -> None:
+        super().__init__(channel.limits)
+        self.channel = channel
+        #: Done when the other side's SETTINGS are here, failed when the connection is gone.
+        self.ready: asyncio.Future[None] = self.loop.create_future()
+
+    def open(self, headers: HeaderList, sink: StreamSink, end: bool) -> RawStream:
+        """Begin a stream; only while ``engine.can_open()``."""
+        stream_id = self.engine.get_next_available_stream_id()
+        stream = RawStream(self, stream_id, sink)
+        self.engine.submit_headers(stream_id, headers, end)
+        self.streams[stream_id] = stream
+        stream.local_ended = end
+        self.request_flush()
+        return stream
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """Tell the channel."""
+        super().connection_lost(exc)
+        if not self.ready.done():
+            reason = f": {exc}" if exc else " before it spoke HTTP/2"
+            error = UnreachableError(f"{self.channel.address} closed the connection{reason}")
+            self.ready.set_exception(error)
+            self.ready.exception()  # Known here; nobody need be waiting any more.
+        self.channel.link_lost(self)
+
+    def settings_received(self) -> None:
+        """Streams may begin, or more of them."""
+        if not self.ready.done():
+            self.ready.set_result(None)
+        self.channel.room_made()
+
+    def goaway_received(self, last_id: int, code: int) -> None:
+        """Give back the streams that the other side will not look at; the others go on."""
+        text = f"{self.channel.address} is closing the connection"
+        fault = StreamFault(FaultKind.REFUSED, text, code)
+        for stream in [stream for stream in self.streams.values() if stream.id > last_id]:
+            self.engine.submit_reset(stream.id, 0)
+            stream.terminate(fault)
+        self._close_if_done()
+        self.channel.room_made()
+
+    def release(self, stream: RawStream) -> None:
+        """Forget a stream; another may take its place."""
+        super().release(stream)
+        if self.engine.goaway_last_id is not None:
+            self._close_if_done()
+        else:
+            self.channel.room_made()
+
+    def _close_if_done(self) -> None:
+        if not self.streams and not self.lost:
+            self.loop.call_soon(self.close_gently)
+
+    def close_gently(self) -> None:
+        """Close once all that was written has left."""
+        if not self.lost:
+            self._flush()
+            self.connection.close_gently()
+
+
+class Channel:
+    """Streams to one address: "host:port", or "unix:" and a path.
+
+    Invariants: 1. At most ``channel_connections_max`` connections exist. 2. A call waits only
+    while a connection is being made or all that may exist are full.
+    """
+
+    def __init__(self, address: str, limits: TransportLimits) -> None:
+        self.address = address
+        self.limits = limits
+        #: What requests say in :authority.
+        self.authority = b"localhost" if address.startswith(_UNIX) else address.encode()
+        self.links: list[ClientLink] = []
+        self.closed = False
+        #: Event loop time of the last call begun, for whoever closes idle channels.
+        self.used_s = 0.0
+        self._connecting: asyncio.Task[None] | None = None
+        self._waiters: deque[asyncio.Future[None]] = deque()
+        self._failure: UnreachableError | None = None
+        self._failed_s = 0.0
+
+    @property
+    def open_count(self) -> int:
+        """Streams open now, over all connections."""
+        return sum(len(link.streams) for link in self.links)
+
+    def try_open(self, headers: HeaderList, sink: StreamSink, end: bool) -> RawStream | None:
+        """Begin a stream on a connection that is there and has room; None if none has."""
+        for link in self.links:
+            if link.engine.can_open() and link.ready.done() and not link.lost:
+                return link.open(headers, sink, end)
+        return None
+
+    async def open(self, headers: HeaderList, sink: StreamSink, end: bool = False) -> RawStream:
+        """Begin a stream, on a new connection if need be. Raises ``UnreachableError``."""
+        while True:
+            stream = self.try_open(headers, sink, end)
+            if stream is not None:
+                return stream
+            if self.closed:
+                raise UnreachableError(f"the channel to {self.address} is closed")
+            if len(self.links) < self.limits.channel_connections_max:
+                await self._connect()
+            else:
+                await self._wait_room()
+
+    async def close(self) -> None:
+        """Drop all connections; calls on them are lost."""
+        self.closed = True
+        if self._connecting is not None:
+            self._connecting.cancel()
+            with contextlib.suppress(asyncio.CancelledError, UnreachableError):
+                await self._connecting
+        for link in list(self.links):
+            link.close_gently()
+        loop = asyncio.get_running_loop()
+        deadline_s = loop.time() + _CLOSE_TIMEOUT_S
+        while self.links and loop.time() < deadline_s:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._wait_room(), deadline_s - loop.time())
+        for link in list(self.links):
+            link.connection.close()
+        self.room_made()
+
+    # --- connecting --------------------------------------------------------------------------
+
+    async def _connect(self) -> None:
+        """Make one connection, together with whoever else waits for one."""
+        loop = asyncio.get_running_loop()
+        if self._connecting is None:
+            if self._failure and loop.time() - self._failed_s < self.limits.connect_pause_s:
+                raise UnreachableError(self._failure.message)
+            # A task of its own: a caller that gives up must not take it from the others.
+            self._connecting = loop.create_task(self._make_connection())
+            self._connecting.add_done_callback(self._connected)
+        await asyncio.shield(self._connecting)
+
+    def _connected(self, task: asyncio.Task[None]) -> None:
+        self._connecting = None
+        error = None if task.cancelled() else task.exception()
+        self._failure = error if isinstance(error, UnreachableError) else None
+        self._failed_s = asyncio.get_running_loop().time()
+
+    async def _make_connection(self) -> None:
+        loop = asyncio.get_running_loop()
+        link: ClientLink | None = None
+        try:
+            async with asyncio.timeout(self.limits.connect_timeout_s):
+                if self.address.startswith(_UNIX):
+                    path = self.address[len(_UNIX) :]
+                    _, protocol = await loop.create_unix_connection(self._make_link, path)
+                else:
+                    host, _, port = self.address.rpartition(":")
+                    _, protocol = await loop.create_connection(
+                        self._make_link, host.strip("[]"), int(port)
+                    )
+                link = protocol
+                await link.ready
+        except TimeoutError:
+            if link is not None:
+                link.connection.close()
+            raise UnreachableError(
+                f"no answer from {self.address} in {self.limits.connect_timeout_s:g} s"
+            ) from None
+        except (OSError, ValueError) as error:
+            raise UnreachableError(f"cannot connect to {self.address}: {error}") from error
+        self.links.append(link)
+
+    def _make_link(self) -> ClientLink:
+        return ClientLink(self)
+
+    def link_lost(self, link: ClientLink) -> None:
+        """Forget a connection."""
+        if link in self.links:
+            self.links.remove(link)
+        while self._waiters:
+            self.room_made()
+
+    # --- waiting for room ---------------------------------------------------------------------
+
+    async def _wait_room(self) -> None:
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiter)
+        try:
+            await waiter
+        except asyncio.CancelledError:
+            if waiter.done() and not waiter.cancelled():
+                self.room_made()
+            raise
+
+    def room_made(self) -> None:
+        """Wake one of those who wait for a full connection."""
+        while self._waiters:
+            waiter = self._waiters.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+                return
+
+
+class ChannelPool:
+    """One channel an address, and a second one for calls that may wait there (design section 5).
+
+    A call that waits for a load holds its stream; hits on the same connection would queue behind
+    a thousand of those.
+    """
+
+    def __init__(self, limits: TransportLimits, *, idle_s: float = 300.0) -> None:
+        self.limits = limits
+        self.idle_s = idle_s
+        self._channels: dict[tuple[str, bool], Channel] = {}
+        self._swept_s = 0.0
+
+    def get(self, address: str, *, may_wait: bool = False) -> Channel:
+        """Answer the channel to an address, new if there is none."""
+        now_s = asyncio.get_running_loop().time()
+        channel = self._channels.get((address, may_wait))
+        if channel is None:
+            channel = self._channels[address, may_wait] = Channel(address, self.limits)
+        channel.used_s = now_s
+        if now_s - self._swept_s > self.idle_s / 4:
+            self._swept_s = now_s
+            self._close_idle(now_s)
+        return channel
+
+    def _close_idle(self, now_s: float) -> None:
+        """Close channels to instances that are gone, or that nobody needs any more."""
+        for key, channel in list(self._channels.items()):
+            if now_s - channel.used_s > self.idle_s and not channel.open_count:
+                del self._channels[key]
+                channel.closed = True
+                for link in list(channel.links):
+                    link.close_gently()
+
+    async def close(self) -> None:
+        """Drop all connections."""
+        channels = list(self._channels.values())
+        self._channels.clear()
+        await asyncio.gather(*(channel.close() for channel in channels))

@@ -1,0 +1,65 @@
+"""What one side of a connection grants to the other: every limit of the transport, in one value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class TransportLimits:
+    """Limits and time limits of connections, one value for each kind of listener or channel.
+
+    Memory is bounded by: streams × ``stream_window_bytes`` for bodies, capped a connection by
+    ``connection_window_bytes``; ``header_list_bytes_max`` a stream for headers.
+    """
+
+    #: A message, as its 5-byte prefix announces it; checked before any of it is kept.
+    message_bytes_max: int = 16 * 2**20
+    #: A request's or response's header list, answered on its stream when above.
+    header_list_bytes_max: int = 8192
+    #: Streams that the other side may have open on one connection.
+    streams_max: int = 1000
+    #: Bytes of one stream that may wait here to be passed on.
+    stream_window_bytes: int = 256 * 1024
+    #: Bytes of all streams of a connection that may wait here.
+    connection_window_bytes: int = 64 * 2**20
+    #: Connections that a server accepts.
+    connections_max: int = 10_000
+    #: Connections that a channel opens to one address, each when those before it are full.
+    channel_connections_max: int = 16
+    #: TCP (or Unix) connect, until the other side's SETTINGS are here.
+    connect_timeout_s: float = 6.0
+    #: After a failed connect, further calls fail at once for this long.
+    connect_pause_s: float = 0.05
+    #: Silence after which a connection with calls on it is asked for a sign of life; 0: never.
+    ping_interval_s: float = 0.0
+    #: Time for that sign.
+    ping_timeout_s: float = 10.0
+    #: Resets that a client may send before the rate counts, and how many a second come back. A
+    #: client that resets what it just asked for makes us work for nothing (CVE-2023-44487).
+    resets_burst: int = 500
+    resets_per_s: float = 100.0
+    #: Bytes of answers to control frames that may pile up towards a client that does not read.
+    unread_control_bytes_max: int = 4 * 2**20
+
+    @property
+    def header_block_bytes_max(self) -> int:
+        """What HPACK may expand to before the connection is given up.
+
+        Above the advertised limit, so that a header list somewhat too long can be answered on its
+        own stream with the compression state intact.
+        """
+        return max(4 * self.header_list_bytes_max, 64 * 1024)
+
+
+#: Clients on the external port (design section 5).
+EXTERNAL_LIMITS = TransportLimits(streams_max=1000)
+#: Other instances of the mesh, as server and as client.
+PEER_LIMITS = TransportLimits(
+    streams_max=20_000,
+    header_list_bytes_max=64 * 1024,
+    channel_connections_max=4,
+    ping_interval_s=10.0,
+)
+#: The runtime beside this instance: no pings, which gRPC servers punish when they come often.
+RUNTIME_LIMITS = TransportLimits(header_list_bytes_max=64 * 1024)

@@ -1,0 +1,271 @@
+"""The server end: listeners, connections, and one task for each call.
+
+A handler gets an ``IncomingCall`` and answers it; what it raises becomes a status. Handlers work
+on whole messages (``mm.edge.unary``) or take the raw body themselves (``mm.edge.proxy``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import os
+import socket
+import time
+from collections.abc import Awaitable, Callable
+
+from h2.errors import ErrorCodes
+
+from mm.core.headers import (
+    HeaderList,
+    MalformedHeadersError,
+    read_request_head,
+    status_trailers,
+)
+from mm.edge.h2.incoming import IncomingCall
+from mm.edge.h2.limits import TransportLimits
+from mm.edge.h2.link import Link
+from mm.edge.h2.stream import RawStream, StreamFault
+from mm.errors import MeshError, StatusCode
+
+logger = logging.getLogger(__name__)
+
+#: Time for the preface and SETTINGS of a new connection.
+_HANDSHAKE_TIMEOUT_S = 10.0
+#: Time for what was written last to leave when the server stops.
+_CLOSE_TIMEOUT_S = 1.0
+_BACKLOG = 1024
+
+
+Handler = Callable[[IncomingCall], Awaitable[None]]
+
+
+class ServerLink(Link):
+    """A client's connection."""
+
+    is_server = True
+
+    def __init__(self, server: GrpcServer) -> None:
+        super().__init__(server.limits)
+        self.server = server
+        self.draining = False
+        self._resets_left = float(server.limits.resets_burst)
+        self._resets_counted_s = time.monotonic()
+        self._handshake: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Take the connection, unless there are too many."""
+        super().connection_made(transport)
+        self.server.links.add(self)
+        if len(self.server.links) > self.limits.connections_max:
+            logger.warning("refusing %s: too many connections", self.peer_address)
+            self.connection.close()
+            return
+        self._handshake = self.loop.call_later(_HANDSHAKE_TIMEOUT_S, self.connection.close)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """Cancel the calls of the connection."""
+        if self._handshake is not None:
+            self._handshake.cancel()
+        super().connection_lost(exc)
+        self.server.link_lost(self)
+
+    def settings_received(self) -> None:
+        """The handshake is complete."""
+        if self._handshake is not None:
+            self._handshake.cancel()
+            self._handshake = None
+
+    def reset_received(self) -> None:
+        """Count a reset; a client that does little else is dropped."""
+        now_s = time.monotonic()
+        limits = self.limits
+        self._resets_left = min(
+            float(limits.resets_burst),
+            self._resets_left + (now_s - self._resets_counted_s) * limits.resets_per_s,
+        )
+        self._resets_counted_s = now_s
+        self._resets_left -= 1
+        if self._resets_left < 0 and not self.draining:
+            logger.warning("dropping %s: it resets streams too fast", self.peer_address)
+            self.draining = True
+            self.engine.submit_goaway(ErrorCodes.ENHANCE_YOUR_CALM)
+            self._flush()
+            self.connection.close_gently()
+
+    def accept(self, stream_id: int, headers: HeaderList, ended: bool) -> None:
+        """Begin to serve a call, or answer at once that it cannot be."""
+        try:
+            head = read_request_head(headers, self.limits.header_list_bytes_max)
+        except MalformedHeadersError as error:
+            self._answer_malformed(stream_id, error, ended)
+            return
+        call = IncomingCall(self, headers, head)
+        stream = RawStream(self, stream_id, call)
+        self.streams[stream_id] = stream
+        call.stream = stream
+        if ended:
+            stream.remote_ended = True
+            call.data_received(b"", 0, True)
+        call.task = self.loop.create_task(self.server.serve(call))
+
+    def _answer_malformed(self, stream_id: int, error: MalformedHeadersError, ended: bool) -> None:
+        stream = RawStream(self, stream_id, _Nobody())
+        self.streams[stream_id] = stream
+        stream.remote_ended = ended
+        status = b"%d" % error.http_status
+        head = [(b":status", status), (b"content-type", b"application/grpc")]
+        stream.send_headers(head + status_trailers(error.code, error.message), end=True)
+
+    def release(self, stream: RawStream) -> None:
+        """Forget a stream; the last one of a draining connection closes it."""
+        super().release(stream)
+        if self.draining and not self.streams:
+            self.loop.call_soon(self._close_drained)
+
+    def drain(self) -> None:
+        """Take no more calls; close when those that run are finished."""
+        self.draining = True
+        if not self.lost:
+            self.engine.submit_goaway()
+            if not self.streams:
+                self._close_drained()
+            else:
+                self._flush()
+
+    def _close_drained(self) -> None:
+        if not self.lost:
+            self._flush()
+            self.connection.close_gently()
+
+
+class _Nobody:
+    """The sink of a stream that is answered already."""
+
+    def headers_received(self, headers: HeaderList) -> None: ...
+
+    def data_received(self, data: bytes, size: int, ended: bool) -> None: ...
+
+    def trailers_received(self, trailers: HeaderList, initial: bool) -> None: ...
+
+    def data_sent(self, size: int) -> None: ...
+
+    def terminated(self, fault: StreamFault) -> None: ...
+
+
+class GrpcServer:
+    """Listens on a TCP port or a Unix socket and runs ``handler`` for each call.
+
+    ``external`` tells whether clients (True) or other instances of the mesh call here: only the
+    latter are told hop results.
+    """
+
+    def __init__(self, handler: Handler, *, limits: TransportLimits, external: bool) -> None:
+        self.handler = handler
+        self.limits = limits
+        self.external = external
+        self.links: set[ServerLink] = set()
+        self.calls: set[IncomingCall] = set()
+        self._listener: asyncio.Server | None = None
+        self._path: str | None = None
+        self._quiet = asyncio.Event()
+
+    async def start(
+        self, host: str | None = None, port: int | None = None, *, path: str | None = None
+    ) -> int:
+        """Listen, and answer the port (0 for a Unix socket). Raises ``OSError``."""
+        assert (port is None) != (path is None)
+        loop = asyncio.get_running_loop()
+        if path is not None:
+            self._path = path
+            self._listener = await loop.create_unix_server(self._make_link, path, backlog=_BACKLOG)
+            return 0
+        assert port is not None
+        sock = _listen(host, port)
+        self._listener = await loop.create_server(self._make_link, sock=sock, backlog=_BACKLOG)
+        return int(sock.getsockname()[1])
+
+    def _make_link(self) -> ServerLink:
+        return ServerLink(self)
+
+    async def serve(self, call: IncomingCall) -> None:
+        """Run the handler for a call and make its errors statuses."""
+        self.calls.add(call)
+        try:
+            await self.handler(call)
+            if not (call.status_sent or call.answered):
+                logger.error("the handler of %s ended without an answer", call.method)
+                call.send_status(StatusCode.INTERNAL, "internal error")
+        except MeshError as error:
+            call.fail(error)
+        except asyncio.CancelledError:
+            # By the client, its deadline or ``stop``, which have answered; else by the handler.
+            call.send_status(StatusCode.CANCELLED, "cancelled")
+        except Exception:
+            logger.exception("call of %s failed", call.method)
+            call.send_status(StatusCode.INTERNAL, "internal error")
+        finally:
+            self.calls.discard(call)
+            if not self.calls:
+                self._quiet.set()
+
+    def link_lost(self, link: ServerLink) -> None:
+        """Forget a connection."""
+        self.links.discard(link)
+        if not self.links:
+            self._quiet.set()
+
+    async def stop(self, grace_s: float) -> None:
+        """Take no more calls, let those that run finish within ``grace_s``, then close."""
+        if self._listener is not None:
+            # Not wait_closed: it waits for clients that stay connected (Python 3.12 and later).
+            self._listener.close()
+            self._listener = None
+        if self._path is not None:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._path)
+        for link in list(self.links):
+            link.drain()
+        await self._wait_while(lambda: bool(self.links), grace_s)
+        tasks = [call.task for call in self.calls]
+        for call in list(self.calls):
+            call.send_status(StatusCode.UNAVAILABLE, "the server is shutting down")
+            call.task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=_CLOSE_TIMEOUT_S)
+        for link in list(self.links):
+            link._close_drained()
+        await self._wait_while(lambda: bool(self.links), _CLOSE_TIMEOUT_S)
+        for link in list(self.links):
+            link.connection.close()
+        await self._wait_while(lambda: bool(self.links), _CLOSE_TIMEOUT_S)
+
+    async def _wait_while(self, busy: Callable[[], bool], timeout_s: float) -> None:
+        deadline_s = time.monotonic() + timeout_s
+        while busy():
+            left_s = deadline_s - time.monotonic()
+            if left_s <= 0:
+                return
+            self._quiet.clear()
+            try:
+                await asyncio.wait_for(self._quiet.wait(), left_s)
+            except TimeoutError:
+                return
+
+
+def _listen(host: str | None, port: int) -> socket.socket:
+    """Bind one socket: every address of both families without a host."""
+    if not host or host in ("0.0.0.0", "::"):
+        if host != "0.0.0.0" and socket.has_dualstack_ipv6():
+            try:
+                return socket.create_server(
+                    ("", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=_BACKLOG
+                )
+            except OSError as error:
+                # A kernel booted without IPv6 says so only now.
+                if error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
+                    raise
+        return socket.create_server(("", port), backlog=_BACKLOG)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host, port), family=family, backlog=_BACKLOG)
