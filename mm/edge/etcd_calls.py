@@ -1,0 +1,184 @@
+"""How every call into grpc.aio is made, and what its failures mean.
+
+Owns two things: the rule that no such call is awaited directly (design section 6), and the reading
+of etcd's error texts. What to do about a failure is decided in ``mm.edge.etcd_connection``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import re
+from collections.abc import Awaitable
+from typing import Any, Final, TypeVar
+
+import grpc.aio
+from aetcd import rpc
+
+_T = TypeVar("_T")
+
+#: Cancelled calls on their way out; the event loop itself holds tasks only weakly.
+_abandoned: set[asyncio.Future[Any]] = set()
+
+
+class CallFault(enum.Enum):
+    """What to do about a failed call."""
+
+    #: The connection, or the member behind it, is no good; another may be.
+    MOVE = "move"
+    #: The member says that it cannot now (no leader, busy); it may in a moment.
+    WAIT = "wait"
+    #: The token is no longer good; a new one will be.
+    TOKEN = "token"
+    #: The lease does not exist.
+    LEASE_LOST = "lease-lost"
+    #: The revision asked for is compacted away.
+    COMPACTED = "compacted"
+    #: No retry will help.
+    FINAL = "final"
+
+
+class CallError(Exception):
+    """A call into etcd failed. ``maybe_done``: it may have had, or may yet have, its effect."""
+
+    def __init__(self, fault: CallFault, reason: str, *, maybe_done: bool) -> None:
+        super().__init__(reason)
+        self.fault = fault
+        self.reason = reason
+        self.maybe_done = maybe_done
+
+
+async def in_own_task(call: Awaitable[_T], limit_s: float | None) -> _T:
+    """Await ``call`` in a task of its own; raises ``CallError`` if it fails or takes too long.
+
+    grpc.aio lets bare CancelledErrors out when a channel closes or a read is interrupted; seen
+    from inside a cancel scope they are taken for the scope's own and end it silently. Here they
+    stay in the other task, and a CancelledError that comes out is always the caller's.
+    """
+    task = asyncio.ensure_future(_result(call))
+    try:
+        await asyncio.wait({task}, timeout=limit_s)
+    except BaseException:
+        _abandon(task)
+        raise
+    if not task.done():
+        _abandon(task)
+        raise CallError(CallFault.MOVE, f"no answer within {limit_s:.2g} s", maybe_done=True)
+    return _outcome(task)
+
+
+def _outcome(task: asyncio.Future[_T]) -> _T:
+    if task.cancelled():
+        raise CallError(CallFault.MOVE, "the connection was closed", maybe_done=True)
+    error = task.exception()
+    if isinstance(error, rpc.AioRpcError):
+        raise _call_error(error) from None
+    return task.result()
+
+
+class Stream:
+    """One stream to etcd, read with patience: a read that takes long goes on in the next one.
+
+    Cancelling a read would end the stream in grpc.aio.
+    """
+
+    def __init__(self, call: Any) -> None:
+        self._call = call
+        self._reading: asyncio.Future[Any] | None = None
+
+    async def write(self, request: object, limit_s: float) -> None:
+        """Send one message; raises ``CallError``."""
+        await in_own_task(self._call.write(request), limit_s)
+
+    async def read(self, limit_s: float) -> Any:
+        """Answer the next message, None if there is none in ``limit_s``; raises ``CallError``."""
+        if self._reading is None:
+            self._reading = asyncio.ensure_future(_result(self._call.read()))
+        await asyncio.wait({self._reading}, timeout=limit_s)
+        if not self._reading.done():
+            return None
+        reading, self._reading = self._reading, None
+        message = _outcome(reading)
+        if message is grpc.aio.EOF:
+            raise CallError(CallFault.MOVE, "etcd ended the stream", maybe_done=False)
+        return message
+
+    def close(self) -> None:
+        """End the stream; it is not used again."""
+        self._call.cancel()
+        if self._reading is not None:
+            _abandon(self._reading)
+            self._reading = None
+
+
+async def _result(call: Awaitable[_T]) -> _T:
+    return await call
+
+
+def _abandon(task: asyncio.Future[_T]) -> None:
+    task.cancel()
+    _abandoned.add(task)
+    task.add_done_callback(_forget)
+
+
+def _forget(task: asyncio.Future[Any]) -> None:
+    _abandoned.discard(task)
+    if not task.cancelled():
+        task.exception()  # looked at, so that asyncio does not complain: nobody wants it any more
+
+
+_NEVER_SENT: Final = re.compile(r"failed to connect|connection refused|not ready|dns resol", re.I)
+#: etcd's words -> what to do, what to say (empty: repeat etcd's words), whether it may be done.
+_WORDS: Final[tuple[tuple[str, CallFault, str, bool], ...]] = (
+    ("invalid auth token", CallFault.TOKEN, "", False),
+    ("revision of auth store is old", CallFault.TOKEN, "", False),
+    ("requested lease not found", CallFault.LEASE_LOST, "the lease is lost", False),
+    ("required revision has been compacted", CallFault.COMPACTED, "", False),
+    ("database space exceeded", CallFault.FINAL, "etcd is out of space", False),
+    ("request is too large", CallFault.FINAL, "the record is too large for etcd", False),
+    ("too many requests", CallFault.WAIT, "", False),
+    ("no leader", CallFault.WAIT, "", True),
+    ("leader changed", CallFault.WAIT, "", True),
+    ("request timed out", CallFault.WAIT, "", True),
+    ("user name is empty", CallFault.FINAL, "it requires a user and a password", False),
+    ("permission denied", CallFault.FINAL, "the user is not permitted to do this", False),
+)
+_MOVE_CODES: Final = frozenset(
+    {
+        rpc.StatusCode.UNAVAILABLE,
+        rpc.StatusCode.DEADLINE_EXCEEDED,
+        rpc.StatusCode.CANCELLED,
+        rpc.StatusCode.INTERNAL,
+        rpc.StatusCode.UNKNOWN,
+        rpc.StatusCode.UNIMPLEMENTED,
+    }
+)
+
+
+def _call_error(error: rpc.AioRpcError) -> CallError:
+    details = error.details() or ""
+    for words, fault, reason, maybe_done in _WORDS:
+        if words in details:
+            return CallError(fault, reason or details, maybe_done=maybe_done)
+    code = error.code()
+    if code in _MOVE_CODES:
+        never_sent = code is rpc.StatusCode.UNAVAILABLE and _NEVER_SENT.search(details)
+        return CallError(CallFault.MOVE, _brief(code, details), maybe_done=not never_sent)
+    return CallError(CallFault.FINAL, _brief(code, details), maybe_done=False)
+
+
+def fault_of_text(details: str) -> CallFault:
+    """Answer what to do about an error that etcd tells in a message (a cancelled watch)."""
+    for words, fault, _, _ in _WORDS:
+        if words in details:
+            return fault
+    return CallFault.MOVE
+
+
+def _brief(code: rpc.StatusCode, details: str) -> str:
+    """Take the one telling part out of grpc's nested texts."""
+    if "Connection refused" in details:
+        return "connection refused"
+    if code is rpc.StatusCode.DEADLINE_EXCEEDED:
+        return "no answer in time"
+    return f"{code.name}: {details}" if details else code.name

@@ -1,0 +1,318 @@
+"""Connections to an etcd cluster: which member, how long it may be silent, who we are to it.
+
+``Connection`` is one channel to one address with its token; ``Connector`` keeps the one in use,
+makes new ones and runs calls over them within a time limit, moving to another member as needed.
+Names are resolved and members rotated here, because a channel to many addresses hides which one is
+silent. What is asked of etcd is no concern of this file.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import random
+import socket
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Final
+
+from aetcd import rpc
+
+from mm.edge.etcd_calls import CallError, CallFault, in_own_task
+from mm.edge.kv_config import Endpoint, EtcdTarget
+from mm.errors import StoreUnavailableError
+
+logger = logging.getLogger(__name__)
+
+#: A page of a large table, or many events at once, exceed gRPC's 4 MiB.
+RECEIVE_BYTES_MAX: Final = 256 * 1024 * 1024
+#: While the store is known to be away, a call waits only this long for it to come back.
+DOWN_WAIT_S: Final = 0.5
+#: Time to connect to one member, if there are many.
+_CONNECT_LIMIT_MIN_S: Final = 0.3
+_PAUSE_S: Final = 0.05
+
+#: Read by the Java mesh too to see whether etcd answers; never written (spec core 1.2).
+PROBE_KEY: Final = b"/__DUMMY_KEY_FOR_TESTING_CONNECTION"
+
+_OPTIONS: Final = (
+    ("grpc.max_receive_message_length", RECEIVE_BYTES_MAX),
+    ("grpc.max_send_message_length", -1),
+    # Channels to one address would share a connection: then a new channel is no new connection.
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.enable_http_proxy", 0),
+    # A retry behind our back would hide that a write may have been applied twice.
+    ("grpc.enable_retries", 0),
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 8_000),
+)
+
+Rpc = Callable[["Connection"], Any]
+
+
+class Connection:
+    """One channel to one address. ``retired`` is set when it must not be used any longer."""
+
+    def __init__(self, endpoint: Endpoint, address: str) -> None:
+        self.endpoint = endpoint
+        options = (*_OPTIONS, ("grpc.default_authority", str(endpoint)))
+        self._channel = rpc.insecure_channel(address, options=options)
+        self.kv = rpc.KVStub(self._channel)
+        self.lease = rpc.LeaseStub(self._channel)
+        self.watch = rpc.WatchStub(self._channel)
+        self._auth = rpc.AuthStub(self._channel)
+        #: Refuse at once on a member without a leader instead of letting us wait.
+        self.metadata: tuple[tuple[str, str], ...] = (("hasleader", "true"),)
+        self.heard_s = time.monotonic()
+        self.retired = asyncio.Event()
+
+    def heard(self) -> None:
+        """Note that the other end spoke."""
+        self.heard_s = time.monotonic()
+
+    async def unary(self, method: Any, request: object, limit_s: float) -> Any:
+        """Make one call; raises ``CallError``."""
+        call = method(request, timeout=limit_s, metadata=self.metadata)
+        # gRPC keeps the time too; ours is a little longer, so that its better text wins.
+        response = await in_own_task(call, limit_s + 0.1)
+        self.heard()
+        return response
+
+    async def authenticate(self, user: str, password: str, limit_s: float) -> None:
+        """Get a (new) token; raises ``CallError``."""
+        request = rpc.AuthenticateRequest(name=user, password=password)
+        call = self._auth.Authenticate(request, timeout=limit_s)
+        try:
+            response = await in_own_task(call, limit_s + 0.1)
+        except CallError as exc:
+            if "authentication is not enabled" in exc.reason:
+                self.heard()
+                return
+            if "authentication failed" in exc.reason:
+                reason = f"user {user!r} is refused: unknown, or the password is wrong"
+                raise CallError(CallFault.FINAL, reason, maybe_done=False) from None
+            raise
+        self.heard()
+        self.metadata = (("hasleader", "true"), ("token", response.token))
+
+    async def close(self) -> None:
+        """Close the channel; calls under way fail."""
+        await self._channel.close()
+
+
+class Connector:
+    """Keeps one good connection to the cluster and makes calls over it.
+
+    All failures come out as ``StoreUnavailableError`` naming the endpoints, but for those faults
+    that the caller asked to see.
+    """
+
+    def __init__(self, target: EtcdTarget, timeout_s: float, silence_s: float) -> None:
+        self.timeout_s = timeout_s
+        self.silence_s = silence_s
+        self._target = target
+        self._probe_key = target.root_prefix.encode("utf-8", "surrogateescape") + PROBE_KEY
+        self._current: Connection | None = None
+        self._round: asyncio.Task[str] | None = None
+        self._down_reason = ""
+        self._closed = False
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._closing: set[asyncio.Task[None]] = set()
+        # Instances that start together should not all sit on the member named first.
+        self._rotation = random.randrange(len(target.endpoints))
+
+    # --- state ---
+
+    @property
+    def connected(self) -> bool:
+        """Whether the last contact succeeded and is recent."""
+        if self._current is None or self._down_reason:
+            return False
+        return time.monotonic() - self._current.heard_s <= self.silence_s
+
+    def error(self, reason: str) -> StoreUnavailableError:
+        """Answer the error to raise: says which store, and why."""
+        return StoreUnavailableError(f"{self._target}: {reason}")
+
+    def spawn(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """Run a task that ends at the latest when the connector closes."""
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def retire(self, connection: Connection, reason: str) -> None:
+        """Give a connection up for good; whoever uses it notices, the next call makes a new one."""
+        if connection.retired.is_set():
+            return
+        logger.info("leaving etcd at %s: %s", connection.endpoint, reason)
+        self._discard(connection)
+        if self._current is connection:
+            self._current = None
+            self._rotation += 1
+
+    async def close(self) -> None:
+        """Close everything; bounded."""
+        self._closed = True
+        for task in list(self._tasks):
+            task.cancel()
+        if self._current is not None:
+            self._discard(self._current)
+            self._current = None
+        if self._tasks or self._closing:
+            await asyncio.wait(self._tasks | self._closing, timeout=self.timeout_s)
+
+    def _discard(self, connection: Connection) -> None:
+        connection.retired.set()
+        task = asyncio.get_running_loop().create_task(connection.close())
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
+    # --- calls ---
+
+    async def call(
+        self,
+        method: Rpc,
+        request: object,
+        *,
+        limit_s: float | None = None,
+        pass_on: frozenset[CallFault] = frozenset(),
+    ) -> tuple[Any, bool]:
+        """Make one call, on another member if need be; answers also whether it was sent twice.
+
+        Raises ``CallError`` for the faults in ``pass_on``.
+        """
+        now = time.monotonic
+        deadline_s = now() + (self.timeout_s if limit_s is None else limit_s)
+        sent_before = False
+        token_renewed = False
+        while True:
+            connection = await self.connection(deadline_s)
+            started_s = now()
+            try:
+                response = await connection.unary(
+                    method(connection), request, self._attempt_limit_s(deadline_s - started_s)
+                )
+                self._down_reason = ""
+                return response, sent_before
+            except CallError as exc:
+                if exc.fault in pass_on:
+                    raise
+                sent_before = sent_before or exc.maybe_done
+                if exc.fault is CallFault.FINAL or (exc.fault is CallFault.TOKEN and token_renewed):
+                    raise self.error(exc.reason) from None
+                if exc.fault is CallFault.TOKEN:
+                    token_renewed = True
+                    await self.renew_token(connection, deadline_s)
+                    continue
+                if exc.fault is CallFault.WAIT and len(self._target.endpoints) == 1:
+                    await asyncio.sleep(_PAUSE_S)
+                elif exc.fault is CallFault.WAIT or connection.heard_s <= started_s:
+                    self.retire(connection, exc.reason)
+                if now() >= deadline_s - _PAUSE_S:
+                    raise self.error(exc.reason) from None
+
+    def _attempt_limit_s(self, left_s: float) -> float:
+        """Leave time for another member if there is one."""
+        members = len(self._target.endpoints)
+        return max(left_s if members == 1 else left_s / min(members, 3), 0.01)
+
+    async def renew_token(self, connection: Connection, deadline_s: float) -> None:
+        """Log in again; raises ``StoreUnavailableError``."""
+        left_s = max(deadline_s - time.monotonic(), 0.01)
+        try:
+            await connection.authenticate(self._target.user, self._target.password, left_s)
+        except CallError as exc:
+            raise self.error(exc.reason) from None
+
+    # --- connecting ---
+
+    async def connection(self, deadline_s: float) -> Connection:
+        """Answer the connection in use, or make one; raises ``StoreUnavailableError``."""
+        if self._closed:
+            raise self.error("the store is closed")
+        connection = self._in_use()
+        if connection is not None:
+            return connection
+        if self._round is None or self._round.done():
+            self._round = self.spawn(self._connect())
+        attempt = self._round
+        left_s = deadline_s - time.monotonic()
+        limit_s = min(left_s, DOWN_WAIT_S) if self._down_reason else left_s
+        await asyncio.wait({attempt}, timeout=max(limit_s, 0.01))
+        if not attempt.done() or attempt.cancelled():
+            raise self.error(self._down_reason or f"no answer within {self.timeout_s:g} s")
+        failure = attempt.result()
+        connection = self._in_use()
+        if connection is None:
+            raise self.error(failure or "the connection was lost at once")
+        return connection
+
+    def _in_use(self) -> Connection | None:
+        return self._current
+
+    async def _connect(self) -> str:
+        """Try each address once, starting after the one that failed last; answer why none did."""
+        reasons: list[str] = []
+        addresses = await self._resolve(reasons)
+        limit_s = max(self.timeout_s / max(len(addresses), 1) * 0.9, _CONNECT_LIMIT_MIN_S)
+        for _ in range(len(addresses)):
+            endpoint, address = addresses[self._rotation % len(addresses)]
+            connection = Connection(endpoint, address)
+            try:
+                await self._greet(connection, limit_s)
+            except CallError as exc:
+                self._rotation += 1
+                reasons.append(exc.reason if len(addresses) == 1 else f"{endpoint}: {exc.reason}")
+                self._discard(connection)
+                continue
+            except BaseException:
+                self._discard(connection)
+                raise
+            logger.info("connected to etcd at %s", endpoint)
+            self._current = connection
+            self._down_reason = ""
+            return ""
+        self._down_reason = "; ".join(dict.fromkeys(reasons))
+        return self._down_reason
+
+    async def _greet(self, connection: Connection, limit_s: float) -> None:
+        """See that the member serves; raises ``CallError``."""
+        if self._target.user:
+            await connection.authenticate(self._target.user, self._target.password, limit_s)
+        request = rpc.RangeRequest(key=self._probe_key, count_only=True)
+        try:
+            await connection.unary(connection.kv.Range, request, limit_s)
+        except CallError as exc:
+            # A user of few rights may not read this key: that is an answer, too.
+            if "not permitted" not in exc.reason:
+                raise
+
+    async def _resolve(self, reasons: list[str]) -> Sequence[tuple[Endpoint, str]]:
+        """Answer an address in gRPC's notation for each way to each member."""
+        found: list[tuple[Endpoint, str]] = []
+        for endpoint in self._target.endpoints:
+            try:
+                hosts = await self._hosts(endpoint)
+            except OSError as exc:
+                reasons.append(f"{endpoint.host}: {exc.strerror or exc}")
+                continue
+            except CallError:
+                reasons.append(f"{endpoint.host}: the name was not resolved in time")
+                continue
+            for host in hosts:
+                address = f"ipv6:[{host}]" if ":" in host else f"ipv4:{host}"
+                found.append((endpoint, f"{address}:{endpoint.port}"))
+        return found
+
+    async def _hosts(self, endpoint: Endpoint) -> Sequence[str]:
+        try:
+            return [str(ipaddress.ip_address(endpoint.host))]
+        except ValueError:
+            pass  # a name
+        lookup = asyncio.get_running_loop().getaddrinfo(
+            endpoint.host, endpoint.port, type=socket.SOCK_STREAM
+        )
+        answers = await in_own_task(lookup, self.timeout_s / len(self._target.endpoints))
+        return list(dict.fromkeys(str(answer[4][0]) for answer in answers))

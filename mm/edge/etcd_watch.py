@@ -1,0 +1,219 @@
+"""Following a table in etcd (design section 6): a ``Resync``, then every change, across outages.
+
+Owns the position in etcd's history and the discipline of one stream: never used again after a
+cancel, resumed at the last revision seen, given up when it is silent though progress was asked
+for, and replaced by reading the table again where history is compacted or another.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Any, Final
+
+from aetcd import rpc
+
+from mm.edge.etcd_calls import CallError, CallFault, Stream, fault_of_text
+from mm.edge.etcd_connection import Connection, Connector
+from mm.edge.etcd_txn import KeyCodec
+from mm.errors import StoreUnavailableError
+from mm.mesh.ports import Delete, Put, Resync, WatchEvent
+
+logger = logging.getLogger(__name__)
+
+#: With so many events untaken no more are read: etcd then keeps them for us.
+EVENTS_MAX: Final = 10_000
+#: Progress is asked for so many times in the silence that is allowed. Counted instead of timed, so
+#: that a process that was itself stopped for long does not blame the store.
+_PROBES: Final = 3
+_BACKOFF_FIRST_S: Final = 0.05
+_BACKOFF_MAX_S: Final = 1.0
+
+_DELETE: Final = rpc.Event.EventType.Value("DELETE")
+
+
+class EtcdWatch(AsyncIterator[Sequence[WatchEvent]]):
+    """One followed table. Made by ``EtcdStore.watch``.
+
+    Invariant: everything before ``_resume_at`` was delivered, and at it the events of ``_seen``.
+    A transaction may be told in several messages, so its revision may be half delivered.
+    """
+
+    def __init__(
+        self,
+        prefix: str,
+        connector: Connector,
+        codec: KeyCodec,
+        read_table: Callable[[str], Awaitable[Resync]],
+    ) -> None:
+        self._prefix = prefix
+        self._connector = connector
+        self._codec = codec
+        self._read_table = read_table
+        self._resume_at = 0  # 0: nothing known, read the table
+        self._seen: set[bytes] = set()
+        self._cluster_id = 0
+        self._events: list[WatchEvent] = []
+        self._arrived = asyncio.Event()
+        self._taken = asyncio.Event()
+        self._lost_reason = ""
+        self._backoff_s = _BACKOFF_FIRST_S
+        self._following: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to follow."""
+        self._following = self._connector.spawn(self._follow())
+        self._following.add_done_callback(lambda _: self._arrived.set())
+
+    def stop(self) -> None:
+        """End; whoever still waits for events is told that there are no more."""
+        assert self._following is not None
+        self._following.cancel()
+
+    async def __anext__(self) -> Sequence[WatchEvent]:
+        """Answer the events since the last time, at least one."""
+        assert self._following is not None
+        while not self._events:
+            if self._following.done():
+                if not self._following.cancelled():
+                    self._following.result()  # ended by a bug: it goes up here
+                raise StopAsyncIteration
+            self._arrived.clear()
+            await self._arrived.wait()
+        events, self._events = self._events, []
+        self._taken.set()
+        return events
+
+    # --- across streams ---
+
+    async def _follow(self) -> None:
+        while True:
+            try:
+                if not self._resume_at:
+                    table = await self._read_table(self._prefix)
+                    self._resume_at = table.revision + 1
+                    self._seen.clear()
+                    self._events = [table]  # what was not taken yet is out of date
+                    self._arrived.set()
+                await self._stream()
+            except StoreUnavailableError as exc:
+                self._lost(exc.message)
+            await asyncio.sleep(self._backoff_s)
+            self._backoff_s = min(self._backoff_s * 2, _BACKOFF_MAX_S)
+
+    def _lost(self, reason: str) -> None:
+        log = logger.debug if self._lost_reason else logger.warning
+        log("the watch of %s is interrupted: %s", self._prefix, reason)
+        self._lost_reason = reason
+
+    def _found(self) -> None:
+        self._backoff_s = _BACKOFF_FIRST_S
+        if self._lost_reason:
+            logger.info("the watch of %s goes on", self._prefix)
+            self._lost_reason = ""
+
+    async def _stream(self) -> None:
+        """Follow over one stream until it ends."""
+        deadline_s = time.monotonic() + self._connector.timeout_s
+        connection = await self._connector.connection(deadline_s)
+        started_s = time.monotonic()
+        stream = Stream(connection.watch.Watch(metadata=connection.metadata))
+        try:
+            await stream.write(self._create_request(), self._connector.timeout_s)
+            await self._read(stream, connection)
+        except CallError as exc:
+            self._lost(exc.reason)
+            if exc.fault is CallFault.COMPACTED:
+                self._resume_at = 0
+            elif exc.fault is CallFault.TOKEN:
+                limit_s = time.monotonic() + self._connector.timeout_s
+                await self._connector.renew_token(connection, limit_s)
+            elif exc.fault is CallFault.MOVE and _is_suspect(connection, started_s, exc):
+                self._connector.retire(connection, exc.reason)
+        finally:
+            stream.close()
+
+    def _create_request(self) -> Any:
+        start, end = self._codec.range_of(self._prefix)
+        create = rpc.WatchCreateRequest(
+            key=start,
+            range_end=end,
+            start_revision=self._resume_at,
+            progress_notify=True,
+            fragment=True,
+        )
+        return rpc.WatchRequest(create_request=create)
+
+    # --- within one stream ---
+
+    async def _read(self, stream: Stream, connection: Connection) -> None:
+        interval_s = self._connector.silence_s / _PROBES
+        unanswered = 0
+        while True:
+            response = await stream.read(interval_s)
+            if response is None:
+                unanswered += 1
+                if unanswered >= _PROBES:
+                    raise _SilentError(f"silent for {self._connector.silence_s:g} s")
+                progress = rpc.WatchRequest(progress_request=rpc.WatchProgressRequest())
+                await stream.write(progress, interval_s)
+                continue
+            unanswered = 0
+            connection.heard()
+            self._digest(response)
+            while len(self._events) >= EVENTS_MAX:
+                self._taken.clear()
+                await self._taken.wait()
+
+    def _digest(self, response: Any) -> None:
+        if response.canceled or response.compact_revision:
+            if response.compact_revision:
+                reason = f"history before {response.compact_revision} is compacted"
+                raise CallError(CallFault.COMPACTED, reason, maybe_done=False)
+            reason = response.cancel_reason or "etcd cancelled it"
+            raise CallError(fault_of_text(reason), reason, maybe_done=False)
+        if response.created:
+            self._check_history(response.header)
+            self._found()
+        elif response.events:
+            self._take(response.events)
+        elif response.watch_id >= 0:
+            # Everything up to here was delivered. Answers to requests have the id -1, and before
+            # etcd 3.5.8 they could overtake events: those only tell that somebody is there.
+            self._resume_at = max(self._resume_at, response.header.revision + 1)
+            self._seen.clear()
+
+    def _check_history(self, header: Any) -> None:
+        """See that the store is the one we know: it may have been emptied, or restored."""
+        known, self._cluster_id = self._cluster_id, header.cluster_id
+        if (known and known != header.cluster_id) or header.revision < self._resume_at - 1:
+            reason = f"the store was replaced: it is at revision {header.revision}"
+            raise CallError(CallFault.COMPACTED, reason, maybe_done=False)
+
+    def _take(self, events: Sequence[Any]) -> None:
+        for event in events:
+            kv = event.kv
+            if kv.mod_revision > self._resume_at:
+                self._resume_at = kv.mod_revision
+                self._seen.clear()
+            elif kv.key in self._seen:
+                continue  # told again after resuming
+            self._seen.add(kv.key)
+            if event.type == _DELETE:
+                self._events.append(Delete(self._codec.decode(kv.key), kv.mod_revision))
+            else:
+                self._events.append(Put(self._codec.item(kv)))
+        if self._events:
+            self._arrived.set()
+
+
+class _SilentError(CallError):
+    def __init__(self, reason: str) -> None:
+        super().__init__(CallFault.MOVE, reason, maybe_done=False)
+
+
+def _is_suspect(connection: Connection, started_s: float, error: CallError) -> bool:
+    """Answer whether the whole connection is to be blamed for a stream's end."""
+    return isinstance(error, _SilentError) or connection.heard_s <= started_s
