@@ -1,7 +1,9 @@
 """Errors that reach a client, each with its gRPC status.
 
-What code stands for which outcome is design section 8; texts that clients and controllers parse are those of the
-Java mesh (spec core 8). A ``MeshError`` is an answer to a call, never a bug: bugs are ordinary exceptions, reach the
+What code stands for which outcome is design section 8; texts that clients and controllers parse are
+those of the
+Java mesh (spec core 8). A ``MeshError`` is an answer to a call, never a bug: bugs are ordinary
+exceptions, reach the
 client as INTERNAL and the log with a traceback.
 """
 
@@ -35,11 +37,13 @@ class StatusCode(enum.IntEnum):
 class MeshError(Exception):
     """An outcome that is told to the client as a gRPC status.
 
-    ``retry_after_ms`` is sent as ``grpc-retry-pushback-ms`` where the time of a useful retry is known.
+    ``retry_after_ms`` is sent as ``grpc-retry-pushback-ms`` where the time of a useful retry is
+    known.
     """
 
     code = StatusCode.UNKNOWN
-    #: Value of the ``mm-hop-result`` trailer when the caller is a peer; None: an answer for the client.
+    #: Value of the ``mm-hop-result`` trailer when the caller is a peer; None: an answer for the
+    #: client.
     #: It is an ``mm.core.calls.Outcome`` value, and tells the sender to try elsewhere.
     hop_result: str | None = None
 
@@ -99,7 +103,7 @@ class LoadTimeoutError(MeshError):
 
 
 class NoRoomError(MeshError):
-    """No instance can take the model now: no space, no candidate, churn, draining. Worth a retry."""
+    """No instance can take the model now (no space, no candidate, draining): worth a retry."""
 
     code = StatusCode.UNAVAILABLE
 

@@ -1,7 +1,9 @@
 """One call on its way through the mesh, and the one question asked about it (design section 2).
 
-``Router.route(call)`` answers a ``Route`` (where the bytes go) or raises a ``MeshError`` (the status for the client).
-Whoever moves the bytes then tells what became of it with ``Router.finished`` and, where the answer is "again", asks
+``Router.route(call)`` answers a ``Route`` (where the bytes go) or raises a ``MeshError`` (the
+status for the client).
+Whoever moves the bytes then tells what became of it with ``Router.finished`` and, where the answer
+is "again", asks
 once more. The data plane never decides; the router never touches a byte.
 """
 
@@ -21,7 +23,8 @@ class Hop(enum.Enum):
     EXTERNAL = "external"
     #: From a peer that believes a copy is here: serve it here or say "not here".
     HIT_ONLY = "hit-only"
-    #: From a peer that chose this instance to load the model: load it here, or forward to a copy that appeared.
+    #: From a peer that chose this instance to load the model: load it here, or forward to a copy
+    #: that appeared.
     LOAD_LOCAL = "load-local"
 
 
@@ -67,9 +70,11 @@ class Outcome(enum.Enum):
     STALE = "stale"
     #: The peer is shutting down.
     DRAINING = "draining"
-    #: The runtime beside the copy says that it does not have the model (NOT_FOUND and its disguises, spec core 2.8.4).
+    #: The runtime beside the copy says that it does not have the model (NOT_FOUND and its
+    #: disguises, spec core 2.8.4).
     LOST = "lost"
-    #: No connection to the upstream (peer or runtime), or it broke before an answer. As a hop result: my runtime is gone.
+    #: No connection to the upstream (peer or runtime), or it broke before an answer. As a hop
+    #: result: my runtime is gone.
     UNREACHABLE = "unreachable"
     #: The runtime answered UNAVAILABLE.
     RUNTIME_UNAVAILABLE = "runtime-unavailable"
@@ -82,8 +87,11 @@ class LocalRoute:
     """Send it to the runtime beside this instance; the copy is pinned until ``Router.finished``."""
 
     model_id: ModelId
-    #: Field numbers of the id inside the request message; empty: leave the message alone (spec core 2.14).
+    #: Field numbers of the id inside the request message; empty: leave the message alone (spec core
+    #: 2.14).
     injection_path: tuple[int, ...] = ()
+    #: Which load of the model this copy is, in this process.
+    load_id: int = 0
 
 
 @dataclass(frozen=True, slots=True)

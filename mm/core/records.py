@@ -1,7 +1,9 @@
 """The records in the store: what they say and their JSON (spec core 1.3-1.7).
 
-A value is a plain JSON object with abbreviated names; an attribute that is null, false, 0 or empty is not written, and
-absence means exactly that. Attributes that are not understood are kept and written back: it is how old and new
+A value is a plain JSON object with abbreviated names; an attribute that is null, false, 0 or empty
+is not written, and
+absence means exactly that. Attributes that are not understood are kept and written back: it is how
+old and new
 instances share a store. Keys and compare-and-set live in ``mm.mesh.registry``.
 """
 
@@ -17,7 +19,6 @@ from mm.core.ids import NEVER_MS, InstanceId, ModelId
 
 #: What an absent ``type`` means (spec core 1.6).
 DEFAULT_MODEL_TYPE: Final = "NLCLASSIFIER"
-
 
 
 class RecordError(ValueError):
@@ -111,7 +112,8 @@ class ModelInfo:
 class ModelRecord:
     """One registered model (spec core 1.6).
 
-    Invariant: an instance id is in at most one of ``copies`` and ``failures``. An instance only ever adds or removes
+    Invariant: an instance id is in at most one of ``copies`` and ``failures``. An instance only
+    ever adds or removes
     its own id; only the leader removes others'.
     """
 
@@ -167,13 +169,25 @@ class ModelRecord:
         )
 
     def failure_text(self, instance_id: InstanceId) -> str:
-        """Answer the message of the failure recorded for ``instance_id``; empty when none was given."""
+        """Answer the message of the failure recorded for ``instance_id``; empty when none was
+        given.
+        """
         details = self.failure_details.get(instance_id)
         message = details.get("msg") if isinstance(details, dict) else None
         return message if isinstance(message, str) else ""
 
-    def with_copy(self, instance_id: InstanceId, enqueued_ms: int, last_used_ms: int) -> ModelRecord:
-        """Answer the record after ``instance_id`` enqueued a load: own failure dropped, last use only raised."""
+    def used(self, last_used_ms: int) -> ModelRecord:
+        """Answer the record with a later last use; an earlier one changes nothing."""
+        if last_used_ms <= self.last_used_ms:
+            return self
+        return replace(self, last_used_ms=last_used_ms)
+
+    def with_copy(
+        self, instance_id: InstanceId, enqueued_ms: int, last_used_ms: int
+    ) -> ModelRecord:
+        """Answer the record after ``instance_id`` enqueued a load: own failure dropped, last use
+        only raised.
+        """
         return replace(
             self,
             copies={**self.copies, instance_id: enqueued_ms},
@@ -182,8 +196,12 @@ class ModelRecord:
             last_used_ms=max(self.last_used_ms, last_used_ms),
         )
 
-    def without_copy(self, instance_id: InstanceId, now_ms: int, last_used_ms: int = 0) -> ModelRecord:
-        """Answer the record after the copy of ``instance_id`` went; notes the time if more than two remain."""
+    def without_copy(
+        self, instance_id: InstanceId, now_ms: int, last_used_ms: int = 0
+    ) -> ModelRecord:
+        """Answer the record after the copy of ``instance_id`` went; notes the time if more than two
+        remain.
+        """
         remaining = _without(self.copies, instance_id)
         return replace(
             self,
@@ -246,6 +264,7 @@ class InstanceRecord:
 
     @property
     def remaining_units(self) -> int:
+        """Capacity not used; never negative, whatever was published."""
         return max(0, self.capacity_units - self.used_units)
 
     @classmethod

@@ -1,6 +1,8 @@
-"""What the mesh needs of the world, as Protocols: clock, store, runtime, peers; and what the data plane needs of the mesh.
+"""What the mesh needs of the world, as Protocols: clock, store, runtime, peers; and what the data
+plane needs of the mesh.
 
-``edge`` implements the first four, ``mm.testing`` fakes them, ``mm.mesh.router`` implements ``Router``. Every error of
+``edge`` implements the first four, ``mm.testing`` fakes them, ``mm.mesh.router`` implements
+``Router``. Every error of
 the world that can be answered to a client is a ``MeshError``; anything else that escapes is a bug.
 """
 
@@ -19,10 +21,12 @@ from mm.core.records import ModelInfo
 class Clock(Protocol):
     """Wall time. Waiting and time limits use ``anyio.current_time()`` instead."""
 
-    def now_ms(self) -> int: ...
+    def now_ms(self) -> int:
+        """Answer milliseconds since the epoch."""
+        ...
 
 
-# --- store ------------------------------------------------------------------------------------------------------
+# --- store ---
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +57,9 @@ class Delete:
 
 @dataclass(frozen=True, slots=True)
 class Resync:
-    """The whole table at one revision: first event of every watch, and again when events were missed."""
+    """The whole table at one revision: first event of every watch, and again when events were
+    missed.
+    """
 
     items: Sequence[Item]
     revision: int
@@ -64,7 +70,8 @@ WatchEvent = Put | Delete | Resync
 
 @dataclass(frozen=True, slots=True)
 class Write:
-    """One conditional write. ``value`` None deletes. ``if_revision`` 0 means "must not exist", None "whatever is there".
+    """One conditional write. ``value`` None deletes. ``if_revision`` 0 means "must not exist", None
+    "whatever is there".
 
     ``lease_id`` binds the key to a lease; 0 for none.
     """
@@ -77,14 +84,18 @@ class Write:
 
 @dataclass(frozen=True, slots=True)
 class WriteResult:
-    """``succeeded``, and what is stored now: the item just written, or the one that stood in the way; None if absent."""
+    """``succeeded``, and what is stored now: the item just written, or the one that stood in the
+    way; None if absent.
+    """
 
     succeeded: bool
     item: Item | None
 
 
 class Session(Protocol):
-    """A lease that is kept alive and re-created after a loss; keys bound to it vanish when it expires."""
+    """A lease that is kept alive and re-created after a loss; keys bound to it vanish when it
+    expires.
+    """
 
     @property
     def lease_id(self) -> int:
@@ -97,9 +108,11 @@ class Session(Protocol):
 
 
 class Store(Protocol):
-    """The ports of spec core 1.4 over etcd or memory. Keys are whole logical paths; root prefixes are the store's affair.
+    """The ports of spec core 1.4 over etcd or memory. Keys are whole logical paths; root prefixes
+    are the store's affair.
 
-    Every method raises ``StoreUnavailableError`` within ``Config.store_timeout_s`` when the store cannot be reached.
+    Every method raises ``StoreUnavailableError`` within ``Config.store_timeout_s`` when the store
+    cannot be reached.
     """
 
     @property
@@ -120,15 +133,21 @@ class Store(Protocol):
         ...
 
     async def write(self, write: Write) -> WriteResult:
-        """One compare-and-set. Concurrent writes may travel in one transaction; results are per key regardless."""
+        """One compare-and-set. Concurrent writes may travel in one transaction; results are per key
+        regardless.
+        """
         ...
 
     async def transact(self, writes: Sequence[Write]) -> tuple[bool, Sequence[Item | None]]:
         """All writes or none; then what is stored under each key, in the order given."""
         ...
 
-    def watch(self, prefix: str) -> AbstractAsyncContextManager[AsyncIterator[Sequence[WatchEvent]]]:
-        """Follow a table: batches of events, a ``Resync`` first. Survives outages; a batch is never empty."""
+    def watch(
+        self, prefix: str
+    ) -> AbstractAsyncContextManager[AsyncIterator[Sequence[WatchEvent]]]:
+        """Follow a table: batches of events, a ``Resync`` first. Survives outages; a batch is never
+        empty.
+        """
         ...
 
     def session(self, ttl_s: int) -> AbstractAsyncContextManager[Session]:
@@ -136,7 +155,7 @@ class Store(Protocol):
         ...
 
 
-# --- the runtime beside this instance -----------------------------------------------------------------------------
+# --- the runtime beside this instance ---
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +166,8 @@ class RuntimeParameters:
     default_model_size_bytes: int
     loading_concurrency_max: int
     load_timeout_ms: int
-    #: Full method name without leading slash -> id injection path; empty mapping: every method is allowed.
+    #: Full method name without leading slash -> id injection path; empty mapping: every method is
+    #: allowed.
     methods: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     allow_any_method: bool = False
     limit_model_concurrency: bool = False
@@ -175,10 +195,14 @@ class Runtime(Protocol):
     """The management half of the runtime SPI (around 8). Calls are cancelled on cancellation."""
 
     async def wait_ready(self) -> RuntimeParameters:
-        """Poll until READY; raises ``StartupError`` after ``Config.runtime_start_timeout_s`` or on nonsense."""
+        """Poll until READY; raises ``StartupError`` after ``Config.runtime_start_timeout_s`` or on
+        nonsense.
+        """
         ...
 
-    async def load(self, model_id: ModelId, info: ModelInfo) -> Loaded: ...
+    async def load(self, model_id: ModelId, info: ModelInfo) -> Loaded:
+        """Load it; raises ``RuntimeCallError`` or ``RuntimeUnavailableError``."""
+        ...
 
     async def unload(self, model_id: ModelId) -> None:
         """NOT_FOUND counts as success."""
@@ -193,7 +217,7 @@ class Runtime(Protocol):
         ...
 
 
-# --- other instances ------------------------------------------------------------------------------------------------
+# --- other instances ---
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +239,9 @@ class CopyStatus:
 
 @dataclass(frozen=True, slots=True)
 class ModelStatus:
-    """The answer to register, ensure-loaded and get-status: NOT_FOUND, NOT_LOADED, LOADING, LOADED, LOADING_FAILED, UNKNOWN."""
+    """The answer to register, ensure-loaded and get-status: NOT_FOUND, NOT_LOADED, LOADING, LOADED,
+    LOADING_FAILED, UNKNOWN.
+    """
 
     status: str
     errors: tuple[str, ...] = ()
@@ -223,14 +249,20 @@ class ModelStatus:
 
 
 class Peers(Protocol):
-    """Calls to other instances other than proxied ones. ``address`` is the ``addr`` of their record."""
+    """Calls to other instances other than proxied ones. ``address`` is the ``addr`` of their
+    record.
+    """
 
     async def identify(self, address: str, timeout_s: float) -> PeerIdentity | None:
         """Answer who is there, None if nobody answers in time."""
         ...
 
-    async def ensure_loaded(self, route: Route, *, sync: bool, last_used_ms: int, timeout_s: float) -> ModelStatus:
-        """Forward an ensure-loaded by a ``PeerRoute``; raises ``PeerCallError`` if it did not do it."""
+    async def ensure_loaded(
+        self, route: Route, *, sync: bool, last_used_ms: int, timeout_s: float
+    ) -> ModelStatus:
+        """Forward an ensure-loaded by a ``PeerRoute``; raises ``PeerCallError`` if it did not do
+        it.
+        """
         ...
 
     async def model_status(self, route: Route, timeout_s: float) -> ModelStatus:
@@ -247,7 +279,7 @@ class PeerCallError(Exception):
         self.message = message
 
 
-# --- what the data plane asks of the mesh ---------------------------------------------------------------------------
+# --- what the data plane asks of the mesh ---
 
 
 class Router(Protocol):
@@ -256,20 +288,22 @@ class Router(Protocol):
     async def route(self, call: Call) -> Route:
         """Answer where to send the call now; waits for loads, places, counts. Raises ``MeshError``.
 
-        A cancelled wait leaves the load running. Each answered route must be given back by ``finished``.
+        A cancelled wait leaves the load running. Each answered route must be given back by
+        ``finished``.
         """
         ...
 
     def finished(self, call: Call, route: Route, outcome: Outcome, message: str = "") -> bool:
         """Give the route back and say what became of it; answers whether asking again makes sense.
 
-        ``message`` is the failure's own text, for the error if nothing else works. False after a failed attempt means:
+        ``message`` is the failure's own text, for the error if nothing else works. False after a
+        failed attempt means:
         pass on what the upstream said.
         """
         ...
 
     async def resolve(self, vmodel_id: str) -> ModelId:
-        """Answer the active model of a vmodel; raises ``ModelNotFoundError("vmodel not found")``."""
+        """Answer the active model of a vmodel; raises ``ModelNotFoundError``."""
         ...
 
     def in_flight(self, model_id: ModelId) -> int:

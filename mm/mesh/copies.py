@@ -1,0 +1,304 @@
+"""The cache of this instance: its copies, their order, and the memory they take (spec core 3).
+
+Owns the map of copies, and keeps the table, the accounting and the phases of the copies in step:
+nothing else may
+change them. Loading itself is ``loader``'s, unloading ``unloader``'s, what the registry says
+``registrar``'s.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections import OrderedDict
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import anyio
+from anyio.abc import TaskGroup
+
+from mm.core.accounting import UnloadAccounting
+from mm.core.ids import NEVER_MS, ModelId
+from mm.core.records import ModelRecord
+from mm.core.space_queue import SpaceQueue
+from mm.errors import MeshError, NoRoomError
+from mm.limits import Limits
+from mm.mesh.local_copy import LocalCopy, Phase
+from mm.mesh.registrar import Registrar
+from mm.mesh.statistics import Counters
+from mm.mesh.unloader import Unloader
+from mm.table import CopyState, Evicted, Table
+
+if TYPE_CHECKING:
+    from mm.mesh.ports import Clock, Runtime
+
+logger = logging.getLogger(__name__)
+
+#: Losses remembered, so that a runtime which keeps losing models is told from one that lost them
+#: once.
+LOSSES_MAX = 10_000
+#: After an aborted or timed-out load the runtime may still be at it; it gets this long before the
+#: unload.
+UNLOAD_AFTER_ABORT_S = 0.5
+
+
+class SpaceGate:
+    """Where loads wait for memory; ``core.space_queue`` says who is next."""
+
+    def __init__(self, accounting: UnloadAccounting) -> None:
+        self._accounting = accounting
+        self._queue = SpaceQueue()
+        self._granted: dict[ModelId, tuple[LocalCopy, anyio.Event]] = {}
+
+    @property
+    def waiting_count(self) -> int:
+        """Loads that wait for memory."""
+        return len(self._queue)
+
+    async def claim(self, copy: LocalCopy) -> None:
+        """Return with the copy's weight claimed and its phase LOADING; it must be WAITING."""
+        assert copy.phase is Phase.WAITING, copy
+        granted = anyio.Event()
+        self._granted[copy.model_id] = (copy, granted)
+        self._queue.add(copy.model_id, copy.weight_units, copy.priority)
+        self.wake()
+        try:
+            await granted.wait()
+        except BaseException:
+            if self.discard(copy):
+                self.wake()
+            raise
+
+    def discard(self, copy: LocalCopy) -> bool:
+        """Forget a load that gave up or whose copy left; answers whether it waited. ``wake`` must
+        follow.
+        """
+        waiting = self._granted.get(copy.model_id)
+        if waiting is None or waiting[0] is not copy:
+            return False
+        del self._granted[copy.model_id]
+        return self._queue.discard(copy.model_id)
+
+    def wake(self) -> None:
+        """Grant as many as fit; called whenever memory came free or a waiter left."""
+        for model_id in self._queue.claim(self._accounting):
+            copy, granted = self._granted.pop(model_id)
+            copy.enter(Phase.LOADING)
+            granted.set()
+
+
+class Copies:
+    """Every local copy; ``start`` makes one, everything else ends one."""
+
+    def __init__(
+        self,
+        *,
+        table: Table,
+        accounting: UnloadAccounting,
+        runtime: Runtime,
+        registrar: Registrar,
+        clock: Clock,
+        limits: Limits,
+        counters: Counters,
+    ) -> None:
+        self.table = table
+        self.accounting = accounting
+        self.registrar = registrar
+        self.counters = counters
+        self.clock = clock
+        self.space = SpaceGate(accounting)
+        self.unloader = Unloader(
+            table,
+            accounting,
+            runtime,
+            counters,
+            limits,
+            on_freed=self.space.wake,
+            on_capacity=self._capacity_changed,
+            on_ended=self._tidy,
+        )
+        self._limits = limits
+        self._copies: dict[ModelId, LocalCopy] = {}
+        self._losses: OrderedDict[ModelId, float] = OrderedDict()
+        self._load_ids = itertools.count(1)
+        self._group: TaskGroup | None = None
+        self.closed: MeshError | None = None
+        #: Set, and replaced, at every change that others should hear of.
+        self.changed = anyio.Event()
+
+    def open(self, group: TaskGroup) -> None:
+        """Name the task group that owns loads and unloads: the node's."""
+        self._group = group
+
+    def close(self, reason: MeshError) -> None:
+        """Start no more copies; ``start`` raises ``reason`` from now on."""
+        self.closed = reason
+
+    def __len__(self) -> int:
+        return len(self._copies)
+
+    def __iter__(self) -> Iterator[LocalCopy]:
+        return iter(self._copies.values())
+
+    def get(self, model_id: ModelId) -> LocalCopy | None:
+        """Answer the copy of a model, whatever its phase; never one that is GONE."""
+        return self._copies.get(model_id)
+
+    @property
+    def loads_in_progress(self) -> int:
+        """Copies between their start and the end of sizing: ``lInProg`` (spec core 1.5)."""
+        return sum(copy.phase is not Phase.ACTIVE for copy in self._copies.values())
+
+    def oldest_use_ms(self) -> int:
+        """Answer the last use of the least recently used copy, ``NEVER_MS`` when there is none."""
+        oldest = self.table.oldest()
+        return NEVER_MS if oldest is None else oldest[1]
+
+    # --- beginning ---
+
+    def start(
+        self, model_id: ModelId, record: ModelRecord, *, last_used_ms: int, priority: int
+    ) -> LocalCopy:
+        """Insert the placeholder of a new copy; the caller sees to its load. There must be none
+        yet.
+
+        Raises ``NoRoomError`` when everything here was used more recently.
+        """
+        if self.closed is not None:
+            raise self.closed
+        assert model_id not in self._copies, model_id
+        now_ms = self.clock.now_ms()
+        copy = LocalCopy(
+            model_id,
+            record.info,
+            load_id=next(self._load_ids),
+            enqueued_ms=now_ms,
+            last_used_ms=last_used_ms or now_ms,
+            priority=priority,
+        )
+        lost_s = self._losses.pop(model_id, None)
+        copy.reloaded_after_loss = lost_s is not None
+        self._copies[model_id] = copy
+        self.accounting.inserted(1)
+        self._left(self.table.put(model_id, 1, copy.last_used_ms))
+        self._changed()
+        if copy.phase is Phase.GONE:
+            raise NoRoomError(f"Entry too old for cache for model {model_id}")
+        return copy
+
+    def grow(self, copy: LocalCopy, weight_units: int) -> None:
+        """Give a copy that has not claimed its predicted weight; may evict others and itself."""
+        copy.enter(Phase.QUEUED)
+        self.accounting.grown(weight_units - copy.weight_units)
+        copy.weight_units = weight_units
+        self._left(self.table.set_weight(copy.model_id, weight_units))
+        self._changed()
+
+    def loaded(self, copy: LocalCopy, now_s: float) -> None:
+        """The runtime has it: serve calls from now on."""
+        copy.enter(Phase.SIZING)
+        copy.ready_s = now_s
+        self.table.set_state(copy.model_id, CopyState.READY)
+        self.counters.loads += 1
+        copy.settle()
+        self._changed()
+
+    def measured(self, copy: LocalCopy, weight_units: int) -> None:
+        """Its true weight is known, and the copy complete."""
+        copy.enter(Phase.ACTIVE)
+        freed = self.accounting.measured(weight_units - copy.weight_units)
+        copy.weight_units = weight_units
+        self._left(self.table.set_weight(copy.model_id, weight_units))
+        if freed:
+            self.space.wake()
+        self._changed()
+
+    # --- ending ---
+
+    def remove(self, copy: LocalCopy, failure: MeshError | None = None) -> None:
+        """Take a copy out: unregistered, abandoned or failed. What it had claimed is unloaded.
+
+        Without effect on one that is GONE: an eviction may come first.
+        """
+        if copy.phase is Phase.GONE:
+            return
+        removed = self.table.remove(copy.model_id)
+        assert removed is not None, copy
+        self.space.discard(copy)
+        self._leave(copy, failure)
+        self.space.wake()
+        self._changed()
+
+    def lost(self, model_id: ModelId, load_id: int, now_s: float) -> bool:
+        """The runtime says that it does not have the model; answers whether a reload may help.
+
+        Believed once for each load: the same answer within ``lost_again_s`` of a reload is the
+        model's own.
+        """
+        copy = self._copies.get(model_id)
+        if copy is None or copy.load_id != load_id or not copy.serves:
+            return True  # an earlier copy lost it; what is here now deserves its own try
+        assert copy.ready_s is not None, copy
+        if copy.reloaded_after_loss and now_s - copy.ready_s < self._limits.lost_again_s:
+            return False
+        logger.warning("the runtime lost model %s; it will be loaded again", model_id)
+        self._losses[model_id] = now_s
+        if len(self._losses) > LOSSES_MAX:
+            self._losses.popitem(last=False)
+        self.table.remove(model_id)
+        self.accounting.left(copy.weight_units, claimed=True)
+        self.table.set_state(model_id, CopyState.ABSENT)
+        if self.accounting.unload_completed(copy.weight_units):
+            self.space.wake()
+        self._end(copy, None)
+        self._tidy(model_id)
+        self._changed()
+        return True
+
+    def _left(self, evicted: list[Evicted]) -> None:
+        # None of them may still claim space while the others are accounted for.
+        copies = [self._copies[ModelId(victim.model_id)] for victim in evicted]
+        for copy in copies:
+            self.space.discard(copy)
+        for copy, victim in zip(copies, evicted, strict=True):
+            self.counters.evictions += copy.serves
+            logger.info("model %s evicted, last used at %d ms", copy.model_id, victim.last_used_ms)
+            copy.last_used_ms = victim.last_used_ms
+            self._leave(copy, None)
+        if copies:
+            self.space.wake()
+
+    def _leave(self, copy: LocalCopy, failure: MeshError | None) -> None:
+        """Account for a copy that the table no longer has, and unload what it had claimed."""
+        claimed, was_loading = copy.has_claimed, copy.phase is Phase.LOADING
+        self.accounting.left(copy.weight_units, claimed=claimed)
+        self._end(copy, failure)
+        if claimed:
+            assert self._group is not None, "open() first"
+            delay_s = UNLOAD_AFTER_ABORT_S if was_loading else 0.0
+            self._group.start_soon(
+                lambda: self.unloader.unload(copy.model_id, copy.weight_units, delay_s=delay_s)
+            )
+        else:
+            self._tidy(copy.model_id)
+
+    def _end(self, copy: LocalCopy, failure: MeshError | None) -> None:
+        del self._copies[copy.model_id]
+        copy.phase = Phase.GONE
+        copy.scope.cancel()
+        copy.settle(failure)
+        self.registrar.deregister(copy)
+
+    def _tidy(self, model_id: ModelId) -> None:
+        """Let the table forget a model that has no copy anywhere."""
+        if model_id not in self._copies and not self.table.peers(model_id):
+            self.table.discard(model_id)
+
+    def _capacity_changed(self) -> None:
+        self._left(self.table.set_capacity(self.accounting.table_capacity_units))
+        self.space.wake()
+        self._changed()
+
+    def _changed(self) -> None:
+        self.changed.set()
+        self.changed = anyio.Event()

@@ -1,0 +1,229 @@
+"""Loads: from the decision to load here to a copy that serves (spec core 3.5-3.6, 3.10).
+
+Owns the order of steps of one load and their time limits. A load belongs to the node, never to the
+call that asked
+for it: callers wait on the copy, and one that gives up changes nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import anyio
+from anyio.abc import TaskGroup
+
+from mm.core.ids import ModelId, units_of
+from mm.core.load_errors import failure_message
+from mm.core.records import ModelRecord
+from mm.errors import (
+    LoadFailedError,
+    LoadTimeoutError,
+    MeshError,
+    NoRoomError,
+    QueueFullError,
+    RuntimeUnavailableError,
+)
+from mm.limits import Limits
+from mm.mesh.copies import Copies
+from mm.mesh.local_copy import CopyGoneError, LocalCopy, Phase
+from mm.mesh.ports import Loaded, Runtime, RuntimeCallError, RuntimeParameters
+from mm.mesh.registrar import CopyElsewhereError, Registrar
+from mm.mesh.turns import LoadTurns
+from mm.table import CopyState
+
+logger = logging.getLogger(__name__)
+
+#: Priorities are last-use times in ms, so that preloads are ordered by recency; an awaited load is
+#: ahead of all of
+#: them by two hours, and a queued one is raised to that when somebody begins to wait for it (spec
+#: core 3.7).
+AWAITED_AHEAD_MS = 2 * 3600 * 1000
+
+
+class Loader:
+    """Starts loads and carries them out."""
+
+    def __init__(
+        self,
+        *,
+        copies: Copies,
+        registrar: Registrar,
+        runtime: Runtime,
+        parameters: RuntimeParameters,
+        limits: Limits,
+    ) -> None:
+        self._copies = copies
+        self._registrar = registrar
+        self._runtime = runtime
+        self._parameters = parameters
+        self._limits = limits
+        self._turns = LoadTurns(parameters.loading_concurrency_max)
+        self._group: TaskGroup | None = None
+
+    @property
+    def load_timeout_s(self) -> float:
+        """The runtime's own limit for one load."""
+        return self._parameters.load_timeout_ms / 1000
+
+    @property
+    def wait_timeout_s(self) -> float:
+        """How long a call waits for a load at most (spec core 2.8)."""
+        return self._limits.load_wait_factor * self.load_timeout_s
+
+    @property
+    def queue_length(self) -> int:
+        """Loads that wait for a turn."""
+        return self._turns.waiting_count
+
+    def open(self, group: TaskGroup) -> None:
+        """Name the task group that owns the loads: the node's."""
+        self._group = group
+
+    def ensure(
+        self,
+        model_id: ModelId,
+        record: ModelRecord,
+        *,
+        last_used_ms: int = 0,
+        known_size_units: int = 0,
+        awaited: bool,
+    ) -> LocalCopy:
+        """Answer the copy of the model here, starting its load if there is none. Never blocks.
+
+        Raises ``NoRoomError`` or ``QueueFullError`` when it cannot be started.
+        """
+        now_ms = self._copies.clock.now_ms()
+        priority = now_ms + AWAITED_AHEAD_MS if awaited else (last_used_ms or now_ms)
+        copy = self._copies.get(model_id)
+        if copy is not None:
+            self._raise(copy, priority)
+            return copy
+        if self.queue_length >= self._limits.load_queue_length_max:
+            raise QueueFullError(
+                f"{self.queue_length} loads wait here already, the limit; retry later"
+            )
+        if 0 < last_used_ms < record.last_used_ms:
+            last_used_ms = record.last_used_ms
+        copy = self._copies.start(model_id, record, last_used_ms=last_used_ms, priority=priority)
+        assert self._group is not None, "open() first"
+        self._group.start_soon(self._run, copy, record, known_size_units)
+        return copy
+
+    def ensure_awaited(self, copy: LocalCopy) -> None:
+        """Somebody waits for this load: it goes ahead of all that nobody waits for."""
+        if not copy.settled.is_set():
+            self._raise(copy, self._copies.clock.now_ms() + AWAITED_AHEAD_MS)
+
+    def _raise(self, copy: LocalCopy, priority: int) -> None:
+        copy.priority = max(copy.priority, priority)
+        self._turns.raise_priority(copy, priority)
+
+    async def wait(self, copy: LocalCopy) -> None:
+        """Return when the copy is settled; raises ``LoadTimeoutError`` after ``wait_timeout_s``."""
+        if copy.settled.is_set():
+            return
+        with anyio.move_on_after(self.wait_timeout_s) as scope:
+            await copy.settled.wait()
+        if scope.cancelled_caught:
+            raise LoadTimeoutError(f"Timeout waiting for load of model {copy.model_id}")
+
+    async def _run(self, copy: LocalCopy, basis: ModelRecord, known_size_units: int) -> None:
+        """One load, start to end; every outcome settles the copy."""
+        with copy.scope:
+            try:
+                await self._load(copy, basis, known_size_units)
+            except CopyGoneError:
+                pass
+            except CopyElsewhereError:
+                self._copies.remove(copy)
+            except MeshError as exc:
+                # Of the store, the queue or space: nothing that would be the model's fault.
+                self._copies.remove(copy, exc)
+            except LoadRefusedError as exc:
+                await self._failed(copy, exc)
+
+    async def _load(self, copy: LocalCopy, basis: ModelRecord, known_size_units: int) -> None:
+        size_units = known_size_units or await self._predict(copy)
+        await self._registrar.register(copy, basis)
+        accounting = self._copies.accounting
+        if not accounting.can_ever_fit(size_units):
+            raise LoadRefusedError(accounting.too_large_message(copy.model_id, size_units))
+        self._copies.grow(copy, size_units)
+        copy.started.set()
+        with anyio.move_on_after(self._limits.space_wait_s) as waited:
+            await self._copies.unloader.wait_ended(copy.model_id)
+        if waited.cancelled_caught:
+            raise NoRoomError(f"model {copy.model_id} is still being unloaded here")
+        async with self._turns.turn(copy, lambda: copy.priority):
+            await self._claim_space(copy)
+            loaded = await self._ask(copy)
+        copy.concurrency_max = loaded.concurrency_max
+        if loaded.concurrency_max:
+            self._copies.table.set_concurrency_max(copy.model_id, loaded.concurrency_max)
+        self._copies.loaded(copy, anyio.current_time())
+        size_bytes = loaded.size_bytes or await self._measure(copy)
+        self._copies.measured(
+            copy, max(1, units_of(size_bytes)) if size_bytes else copy.weight_units
+        )
+
+    async def _predict(self, copy: LocalCopy) -> int:
+        """Answer the units to reserve before the load: the runtime's guess, else its default (spec
+        core 3.5).
+        """
+        size_bytes = 0
+        try:
+            with anyio.move_on_after(self._limits.predict_size_timeout_s):
+                size_bytes = await self._runtime.predict_size(copy.model_id, copy.info)
+        except (RuntimeCallError, RuntimeUnavailableError) as exc:
+            logger.debug("size of model %s not predicted: %s", copy.model_id, exc)
+        return max(1, units_of(size_bytes or self._parameters.default_model_size_bytes))
+
+    async def _claim_space(self, copy: LocalCopy) -> None:
+        copy.enter(Phase.WAITING)
+        with anyio.move_on_after(self._limits.space_wait_s) as waited:
+            await self._copies.space.claim(copy)
+        if waited.cancelled_caught:
+            raise NoRoomError(
+                f"no memory came free for model {copy.model_id}"
+                f" in {self._limits.space_wait_s:.0f} s: unloads are slow or fail"
+            )
+
+    async def _ask(self, copy: LocalCopy) -> Loaded:
+        copy.enter(Phase.LOADING)  # claimed; but it may have left before this task ran again
+        self._copies.table.set_state(copy.model_id, CopyState.LOADING)
+        copy.loading_since_s = anyio.current_time()
+        try:
+            with anyio.fail_after(self.load_timeout_s):
+                return await self._runtime.load(copy.model_id, copy.info)
+        except TimeoutError:
+            message = f"Load of model {copy.model_id} timed out after {self.load_timeout_s:g}s"
+            raise LoadRefusedError(message, timed_out=True) from None
+        except RuntimeCallError as exc:
+            raise LoadRefusedError(failure_message(exc.code, exc.message)) from exc
+
+    async def _measure(self, copy: LocalCopy) -> int:
+        """Answer the loaded size in bytes, 0 to keep the prediction. Calls are served meanwhile."""
+        try:
+            with anyio.fail_after(self._limits.model_size_timeout_s):
+                return await self._runtime.model_size(copy.model_id)
+        except (TimeoutError, RuntimeCallError, RuntimeUnavailableError) as exc:
+            logger.warning(
+                "size of model %s not measured, the prediction stands: %s", copy.model_id, exc
+            )
+            return 0
+
+    async def _failed(self, copy: LocalCopy, refused: LoadRefusedError) -> None:
+        """Tell the registry, then those who wait: whoever asks after them must find the failure."""
+        logger.warning("load of model %s failed: %s", copy.model_id, refused)
+        self._copies.counters.load_failures += 1
+        await self._registrar.record_failure(copy, str(refused))
+        failure = LoadTimeoutError if refused.timed_out else LoadFailedError
+        self._copies.remove(copy, failure(str(refused)))
+
+
+class LoadRefusedError(Exception):
+    """The runtime did not load the model; the text is for the failure record."""
+
+    def __init__(self, message: str, *, timed_out: bool = False) -> None:
+        super().__init__(message)
+        self.timed_out = timed_out

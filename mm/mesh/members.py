@@ -1,0 +1,189 @@
+"""The instances of the cluster, as this one sees them: records, addresses, who cannot be reached
+(spec core 1.5, 1.11).
+
+Owns the mirror of the instance table and the table's peer handles. Publishing our own record is
+``publisher``'s.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import anyio
+
+from mm.core.ids import InstanceId, ModelId
+from mm.core.placement import ClusterView, InstanceView
+from mm.core.records import InstanceRecord, ModelRecord, RecordError
+from mm.mesh.mirror import Mirror
+from mm.mesh.ports import Item, Store
+from mm.mesh.registry import Registry
+from mm.table import Table
+
+logger = logging.getLogger(__name__)
+
+#: A peer that could not be reached is left out of routing this long, doubled for each failure in a
+#: row: long enough
+#: not to meet every call with a failed connection, short enough to notice its return.
+UNREACHABLE_MIN_S = 0.5
+UNREACHABLE_MAX_S = 10.0
+
+
+_NOTHING_SENT = (0, 0)
+
+
+class Members:
+    """Who is there. Invariant: an instance has a table handle exactly while its record is known and
+    it is not us.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        prefix: str,
+        *,
+        me: InstanceId,
+        table: Table,
+        registry: Registry,
+        min_space_units: int,
+        own_record: Callable[[], InstanceRecord],
+    ) -> None:
+        self._me = me
+        self._table = table
+        self._registry = registry
+        self._min_space_units = min_space_units
+        self._own_record = own_record
+        self._records: dict[InstanceId, InstanceRecord] = {}
+        self._handles: dict[InstanceId, int] = {}
+        #: instance -> (until, current back-off), on the clock of anyio.
+        self._unreachable: dict[InstanceId, tuple[float, float]] = {}
+        #: Loads sent to an instance since its record was last seen: (units, count).
+        self._sent: dict[InstanceId, tuple[int, int]] = {}
+        self._mirror = Mirror(store, prefix, self._changed)
+        self._vanished: set[InstanceId] = set()
+        #: Set, and replaced, whenever an instance vanished.
+        self.somebody_vanished = anyio.Event()
+        self.run = self._mirror.run
+        registry.listen(self._record_changed)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __contains__(self, instance_id: object) -> bool:
+        return instance_id in self._records
+
+    def key(self) -> str:
+        """Answer the store's key of our own record."""
+        return self._mirror.key(self._me)
+
+    def own_item(self) -> Item | None:
+        """Answer our own record as the store has it."""
+        return self._mirror.get(self._me)
+
+    def written(self, item: Item) -> None:
+        """Take over what the publisher just wrote."""
+        self._mirror.written(item)
+
+    def handle(self, instance_id: InstanceId) -> int | None:
+        """Answer the table's handle of an instance that can be called now, else None."""
+        handle = self._handles.get(instance_id)
+        if handle is None or not self._records[instance_id].address:
+            return None
+        return None if self._is_unreachable(instance_id) else handle
+
+    def address(self, instance_id: InstanceId) -> str:
+        """Answer host:port of an instance that is known."""
+        return self._records[instance_id].address
+
+    def address_or_none(self, instance_id: InstanceId) -> str | None:
+        """Answer host:port of an instance that can be called now, else None."""
+        return None if self.handle(instance_id) is None else self.address(instance_id)
+
+    def mark_unreachable(self, instance_id: InstanceId, now_s: float) -> None:
+        """A connection failed: leave the instance alone for a while."""
+        until_s, backoff_s = self._unreachable.get(instance_id, (0.0, UNREACHABLE_MIN_S / 2))
+        if until_s <= now_s:
+            backoff_s = min(2 * backoff_s, UNREACHABLE_MAX_S)
+            self._unreachable[instance_id] = (now_s + backoff_s, backoff_s)
+
+    def mark_reachable(self, instance_id: InstanceId) -> None:
+        """It answered."""
+        self._unreachable.pop(instance_id, None)
+
+    def note_sent(self, instance_id: InstanceId, size_units: int) -> None:
+        """A load was sent there, of which its record cannot know yet."""
+        units, count = self._sent.get(instance_id, (0, 0))
+        self._sent[instance_id] = (units + size_units, count + 1)
+
+    def view(self, now_ms: int) -> ClusterView:
+        """Answer the frozen view for one decision, with our own record fresh."""
+        instances = [
+            InstanceView(
+                instance_id,
+                record,
+                reachable=self.handle(instance_id) is not None,
+                sent_units=self._sent.get(instance_id, _NOTHING_SENT)[0],
+                sent_count=self._sent.get(instance_id, _NOTHING_SENT)[1],
+            )
+            for instance_id, record in self._records.items()
+            if instance_id != self._me
+        ]
+        instances.append(InstanceView(self._me, self._own_record(), reachable=True))
+        return ClusterView(
+            instances=tuple(instances),
+            self_id=self._me,
+            now_ms=now_ms,
+            min_space_units=self._min_space_units,
+        )
+
+    def first_id(self) -> InstanceId:
+        """Answer the lowest id of the instances that are there: it does what only one should do."""
+        return min([*self._records, self._me])
+
+    def _is_unreachable(self, instance_id: InstanceId) -> bool:
+        entry = self._unreachable.get(instance_id)
+        return entry is not None and entry[0] > anyio.current_time()
+
+    def _changed(self, key_id: str, item: Item | None) -> None:
+        instance_id = InstanceId(key_id)
+        record = None
+        if item is not None:
+            try:
+                record = InstanceRecord.decode(item.value)
+            except RecordError as exc:
+                logger.error("record %s skipped: %s", item.key, exc)
+        if record is None:
+            self._forget(instance_id)
+            return
+        self._sent.pop(instance_id, None)
+        known = self._records.get(instance_id)
+        self._records[instance_id] = record
+        if instance_id == self._me:
+            return
+        if known is None or known.start_time_ms != record.start_time_ms:
+            logger.info("instance %s is there, at %s", instance_id, record.address or "no address")
+            self._unreachable.pop(instance_id, None)
+        if instance_id not in self._handles:
+            self._handles[instance_id] = self._table.add_instance(instance_id)
+            for model_id in self._registry.held_by(instance_id):
+                self._record_changed(model_id, self._registry.get(model_id))
+
+    def _forget(self, instance_id: InstanceId) -> None:
+        if self._records.pop(instance_id, None) is None:
+            return
+        self._unreachable.pop(instance_id, None)
+        self._sent.pop(instance_id, None)
+        handle = self._handles.pop(instance_id, None)
+        if handle is not None:
+            logger.info("instance %s is gone", instance_id)
+            self._table.remove_instance(handle)
+        self.somebody_vanished.set()
+        self.somebody_vanished = anyio.Event()
+
+    def _record_changed(self, model_id: ModelId, record: ModelRecord | None) -> None:
+        """Tell the table where copies are."""
+        copies = () if record is None else record.copies
+        handles = [self._handles[i] for i in copies if i in self._handles]
+        self._table.set_peers(model_id, handles)
+        if not handles and self._table.state(model_id) == 0 and not self._table.weight(model_id):
+            self._table.discard(model_id)

@@ -1,0 +1,117 @@
+"""A table of the store mirrored in memory: id -> raw value and revision (spec core 1.4).
+
+Owns the fold of watch events and of our own writes into one map, newest revision first. Does not
+know what a value
+means: ``registry``, ``vmodels`` and ``members`` decode.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+
+import anyio
+from anyio.abc import TaskStatus
+
+from mm.mesh.ports import Delete, Item, Put, Resync, Store, WatchEvent
+
+logger = logging.getLogger(__name__)
+
+#: Told of every change: the id and the new item, None when it is gone. Must not block or raise.
+Listener = Callable[[str, Item | None], None]
+
+
+class Mirror:
+    """One prefix of the store, always the newest state seen.
+
+    Invariants: 1. an entry's revision only rises; 2. the listener is called exactly once for each
+    change of the map,
+    after it; 3. a record that this process deleted is not brought back by an event that is older
+    than the deletion.
+    """
+
+    def __init__(self, store: Store, prefix: str, listener: Listener) -> None:
+        self._store = store
+        self._listener = listener
+        self._items: dict[str, Item] = {}
+        self._deleted: dict[str, int] = {}
+        self.prefix = prefix
+        self.revision = 0
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._items)
+
+    def get(self, key_id: str) -> Item | None:
+        """Answer the newest value seen, without asking the store."""
+        return self._items.get(key_id)
+
+    def key(self, key_id: str) -> str:
+        """Answer the store's key for an id."""
+        return self.prefix + key_id
+
+    async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+        """Follow the table until cancelled; reports started once the whole table is here."""
+        started = False
+        async with self._store.watch(self.prefix) as batches:
+            async for batch in batches:
+                self.fold(batch)
+                if not started:
+                    started = True
+                    task_status.started()
+        raise AssertionError("a watch ended by itself; it must last until cancelled")
+
+    def fold(self, events: Sequence[WatchEvent]) -> None:
+        """Apply events in order."""
+        for event in events:
+            match event:
+                case Put(item):
+                    self.written(item)
+                case Delete(key, mod_revision):
+                    self._removed(key[len(self.prefix) :], mod_revision)
+                case Resync(items, revision):
+                    self._resync(items, revision)
+
+    def written(self, item: Item) -> None:
+        """Take over a value that is in the store: seen by the watch, or written by ourselves."""
+        key_id = item.key[len(self.prefix) :]
+        known = self._items.get(key_id)
+        if known is not None and known.mod_revision >= item.mod_revision:
+            return
+        if item.mod_revision <= self._deleted.get(key_id, 0):
+            return
+        self._deleted.pop(key_id, None)
+        self._items[key_id] = item
+        self._listener(key_id, item)
+
+    def deleted_by_us(self, key_id: str) -> None:
+        """Forget an entry whose deletion this process just wrote; its event is still to come."""
+        known = self._items.pop(key_id, None)
+        if known is not None:
+            self._deleted[key_id] = known.mod_revision
+            self._listener(key_id, None)
+
+    def _removed(self, key_id: str, mod_revision: int) -> None:
+        if self._deleted.get(key_id, mod_revision) < mod_revision:
+            del self._deleted[key_id]
+        known = self._items.get(key_id)
+        if known is not None and known.mod_revision < mod_revision:
+            del self._items[key_id]
+            self._listener(key_id, None)
+
+    def _resync(self, items: Sequence[Item], revision: int) -> None:
+        present = {item.key[len(self.prefix) :] for item in items}
+        gone = [
+            key_id
+            for key_id, item in self._items.items()
+            if key_id not in present and item.mod_revision <= revision
+        ]
+        self._deleted = {k: r for k, r in self._deleted.items() if r > revision}
+        for key_id in gone:
+            del self._items[key_id]
+            self._listener(key_id, None)
+        for item in items:
+            self.written(item)
+        self.revision = max(self.revision, revision)

@@ -1,0 +1,309 @@
+"""The management of models: register, unregister, status, ensure-loaded (spec core 2.10, around 5).
+
+Owns the meaning of the calls; messages and field names are ``edge.management``'s.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+
+import anyio
+from anyio.abc import TaskGroup
+
+from mm.config import Config
+from mm.core.calls import Call, Hop, LocalRoute, Outcome, PeerRoute
+from mm.core.ids import InstanceId, ModelId
+from mm.core.records import ModelInfo, ModelRecord, RecordError
+from mm.errors import (
+    InvalidRequestError,
+    LoadFailedError,
+    LoadTimeoutError,
+    MeshError,
+    ModelExistsError,
+    ModelNotFoundError,
+    ModelReferencedError,
+)
+from mm.mesh.copies import Copies
+from mm.mesh.local_copy import LocalCopy
+from mm.mesh.members import Members
+from mm.mesh.ports import Clock, CopyStatus, ModelStatus, PeerCallError, Peers
+from mm.mesh.registry import Registry
+from mm.mesh.router import Router
+
+logger = logging.getLogger(__name__)
+
+HOUR_MS = 3600 * 1000
+#: New models count as used this long ago, so that they do not push out models known to be used
+#: (spec core 1.6).
+NEW_LOADING_AGE_MS = 1 * HOUR_MS
+NEW_IDLE_AGE_MS = 6 * HOUR_MS
+
+
+@dataclass(frozen=True, slots=True)
+class EnsureRequest:
+    """An ensure-loaded, from a client, a peer or ourselves."""
+
+    model_id: ModelId
+    sync: bool
+    last_used_ms: int = 0
+    balanced: bool = False
+
+
+class Models:
+    """What clients manage. Every method raises ``MeshError`` for what the client must hear."""
+
+    def __init__(
+        self,
+        *,
+        config: Config,
+        registry: Registry,
+        members: Members,
+        copies: Copies,
+        router: Router,
+        peers: Peers,
+        clock: Clock,
+    ) -> None:
+        self._config = config
+        self._me = config.instance_id
+        self._registry = registry
+        self._members = members
+        self._copies = copies
+        self._router = router
+        self._peers = peers
+        self._clock = clock
+        self._group: TaskGroup | None = None
+
+    def open(self, group: TaskGroup) -> None:
+        """Name the task group for loads that nobody waits for: the node's."""
+        self._group = group
+
+    # --- the four calls ---
+
+    async def register(
+        self,
+        model_id: ModelId,
+        info: ModelInfo,
+        *,
+        load_now: bool,
+        sync: bool,
+        last_used_ms: int,
+        balanced: bool = False,
+    ) -> ModelStatus:
+        """Create the record, or find it as asked for; with ``load_now`` load a first copy."""
+        _require_id(model_id)
+        self._require_writable()
+        if not info.model_type:
+            raise InvalidRequestError("Must provide non-empty model type string")
+        created = await self._create(model_id, info, load_now=load_now, last_used_ms=last_used_ms)
+        if load_now:
+            return await self.ensure_loaded(
+                EnsureRequest(model_id, sync, last_used_ms=last_used_ms, balanced=balanced)
+            )
+        return ModelStatus("NOT_LOADED") if created else await self.status(model_id)
+
+    async def unregister(self, model_id: ModelId) -> None:
+        """Delete the record; instances that hold a copy unload it. An unknown id is a success."""
+        _require_id(model_id)
+        self._require_writable()
+
+        def delete(record: ModelRecord | None) -> ModelRecord | None:
+            if record is not None and record.references > 0:
+                raise ModelReferencedError(f"Model {model_id} has referents")
+            return None
+
+        try:
+            await self._registry.update(model_id, delete, fresh=True)
+        except RecordError:
+            await self._registry.delete_corrupt(model_id)
+
+    async def status(self, model_id: ModelId, *, ask_peers: bool = True) -> ModelStatus:
+        """Answer where the model is; unknown is a status, not an error."""
+        _require_id(model_id)
+        record = await self._registry.find(model_id)
+        if record is None:
+            return ModelStatus("NOT_FOUND")
+        copy = self._copies.get(model_id)
+        if copy is not None:
+            return _status_of("LOADED" if copy.serves else "LOADING", record)
+        if ask_peers:
+            for instance_id in sorted(record.copies, key=lambda i: record.copies[i]):
+                answer = await self._ask(model_id, instance_id)
+                if answer in ("LOADED", "LOADING"):
+                    return _status_of(answer, record)
+        return _status_of("LOADING_FAILED" if record.failures else "NOT_LOADED", record)
+
+    async def ensure_loaded(self, request: EnsureRequest, call: Call | None = None) -> ModelStatus:
+        """See that a copy is loaded or loading somewhere. A failed load is a status, not an error.
+
+        ``call`` is given for a request that came from a peer, with its hop.
+        """
+        _require_id(request.model_id)
+        if await self._registry.find(request.model_id) is None:
+            raise ModelNotFoundError
+        if call is None:
+            call = Call(
+                request.model_id, balanced=request.balanced, last_used_ms=request.last_used_ms
+            )
+        try:
+            return await self._ensure(request, call)
+        except (LoadFailedError, LoadTimeoutError) as exc:
+            if exc.hop_result is not None:
+                raise
+            return await self._failed_status(request.model_id, exc)
+
+    # --- behind them ---
+
+    async def _create(
+        self, model_id: ModelId, info: ModelInfo, *, load_now: bool, last_used_ms: int
+    ) -> bool:
+        now_ms = self._clock.now_ms()
+        age_ms = NEW_LOADING_AGE_MS if load_now else NEW_IDLE_AGE_MS
+        used_ms = min(last_used_ms, now_ms) or now_ms - age_ms
+        created = False
+
+        def change(record: ModelRecord | None) -> ModelRecord:
+            nonlocal created
+            created = record is None
+            if record is None:
+                return ModelRecord(info, last_used_ms=used_ms)
+            if record.info != info:
+                raise ModelExistsError("Model already exists with different attribute values")
+            if not load_now and last_used_ms and used_ms > record.last_used_ms + HOUR_MS:
+                return record.used(used_ms)
+            return record
+
+        try:
+            await self._registry.update(model_id, change)
+        except ModelExistsError:
+            # The mirror may be a moment behind an unregistration: the store has the last word.
+            await self._registry.update(model_id, change, fresh=True)
+        return created
+
+    async def _ensure(self, request: EnsureRequest, call: Call) -> ModelStatus:
+        """The routing loop of a call without a method: a route to a ready copy is the goal."""
+        if not request.sync:
+            return await self._ensure_soon(request, call)
+        while True:
+            route = await self._router.route(call)
+            if isinstance(route, LocalRoute):
+                self._router.finished(call, route, Outcome.ANSWERED)
+                return await self._present(request.model_id, "LOADED")
+            answer, again = await self._ask_peer(request, call, route, sync=True)
+            if answer is not None:
+                # The peer wrote the record a moment ago: the mirror need not have it yet.
+                await self._registry.read(request.model_id)
+                return await self._present(request.model_id, answer.status)
+            if not again:
+                raise call.failure or LoadFailedError("no instance took the load")
+
+    async def _ask_peer(
+        self, request: EnsureRequest, call: Call, route: PeerRoute, *, sync: bool
+    ) -> tuple[ModelStatus | None, bool]:
+        """Forward it; answers the peer's status, or None and whether to try elsewhere."""
+        config = self._config
+        outcome, message, answer = Outcome.ABANDONED, "", None
+        again = False
+        try:
+            answer = await self._peers.ensure_loaded(
+                route,
+                sync=sync,
+                last_used_ms=request.last_used_ms,
+                timeout_s=config.ensure_loaded_sync_timeout_s
+                if sync
+                else config.ensure_loaded_timeout_s,
+            )
+            outcome = Outcome.ANSWERED
+        except PeerCallError as exc:
+            outcome, message = exc.outcome, exc.message
+        finally:
+            again = self._router.finished(call, route, outcome, message)
+        return answer, again
+
+    async def _ensure_soon(self, request: EnsureRequest, call: Call) -> ModelStatus:
+        """Start it, and answer once it is known where; the load goes on without the caller."""
+        copy = self._copies.get(request.model_id)
+        if copy is not None and copy.serves:
+            return await self._present(request.model_id, "LOADED")
+        while True:
+            begun = await self._router.begin(call)
+            if isinstance(begun, LocalCopy):
+                with anyio.move_on_after(self._config.ensure_loaded_timeout_s):
+                    await begun.started.wait()
+                if not begun.settled.is_set():
+                    assert self._group is not None, "open() first"
+                    self._group.start_soon(self._follow, request, call)
+                    return await self._present(request.model_id, "LOADING")
+                if begun.serves:
+                    return await self._present(request.model_id, "LOADED")
+                call.failure = begun.failure or call.failure
+                continue
+            answer, again = await self._ask_peer(request, call, begun, sync=False)
+            if answer is not None:
+                # The peer wrote the record a moment ago: the mirror need not have it yet.
+                await self._registry.read(request.model_id)
+                return await self._present(request.model_id, answer.status)
+            if not again:
+                raise call.failure or LoadFailedError("no instance took the load")
+
+    async def _follow(self, request: EnsureRequest, call: Call) -> None:
+        """Go on with a load that nobody waits for: if it fails here, try elsewhere (spec core
+        3.10).
+        """
+        if call.hop is not Hop.EXTERNAL:
+            call = Call(
+                call.model_id,
+                last_used_ms=call.last_used_ms,
+                known_size_units=call.known_size_units,
+                excludes=set(call.excludes) - {self._me},
+            )
+        try:
+            await self._ensure(replace(request, sync=True), call)
+        except MeshError as exc:
+            logger.warning("model %s is not loaded: %s", request.model_id, exc.message)
+
+    async def _ask(self, model_id: ModelId, instance_id: InstanceId) -> str:
+        """Ask a copy whether it is there; answers UNKNOWN when it cannot be asked."""
+        address = self._members.address_or_none(instance_id)
+        if address is None or instance_id == self._me:
+            return "UNKNOWN"
+        route = PeerRoute(model_id, instance_id, address, Hop.HIT_ONLY, hops_left=0)
+        try:
+            answer = await self._peers.model_status(
+                route, timeout_s=self._config.ensure_loaded_timeout_s
+            )
+        except PeerCallError as exc:
+            logger.debug("status of model %s at %s: %s", model_id, instance_id, exc.message)
+            return "UNKNOWN"
+        return answer.status
+
+    async def _present(self, model_id: ModelId, status: str) -> ModelStatus:
+        record = await self._registry.find(model_id)
+        return ModelStatus("NOT_FOUND") if record is None else _status_of(status, record)
+
+    async def _failed_status(self, model_id: ModelId, failure: MeshError) -> ModelStatus:
+        status = await self._present(model_id, "LOADING_FAILED")
+        if not status.errors:
+            return ModelStatus("LOADING_FAILED", (failure.message,), status.copies)
+        return status
+
+    def _require_writable(self) -> None:
+        if self._config.kv_read_only:
+            raise MeshError("model-mesh read-only mode")
+
+
+def _require_id(model_id: str) -> None:
+    if not model_id:
+        raise InvalidRequestError("must provide non-empty modelId")
+
+
+def _status_of(status: str, record: ModelRecord) -> ModelStatus:
+    """Add what the record says of copies and failures, newest first (around 5)."""
+    failures = sorted(record.failures.items(), key=lambda entry: -entry[1])
+    errors = tuple(record.failure_text(instance_id) for instance_id, _ in failures)
+    if status in ("NOT_LOADED", "NOT_FOUND"):
+        return ModelStatus(status, errors)
+    infos = [CopyStatus(i, "UNKNOWN", t) for i, t in record.copies.items()]
+    infos += [CopyStatus(i, "LOADING_FAILED", t) for i, t in failures]
+    infos.sort(key=lambda info: -info.time_ms)
+    return ModelStatus(status, errors, tuple(infos))

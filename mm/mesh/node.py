@@ -1,0 +1,340 @@
+"""One instance of the mesh: composes everything and owns every task (design section 7).
+
+Owns the order of start and stop. Knows nothing of sockets: ``edge.app`` builds the ports and opens
+the listeners.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import anyio
+from anyio.abc import TaskGroup
+
+import mm
+from mm.config import Config
+from mm.core.accounting import UnloadAccounting
+from mm.core.ids import ModelId
+from mm.core.records import InstanceRecord, ModelRecord, RecordError
+from mm.core.sizing import CacheSizing
+from mm.errors import ModelNotFoundError, NoRoomError, StartupError, StoreUnavailableError
+from mm.mesh.copies import Copies
+from mm.mesh.loader import Loader
+from mm.mesh.local_copy import LocalCopy, Phase
+from mm.mesh.members import Members
+from mm.mesh.models import Models
+from mm.mesh.ports import Clock, Item, Peers, Runtime, RuntimeParameters, Session, Store
+from mm.mesh.pruner import Pruner
+from mm.mesh.publisher import Publisher
+from mm.mesh.registrar import Registrar
+from mm.mesh.registry import Registry
+from mm.mesh.router import Router
+from mm.mesh.statistics import Counters, InstanceStatistics
+from mm.mesh.vmodels import VModels
+from mm.table import Table
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """The world, as one node sees it."""
+
+    store: Store
+    runtime: Runtime
+    peers: Peers
+    clock: Clock
+    rng: random.Random
+
+
+class Node:
+    """An instance from its start to its end.
+
+    ``async with node.running(address):`` is the whole life: inside, the node serves; on the way out
+    it drains. The
+    attributes ``router`` and ``models`` are there once inside.
+    """
+
+    router: Router
+    models: Models
+
+    def __init__(self, config: Config, ports: Ports) -> None:
+        self._config = config
+        self._ports = ports
+        self._me = config.instance_id
+        self._counters = Counters()
+        self._address = ""
+        self._draining = False
+        prefix = f"/{config.kv_prefix}/{config.service_name}"
+        self._registry = Registry(ports.store, f"{prefix}/registry/")
+        self._vmodels = VModels(ports.store, f"{prefix}/vmodels/")
+        self._instances_prefix = f"{prefix}/instances/"
+        self.start_time_ms = ports.clock.now_ms()
+
+    # --- life ---
+
+    @asynccontextmanager
+    async def running(self, address: str) -> AsyncIterator[None]:
+        """Start, serve, drain. ``address`` is host:port of the peer listener, for the instance
+        record.
+
+        Raises ``StartupError`` when it cannot start: the store, the runtime, the id.
+        """
+        self._address = address
+        await self._check_store()
+        parameters = await self._ports.runtime.wait_ready()
+        self._compose(parameters)
+        async with (
+            self._ports.store.session(self._config.lease_ttl_s) as session,
+            anyio.create_task_group() as group,
+        ):
+            await self._join(group, session)
+            logger.info(
+                "instance %s serves: capacity %d units, %d models registered, %d other instances",
+                self._me,
+                self._accounting.capacity_units,
+                len(self._registry),
+                max(0, len(self._members) - 1),
+            )
+            try:
+                yield
+            finally:
+                with anyio.move_on_after(self._config.close_timeout_s, shield=True):
+                    await self._leave_cluster()
+                group.cancel_scope.cancel()
+
+    async def drain(self) -> None:
+        """Take no new work: others are told, loads are refused, registrations taken back. Calls in
+        flight go on.
+        """
+        if self._draining:
+            return
+        self._draining = True
+        refusal = NoRoomError(f"instance {self._me} is shutting down")
+        refusal.hop_result = "draining"
+        self._copies.close(refusal)
+        for copy in list(self._copies):
+            if copy.phase is not Phase.ACTIVE and not copy.serves:
+                self._copies.remove(copy, refusal)
+        try:
+            await self._publisher.publish()
+            await self._registrar.forget_all()
+        except StoreUnavailableError as exc:
+            logger.warning("stopping without telling the others: %s", exc)
+
+    async def _check_store(self) -> None:
+        """The store must answer before anything else makes sense (spec core 7.1)."""
+        message = "no answer"
+        with anyio.move_on_after(self._config.store_start_timeout_s) as scope:
+            while True:
+                try:
+                    await self._ports.store.check()
+                except StoreUnavailableError as exc:
+                    message = exc.message
+                    await anyio.sleep(0.2)
+                else:
+                    break
+        if scope.cancelled_caught:
+            raise StartupError(
+                f"Problem connecting to etcd: {message}"
+                f" (tried for {self._config.store_start_timeout_s:g} s; see KV_STORE)"
+            )
+
+    def _compose(self, parameters: RuntimeParameters) -> None:
+        config, ports = self._config, self._ports
+        self._parameters = parameters
+        self._sizing = CacheSizing.from_runtime(
+            capacity_bytes=parameters.capacity_bytes,
+            default_model_size_bytes=parameters.default_model_size_bytes,
+            loading_concurrency_max=parameters.loading_concurrency_max,
+            load_timeout_ms=parameters.load_timeout_ms,
+            min_churn_age_ms=config.churn_age_min_ms,
+        )
+        self._accounting = UnloadAccounting(self._sizing.capacity_units, self._sizing.reserve_units)
+        table = Table(self._accounting.table_capacity_units)
+        self._registrar = Registrar(self._registry, self._me, ports.clock)
+        self._copies = Copies(
+            table=table,
+            accounting=self._accounting,
+            runtime=ports.runtime,
+            registrar=self._registrar,
+            clock=ports.clock,
+            limits=config,
+            counters=self._counters,
+        )
+        self._members = Members(
+            ports.store,
+            self._instances_prefix,
+            me=self._me,
+            table=table,
+            registry=self._registry,
+            min_space_units=self._sizing.min_space_units,
+            own_record=self.own_record,
+        )
+        self._loader = Loader(
+            copies=self._copies,
+            registrar=self._registrar,
+            runtime=ports.runtime,
+            parameters=parameters,
+            limits=config,
+        )
+        self.router = Router(
+            config=config,
+            parameters=parameters,
+            default_units=self._sizing.default_units,
+            registry=self._registry,
+            vmodels=self._vmodels,
+            members=self._members,
+            copies=self._copies,
+            loader=self._loader,
+            rng=ports.rng,
+        )
+        self.models = Models(
+            config=config,
+            registry=self._registry,
+            members=self._members,
+            copies=self._copies,
+            router=self.router,
+            peers=ports.peers,
+            clock=ports.clock,
+        )
+        self._registry.listen(self._record_changed)
+
+    async def _join(self, group: TaskGroup, session: Session) -> None:
+        """Mirrors first, then the id, then our own record: from then on others may send us work."""
+        config = self._config
+        self._group = group
+        with anyio.move_on_after(config.store_mirror_timeout_s) as scope:
+            await group.start(self._registry.run)
+            await group.start(self._vmodels.run)
+            await group.start(self._members.run)
+        if scope.cancelled_caught:
+            raise StartupError(
+                "the records could not be read from the store"
+                f" in {config.store_mirror_timeout_s:g} s"
+            )
+        await self._take_id()
+        self._copies.open(group)
+        self._loader.open(group)
+        self.models.open(group)
+        self._publisher = Publisher(
+            store=self._ports.store,
+            session=session,
+            members=self._members,
+            copies=self._copies,
+            limits=config,
+            own_record=self.own_record,
+        )
+        pruner = Pruner(
+            registry=self._registry,
+            members=self._members,
+            me=self._me,
+            clock=self._ports.clock,
+            limits=config,
+        )
+        with anyio.move_on_after(config.store_start_timeout_s) as scope:
+            await self._publisher.publish()
+        if scope.cancelled_caught:
+            raise StartupError("no lease could be had from the store")
+        for task in (self._publisher.run, self._registrar.run, pruner.run):
+            group.start_soon(task)
+
+    async def _take_id(self) -> None:
+        """Refuse to be a second instance of one id; clean up after a first that is gone (issue:
+        restart).
+        """
+        item = self._members.own_item()
+        if item is not None:
+            address = _address_of(item)
+            if address and address != self._address:
+                identity = await self._ports.peers.identify(
+                    address, self._config.identity_timeout_s
+                )
+                if identity is not None and identity.instance_id == self._me:
+                    raise StartupError(
+                        f"instance id {self._me} is taken by the process at {address}:"
+                        " give this one another MM_INSTANCE_ID, or stop that one"
+                    )
+            logger.info("instance id %s is taken over from a process that is gone", self._me)
+        count = await self._registrar.forget_all()
+        if count:
+            logger.info("%d copies of an earlier process with this id were taken out", count)
+
+    async def _leave_cluster(self) -> None:
+        """The session's lease is revoked by its own exit, which deletes our record."""
+        await self.drain()
+
+    # --- views of it ---
+
+    def own_record(self) -> InstanceRecord:
+        """Answer this instance's record as of now (spec core 1.5)."""
+        config = self._config
+        return InstanceRecord(
+            start_time_ms=self.start_time_ms,
+            location=config.location,
+            zone=config.zone,
+            labels=config.labels,
+            lru_time_ms=self._copies.oldest_use_ms(),
+            count=len(self._copies),
+            capacity_units=self._accounting.published_capacity_units,
+            used_units=self._accounting.published_used_units,
+            loading_threads=self._parameters.loading_concurrency_max,
+            loads_in_progress=self._copies.loads_in_progress,
+            shutting_down=self._draining,
+            address=self._address,
+            mm_version=mm.__version__,
+        )
+
+    def statistics(self) -> InstanceStatistics:
+        """Answer a snapshot of counters and gauges."""
+        copies = list(self._copies)
+        return InstanceStatistics(
+            instance_id=self._me,
+            uptime_ms=self._ports.clock.now_ms() - self.start_time_ms,
+            models_loaded=sum(copy.serves for copy in copies),
+            models_loading=sum(not copy.serves for copy in copies),
+            capacity_units=self._accounting.capacity_units,
+            used_units=self._accounting.used_units,
+            unloading_units=self._accounting.unloading_units,
+            calls_in_flight=self.router.routes_open,
+            store_connected=self._ports.store.connected,
+            registered_models=len(self._registry),
+            instances=len(self._members),
+            counters=self._counters,
+        )
+
+    # --- reactions ---
+
+    def _record_changed(self, model_id: ModelId, record: ModelRecord | None) -> None:
+        """Unload what was unregistered; put back what others took out while we were thought to be
+        gone.
+        """
+        copy = self._copies.get(model_id)
+        if self._draining:
+            return
+        if copy is None:
+            if record is not None and self._me in record.copies:
+                # A write that landed although its load had ended.
+                self._registrar.disown(model_id)
+        elif record is None or record.info != copy.info:
+            self._copies.remove(copy, ModelNotFoundError())
+        elif copy.serves and copy.registered and self._me not in record.copies:
+            self._group.start_soon(self._restore, copy)
+
+    async def _restore(self, copy: LocalCopy) -> None:
+        try:
+            await self._registrar.restore(copy)
+        except (StoreUnavailableError, RecordError) as exc:
+            logger.warning("copy of model %s not registered again: %s", copy.model_id, exc)
+
+
+def _address_of(item: Item) -> str:
+    try:
+        return InstanceRecord.decode(item.value).address
+    except RecordError as exc:
+        logger.error("record %s skipped: %s", item.key, exc)
+        return ""

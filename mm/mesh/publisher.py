@@ -1,0 +1,112 @@
+"""Publishes this instance's record, bound to the session lease (spec core 5.1).
+
+Owns when it is written. What it says comes from the node.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+
+import anyio
+
+from mm.core.records import InstanceRecord
+from mm.errors import StoreUnavailableError
+from mm.limits import Limits
+from mm.mesh.copies import Copies
+from mm.mesh.members import Members
+from mm.mesh.ports import Session, Store, Write
+
+logger = logging.getLogger(__name__)
+
+#: Between tries while the store is away; the session tells of its return only when the lease was
+#: lost.
+RETRY_S = 1.0
+
+
+class Publisher:
+    """Writes the record at once after a new lease, after significant changes at most every
+    ``publish_gap_s``.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        session: Session,
+        members: Members,
+        copies: Copies,
+        limits: Limits,
+        own_record: Callable[[], InstanceRecord],
+    ) -> None:
+        self._store = store
+        self._session = session
+        self._members = members
+        self._copies = copies
+        self._limits = limits
+        self._own_record = own_record
+        self._written: InstanceRecord | None = None
+        self._lease_id = 0
+
+    async def publish(self) -> None:
+        """Write the record now, whatever stands there; raises ``StoreUnavailableError``."""
+        lease_id = self._session.lease_id or await self._session.wait_change(0)
+        record = self._own_record()
+        result = await self._store.write(
+            Write(self._members.key(), record.encode(), if_revision=None, lease_id=lease_id)
+        )
+        assert result.item is not None, "an unconditional put always stores"
+        self._lease_id = lease_id
+        self._written = record
+        self._members.written(result.item)
+
+    async def run(self) -> None:
+        """Keep the record true until cancelled."""
+        while True:
+            try:
+                if self._is_due():
+                    await self.publish()
+            except StoreUnavailableError as exc:
+                logger.warning("instance record not published: %s", exc)
+                await anyio.sleep(RETRY_S)
+                continue
+            await anyio.sleep(self._limits.publish_gap_s)
+            if not self._is_due():
+                await self._wait_for_reason()
+
+    def _is_due(self) -> bool:
+        gone = self._members.own_item() is None
+        return gone or self._lease_id != self._session.lease_id or self._has_changed()
+
+    def _has_changed(self) -> bool:
+        written, now = self._written, self._own_record()
+        if written is None:
+            return True
+        if now.shutting_down != written.shutting_down:
+            return True
+        return (
+            now.count != written.count
+            or now.used_units != written.used_units
+            or now.capacity_units != written.capacity_units
+            or now.loads_in_progress != written.loads_in_progress
+        )
+
+    async def _wait_for_reason(self) -> None:
+        """Return when copies changed, the lease changed, our record vanished, or
+        ``publish_interval_s`` passed.
+        """
+        async with anyio.create_task_group() as group:
+
+            async def until(wait: Callable[[], Awaitable[None]]) -> None:
+                await wait()
+                group.cancel_scope.cancel()
+
+            group.start_soon(until, self._copies.changed.wait)
+            group.start_soon(until, self._members.somebody_vanished.wait)
+            group.start_soon(until, self._wait_lease)
+            with anyio.move_on_after(self._limits.publish_interval_s):
+                await anyio.sleep_forever()
+            group.cancel_scope.cancel()
+
+    async def _wait_lease(self) -> None:
+        await self._session.wait_change(self._lease_id)

@@ -1,0 +1,199 @@
+"""The registry of models: the mirrored records and every change to them (spec core 1.4, 1.6).
+
+Owns lookups, compare-and-set updates and the index of which models an instance holds. Does not
+decide what a record
+should say: callers hand in the change as a function of the present record.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+
+import anyio
+
+from mm.core.ids import InstanceId, ModelId
+from mm.core.records import ModelRecord, RecordError
+from mm.errors import StoreUnavailableError
+from mm.mesh.mirror import Mirror
+from mm.mesh.ports import Item, Store, Write
+
+logger = logging.getLogger(__name__)
+
+#: The change to make: the present record (None: absent) in, the wanted one (None: delete) out.
+#: Returning the very
+#: object that came in means "leave it". May raise a ``MeshError`` to give up.
+Change = Callable[[ModelRecord | None], ModelRecord | None]
+
+#: Told after a change of a record; None when it is gone.
+RecordListener = Callable[[ModelId, ModelRecord | None], None]
+
+#: Parsed records kept; the others stay packed as their JSON (design section 4).
+PARSED_MAX = 4096
+#: Compare-and-set tries before a change gives up: each loss means that somebody else's change
+#: succeeded.
+CAS_TRIES_MAX = 64
+#: Linearizable look-ups of ids that the mirror does not know, at a time; the rest wait. Unknown ids
+#: come from clients.
+STRONG_READS_MAX = 64
+
+
+class Registry:
+    """Every model record of the cluster, as this instance sees it."""
+
+    def __init__(self, store: Store, prefix: str) -> None:
+        self._store = store
+        self._mirror = Mirror(store, prefix, self._changed)
+        self._parsed: OrderedDict[str, tuple[int, ModelRecord]] = OrderedDict()
+        self._held: dict[InstanceId, set[ModelId]] = {}
+        self._holders: dict[str, frozenset[InstanceId]] = {}
+        self._listeners: list[RecordListener] = []
+        self._strong_reads = anyio.Semaphore(STRONG_READS_MAX)
+        self._corrupt: dict[str, int] = {}
+        self.run = self._mirror.run
+
+    def __len__(self) -> int:
+        return len(self._mirror)
+
+    def __iter__(self) -> Iterator[ModelId]:
+        return (ModelId(key_id) for key_id in self._mirror)
+
+    @property
+    def corrupt_count(self) -> int:
+        """Records in the store that could not be read; each was named in the log."""
+        return len(self._corrupt)
+
+    def listen(self, listener: RecordListener) -> None:
+        """Call ``listener`` after every change; it must not block or raise."""
+        self._listeners.append(listener)
+
+    def get(self, model_id: ModelId) -> ModelRecord | None:
+        """Answer the mirrored record; None when it is unknown or unreadable."""
+        item = self._mirror.get(model_id)
+        return None if item is None else self._parse(model_id, item)
+
+    async def find(self, model_id: ModelId) -> ModelRecord | None:
+        """Answer the mirrored record, else ask the store itself (spec core 1.4, "cached-or-strong-
+        if-absent").
+        """
+        record = self.get(model_id)
+        return record if record is not None else await self.read(model_id)
+
+    async def read(self, model_id: ModelId) -> ModelRecord | None:
+        """Answer what the store says now; raises ``StoreUnavailableError``."""
+        async with self._strong_reads:
+            item = await self._store.get(self._mirror.key(model_id))
+        if item is None:
+            return None
+        self._mirror.written(item)
+        return self._parse(model_id, item)
+
+    def held_by(self, instance_id: InstanceId) -> frozenset[ModelId]:
+        """Answer the models that have a copy registered at ``instance_id``."""
+        return frozenset(self._held.get(instance_id, ()))
+
+    def holders(self) -> frozenset[InstanceId]:
+        """Answer every instance that is registered as holding a copy of something."""
+        return frozenset(self._held)
+
+    async def update(
+        self, model_id: ModelId, change: Change, *, fresh: bool = False
+    ) -> ModelRecord | None:
+        """Apply ``change`` by compare-and-set and answer the record as it then is.
+
+        Starts from the mirror, or with ``fresh`` from the store; on a conflict the change is asked
+        again with what
+        stands there. Raises ``StoreUnavailableError``, and whatever ``change`` raises.
+        """
+        key = self._mirror.key(model_id)
+        item = await self._store.get(key) if fresh else self._mirror.get(model_id)
+        for _ in range(CAS_TRIES_MAX):
+            present = None if item is None else self._parse(model_id, item)
+            if item is not None and present is None:
+                raise RecordError(f"the record of model {model_id} is unreadable; unregister it")
+            wanted = change(present)
+            if wanted is present:
+                return present
+            value = None if wanted is None else wanted.encode()
+            result = await self._store.write(
+                Write(key, value, if_revision=0 if item is None else item.mod_revision)
+            )
+            if result.succeeded:
+                if result.item is None:
+                    self._mirror.deleted_by_us(model_id)
+                    return None
+                self._mirror.written(result.item)
+                return wanted
+            item = result.item
+            if item is None:
+                self._mirror.deleted_by_us(model_id)
+            else:
+                self._mirror.written(item)
+        raise StoreUnavailableError(
+            f"the record of model {model_id} changed {CAS_TRIES_MAX} times while being changed"
+        )
+
+    async def delete_corrupt(self, model_id: ModelId) -> bool:
+        """Delete a record that cannot be read; answers whether there was one."""
+        item = await self._store.get(self._mirror.key(model_id))
+        if item is None or self._parse(model_id, item) is not None:
+            return False
+        result = await self._store.write(Write(item.key, None, if_revision=item.mod_revision))
+        if result.succeeded:
+            self._mirror.deleted_by_us(model_id)
+        return result.succeeded
+
+    def _parse(self, model_id: str, item: Item) -> ModelRecord | None:
+        cached = self._parsed.get(model_id)
+        if cached is not None and cached[0] == item.mod_revision:
+            self._parsed.move_to_end(model_id)
+            return cached[1]
+        try:
+            record = ModelRecord.decode(item.value)
+        except RecordError as exc:
+            if self._corrupt.get(model_id) != item.mod_revision:
+                self._corrupt[model_id] = item.mod_revision
+                logger.error("record %s skipped: %s", item.key, exc)
+            return None
+        self._corrupt.pop(model_id, None)
+        self._parsed[model_id] = (item.mod_revision, record)
+        if len(self._parsed) > PARSED_MAX:
+            self._parsed.popitem(last=False)
+        return record
+
+    def _changed(self, key_id: str, item: Item | None) -> None:
+        model_id = ModelId(key_id)
+        record: ModelRecord | None = None
+        # Most records name no copy: they stay packed, and no listener has an interest in them.
+        quiet = item is not None and b'"instanceIds"' not in item.value
+        if item is None:
+            self._parsed.pop(key_id, None)
+            self._corrupt.pop(key_id, None)
+        elif not quiet or key_id in self._holders:
+            record = self._parse(key_id, item)
+        elif not item.value.startswith(b"{"):
+            self._parse(key_id, item)  # for the log
+        holders = frozenset(record.copies) if record is not None else frozenset()
+        known = self._holders.get(key_id, frozenset())
+        if holders != known:
+            self._reindex(model_id, known, holders)
+        if quiet and not known:
+            return
+        for listener in self._listeners:
+            listener(model_id, record)
+
+    def _reindex(
+        self, model_id: ModelId, known: frozenset[InstanceId], holders: frozenset[InstanceId]
+    ) -> None:
+        for instance_id in known - holders:
+            models = self._held[instance_id]
+            models.discard(model_id)
+            if not models:
+                del self._held[instance_id]
+        for instance_id in holders - known:
+            self._held.setdefault(instance_id, set()).add(model_id)
+        if holders:
+            self._holders[model_id] = holders
+        else:
+            self._holders.pop(model_id, None)

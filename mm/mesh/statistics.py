@@ -1,0 +1,42 @@
+"""Counters of one instance since its start; plain integers, read by whoever shows them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(slots=True)
+class Counters:
+    """Each only rises."""
+
+    #: Attempts sent to the local runtime, and to peers.
+    calls: int = 0
+    forwards: int = 0
+    #: Clients' calls that found a ready copy somewhere, and those that had to wait for a load.
+    hits: int = 0
+    misses: int = 0
+    #: Calls that ended in an error of the mesh.
+    failures: int = 0
+    loads: int = 0
+    load_failures: int = 0
+    evictions: int = 0
+    unloads: int = 0
+    unload_failures: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceStatistics:
+    """A snapshot for people and programs (``mm.peer.Peer/statistics``)."""
+
+    instance_id: str
+    uptime_ms: int
+    models_loaded: int
+    models_loading: int
+    capacity_units: int
+    used_units: int
+    unloading_units: int
+    calls_in_flight: int
+    store_connected: bool
+    registered_models: int
+    instances: int
+    counters: Counters

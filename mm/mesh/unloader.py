@@ -1,0 +1,155 @@
+"""Unloads: waits for the calls in flight, asks the runtime, and gives the memory back (spec core
+3.13).
+
+Owns what happens after a copy left the table. Does not decide what leaves.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import anyio
+
+from mm.core.accounting import UnloadAccounting
+from mm.core.ids import ModelId
+from mm.errors import LoadFailedError, RuntimeUnavailableError
+from mm.limits import Limits
+from mm.mesh.ports import Runtime, RuntimeCallError
+from mm.mesh.statistics import Counters
+from mm.table import CopyState, Table
+
+logger = logging.getLogger(__name__)
+
+#: Calls in flight are looked at this often besides being told of: other threads pin copies too.
+IN_FLIGHT_LOOK_S = 0.25
+
+
+class Unloader:
+    """One unload at a time for each model; ``on_freed`` is called when memory came free."""
+
+    def __init__(
+        self,
+        table: Table,
+        accounting: UnloadAccounting,
+        runtime: Runtime,
+        counters: Counters,
+        limits: Limits,
+        on_freed: Callable[[], None],
+        on_capacity: Callable[[], None],
+        on_ended: Callable[[ModelId], None],
+    ) -> None:
+        self._table = table
+        self._accounting = accounting
+        self._runtime = runtime
+        self._counters = counters
+        self._limits = limits
+        self._on_freed = on_freed
+        self._on_capacity = on_capacity
+        self._on_ended = on_ended
+        self._ended: dict[ModelId, anyio.Event] = {}
+        self._idle: dict[ModelId, anyio.Event] = {}
+        self._lost: set[ModelId] = set()
+
+    def __contains__(self, model_id: object) -> bool:
+        return model_id in self._ended
+
+    @property
+    def count(self) -> int:
+        """Unloads under way."""
+        return len(self._ended)
+
+    def unpinned(self, model_id: ModelId) -> None:
+        """Hear that a call left; the last one lets a waiting unload go on."""
+        idle = self._idle.get(model_id)
+        if idle is not None and self._table.in_flight(model_id) == 0:
+            idle.set()
+
+    async def wait_ended(self, model_id: ModelId) -> None:
+        """Return once no unload of this model is under way; a load of the same id must come after
+        it.
+
+        Raises ``LoadFailedError`` if the unload was given up: the runtime may still hold the old
+        copy.
+        """
+        while (ended := self._ended.get(model_id)) is not None:
+            if model_id in self._lost:
+                raise LoadFailedError(f"Prior unload of model {model_id} failed unrecoverably")
+            await ended.wait()
+
+    async def unload(self, model_id: ModelId, weight_units: int, *, delay_s: float = 0.0) -> None:
+        """Unload a copy that left the table and return its memory to the accounting, however long
+        that takes.
+        """
+        previous = self._ended.get(model_id)
+        while previous is not None:
+            await previous.wait()
+            previous = self._ended.get(model_id)
+        ended = self._ended[model_id] = anyio.Event()
+        self._table.add(model_id)  # the state must have a place until the unload ended
+        try:
+            if delay_s:
+                await anyio.sleep(delay_s)
+            await self._wait_idle(model_id)
+            await self._ask(model_id, weight_units)
+        finally:
+            del self._ended[model_id]
+            ended.set()
+        self._on_ended(model_id)
+
+    async def _wait_idle(self, model_id: ModelId) -> None:
+        """Return when no call uses the copy, or when ``in_flight_wait_s`` is over."""
+        idle = self._idle[model_id] = anyio.Event()
+        try:
+            with anyio.move_on_after(self._limits.in_flight_wait_s) as waited:
+                while self._table.begin_unload(model_id) and not idle.is_set():
+                    with anyio.move_on_after(IN_FLIGHT_LOOK_S):
+                        await idle.wait()
+        finally:
+            self._idle.pop(model_id, None)
+        if waited.cancelled_caught:
+            logger.warning(
+                "model %s is unloaded with %d calls in flight after %.0f s",
+                model_id,
+                self._table.in_flight(model_id),
+                self._limits.in_flight_wait_s,
+            )
+
+    async def _ask(self, model_id: ModelId, weight_units: int) -> None:
+        tries = 0
+        while True:
+            try:
+                with anyio.fail_after(self._limits.unload_timeout_s):
+                    await self._runtime.unload(model_id)
+            except (RuntimeCallError, RuntimeUnavailableError, TimeoutError) as exc:
+                tries += 1
+                if tries == self._limits.unload_retries_max:
+                    logger.error(
+                        "unload of model %s given up after %d tries:"
+                        " capacity shrinks by %d units until it succeeds: %s",
+                        model_id,
+                        tries,
+                        weight_units,
+                        exc,
+                    )
+                    self._lost.add(model_id)
+                    self._counters.unload_failures += 1
+                    self._accounting.unload_failed(weight_units)
+                    self._on_capacity()
+                elif tries == 1:
+                    logger.warning(
+                        "unload of model %s failed, will be tried again: %s", model_id, exc
+                    )
+                await anyio.sleep(1.0 if tries == 1 else self._limits.unload_retry_s)
+            else:
+                break
+        self._counters.unloads += 1
+        self._table.set_state(model_id, CopyState.ABSENT)
+        if model_id in self._lost:
+            self._lost.discard(model_id)
+            freed = self._accounting.unload_recovered(weight_units)
+            self._on_capacity()
+        else:
+            freed = self._accounting.unload_completed(weight_units)
+        if freed:
+            self._on_freed()
