@@ -57,46 +57,16 @@ cdef class Table:
     """
 
     def __cinit__(self, object capacity_units):
-        cdef table_t *t
-        cdef bytes seed = os.urandom(8)
         cdef int64_t capacity = number("capacity_units", capacity_units, I64_MAX)
+        cdef bytes seed = os.urandom(8)
         self.instances = Instances()
         self.marked = set()
-        cdef void *memory = NULL
-        if posix_memalign(&memory, 64, sizeof(table_t)) != 0:
+        self.core = table_open(capacity, bytes8(seed))
+        if self.core == NULL:
             raise MemoryError
-        memset(memory, 0, sizeof(table_t))
-        t = self.core = <table_t *>memory
-        memcpy(&t.seed, <const char *>seed, 8)
-        store_u64(&t.epoch, 1, relaxed)
-        t.capacity_units = capacity
-        t.generations = <atomic_u16 *>calloc(GENERATIONS, sizeof(atomic_u16))
-        store_ptr(&t.models, index_new(t, INDEX_SIZE_MIN), relaxed)
-        store_ptr(&t.aliases, index_new(t, INDEX_SIZE_MIN), relaxed)
-        if (not arena_open(t) or t.generations == NULL or load_ptr(&t.models, relaxed) == NULL
-                or load_ptr(&t.aliases, relaxed) == NULL):
-            raise MemoryError
-        t.slots[0].kind = KIND_SENTINEL
-        t.slots[0].position_ms = -1
-        t.slot_count = 1
 
     def __dealloc__(self):
-        cdef table_t *t = self.core
-        cdef block_t *block
-        cdef uint32_t i
-        if t == NULL:
-            return
-        for i in range(t.slot_count):
-            slot_empty(t, &t.slots[i])
-        while t.retired_blocks_first != NULL:
-            block = t.retired_blocks_first
-            t.retired_blocks_first = block.next
-            block_free(t, block)
-        block_free(t, <block_t *>load_ptr(&t.models, relaxed))
-        block_free(t, <block_t *>load_ptr(&t.aliases, relaxed))
-        arena_close(t)
-        free(t.generations)
-        free(t)
+        table_close(self.core)
 
     # Slots
 

@@ -184,3 +184,46 @@ cdef uint32_t slot_new(table_t *t, uint8_t kind, const char *id, size_t length) 
     else:
         memcpy(s.id, id, length)
     return i
+
+
+cdef table_t *table_open(int64_t capacity_units, uint64_t seed) noexcept nogil:
+    """Answer an empty table, NULL without memory."""
+    cdef table_t *t
+    cdef void *memory = NULL
+    if posix_memalign(&memory, 64, sizeof(table_t)) != 0:
+        return NULL
+    t = <table_t *>memory
+    memset(memory, 0, sizeof(table_t))
+    t.capacity_units = capacity_units
+    t.seed = seed
+    store_u64(&t.epoch, 1, relaxed)
+    t.generations = <atomic_u16 *>calloc(GENERATIONS, sizeof(atomic_u16))
+    store_ptr(&t.models, index_new(t, INDEX_SIZE_MIN), relaxed)
+    store_ptr(&t.aliases, index_new(t, INDEX_SIZE_MIN), relaxed)
+    if (not arena_open(t) or t.generations == NULL or load_ptr(&t.models, relaxed) == NULL
+            or load_ptr(&t.aliases, relaxed) == NULL):
+        table_close(t)
+        return NULL
+    t.slots[0].kind = KIND_SENTINEL
+    t.slots[0].position_ms = -1
+    t.slot_count = 1
+    return t
+
+
+cdef void table_close(table_t *t) noexcept nogil:
+    """Free everything; no reader may be left."""
+    cdef block_t *block
+    cdef uint32_t i
+    if t == NULL:
+        return
+    for i in range(t.slot_count):
+        slot_empty(t, &t.slots[i])
+    while t.retired_blocks_first != NULL:
+        block = t.retired_blocks_first
+        t.retired_blocks_first = block.next
+        block_free(t, block)
+    block_free(t, <block_t *>load_ptr(&t.models, relaxed))
+    block_free(t, <block_t *>load_ptr(&t.aliases, relaxed))
+    arena_close(t)
+    free(t.generations)
+    free(t)

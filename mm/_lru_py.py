@@ -11,6 +11,7 @@ import sys
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator
 
+from mm._lru_py_slot import Slot
 from mm._lru_words import (
     I64_MAX,
     LOCAL,
@@ -24,55 +25,6 @@ from mm._lru_words import (
     checked,
     checked_id,
 )
-
-
-class _Slot:
-    """What is known of one model."""
-
-    __slots__ = (
-        "alias_count",
-        "cached",
-        "calls",
-        "concurrency_max",
-        "discarded",
-        "flags",
-        "in_flight",
-        "last_used_ms",
-        "model_id",
-        "peers",
-        "sequence",
-        "state",
-        "weight_units",
-    )
-
-    def __init__(self, model_id: str) -> None:
-        self.model_id = model_id
-        self.state = CopyState.ABSENT
-        self.in_flight = 0
-        self.calls = 0
-        self.concurrency_max = 0
-        self.flags = 0
-        self.cached = False
-        self.weight_units = 0
-        self.last_used_ms = 0
-        self.sequence = 0
-        self.peers: dict[int, int] = {}  # handle -> calls in flight, as that copy itself last told
-        self.alias_count = 0
-        self.discarded = False
-
-    @property
-    def order(self) -> tuple[int, int]:
-        """Its place: by the time given; of equal times the copy put first goes first."""
-        return self.last_used_ms, self.sequence
-
-    @property
-    def free(self) -> bool:
-        return (
-            not self.cached
-            and self.state is CopyState.ABSENT
-            and self.in_flight == 0
-            and self.alias_count == 0
-        )
 
 
 class Table:
@@ -92,9 +44,9 @@ class Table:
         self._capacity_units = checked("capacity_units", capacity_units, I64_MAX)
         self._used_units = 0
         self._sequence = 0
-        self._slots: dict[str, _Slot] = {}
-        self._cached: dict[str, _Slot] = {}
-        self._aliases: dict[str, _Slot] = {}
+        self._slots: dict[str, Slot] = {}
+        self._cached: dict[str, Slot] = {}
+        self._aliases: dict[str, Slot] = {}
         self._instances = Instances()
         self._epoch = 1
         self._readers: dict[int, int] = {}  # reader -> epoch it has seen, 0 while offline
@@ -421,21 +373,21 @@ class Table:
 
     # Parts
 
-    def _known(self, model_id: str) -> _Slot:
+    def _known(self, model_id: str) -> Slot:
         slot = self._slots.get(checked_id(model_id))
         if slot is None:
             raise KeyError(model_id)
         return slot
 
-    def _slot_for(self, model_id: str) -> _Slot:
+    def _slot_for(self, model_id: str) -> Slot:
         slot = self._slots.get(checked_id(model_id))
         if slot is None:
             self._claim()
-            slot = self._slots[model_id] = _Slot(model_id)
+            slot = self._slots[model_id] = Slot(model_id)
         slot.discarded = False
         return slot
 
-    def _weigh(self, slot: _Slot, weight_units: int) -> None:
+    def _weigh(self, slot: Slot, weight_units: int) -> None:
         self._used_units += weight_units - slot.weight_units
         slot.weight_units = weight_units
 
@@ -445,7 +397,7 @@ class Table:
             evicted.append(self._uncache(min(self._cached.values(), key=lambda each: each.order)))
         return evicted
 
-    def _uncache(self, slot: _Slot) -> Evicted:
+    def _uncache(self, slot: Slot) -> Evicted:
         evicted = Evicted(slot.model_id, slot.weight_units, slot.last_used_ms)
         del self._cached[slot.model_id]
         self._weigh(slot, 0)
@@ -455,12 +407,12 @@ class Table:
         self._let_go(slot)
         return evicted
 
-    def _let_go(self, slot: _Slot) -> None:
+    def _let_go(self, slot: Slot) -> None:
         if slot.discarded and slot.free:
             del self._slots[slot.model_id]
             self._retire()
 
-    def _release_alias(self, slot: _Slot) -> None:
+    def _release_alias(self, slot: Slot) -> None:
         slot.alias_count -= 1
         self._let_go(slot)
 

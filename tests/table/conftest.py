@@ -1,13 +1,38 @@
-"""The two tables under one fixture; what is particular to one is in the test that says so."""
+"""The two tables under one fixture: what is said of one holds for the other.
+
+Each table that ``make_table`` made is walked by ``check_invariants`` when its test ends.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from mm import _lru, _lru_py
+
+MakeTable = Callable[..., _lru.Table]
 
 
 @pytest.fixture(params=["extension", "python"])
 def table_type(request: pytest.FixtureRequest) -> type[_lru.Table]:
     """Answer the class under test."""
     return _lru.Table if request.param == "extension" else _lru_py.Table  # type: ignore[return-value]
+
+
+@pytest.fixture
+def make_table(table_type: type[_lru.Table]) -> Iterator[MakeTable]:
+    made: list[_lru.Table] = []
+
+    def make(capacity_units: int = 100) -> _lru.Table:
+        made.append(table_type(capacity_units))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.check_invariants()
+
+
+@pytest.fixture
+def table(make_table: MakeTable) -> _lru.Table:
+    return make_table()
