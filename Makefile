@@ -16,7 +16,7 @@ SOURCES := mm tests bench setup.py proto
 export PYTHON MM_BUILD_DEBUG
 
 PACKAGES := $(VENV)/.packages
-EXTENSION := $(VENV)/.extension$(if $(MM_BUILD_DEBUG),-debug)
+EXTENSION := $(VENV)/.extension$(if $(filter-out 0,$(MM_BUILD_DEBUG)),-debug)
 EXTENSION_SOURCES := setup.py pyproject.toml $(wildcard mm/*.pyx mm/*.pxd mm/*.pxi mm/*.h)
 
 .PHONY: help
@@ -41,6 +41,9 @@ test: $(EXTENSION) ## the whole test suite (ARGS="tests/core -k name" for a part
 test-sanitize: $(EXTENSION) ## the table's readers under ThreadSanitizer
 	@$(PY) tests/table/sanitize/run.py $(ARGS)
 
+# cython-lint starts pycodestyle, and the protobuf compiler its plugin, from PATH.
+lint proto: export PATH := $(CURDIR)/$(BIN):$(PATH)
+
 .PHONY: lint
 lint: $(EXTENSION) ## style, types, spelling, and that generated code is up to date
 	$(BIN)/ruff check $(SOURCES)
@@ -64,7 +67,7 @@ bench: $(EXTENSION) ## list the benchmarks, or run one: make bench ARGS=lru
 	@PY=$(PY) tools/bench.sh $(ARGS)
 
 .PHONY: debug
-debug: ## rebuild the extension with assertions and line tracing
+debug: ## rebuild the extension for debugging (then: make test MM_BUILD_DEBUG=1)
 	@$(MAKE) develop MM_BUILD_DEBUG=1
 
 .PHONY: lock
@@ -73,7 +76,7 @@ lock: $(PACKAGES) ## pin the newest allowed packages anew
 
 .PHONY: clean
 clean: ## remove what was built (not .venv)
-	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache mm/_lru.c mm/_lru.*.so
+	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache mm/_lru.c mm/*.html mm/_lru.*.so
 	rm -f $(VENV)/.extension*
 
 $(PACKAGES): requirements.lock tools/setup.sh

@@ -100,7 +100,7 @@ install_packages() {
 
 build_extension() {
     local kind=release
-    [ -z "${MM_BUILD_DEBUG:-}" ] || kind=debug
+    [ "${MM_BUILD_DEBUG:-0}" = 0 ] || kind=debug
     say "building the extension ($kind)"
     # The flags may have changed with the sources as they were: build it all.
     rm -rf build mm/_lru.c mm/_lru.*.so
