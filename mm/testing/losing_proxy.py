@@ -1,0 +1,97 @@
+"""A TCP proxy that loses connectivity on command: what a cable, a firewall or a dead host does.
+
+Stands between a client and a server in tests. Owns the two ways to be gone: silent (packets are
+dropped, nothing is closed) and cut (connections end, new ones are refused).
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import anyio
+from anyio.abc import ByteStream, SocketAttribute, SocketStream, TaskGroup
+
+_CHUNK_BYTES = 65536
+
+
+class LosingProxy:
+    """One listening port in front of one server. Made by ``losing_proxy``."""
+
+    def __init__(self, host: str, port: int, task_group: TaskGroup) -> None:
+        self._server = (host, port)
+        self._task_group = task_group
+        self._listening: anyio.CancelScope | None = None
+        self._ended = anyio.Event()
+        self._passing = anyio.Event()
+        self._passing.set()
+        #: Where clients connect.
+        self.host = "127.0.0.1"
+        self.port = 0
+        #: Connections accepted so far.
+        self.accepted_count = 0
+
+    def lose(self) -> None:
+        """Go silent: connections stay open and are accepted, but no byte passes."""
+        if self._passing.is_set():
+            self._passing = anyio.Event()
+
+    async def cut(self) -> None:
+        """End all connections and refuse new ones."""
+        if self._listening is not None:
+            self._listening.cancel()
+            self._listening = None
+            await self._ended.wait()
+
+    async def restore(self) -> None:
+        """Be a proxy again; what was held back while silent is delivered now."""
+        self._passing.set()
+        if self._listening is None:
+            await self._task_group.start(self._listen)
+
+    async def _listen(self, *, task_status: anyio.abc.TaskStatus[None]) -> None:
+        self._ended = anyio.Event()
+        with anyio.CancelScope() as self._listening:
+            async with await anyio.create_tcp_listener(
+                local_host=self.host, local_port=self.port, reuse_port=False
+            ) as listener:
+                self.port = listener.extra(SocketAttribute.local_port)
+                async with anyio.create_task_group() as connections:
+                    task_status.started()
+                    await listener.serve(self._connect, connections)
+        self._ended.set()
+
+    async def _connect(self, client: SocketStream) -> None:
+        self.accepted_count += 1
+        async with client:
+            await self._passing.wait()
+            try:
+                server = await anyio.connect_tcp(*self._server)
+            except OSError:
+                return  # the client sees its connection end, as it would without us
+            async with server, anyio.create_task_group() as ways:
+                ways.start_soon(self._pass, client, server)
+                await self._pass(server, client)
+                ways.cancel_scope.cancel()
+
+    async def _pass(self, source: ByteStream, sink: ByteStream) -> None:
+        try:
+            while True:
+                data = await source.receive(_CHUNK_BYTES)
+                await self._passing.wait()
+                await sink.send(data)
+        except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError):
+            await self._passing.wait()
+            await sink.aclose()
+
+
+@asynccontextmanager
+async def losing_proxy(host: str, port: int) -> AsyncIterator[LosingProxy]:
+    """Run a proxy in front of ``host``:``port`` until the block ends."""
+    async with anyio.create_task_group() as task_group:
+        proxy = LosingProxy(host, port, task_group)
+        await proxy.restore()
+        try:
+            yield proxy
+        finally:
+            task_group.cancel_scope.cancel()

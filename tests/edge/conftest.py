@@ -1,0 +1,24 @@
+"""Fixtures that need the outside world: one etcd for all tests of this layer that want one."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mm.edge.embedded_etcd import EmbeddedEtcd
+
+
+@pytest.fixture(scope="session")
+def shared_etcd() -> Iterator[EmbeddedEtcd]:
+    """A running etcd. Tests share it: each keeps to a root prefix of its own and leaves it up."""
+    with tempfile.TemporaryDirectory(prefix="mm-test-etcd-") as directory:
+        etcd = EmbeddedEtcd(Path(directory))
+        try:
+            asyncio.run(etcd.start())
+            yield etcd
+        finally:
+            etcd.close()
