@@ -1,0 +1,185 @@
+"""Wires between nodes of one process: calls to peers, with partitions, crashes and delays.
+
+Owns what may go wrong between two addresses. What an instance answers is its ``PeerServer``'s
+affair. Anyio alone: delays are virtual time under trio.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Awaitable, Callable, Iterable
+from itertools import permutations
+from typing import Protocol, TypeVar
+
+import anyio
+import anyio.lowlevel
+
+from mm.core.calls import Call, Outcome, PeerRoute, Route
+from mm.core.hop_headers import read_hop_request, read_outcome, write_hop_request
+from mm.core.ids import InstanceId, ModelId
+from mm.errors import MeshError
+from mm.mesh.ports import ModelStatus, PeerCallError, PeerIdentity
+
+T = TypeVar("T")
+
+
+class PeerServer(Protocol):
+    """What listens at an address: the peer port of one instance.
+
+    Methods raise ``MeshError``; one with a ``hop_result`` tells the sender to try elsewhere.
+    """
+
+    def identity(self) -> PeerIdentity:
+        """Answer who this is."""
+        ...
+
+    async def ensure_loaded(self, call: Call, *, sync: bool) -> ModelStatus:
+        """Load by a peer's order."""
+        ...
+
+    async def model_status(self, model_id: ModelId) -> ModelStatus:
+        """Answer for the copy here, without asking others."""
+        ...
+
+    async def serve(self, call: Call) -> InstanceId:
+        """Serve a proxied call; answers which instance did."""
+        ...
+
+
+class FakeNetwork:
+    """Connects addresses.
+
+    A cut wire swallows what is sent until it is healed; where nobody listens, a call is refused.
+    """
+
+    def __init__(self, *, latency_s: float = 0.0, forward_timeout_s: float = 60.0) -> None:
+        self.latency_s = latency_s
+        #: How long a proxied call, which has no time limit of its own, stays on a dead wire.
+        self.forward_timeout_s = forward_timeout_s
+        #: Calls that arrived, by address.
+        self.arrivals: Counter[str] = Counter()
+        self._servers: dict[str, PeerServer] = {}
+        self._cut: set[tuple[str, str]] = set()
+        self._open: defaultdict[str, set[anyio.CancelScope]] = defaultdict(set)
+        self._changed = anyio.Event()
+
+    # --- what a test arranges -----------------------------------------------------------------
+
+    def listen(self, address: str, server: PeerServer) -> None:
+        """Serve at an address that is free."""
+        assert address not in self._servers, address
+        self._servers[address] = server
+
+    def close(self, address: str) -> None:
+        """Stop serving: calls in progress there break, later ones are refused."""
+        self._servers.pop(address, None)
+        for scope in list(self._open[address]):
+            scope.cancel()
+
+    def cut(self, source: str, target: str) -> None:
+        """Swallow whatever goes from one address to another; the other way still works."""
+        self._cut.add((source, target))
+
+    def split(self, *groups: Iterable[str]) -> None:
+        """Cut all wires between addresses of different groups, both ways."""
+        for here, there in permutations([list(group) for group in groups], 2):
+            self._cut.update((source, target) for source in here for target in there)
+
+    def heal(self) -> None:
+        """Mend everything; what was sent meanwhile arrives now, unless its sender gave up."""
+        self._cut.clear()
+        self._changed.set()
+        self._changed = anyio.Event()
+
+    def peers(self, address: str) -> FakePeers:
+        """Answer the port through which the instance at an address calls others."""
+        return FakePeers(self, address)
+
+    # --- a call -------------------------------------------------------------------------------
+
+    async def call(
+        self,
+        source: str,
+        target: str,
+        timeout_s: float,
+        work: Callable[[PeerServer], Awaitable[T]],
+    ) -> T:
+        """Have ``target`` do ``work``; raises ``PeerCallError`` if it cannot or will not."""
+        with anyio.move_on_after(timeout_s):
+            await self._travel(source, target)
+            server = self._servers.get(target)
+            if server is None:
+                raise PeerCallError(Outcome.UNREACHABLE, f"{target}: connection refused")
+            self.arrivals[target] += 1
+            answer = await self._answer(target, server, work)
+            await self._travel(target, source)
+            return answer
+        raise PeerCallError(Outcome.UNREACHABLE, f"{target}: no answer in {timeout_s:g} s")
+
+    async def _travel(self, source: str, target: str) -> None:
+        await anyio.sleep(self.latency_s)
+        while (source, target) in self._cut:
+            await self._changed.wait()
+
+    async def _answer(
+        self, target: str, server: PeerServer, work: Callable[[PeerServer], Awaitable[T]]
+    ) -> T:
+        with anyio.CancelScope() as scope:
+            self._open[target].add(scope)
+            try:
+                return await work(server)
+            except MeshError as exc:
+                outcome = read_outcome(exc.hop_result)
+                if outcome is None:
+                    raise
+                raise PeerCallError(outcome, exc.message) from exc
+            finally:
+                self._open[target].discard(scope)
+        raise PeerCallError(Outcome.UNREACHABLE, f"{target}: connection broke")
+
+
+class FakePeers:
+    """``mm.mesh.ports.Peers`` of one instance; routes become hop headers, as on the wire."""
+
+    def __init__(self, network: FakeNetwork, address: str) -> None:
+        self._network = network
+        self._address = address
+
+    async def identify(self, address: str, timeout_s: float) -> PeerIdentity | None:
+        """Answer who is there, None if nobody answers in time."""
+        try:
+            return await self._network.call(self._address, address, timeout_s, _identity)
+        except PeerCallError:
+            return None
+
+    async def ensure_loaded(
+        self, route: Route, *, sync: bool, last_used_ms: int, timeout_s: float
+    ) -> ModelStatus:
+        """Forward an ensure-loaded by a ``PeerRoute``."""
+        call = _call_of(route, "")
+        call.last_used_ms = last_used_ms
+        return await self._send(route, timeout_s, lambda s: s.ensure_loaded(call, sync=sync))
+
+    async def model_status(self, route: Route, timeout_s: float) -> ModelStatus:
+        """Forward a get-status by a ``PeerRoute``."""
+        return await self._send(route, timeout_s, lambda s: s.model_status(route.model_id))
+
+    async def forward(self, route: Route, method: str) -> InstanceId:
+        """Proxy a call by a ``PeerRoute``; answers which instance served it."""
+        call = _call_of(route, method)
+        return await self._send(route, self._network.forward_timeout_s, lambda s: s.serve(call))
+
+    async def _send(
+        self, route: Route, timeout_s: float, work: Callable[[PeerServer], Awaitable[T]]
+    ) -> T:
+        assert isinstance(route, PeerRoute), route
+        return await self._network.call(self._address, route.address, timeout_s, work)
+
+
+async def _identity(server: PeerServer) -> PeerIdentity:
+    return server.identity()
+
+
+def _call_of(route: Route, method: str) -> Call:
+    assert isinstance(route, PeerRoute), route
+    return read_hop_request(write_hop_request(route)).to_call(route.model_id, method, None)

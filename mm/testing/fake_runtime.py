@@ -1,0 +1,303 @@
+"""A model runtime that is not there: sizes, durations and faults as a test wants them.
+
+Implements ``mm.mesh.ports.Runtime`` with anyio alone, so that it waits in virtual time under trio.
+It is strict where a real runtime would be merciful or dead: it keeps memory that nobody unloaded,
+notes every breach of the contract in ``violations``, and remembers how much it held at most. It
+shows what it did in counters and answers ``wait_for``, so that no test needs to sleep.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+import anyio
+import anyio.lowlevel
+
+from mm.core.ids import ModelId
+from mm.core.load_errors import is_nothing_loaded
+from mm.core.records import ModelInfo
+from mm.errors import RuntimeUnavailableError, StartupError, StatusCode
+from mm.mesh.ports import Loaded, RuntimeCallError, RuntimeParameters
+
+MIB: Final = 1024 * 1024
+
+DEFAULT_PARAMETERS: Final = RuntimeParameters(
+    capacity_bytes=64 * MIB,
+    default_model_size_bytes=MIB,
+    loading_concurrency_max=2,
+    load_timeout_ms=90_000,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelPlan:
+    """How the runtime behaves for one model."""
+
+    size_bytes: int = MIB
+    #: What it guesses before loading; 0: it cannot tell.
+    predicted_bytes: int = 0
+    #: Whether the answer to the load tells the size; else it has to be asked for.
+    is_size_told: bool = True
+    load_s: float = 0.2
+    unload_s: float = 0.05
+    predict_size_s: float = 0.0
+    model_size_s: float = 0.0
+    concurrency_max: int = 0
+
+
+class Held(enum.Enum):
+    """What the runtime has of a model."""
+
+    LOADING = "loading"
+    LOADED = "loaded"
+    #: A load failed or was given up; its memory is still taken.
+    REMAINS = "remains"
+    UNLOADING = "unloading"
+
+
+@dataclass(slots=True)
+class _Model:
+    held: Held
+    size_bytes: int
+    #: Set to end what is being waited for, with ``error``.
+    interrupted: anyio.Event = field(default_factory=anyio.Event)
+    error: Exception | None = None
+
+    def interrupt(self, error: Exception) -> None:
+        self.error = error
+        self.interrupted.set()
+
+
+@dataclass(slots=True)
+class _Faults:
+    """Errors for the next calls; ``times`` None: for all."""
+
+    error: RuntimeCallError
+    times: int | None
+
+
+class FakeRuntime:
+    """The management half of the SPI, and ``predict`` in place of the data plane."""
+
+    def __init__(
+        self,
+        parameters: RuntimeParameters = DEFAULT_PARAMETERS,
+        *,
+        default_plan: ModelPlan | None = None,
+        start_s: float = 0.0,
+        start_timeout_s: float = 180.0,
+    ) -> None:
+        self.parameters = parameters
+        self.default_plan = default_plan or ModelPlan()
+        self.start_s = start_s
+        self.start_timeout_s = start_timeout_s
+        #: Breaches of the contract by the mesh; a test expects none.
+        self.violations: list[str] = []
+        self.loads_begun: Counter[ModelId] = Counter()
+        self.loads_done: Counter[ModelId] = Counter()
+        self.unloads_done: Counter[ModelId] = Counter()
+        self.predictions: Counter[ModelId] = Counter()
+        self.loads_at_once_max = 0
+        self.memory_bytes_max = 0
+        #: More than there is: only models larger than predicted excuse it.
+        self.overcommitted_bytes_max = 0
+        self._models: dict[ModelId, _Model] = {}
+        self._plans: dict[ModelId, ModelPlan] = {}
+        self._load_faults: dict[ModelId, _Faults] = {}
+        self._unload_faults: dict[ModelId, _Faults] = {}
+        self._is_up = True
+        self._changed = anyio.Event()
+
+    # --- what a test arranges -----------------------------------------------------------------
+
+    def plan(self, model_id: str, **changes: Any) -> None:
+        """Change how the runtime behaves for one model; names are those of ``ModelPlan``."""
+        key = ModelId(model_id)
+        self._plans[key] = replace(self._plan(key), **changes)
+
+    def fail_loads(
+        self, model_id: str, code: int, message: str = "", times: int | None = None
+    ) -> None:
+        """Let the next loads of a model fail after their ``load_s``; ``times`` 0 ends that."""
+        self._load_faults[ModelId(model_id)] = _Faults(RuntimeCallError(code, message), times)
+
+    def fail_unloads(
+        self, model_id: str, code: int, message: str = "", times: int | None = None
+    ) -> None:
+        """Let the next unloads of a model fail after their ``unload_s``."""
+        self._unload_faults[ModelId(model_id)] = _Faults(RuntimeCallError(code, message), times)
+
+    def lose(self, model_id: str) -> None:
+        """Forget a loaded model, as a runtime does that was restarted behind the mesh's back."""
+        assert self._models[ModelId(model_id)].held is Held.LOADED, model_id
+        self._drop(ModelId(model_id))
+
+    def stop(self) -> None:
+        """Crash: everything is gone, calls in progress break, and nothing answers."""
+        self._is_up = False
+        for model in self._models.values():
+            model.interrupt(RuntimeUnavailableError("model runtime closed the connection"))
+        self._models.clear()
+        self._notify()
+
+    def start(self) -> None:
+        """Come back, empty."""
+        self._is_up = True
+        self._notify()
+
+    # --- what a test looks at -----------------------------------------------------------------
+
+    def held(self, model_id: str) -> Held | None:
+        """Answer what the runtime has of a model."""
+        model = self._models.get(ModelId(model_id))
+        return None if model is None else model.held
+
+    @property
+    def loaded(self) -> set[ModelId]:
+        """The models that can be called."""
+        return {key for key, model in self._models.items() if model.held is Held.LOADED}
+
+    @property
+    def loads_at_once(self) -> int:
+        """Loads that are running now."""
+        return sum(model.held is Held.LOADING for model in self._models.values())
+
+    @property
+    def memory_bytes(self) -> int:
+        """Memory taken by everything that is loaded, being loaded or unloaded, or left over."""
+        return sum(model.size_bytes for model in self._models.values())
+
+    async def wait_for(self, condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
+        """Return once the condition holds; it is looked at after every change here."""
+        with anyio.fail_after(timeout_s):
+            while not condition():
+                await self._changed.wait()
+
+    # --- the SPI ------------------------------------------------------------------------------
+
+    async def wait_ready(self) -> RuntimeParameters:
+        """Answer the parameters, however senseless, with every model dropped (it is a reset)."""
+        with anyio.move_on_after(self.start_timeout_s):
+            await anyio.sleep(self.start_s)
+            while not self._is_up:
+                await self._changed.wait()
+            for model_id in list(self._models):
+                self._drop(model_id)
+            return self.parameters
+        raise StartupError(f"model runtime not ready after {self.start_timeout_s:g} s")
+
+    async def load(self, model_id: ModelId, info: ModelInfo) -> Loaded:
+        """Take the memory, wait, answer; a load that fails or is given up keeps its memory."""
+        await self._reach()
+        plan, present = self._plan(model_id), self._models.get(model_id)
+        if present is not None:
+            self.violations.append(f"load of {model_id} while {present.held.value}")
+            raise RuntimeCallError(StatusCode.ALREADY_EXISTS, f"{model_id} is there already")
+        model = self._models[model_id] = _Model(Held.LOADING, plan.size_bytes)
+        self.loads_begun[model_id] += 1
+        self._took_memory()
+        try:
+            await self._pass_time(model, plan.load_s)
+            self._fail_if_arranged(self._load_faults, model_id)
+        except BaseException as exc:
+            model.held = Held.REMAINS
+            if isinstance(exc, RuntimeCallError) and is_nothing_loaded(exc.code):
+                self._drop(model_id)
+            self._notify()
+            raise
+        model.held = Held.LOADED
+        self.loads_done[model_id] += 1
+        self._notify()
+        return Loaded(plan.size_bytes if plan.is_size_told else 0, plan.concurrency_max)
+
+    async def unload(self, model_id: ModelId) -> None:
+        """Free the memory after a while; a model that is not there is a success."""
+        await self._reach()
+        model = self._models.get(model_id)
+        if model is None:
+            return
+        if model.held is Held.UNLOADING:
+            self.violations.append(f"unload of {model_id} while unloading")
+        if model.held is Held.LOADING:
+            model.interrupt(RuntimeCallError(StatusCode.ABORTED, f"{model_id} is unloaded"))
+        before = Held.REMAINS if model.held is Held.LOADING else model.held
+        model = self._models[model_id] = _Model(Held.UNLOADING, model.size_bytes)
+        self._notify()
+        try:
+            await self._pass_time(model, self._plan(model_id).unload_s)
+            self._fail_if_arranged(self._unload_faults, model_id)
+        except BaseException:
+            model.held = before
+            self._notify()
+            raise
+        self.unloads_done[model_id] += 1
+        self._drop(model_id)
+
+    async def predict_size(self, model_id: ModelId, info: ModelInfo) -> int:
+        """Answer the planned guess."""
+        await self._reach()
+        await anyio.sleep(self._plan(model_id).predict_size_s)
+        return self._plan(model_id).predicted_bytes
+
+    async def model_size(self, model_id: ModelId) -> int:
+        """Answer the true size of a loaded model."""
+        await self._reach()
+        await anyio.sleep(self._plan(model_id).model_size_s)
+        if self.held(model_id) is not Held.LOADED:
+            raise RuntimeCallError(StatusCode.NOT_FOUND, f"{model_id} is not loaded")
+        return self._plan(model_id).size_bytes
+
+    async def predict(self, model_id: ModelId, seconds: float = 0.0) -> None:
+        """Serve one call; raises like a runtime that does not have the model, or is gone."""
+        await self._reach()
+        model = self._models.get(model_id)
+        if model is None or model.held is not Held.LOADED:
+            raise RuntimeCallError(StatusCode.NOT_FOUND, f"model {model_id} is not loaded")
+        await self._pass_time(model, seconds)
+        self.predictions[model_id] += 1
+
+    # --- inside -------------------------------------------------------------------------------
+
+    def _plan(self, model_id: ModelId) -> ModelPlan:
+        return self._plans.get(model_id, self.default_plan)
+
+    async def _reach(self) -> None:
+        await anyio.lowlevel.checkpoint()
+        if not self._is_up:
+            raise RuntimeUnavailableError("model runtime: connection refused")
+
+    async def _pass_time(self, model: _Model, seconds: float) -> None:
+        """Wait, unless interrupted; even no time at all is a chance for others to run."""
+        with anyio.move_on_after(seconds):
+            await model.interrupted.wait()
+        if model.error is not None:
+            raise model.error
+
+    def _fail_if_arranged(self, faults: dict[ModelId, _Faults], model_id: ModelId) -> None:
+        fault = faults.get(model_id)
+        if fault is None or fault.times == 0:
+            return
+        if fault.times is not None:
+            fault.times -= 1
+        raise RuntimeCallError(fault.error.code, fault.error.message)
+
+    def _took_memory(self) -> None:
+        self.memory_bytes_max = max(self.memory_bytes_max, self.memory_bytes)
+        self.loads_at_once_max = max(self.loads_at_once_max, self.loads_at_once)
+        if self.loads_at_once > self.parameters.loading_concurrency_max:
+            self.violations.append(f"{self.loads_at_once} loads at once")
+        over_bytes = self.memory_bytes - self.parameters.capacity_bytes
+        self.overcommitted_bytes_max = max(self.overcommitted_bytes_max, over_bytes)
+        self._notify()
+
+    def _drop(self, model_id: ModelId) -> None:
+        self._models.pop(model_id, None)
+        self._notify()
+
+    def _notify(self) -> None:
+        self._changed.set()
+        self._changed = anyio.Event()
