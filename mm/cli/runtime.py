@@ -1,19 +1,104 @@
 """``mm runtime``: model runtimes as processes.
 
-The commands live beside the runtimes; heavy imports wait until a command runs.
+What the options mean belongs to the runtimes; what is heavy is imported when a command runs, so
+that ``mm`` itself stays small.
 """
 
 from __future__ import annotations
 
+import os
+import re
+from pathlib import Path
+from typing import Annotated
+
 import typer
 
+from mm.errors import StartupError
 from mm.testing import example_runtime
 
 app = typer.Typer(no_args_is_help=True, help="Run a model runtime.")
 
 app.command("example")(example_runtime.main)
 
+_SIZE = re.compile(r"(\d+)\s*(B|KiB|MiB|GiB|kB|MB|GB|)")
+_SIZE_UNITS = {
+    "": 1, "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "kB": 10**3, "MB": 10**6, "GB": 10**9
+}  # fmt: skip
+
+#: Calls have a thread each; a pool inside each of them would only make them fight for cores.
+#: Read by the libraries when they are loaded, so set before.
+_NATIVE_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
 
 @app.callback()
 def _runtime() -> None:
     """Run a model runtime."""
+
+
+def parse_size_bytes(option: str, text: str) -> int:
+    """Read ``64MiB``, ``1GB`` or a number of bytes."""
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        allowed = ", ".join(filter(None, _SIZE_UNITS))
+        raise typer.BadParameter(f"{option} {text!r}; allowed are a number and one of {allowed}")
+    return int(match[1]) * _SIZE_UNITS[match[2]]
+
+
+@app.command("sklearn")
+def run_sklearn(
+    root: Annotated[
+        Path,
+        typer.Option(help="Directory of the model files; nothing outside of it is ever opened"),
+    ],
+    port: Annotated[int, typer.Option(help="Port to listen on; 0: any", min=0, max=65535)] = 8085,
+    host: Annotated[str, typer.Option(help="Address to listen on")] = "127.0.0.1",
+    unix_socket: Annotated[
+        Path | None, typer.Option(help="Listen here instead of on a port")
+    ] = None,
+    capacity: Annotated[
+        str, typer.Option(metavar="SIZE", help="Memory for models: bytes, or like 64MiB")
+    ] = "1GiB",
+    default_size: Annotated[
+        str, typer.Option(metavar="SIZE", help="Reserved for a model never seen before")
+    ] = "1MiB",
+    loading_concurrency: Annotated[int, typer.Option(help="Loads at a time", min=1)] = 2,
+    load_timeout: Annotated[
+        float, typer.Option(help="Seconds that a load may take", min=0.1)
+    ] = 60.0,
+    threads: Annotated[
+        int | None, typer.Option(help="Calls at a time  [default: CPU cores]", min=1)
+    ] = None,
+    trust: Annotated[
+        list[str] | None, typer.Option(help="A type that .skops files may hold; repeatable")
+    ] = None,
+    skops_only: Annotated[
+        bool, typer.Option("--skops-only", help="Refuse joblib and pickle files")
+    ] = False,
+) -> None:
+    """Serve scikit-learn models by the Open Inference Protocol (gRPC, version 2).
+
+    Models are .joblib, .pkl, .pickle or .skops files below --root. A joblib or pickle file runs
+    code of its maker's choice when it is loaded: load only what you trust, or use --skops-only.
+    """
+    capacity_bytes = parse_size_bytes("--capacity", capacity)
+    default_size_bytes = parse_size_bytes("--default-size", default_size)
+    for variable in _NATIVE_THREADS:
+        os.environ.setdefault(variable, "1")
+    try:
+        from mm.runtime.process import run_runtime
+        from mm.runtime.sklearn import SklearnRuntime
+    except ModuleNotFoundError as exc:
+        typer.echo(f"{exc.name} is not installed; install mm[sklearn]", err=True)
+        raise typer.Exit(1) from exc
+    try:
+        runtime = SklearnRuntime(
+            root, capacity_bytes=capacity_bytes, trusted_types=trust or (), skops_only=skops_only
+        )
+    except StartupError as exc:
+        typer.echo(str(exc), err=True)
+        raise typer.Exit(1) from exc
+    runtime.default_model_size_bytes = default_size_bytes
+    runtime.loading_concurrency_max = loading_concurrency
+    runtime.load_timeout_s = load_timeout
+    runtime.call_threads_max = threads or runtime.call_threads_max
+    run_runtime(runtime, f"unix://{unix_socket}" if unix_socket else f"{host}:{port}")

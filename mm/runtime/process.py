@@ -6,16 +6,23 @@ Shared by every runtime that has a command line.
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
+import threading
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
 
 import anyio
 
 from mm.errors import StartupError
+from mm.runtime.base import ModelRuntime
 from mm.runtime.call import Handler
 from mm.runtime.server import Address, GrpcServer, ServerLimits, address_of
+from mm.runtime.spi import RuntimeService
+
+logger = logging.getLogger(__name__)
 
 
 @asynccontextmanager
@@ -53,6 +60,20 @@ async def serve_until_signal(
                 print(f"listening on {address}", flush=True)
             async for _ in signals:
                 break
+            _leave_after((limits or ServerLimits()), len(services))
+
+
+def _leave_after(limits: ServerLimits, servers_count: int) -> None:
+    """End the process soon even if code of a model does not return: threads cannot be stopped."""
+    limit_s = servers_count * (limits.stop_grace_s + limits.close_timeout_s) + 1.0
+
+    def leave() -> None:
+        logger.warning("stopping with a load or call that has not ended after %.1f s", limit_s)
+        os._exit(0)
+
+    timer = threading.Timer(limit_s, leave)
+    timer.daemon = True
+    timer.start()
 
 
 def run(
@@ -70,3 +91,17 @@ def run(
         print(exc, file=sys.stderr)
         return 1
     return 0
+
+
+def run_runtime(runtime: ModelRuntime[Any], address: str) -> None:
+    """Serve a runtime at ``PORT``, ``HOST:PORT`` or ``unix://PATH`` until SIGTERM or SIGINT.
+
+    The last call of a program: it raises ``SystemExit`` if the runtime cannot start.
+    """
+    try:
+        services = [(Address.parse(address), RuntimeService(runtime).methods())]
+    except StartupError as exc:
+        print(exc, file=sys.stderr)
+        raise SystemExit(1) from exc
+    if code := run(services):
+        raise SystemExit(code)

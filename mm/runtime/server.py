@@ -30,7 +30,7 @@ from h2.events import Event
 from h2.exceptions import ProtocolError
 from h2.settings import SettingCodes, Settings
 
-from mm.errors import StartupError, StatusCode
+from mm.errors import MeshError, StartupError, StatusCode
 from mm.runtime.call import Call, CallError, Handler, MessageBuffer, RawHeaders
 
 logger = logging.getLogger(__name__)
@@ -234,6 +234,8 @@ class GrpcServer:
                 await handler(call)
         except CallError as exc:
             code, message, details = exc.code, exc.message, exc.details
+        except MeshError as exc:
+            code, message = exc.code, exc.message
         except ProtocolError:
             raise
         except Exception as exc:
