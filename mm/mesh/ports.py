@@ -13,7 +13,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from mm.core.calls import Call, Outcome, Route
+from mm.core.calls import Call, Outcome, PeerRoute, Route
 from mm.core.ids import InstanceId, ModelId
 from mm.core.records import ModelInfo
 
@@ -258,14 +258,14 @@ class Peers(Protocol):
         ...
 
     async def ensure_loaded(
-        self, route: Route, *, sync: bool, last_used_ms: int, timeout_s: float
+        self, route: PeerRoute, *, sync: bool, last_used_ms: int, timeout_s: float
     ) -> ModelStatus:
         """Forward an ensure-loaded by a ``PeerRoute``; raises ``PeerCallError`` if it did not do
         it.
         """
         ...
 
-    async def model_status(self, route: Route, timeout_s: float) -> ModelStatus:
+    async def model_status(self, route: PeerRoute, timeout_s: float) -> ModelStatus:
         """Forward a get-status by a ``PeerRoute``; raises ``PeerCallError``."""
         ...
 

@@ -1,0 +1,241 @@
+"""The process ``mm serve``: builds the ports, runs the node, opens the listeners (design section 7).
+
+Owns the order of start and stop of one process, and signals. What it serves is elsewhere.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import signal
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
+
+import anyio
+from anyio.abc import TaskStatus
+
+from mm.config import Config
+from mm.edge.embedded_etcd import embedded_etcd
+from mm.edge.etcd_store import EtcdStore
+from mm.edge.h2 import (
+    EXTERNAL_LIMITS,
+    PEER_LIMITS,
+    RUNTIME_LIMITS,
+    Channel,
+    ChannelPool,
+    GrpcServer,
+    IncomingCall,
+    TransportLimits,
+)
+from mm.edge.health import add_health
+from mm.edge.kv_config import Embedded, EtcdTarget, Memory, parse
+from mm.edge.management import Management
+from mm.edge.memory_store import MemoryStore
+from mm.edge.peers import GrpcPeers, PeerService
+from mm.edge.proxy import Proxy
+from mm.edge.reflection import add_reflection
+from mm.edge.runtime_client import GrpcRuntime
+from mm.edge.unary import ServiceTable
+from mm.errors import NoRoomError, StartupError
+from mm.mesh.node import Node, Ports
+from mm.mesh.ports import Clock, Store
+
+logger = logging.getLogger(__name__)
+
+#: Of the time for stopping, this much is kept back for the end: leaving the cluster, closing.
+STOP_RESERVE_S = 5.0
+
+
+class WallClock(Clock):
+    """The system's time."""
+
+    def now_ms(self) -> int:
+        """Answer milliseconds since the epoch."""
+        return time.time_ns() // 1_000_000
+
+
+async def serve(config: Config) -> None:
+    """Run one instance until SIGTERM or SIGINT; raises ``StartupError`` or ``ConfigError``.
+
+    A second signal ends it at once. A bug anywhere inside ends it with the exception.
+    """
+    stopping = anyio.Event()
+    try:
+        async with anyio.create_task_group() as group:
+            instance = Instance(config)
+            await group.start(_listen_for_signals, stopping, group.cancel_scope, instance)
+            await instance.run(stopping)
+            group.cancel_scope.cancel()
+    except BaseExceptionGroup as exc:
+        startup = _first_startup_error(exc)
+        if startup is None:
+            raise
+        raise startup from None
+
+
+async def _listen_for_signals(
+    stopping: anyio.Event,
+    everything: anyio.CancelScope,
+    instance: Instance,
+    *,
+    task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
+) -> None:
+    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        task_status.started()
+        async for number in signals:
+            if stopping.is_set() or not instance.serving:
+                logger.warning("%s: stopping at once", signal.Signals(number).name)
+                everything.cancel()
+                return
+            logger.info("%s: stopping", signal.Signals(number).name)
+            stopping.set()
+
+
+class Instance:
+    """One process's parts, from configuration to listeners."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._peer_services = ServiceTable(_starting)
+        self._peer_server = GrpcServer(
+            self._peer_services,
+            limits=_limits(PEER_LIMITS, config, config.peer_streams_max),
+            external=False,
+        )
+        self._channels = ChannelPool(PEER_LIMITS)
+        self._runtime = GrpcRuntime(config)
+        self.serving = False
+
+    async def run(self, stopping: anyio.Event) -> None:
+        """Start, serve until ``stopping``, stop in the reverse order."""
+        config = self._config
+        async with AsyncExitStack() as stack:
+            store = await stack.enter_async_context(open_store(config))
+            stack.push_async_callback(self._close)
+            ports = Ports(
+                store, self._runtime, GrpcPeers(self._channels), WallClock(), random.Random()
+            )
+            node = Node(config, ports)
+            # Before anything else: a second process with our id is told by this listener.
+            PeerService(node, config.instance_id).add_to(self._peer_services)
+            peer_port = await _open(
+                self._peer_server, config.bind_host, config.peer_port, "MM_PEER_PORT"
+            )
+            await stack.enter_async_context(
+                node.running(f"{config.advertise_host}:{peer_port}")
+            )
+            external_server = self._serve_node(node)
+            grpc_port = await _open(
+                external_server, config.bind_host, config.grpc_port, "MM_SVC_GRPC_PORT"
+            )
+            self.serving = True
+            logger.info(
+                "ready: instance %s, clients on port %d, peers on port %d",
+                config.instance_id,
+                grpc_port,
+                peer_port,
+            )
+            await stopping.wait()
+            await self._stop(node, external_server)
+
+    def _serve_node(self, node: Node) -> GrpcServer:
+        """Attach everything to the listeners; answers the external one."""
+        config = self._config
+        serving = config.runtime_serving_endpoint or self._runtime.endpoint
+        runtime_channel = Channel(
+            str(serving), _limits(RUNTIME_LIMITS, config, RUNTIME_LIMITS.streams_max)
+        )
+        services = ServiceTable()
+        for table, external in ((services, True), (self._peer_services, False)):
+            Management(node.models, external=external).add_to(table)
+            table.fallback = Proxy(
+                node.router,
+                runtime=runtime_channel,
+                peers=self._channels,
+                config=config,
+                external=external,
+            )
+        add_health(services)
+        add_reflection(services)
+        limits = _limits(EXTERNAL_LIMITS, config, config.external_streams_max)
+        self._runtime_channel = runtime_channel
+        return GrpcServer(services, limits=limits, external=True)
+
+    async def _stop(self, node: Node, external_server: GrpcServer) -> None:
+        config = self._config
+        grace_s = min(
+            config.drain_timeout_s, max(1.0, config.shutdown_timeout_s - STOP_RESERVE_S)
+        )
+        with anyio.move_on_after(config.shutdown_timeout_s):
+            await node.drain()
+            async with anyio.create_task_group() as group:
+                group.start_soon(external_server.stop, grace_s)
+                group.start_soon(self._peer_server.stop, grace_s)
+        logger.info("stopped serving")
+
+    async def _close(self) -> None:
+        with anyio.move_on_after(self._config.close_timeout_s, shield=True):
+            await self._peer_server.stop(0)
+            await self._channels.close()
+            await self._runtime.close()
+
+
+@asynccontextmanager
+async def open_store(config: Config) -> AsyncIterator[Store]:
+    """Open what ``KV_STORE`` names."""
+    match parse(config.kv_store):
+        case Memory():
+            logger.info("KV_STORE=memory: the registry lives and dies with this process")
+            yield MemoryStore()
+        case Embedded():
+            logger.info("KV_STORE=embedded: an etcd of its own for this one instance, not kept")
+            async with embedded_etcd() as etcd, _etcd_store(etcd.target, config) as store:
+                yield store
+        case EtcdTarget() as target:
+            async with _etcd_store(target, config) as store:
+                yield store
+
+
+def _etcd_store(target: EtcdTarget, config: Config) -> EtcdStore:
+    return EtcdStore(
+        target, timeout_s=config.store_timeout_s, silence_s=config.store_silence_max_s
+    )
+
+
+async def _open(server: GrpcServer, host: str, port: int, variable: str) -> int:
+    try:
+        return await server.start(host, port)
+    except OSError as exc:
+        raise StartupError(
+            f"cannot listen on {host}:{port} ({variable}): {exc.strerror or exc};"
+            " choose another port, or 0 for a free one"
+        ) from exc
+
+
+async def _starting(_call: IncomingCall) -> None:
+    error = NoRoomError("this instance is still starting")
+    error.hop_result = "draining"
+    raise error
+
+
+def _first_startup_error(group: BaseExceptionGroup[BaseException]) -> StartupError | None:
+    """A start that failed is one plain error, whatever was cancelled with it."""
+    found = group.subgroup(StartupError)
+    while isinstance(found, BaseExceptionGroup):
+        found = found.exceptions[0]  # type: ignore[assignment]
+    rest = group.subgroup(lambda exc: not isinstance(exc, StartupError))
+    return found if rest is None else None
+
+
+def _limits(limits: TransportLimits, config: Config, streams_max: int) -> TransportLimits:
+    """What the configuration says of a listener or channel, on top of its kind's limits."""
+    return replace(
+        limits,
+        message_bytes_max=config.message_bytes_max,
+        header_list_bytes_max=max(config.headers_bytes_max, limits.header_list_bytes_max)
+        if limits is not EXTERNAL_LIMITS
+        else config.headers_bytes_max,
+        streams_max=streams_max,
+    )

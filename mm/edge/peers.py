@@ -1,0 +1,139 @@
+"""Other instances: asking them (``mesh.ports.Peers``), and answering them (``mm.peer.Peer``).
+
+Inferences to peers are the proxy's. docs/peer-protocol.md tells what is on the wire.
+"""
+
+from __future__ import annotations
+
+from typing import Final, TypeVar
+
+import betterproto2
+
+import mm
+from mm.core.calls import Outcome, PeerRoute
+from mm.core.hop_headers import HOP_VERSION, RESULT, read_outcome, write_hop_request
+from mm.core.ids import InstanceId
+from mm.edge.h2 import ChannelPool, IncomingCall, UnreachableError
+from mm.edge.management import SERVICE, status_of
+from mm.edge.unary import CallError, ServiceTable, call_unary
+from mm.errors import MeshError, StatusCode
+from mm.mesh.node import Node
+from mm.mesh.ports import ModelStatus, PeerCallError, PeerIdentity, Peers
+from mm.pb import mmesh
+from mm.pb.mm import peer
+
+PEER_SERVICE: Final = "/mm.peer.Peer/"
+Reply = TypeVar("Reply", bound=betterproto2.Message)
+
+
+class GrpcPeers(Peers):
+    """Asks other instances over a pool of channels to their peer ports."""
+
+    def __init__(self, channels: ChannelPool) -> None:
+        self._channels = channels
+
+    async def identify(self, address: str, timeout_s: float) -> PeerIdentity | None:
+        """Answer who is there, None if nobody who speaks our protocol answers in time."""
+        try:
+            identity = await call_unary(
+                self._channels.get(address),
+                PEER_SERVICE + "identify",
+                peer.IdentifyRequest(),
+                peer.Identity,
+                timeout_s=timeout_s,
+            )
+        except MeshError:
+            return None
+        return PeerIdentity(InstanceId(identity.instance_id), identity.start_time_ms)
+
+    async def ensure_loaded(
+        self, route: PeerRoute, *, sync: bool, last_used_ms: int, timeout_s: float
+    ) -> ModelStatus:
+        """Forward an ensure-loaded; raises ``PeerCallError``, or the peer's answer if an error."""
+        request = mmesh.EnsureLoadedRequest(
+            model_id=route.model_id, last_used_time=last_used_ms, sync=sync
+        )
+        return await self._ask(route, "ensureLoaded", request, timeout_s)
+
+    async def model_status(self, route: PeerRoute, timeout_s: float) -> ModelStatus:
+        """Forward a get-status; raises ``PeerCallError``."""
+        request = mmesh.GetStatusRequest(model_id=route.model_id)
+        return await self._ask(route, "getModelStatus", request, timeout_s)
+
+    async def _ask(
+        self, route: PeerRoute, method: str, request: betterproto2.Message, timeout_s: float
+    ) -> ModelStatus:
+        try:
+            message = await call_unary(
+                self._channels.get(route.address, may_wait=True),
+                SERVICE + method,
+                request,
+                mmesh.ModelStatusInfo,
+                timeout_s=timeout_s,
+                metadata=write_hop_request(route),
+            )
+        except UnreachableError as exc:
+            raise PeerCallError(Outcome.UNREACHABLE, exc.message) from exc
+        except CallError as exc:
+            result = dict(exc.trailers).get(RESULT)
+            outcome = read_outcome(None if result is None else result.decode("ascii", "replace"))
+            if outcome is None and exc.code in (
+                StatusCode.DEADLINE_EXCEEDED,
+                StatusCode.UNAVAILABLE,
+            ):
+                outcome = Outcome.STALE  # no answer worth passing on: try elsewhere
+            if outcome is None:
+                raise
+            raise PeerCallError(outcome, exc.message) from exc
+        return status_of(message)
+
+
+class PeerService:
+    """Tells other instances, and people's tools, who this is and how it is."""
+
+    def __init__(self, node: Node, instance_id: InstanceId) -> None:
+        self._node = node
+        self._instance_id = instance_id
+
+    def add_to(self, services: ServiceTable) -> None:
+        """Serve both methods."""
+        services.add_unary(PEER_SERVICE + "identify", peer.IdentifyRequest, self.identify)
+        services.add_unary(PEER_SERVICE + "statistics", peer.StatisticsRequest, self.statistics)
+
+    async def identify(self, _request: peer.IdentifyRequest, _call: IncomingCall) -> peer.Identity:
+        """Answer from the first moment, also while the instance is still starting."""
+        return peer.Identity(
+            instance_id=self._instance_id,
+            start_time_ms=self._node.start_time_ms,
+            version=mm.__version__,
+            protocol_version=HOP_VERSION,
+        )
+
+    async def statistics(
+        self, _request: peer.StatisticsRequest, _call: IncomingCall
+    ) -> peer.InstanceStatistics:
+        """Answer a snapshot."""
+        now = self._node.statistics()
+        counters = now.counters
+        return peer.InstanceStatistics(
+            instance_id=now.instance_id,
+            uptime_ms=now.uptime_ms,
+            models_loaded=now.models_loaded,
+            models_loading=now.models_loading,
+            capacity_units=now.capacity_units,
+            used_units=now.used_units,
+            unloading_units=now.unloading_units,
+            loads=counters.loads,
+            load_failures=counters.load_failures,
+            evictions=counters.evictions,
+            unloads=counters.unloads,
+            calls=counters.calls,
+            hits=counters.hits,
+            misses=counters.misses,
+            forwards=counters.forwards,
+            failures=counters.failures,
+            calls_in_flight=now.calls_in_flight,
+            store_connected=now.store_connected,
+            registered_models=now.registered_models,
+            instances=now.instances,
+        )
