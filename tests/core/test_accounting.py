@@ -9,7 +9,6 @@ capacity C - R. They must evict the same, grant the same claims and publish the 
 from __future__ import annotations
 
 from bisect import bisect_left
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -18,121 +17,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from mm.core.accounting import UnloadAccounting
+from tests.core.java_cache import Entry, JavaCache
 
 TRANSCRIPT = Path(__file__).parent.parent / "testdata" / "accounting.txt"
-
-
-@dataclass
-class Entry:
-    """One entry of the twin's cache; the reference LRU has its own weights."""
-
-    key: int
-    used_ms: int
-    weight: int
-    #: Its load started, or failed: leaving it takes an unload, or an immediate completion.
-    claimed: bool = False
-    failed: bool = False
-
-    @property
-    def age_rank(self) -> tuple[int, int]:
-        return self.used_ms, self.key
-
-
-@dataclass
-class JavaCache:
-    """Spec core 3.9 word by word."""
-
-    total: int
-    reserve: int
-    unloading: int = 0
-    deficit: int = 0
-    lost: int = 0
-    entries: dict[int, Entry] = field(default_factory=dict)
-
-    @property
-    def capacity(self) -> int:
-        return max(1, self.total - self.lost)
-
-    @property
-    def occupied(self) -> int:
-        return sum(entry.weight for entry in self.entries.values())
-
-    @property
-    def buffer(self) -> int:
-        return min(max(self.unloading, self.reserve), self.capacity)
-
-    def evict(self) -> list[int]:
-        evicted = []
-        while self.entries and self.occupied + self.buffer > self.capacity:
-            oldest = min(self.entries.values(), key=lambda entry: entry.age_rank)
-            evicted.append(oldest.key)
-            self.leave(oldest)
-        return evicted
-
-    def leave(self, entry: Entry) -> None:
-        del self.entries[entry.key]
-        self.unloading += entry.weight
-        if entry.failed:
-            self.complete(entry.weight)
-
-    def insert(self, entry: Entry) -> None:
-        self.unloading -= entry.weight
-        self.entries[entry.key] = entry
-
-    def grow(self, entry: Entry, delta: int) -> None:
-        self.unloading -= delta
-        entry.weight += delta
-
-    def ready(self, weight: int) -> bool:
-        borrows = self.unloading + weight <= self.reserve
-        return borrows or self.unloading + weight + self.occupied <= self.capacity
-
-    def claim(self, entry: Entry) -> None:
-        self.unloading += entry.weight
-        entry.claimed = True
-
-    def exceed(self, delta: int) -> None:
-        excess = delta - (self.capacity - (self.occupied + self.buffer))
-        if excess > 0:
-            self.unloading -= excess
-            self.deficit += excess
-
-    def measure(self, entry: Entry, delta: int) -> None:
-        if delta > 0:
-            self.exceed(delta)
-        else:
-            repaid = min(-delta, self.deficit)
-            self.deficit -= repaid
-            self.unloading += repaid
-        entry.weight += delta
-
-    def fail(self, entry: Entry) -> int:
-        difference = entry.weight - 1
-        if entry.claimed:
-            self.grow(entry, -difference)
-            entry.failed = True
-            return difference
-        # It never started: its loan goes back, and a failure placeholder stands in its stead.
-        self.leave(entry)
-        self.insert_failure(Entry(entry.key, entry.used_ms, 1))
-        return 0
-
-    def insert_failure(self, entry: Entry) -> None:
-        self.exceed(1)
-        entry.claimed = entry.failed = True
-        self.entries[entry.key] = entry
-
-    def complete(self, weight: int) -> None:
-        repaid = min(weight, self.deficit)
-        self.deficit -= repaid
-        self.unloading -= weight - repaid
-
-    def give_up(self, weight: int) -> None:
-        self.unloading -= weight
-        self.lost += weight
-
-    def recover(self, weight: int) -> None:
-        self.lost -= weight
 
 
 class ReferenceLru:
