@@ -234,7 +234,8 @@ class EmbeddedEtcd:
 
     def _last_words(self) -> str:
         lines = self._log_path.read_text(errors="replace").splitlines()
-        return lines[-1] if lines else "it said nothing"
+        telling = [line for line in lines if '"level":"fatal"' in line or "panic" in line]
+        return next((line for line in [*reversed(telling), *lines] if line), "it said nothing")
 
 
 async def _poll(condition: Callable[[], bool]) -> None:
@@ -250,7 +251,9 @@ class _ExitedError(Exception):
 async def embedded_etcd(extra_args: Sequence[str] = ()) -> AsyncIterator[EmbeddedEtcd]:
     """Run an etcd until the block ends; its directory is removed then."""
     _sweep()
-    with tempfile.TemporaryDirectory(prefix=_DIRECTORY_PREFIX) as directory:
+    with tempfile.TemporaryDirectory(
+        prefix=_DIRECTORY_PREFIX, ignore_cleanup_errors=True
+    ) as directory:
         etcd = EmbeddedEtcd(Path(directory), extra_args)
         try:
             await etcd.start()

@@ -1,7 +1,8 @@
 """A TCP proxy that loses connectivity on command: what a cable, a firewall or a dead host does.
 
-Stands between a client and a server in tests. Owns the two ways to be gone: silent (packets are
-dropped, nothing is closed) and cut (connections end, new ones are refused).
+Stands between a client and a server in tests. Owns the ways to be gone: silent (packets are
+dropped, nothing is closed), silent on the way back only, and cut (connections end, new ones are
+refused).
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ class LosingProxy:
         self._task_group = task_group
         self._listening: anyio.CancelScope | None = None
         self._ended = anyio.Event()
-        self._passing = anyio.Event()
-        self._passing.set()
+        self._there = _Gate()
+        self._back = _Gate()
         #: Where clients connect.
         self.host = "127.0.0.1"
         self.port = 0
@@ -33,8 +34,12 @@ class LosingProxy:
 
     def lose(self) -> None:
         """Go silent: connections stay open and are accepted, but no byte passes."""
-        if self._passing.is_set():
-            self._passing = anyio.Event()
+        self._there.shut()
+        self._back.shut()
+
+    def lose_replies(self) -> None:
+        """Go silent in one direction: the server hears everything, the client nothing."""
+        self._back.shut()
 
     async def cut(self) -> None:
         """End all connections and refuse new ones."""
@@ -45,7 +50,8 @@ class LosingProxy:
 
     async def restore(self) -> None:
         """Be a proxy again; what was held back while silent is delivered now."""
-        self._passing.set()
+        self._there.open()
+        self._back.open()
         if self._listening is None:
             await self._task_group.start(self._listen)
 
@@ -64,25 +70,42 @@ class LosingProxy:
     async def _connect(self, client: SocketStream) -> None:
         self.accepted_count += 1
         async with client:
-            await self._passing.wait()
+            await self._there.wait()
             try:
                 server = await anyio.connect_tcp(*self._server)
             except OSError:
                 return  # the client sees its connection end, as it would without us
             async with server, anyio.create_task_group() as ways:
-                ways.start_soon(self._pass, client, server)
-                await self._pass(server, client)
+                ways.start_soon(_pass, client, server, self._there)
+                await _pass(server, client, self._back)
                 ways.cancel_scope.cancel()
 
-    async def _pass(self, source: ByteStream, sink: ByteStream) -> None:
-        try:
-            while True:
-                data = await source.receive(_CHUNK_BYTES)
-                await self._passing.wait()
-                await sink.send(data)
-        except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError):
-            await self._passing.wait()
-            await sink.aclose()
+
+class _Gate:
+    def __init__(self) -> None:
+        self._open = anyio.Event()
+        self._open.set()
+
+    def open(self) -> None:
+        self._open.set()
+
+    def shut(self) -> None:
+        if self._open.is_set():
+            self._open = anyio.Event()
+
+    async def wait(self) -> None:
+        await self._open.wait()
+
+
+async def _pass(source: ByteStream, sink: ByteStream, gate: _Gate) -> None:
+    try:
+        while True:
+            data = await source.receive(_CHUNK_BYTES)
+            await gate.wait()
+            await sink.send(data)
+    except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError):
+        await gate.wait()
+        await sink.aclose()
 
 
 @asynccontextmanager

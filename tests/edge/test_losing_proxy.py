@@ -44,6 +44,13 @@ async def _check(proxy: LosingProxy) -> None:
                 assert await stream.receive() == b"two"
                 assert await second.receive() == b"three"
 
+        proxy.lose_replies()
+        await stream.send(b"four")
+        await _assert_silent(stream)
+        await proxy.restore()
+        with anyio.fail_after(5):
+            assert await stream.receive() == b"four"
+
         await proxy.cut()
         with anyio.fail_after(5), pytest.raises((anyio.EndOfStream, anyio.BrokenResourceError)):
             await stream.receive()
@@ -54,7 +61,7 @@ async def _check(proxy: LosingProxy) -> None:
         await proxy.restore()
         assert proxy.port == port
     async with await anyio.connect_tcp(proxy.host, proxy.port) as stream:
-        assert await _exchange(stream, b"four") == b"four"
+        assert await _exchange(stream, b"five") == b"five"
     assert proxy.accepted_count == 3
 
 
