@@ -6,11 +6,15 @@ from mm.errors import ConfigError, MeshError, StartupError
 
 
 class CommandError(Exception):
-    """A command cannot do what it was asked for; the text is the whole message."""
+    """A command cannot do what it was asked for; the text is the whole message.
 
-    def __init__(self, message: str, *, exit_code: int = 1) -> None:
+    ``details`` are printed below it as they are: the end of a log, for example.
+    """
+
+    def __init__(self, message: str, *, exit_code: int = 1, details: str = "") -> None:
         super().__init__(message)
         self.exit_code = exit_code
+        self.details = details
 
 
 #: Everything else is a bug.

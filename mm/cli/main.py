@@ -70,6 +70,8 @@ class MainGroup(typer.core.TyperGroup):
             if error is None:
                 raise
             complain(_one_line(str(error)))
+            if isinstance(error, CommandError) and error.details:
+                typer.echo(error.details, err=True)
             code = _exit_code(error)
         sys.exit(code if isinstance(code, int) else 0)
 

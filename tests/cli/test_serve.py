@@ -1,0 +1,78 @@
+"""`mm serve` around the instance: help, settings, log lines."""
+
+from __future__ import annotations
+
+import ast
+import logging
+import re
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import mm.config
+from mm.cli import main
+from mm.cli.logs import LINE, TIME, LineFormatter
+
+#: Older names, which work and are not advertised, and what Kubernetes sets by itself.
+_UNLISTED = {
+    "KUBERNETES_SERVICE_HOST",
+    "TAS_SERVICE_NAME",
+    "TAS_SVC_GRPC_PORT",
+    "WATSON_SERVICE_ADDRESS",
+    "WKUBE_POD_IPADDR",
+    "WKUBE_POD_NAME",
+    "ZOOKEEPER",
+}
+
+
+def variables_read() -> set[str]:
+    """Every environment variable that the configuration names."""
+    tree = ast.parse(Path(mm.config.__file__).read_text())
+    names = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)}
+    return {name for name in names if isinstance(name, str) and re.fullmatch("[A-Z_]{4,}", name)}
+
+
+def test_the_help_lists_every_variable() -> None:
+    listed = set(CliRunner().invoke(main.app, ["serve", "--help"]).stdout.split())
+    listed = {word.strip(",") for word in listed}
+    missing = variables_read() - listed - _UNLISTED
+    assert len(variables_read()) > 25
+    assert missing == set()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({}, "mm: KV_STORE is not set"),
+        ({"KV_STORE": "zookeeper:host"}, 'mm: KV_STORE="zookeeper:..." is not valid'),
+        ({"KV_STORE": "etcd:localhost:1"}, "mm: MM_SERVICE_NAME is not set"),
+        ({"KV_STORE": "memory", "MM_PEER_PORT": "x"}, "mm: MM_PEER_PORT="),
+    ],
+)
+def test_a_wrong_setting_is_one_line_and_exit_code_2(
+    settings: dict[str, str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in variables_read():
+        monkeypatch.delenv(name, raising=False)
+    result = CliRunner().invoke(main.app, ["serve"], env=settings)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert result.stderr.startswith(message)
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_log_record_is_one_line() -> None:
+    formatter = LineFormatter(LINE, TIME)
+    record = logging.LogRecord("mm.x", logging.INFO, "f", 1, "a\nb %s", ("c\rd",), None)
+    record.created, record.msecs = 0.0, 7.0
+    assert formatter.format(record) == "1970-01-01T00:00:00.007Z INFO mm.x: a\\nb c\\rd"
+
+
+def test_a_bug_is_logged_with_its_traceback() -> None:
+    try:
+        raise KeyError("x")
+    except KeyError as exc:
+        info = (KeyError, exc, exc.__traceback__)
+    record = logging.LogRecord("mm.x", logging.ERROR, "f", 1, "failed", (), info)
+    assert LineFormatter(LINE, TIME).format(record).count("\n") >= 3
