@@ -322,6 +322,15 @@ def encode_message(message: str) -> bytes:
     return quote_from_bytes(message.encode("utf-8", "replace"), safe=_PLAIN).encode()
 
 
+def check_response_headers(headers: Iterable[Header]) -> None:
+    """Refuse what would break the client's connection; raises ``MalformedHeadersError``."""
+    for name, value in headers:
+        if name not in _well_formed_names and name != b":status":
+            _check_name(name)
+        if _BAD_VALUE.search(value):
+            raise MalformedHeadersError(f"the value of header {_show(name)} is not allowed")
+
+
 def without_mesh_headers(headers: HeaderList, prefix: bytes = b"mm-") -> HeaderList:
     """Answer response headers or trailers without those of the mesh; the same list if none is."""
     for name, _ in headers:

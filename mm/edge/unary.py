@@ -160,8 +160,11 @@ class CallError(MeshError):
         self.trailers = trailers
 
 
-class _Answer:
-    """The sink of a unary call: gathers the answer, wakes the caller once."""
+class Answer:
+    """The whole answer to one call, gathered; the sink of its stream.
+
+    One of ``error`` (above the message limit), ``fault`` (no answer) and ``trailers`` is set.
+    """
 
     def __init__(self, length_max: int) -> None:
         self.headers: HeaderList = []
@@ -171,12 +174,23 @@ class _Answer:
         self.messages: list[tuple[bool, bytes]] = []
         self.stream: RawStream | None = None
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._length_max = length_max
         self._splitter = MessageSplitter("response", length_max)
 
+    def plain_messages(self) -> list[bytes]:
+        """Answer the messages, decompressed. Raises ``MeshError``."""
+        encoding = dict(self.headers).get(b"grpc-encoding", b"")
+        return [
+            decompress(message, encoding, self._length_max) if compressed else message
+            for compressed, message in self.messages
+        ]
+
     def headers_received(self, headers: HeaderList) -> None:
+        """Keep the initial headers."""
         self.headers = headers
 
     def data_received(self, data: bytes, size: int, ended: bool) -> None:
+        """Gather messages; one above the limit ends it."""
         try:
             self.messages.extend(self._splitter.feed(data))
         except MeshError as error:
@@ -190,18 +204,37 @@ class _Answer:
             self._finish()
 
     def trailers_received(self, trailers: HeaderList, initial: bool) -> None:
+        """The answer is whole."""
         self.trailers = trailers
         self._finish()
 
-    def data_sent(self, size: int) -> None: ...
+    def data_sent(self, size: int) -> None:
+        """Nobody waits for room: the request is a single message."""
 
     def terminated(self, fault: StreamFault) -> None:
+        """There will be no answer."""
         self.fault = fault
         self._finish()
 
     def _finish(self) -> None:
         if not self.done.done():
             self.done.set_result(None)
+
+
+async def exchange(channel: Channel, headers: HeaderList, body: bytes) -> Answer:
+    """Send a whole request and gather the whole answer, whatever it is.
+
+    Raises ``UnreachableError`` if there is no connection. Cancelling it cancels the call.
+    """
+    answer = Answer(channel.limits.message_bytes_max)
+    try:
+        answer.stream = await channel.open(headers, answer)
+        answer.stream.send_data(body, end=True)
+        await answer.done
+    finally:
+        if answer.stream is not None:
+            answer.stream.reset(ErrorCodes.CANCEL)
+    return answer
 
 
 def request_headers(channel: Channel, path: str, timeout_s: float | None) -> HeaderList:
@@ -234,23 +267,17 @@ async def call_raw(
     Raises ``CallError`` for any status but OK, ``UnreachableError`` when no answer came, and
     ``CallError`` DEADLINE_EXCEEDED after ``timeout_s``. Cancelling it cancels the call.
     """
-    answer = _Answer(channel.limits.message_bytes_max)
+    headers = [*request_headers(channel, path, timeout_s), *metadata]
     try:
         async with asyncio.timeout(timeout_s):
-            headers = [*request_headers(channel, path, timeout_s), *metadata]
-            answer.stream = await channel.open(headers, answer)
-            answer.stream.send_data(frame_message(request), end=True)
-            await answer.done
+            answer = await exchange(channel, headers, frame_message(request))
     except TimeoutError:
         text = f"{path} at {channel.address} took longer than {timeout_s:g} s"
         raise CallError(StatusCode.DEADLINE_EXCEEDED, text, []) from None
-    finally:
-        if answer.stream is not None:
-            answer.stream.reset(ErrorCodes.CANCEL)
     return _read_answer(channel, path, answer)
 
 
-def _read_answer(channel: Channel, path: str, answer: _Answer) -> bytes:
+def _read_answer(channel: Channel, path: str, answer: Answer) -> bytes:
     where = f"{path} at {channel.address}"
     if answer.error is not None:
         raise answer.error
@@ -267,11 +294,7 @@ def _read_answer(channel: Channel, path: str, answer: _Answer) -> bytes:
     if len(answer.messages) != 1:
         text = f"{where} answered {len(answer.messages)} messages instead of one"
         raise CallError(StatusCode.INTERNAL, text, trailers)
-    compressed, message = answer.messages[0]
-    if compressed:
-        encoding = dict(answer.headers).get(b"grpc-encoding", b"")
-        message = decompress(message, encoding, channel.limits.message_bytes_max)
-    return message
+    return answer.plain_messages()[0]
 
 
 async def call_unary(

@@ -98,6 +98,11 @@ class IncomingCall:
         for data, size, ended in early:
             body.data_received(data, size, ended)
 
+    def unread(self, pieces: list[tuple[bytes, int, bool]]) -> None:
+        """Take back pieces that were read, for the next reader."""
+        self._body = None
+        self._early = pieces
+
     # --- answering ---------------------------------------------------------------------------
 
     def send_headers(self, headers: Iterable[Header] = ()) -> None:

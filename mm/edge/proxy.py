@@ -1,0 +1,188 @@
+"""The catch-all: any method of any service, as raw bytes, to where its model is.
+
+Owns what happens before the router is asked: which methods are served, which model a call is for
+(around 6.1), and what may not pass in from outside. The bytes are ``mm.edge.pipe``'s, calls for
+several models ``mm.edge.multi``'s.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from mm.config import Config
+from mm.core.calls import Call, Hop, LocalRoute, PeerRoute, Route
+from mm.core.dataplane import RpcConfig
+from mm.core.headers import IdKind, check_id, is_balanced, read_ids
+from mm.core.hop_headers import HopRequest, read_hop_request
+from mm.core.ids import ModelId
+from mm.core.protobuf_ids import extract_id
+from mm.edge.h2.client import Channel, ChannelPool
+from mm.edge.h2.incoming import IncomingCall
+from mm.edge.h2.messages import ENCODINGS_READ, MessageSplitter, decompress
+from mm.edge.multi import MultiCall
+from mm.edge.pipe import ProxiedCall
+from mm.errors import InvalidRequestError, MeshError, MethodRefusedError, ModelNotFoundError
+from mm.mesh.ports import Router
+
+#: The services that manage a runtime are for its own mesh alone (around 6.4).
+_FORBIDDEN = (b"/mmesh.ModelRuntime/", b"/com.ibm.watson.tas.internal.proto.ModelServer/")
+
+#: Told of every ``mm-hop-load`` that a peer sends: the route that was answered, and the count.
+LoadListener = Callable[[PeerRoute, int], None]
+
+
+class Proxy:
+    """The handler of all calls that are not the mesh's own, on one listener.
+
+    ``external``: clients call here, so hop headers are ignored and none go out. Else peers do.
+    ``config`` may be replaced while calls run: each call takes it once.
+    """
+
+    def __init__(
+        self,
+        router: Router,
+        *,
+        runtime: Channel,
+        peers: ChannelPool,
+        config: Config,
+        external: bool,
+        on_load: LoadListener | None = None,
+    ) -> None:
+        self.router = router
+        self.runtime = runtime
+        self.peers = peers
+        self.config = config
+        self.external = external
+        self.message_bytes_max = config.message_bytes_max
+        self.retry_buffer_bytes_max = config.retry_buffer_bytes_max
+        self._on_load = on_load
+
+    async def __call__(self, incoming: IncomingCall) -> None:
+        """Serve one call. Raises ``MeshError``."""
+        head = incoming.head
+        if head.path.startswith(_FORBIDDEN):
+            name = incoming.method[1:]
+            raise MethodRefusedError(f"Method not found or not permitted: {name}")
+        hop = HopRequest() if self.external else read_hop_request(head.mesh)
+        method = incoming.method
+        if hop.hop is not Hop.EXTERNAL:
+            _, ids = read_ids(head.mesh)
+            await self._serve(incoming, hop.to_call(ModelId(ids[0]), method, None), None)
+            return
+        rpc = self.config.dataplane_config.rpc(method)
+        if rpc is None:
+            raise MethodRefusedError("")
+        kind, ids = await self._find_ids(incoming, rpc)
+        if len(ids) > 1:
+            await MultiCall(self, incoming, kind, ids).run()
+            return
+        vmodel_id = ids[0] if kind is IdKind.VMODEL else None
+        model_id = ModelId(ids[0]) if vmodel_id is None else await self.router.resolve(vmodel_id)
+        call = Call(model_id, method=method, balanced=is_balanced(head.mesh))
+        await self._serve(incoming, call, vmodel_id)
+
+    async def _serve(self, incoming: IncomingCall, call: Call, vmodel_id: str | None) -> None:
+        call.deadline_s = incoming.deadline_s
+        proxied = ProxiedCall(self, incoming, call)
+        incoming.read_by(proxied)
+        try:
+            await proxied.run()
+        except ModelNotFoundError:
+            proxied.note_load()
+            if vmodel_id is None or not proxied.may_repeat:
+                raise
+            # The vmodel's model went away between two looks; if it moved on, so do we, once
+            # (spec core 2.15).
+            model_id = await self.router.resolve(vmodel_id)
+            if model_id == call.model_id:
+                raise
+            proxied.call = Call(
+                model_id, method=call.method, balanced=call.balanced, deadline_s=call.deadline_s
+            )
+            await proxied.run()
+        except MeshError:
+            proxied.note_load()
+            raise
+
+    # --- ids ---------------------------------------------------------------------------------
+
+    async def _find_ids(self, incoming: IncomingCall, rpc: RpcConfig) -> tuple[IdKind, list[str]]:
+        """Answer the ids of a client's call, from its first message or its headers."""
+        if rpc.id_extraction_path:
+            message = await first_message(incoming, self.message_bytes_max)
+            extracted = extract_id(message, rpc.id_extraction_path)
+            if extracted is not None:
+                kind = IdKind.VMODEL if rpc.is_vmodel_id else IdKind.MODEL
+                check_id(kind, extracted)
+                return kind, [extracted]
+        kind, ids = read_ids(incoming.head.mesh)
+        if len(ids) > self.config.multi_model_ids_max:
+            raise InvalidRequestError(
+                f"{len(ids)} ids in one call; at most {self.config.multi_model_ids_max} may be"
+            )
+        return kind, ids
+
+    # --- what pipes ask ----------------------------------------------------------------------
+
+    def channel(self, route: Route) -> Channel:
+        """Answer the channel that a route takes."""
+        if isinstance(route, LocalRoute):
+            return self.runtime
+        return self.peers.get(route.address, may_wait=route.hop is Hop.LOAD_LOCAL)
+
+    def note_load(self, route: PeerRoute, load: int) -> None:
+        """Pass on how busy a peer's copy is."""
+        if self._on_load is not None:
+            self._on_load(route, load)
+
+
+class _FirstMessage:
+    """The body of a call until its first message is here; then all of it is given back."""
+
+    def __init__(self, incoming: IncomingCall, length_max: int) -> None:
+        self.incoming = incoming
+        self.pieces: list[tuple[bytes, int, bool]] = []
+        self.message: tuple[bool, bytes] | None = None
+        self.error: MeshError | None = None
+        self.done: asyncio.Future[None] = incoming.link.loop.create_future()
+        self._splitter = MessageSplitter("request", length_max)
+
+    def data_received(self, data: bytes, size: int, ended: bool) -> None:
+        if self.done.done():
+            self.pieces.append((data, size, ended))
+            return
+        # It has to be kept whole, so the client gets its room back; the message limit bounds it.
+        self.pieces.append((data, 0, ended))
+        self.incoming.stream.acknowledge(size)
+        try:
+            self.message = next(self._splitter.feed(data), None)
+        except MeshError as error:
+            self.error = error
+        if self.message is not None or self.error is not None or ended:
+            self.done.set_result(None)
+
+    def data_sent(self, size: int) -> None: ...
+
+
+async def first_message(incoming: IncomingCall, length_max: int) -> bytes:
+    """Answer the first message of a call, decompressed; the body begins anew after it.
+
+    Raises ``MeshError``.
+    """
+    body = _FirstMessage(incoming, length_max)
+    incoming.read_by(body)
+    await body.done
+    if body.error is not None:
+        raise body.error
+    if body.message is None:
+        raise InvalidRequestError("Half-closed without a request")
+    incoming.unread(body.pieces)
+    compressed, message = body.message
+    if not compressed:
+        return message
+    try:
+        return decompress(message, incoming.head.encoding, length_max)
+    except MethodRefusedError as error:
+        incoming.initial_headers.append((b"grpc-accept-encoding", ENCODINGS_READ))
+        raise error
