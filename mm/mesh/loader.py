@@ -12,7 +12,7 @@ import logging
 import anyio
 from anyio.abc import TaskGroup
 
-from mm.core.ids import ModelId, units_of
+from mm.core.ids import UNIT_BYTES, ModelId, units_of
 from mm.core.load_errors import failure_message
 from mm.core.records import ModelRecord
 from mm.errors import (
@@ -157,11 +157,13 @@ class Loader:
         async with self._turns.turn(copy, lambda: copy.priority):
             await self._claim_space(copy)
             loaded = await self._ask(copy)
+        self._check_size(copy, loaded.size_bytes)
         copy.concurrency_max = loaded.concurrency_max
         if loaded.concurrency_max:
             self._copies.table.set_concurrency_max(copy.model_id, loaded.concurrency_max)
         self._copies.loaded(copy, anyio.current_time())
         size_bytes = loaded.size_bytes or await self._measure(copy)
+        self._check_size(copy, size_bytes)
         self._copies.measured(
             copy, max(1, units_of(size_bytes)) if size_bytes else copy.weight_units
         )
@@ -211,6 +213,16 @@ class Loader:
                 "size of model %s not measured, the prediction stands: %s", copy.model_id, exc
             )
             return 0
+
+    def _check_size(self, copy: LocalCopy, size_bytes: int) -> None:
+        """A model larger than everything would evict everything, and then itself: it has to go."""
+        accounting = self._copies.accounting
+        if not accounting.can_ever_fit(units_of(size_bytes)):
+            capacity_bytes = accounting.table_capacity_units * UNIT_BYTES
+            raise LoadRefusedError(
+                f"Size of {size_bytes} bytes of model {copy.model_id} is larger than total"
+                f" effective capacity of {capacity_bytes} bytes"
+            )
 
     async def _failed(self, copy: LocalCopy, refused: LoadRefusedError) -> None:
         """Tell the registry, then those who wait: whoever asks after them must find the failure."""

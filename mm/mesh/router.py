@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import anyio
 
@@ -86,8 +85,11 @@ class Router:
 
     async def route(self, call: Call) -> Route:
         """Answer where to send the call now; waits for loads. Raises ``MeshError``."""
-        with self._answering(call):
+        try:
             route = self._ready_here(call) or await self._look(call)
+        except MeshError as exc:
+            self._refused(call, exc)
+            raise
         self._opened(route)
         return route
 
@@ -96,8 +98,11 @@ class Router:
 
         A ``PeerRoute`` must be given back by ``finished``; a copy goes on by itself.
         """
-        with self._answering(call):
+        try:
             begun = await self._begin(call)
+        except MeshError as exc:
+            self._refused(call, exc)
+            raise
         if isinstance(begun, PeerRoute):
             self._opened(begun)
         return begun
@@ -107,17 +112,12 @@ class Router:
         if isinstance(route, PeerRoute):
             self._counters.forwards += 1
 
-    @contextmanager
-    def _answering(self, call: Call) -> Iterator[None]:
-        """Count errors, and translate them for a peer."""
-        try:
-            yield
-        except MeshError as exc:
-            if call.hop is Hop.EXTERNAL:
-                self._counters.failures += 1
-            elif exc.hop_result is None:
-                exc.hop_result = _hop_result(exc)
-            raise
+    def _refused(self, call: Call, error: MeshError) -> None:
+        """Count an error, and translate it for a peer."""
+        if call.hop is Hop.EXTERNAL:
+            self._counters.failures += 1
+        elif error.hop_result is None:
+            error.hop_result = _hop_result(error)
 
     def finished(self, call: Call, route: Route, outcome: Outcome, message: str = "") -> bool:
         """Give the route back; answers whether asking again makes sense."""
