@@ -154,6 +154,19 @@ class Copies:
         oldest = self.table.oldest()
         return NEVER_MS if oldest is None else oldest[1]
 
+    def check_invariants(self) -> None:
+        """Assert that table, accounting and phases are in step; between any two events."""
+        self.accounting.check_invariants()
+        assert self.table.used_units == self.accounting.used_units, self.accounting
+        assert self.table.capacity_units == self.accounting.table_capacity_units, self.accounting
+        counted = {model_id: weight for model_id, weight, _ in self.table.cached()}
+        assert counted == {copy.model_id: copy.weight_units for copy in self}
+        for copy in self:
+            assert copy.phase is not Phase.GONE, copy
+            assert copy.settled.is_set() == copy.serves, copy
+            ready = self.table.state(copy.model_id) == CopyState.READY
+            assert ready == copy.serves, copy
+
     # --- beginning ---
 
     def start(
