@@ -1,0 +1,138 @@
+/* A gRPC server that answers every request alike, so that what stands before it is measured.
+ *
+ * Each stream gets one message of five bytes and grpc-status 0 as soon as its request ends. One
+ * thread, epoll, nghttp2.   cc -O2 -o upstream upstream.c -lnghttp2 && ./upstream
+ * It binds a free port on 127.0.0.1 and prints it. */
+#define _GNU_SOURCE
+#include <arpa/inet.h>
+#include <netinet/tcp.h>
+#include <nghttp2/nghttp2.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <unistd.h>
+
+enum { OUT_BYTES = 1 << 16, OUT_SPARE = 20000, IN_BYTES = 1 << 17, EVENTS = 128 };
+
+/* One connection; `sent` of `length` bytes in `out` have left. */
+struct client {
+  nghttp2_session *session;
+  int socket;
+  size_t length, sent;
+  uint8_t out[OUT_BYTES];
+};
+
+#define HEADER(name, value) \
+  { (uint8_t *)(name), (uint8_t *)(value), sizeof(name) - 1, sizeof(value) - 1, 0 }
+
+static const uint8_t reply[] = "\0\0\0\0\5\n\3mmm";
+static const nghttp2_nv initial[] = {HEADER(":status", "200"),
+                                     HEADER("content-type", "application/grpc")};
+static const nghttp2_nv trailing[] = {HEADER("grpc-status", "0")};
+
+static void die(const char *what) {
+  perror(what);
+  exit(1);
+}
+
+static ssize_t read_reply(nghttp2_session *session, int32_t stream, uint8_t *into, size_t room,
+                          uint32_t *flags, nghttp2_data_source *source, void *client) {
+  (void)source, (void)client;
+  const size_t size = sizeof reply - 1;
+  if (room < size) return NGHTTP2_ERR_DEFERRED;
+  memcpy(into, reply, size);
+  *flags = NGHTTP2_DATA_FLAG_EOF | NGHTTP2_DATA_FLAG_NO_END_STREAM;
+  nghttp2_submit_trailer(session, stream, trailing, 1);
+  return (ssize_t)size;
+}
+
+static int answer_when_ended(nghttp2_session *session, const nghttp2_frame *frame, void *client) {
+  (void)client;
+  int ends = frame->hd.flags & NGHTTP2_FLAG_END_STREAM;
+  if (ends && (frame->hd.type == NGHTTP2_DATA || frame->hd.type == NGHTTP2_HEADERS)) {
+    nghttp2_data_provider body = {.read_callback = read_reply};
+    nghttp2_submit_response(session, frame->hd.stream_id, initial, 2, &body);
+  }
+  return 0;
+}
+
+/* Write until the session has nothing more or the socket is full. 0: the connection lives on. */
+static int write_out(struct client *client) {
+  for (;;) {
+    while (client->sent < client->length) {
+      ssize_t n = send(client->socket, client->out + client->sent, client->length - client->sent,
+                       MSG_NOSIGNAL | MSG_DONTWAIT);
+      if (n < 0) return 0; /* Full, or broken: then the next read says so. */
+      client->sent += (size_t)n;
+    }
+    client->length = client->sent = 0;
+    const uint8_t *piece;
+    ssize_t n;
+    while (client->length < OUT_BYTES - OUT_SPARE &&
+           (n = nghttp2_session_mem_send(client->session, &piece)) != 0) {
+      if (n < 0) return -1;
+      memcpy(client->out + client->length, piece, (size_t)n);
+      client->length += (size_t)n;
+    }
+    if (client->length == 0) return 0;
+  }
+}
+
+static int read_in(struct client *client) {
+  static uint8_t in[IN_BYTES];
+  for (;;) {
+    ssize_t n = recv(client->socket, in, sizeof in, MSG_DONTWAIT);
+    if (n < 0) return 0;
+    if (n == 0 || nghttp2_session_mem_recv(client->session, in, (size_t)n) < 0) return -1;
+    if ((size_t)n < sizeof in) return 0;
+  }
+}
+
+static void accept_client(int listener, int poll, const nghttp2_session_callbacks *callbacks) {
+  static const nghttp2_settings_entry settings[] = {
+      {NGHTTP2_SETTINGS_MAX_CONCURRENT_STREAMS, 10000},
+      {NGHTTP2_SETTINGS_INITIAL_WINDOW_SIZE, 1 << 24}};
+  int on = 1, socket = accept4(listener, NULL, NULL, SOCK_NONBLOCK);
+  if (socket < 0) return;
+  setsockopt(socket, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+  struct client *client = calloc(1, sizeof *client);
+  if (client == NULL) die("calloc");
+  client->socket = socket;
+  nghttp2_session_server_new(&client->session, callbacks, client);
+  nghttp2_submit_settings(client->session, 0, settings, 2);
+  nghttp2_session_set_local_window_size(client->session, 0, 0, 1 << 30);
+  struct epoll_event event = {.events = EPOLLIN | EPOLLOUT | EPOLLET, .data.ptr = client};
+  if (epoll_ctl(poll, EPOLL_CTL_ADD, socket, &event) < 0) die("epoll_ctl");
+}
+
+int main(void) {
+  struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr = {htonl(INADDR_LOOPBACK)}};
+  socklen_t size = sizeof address;
+  int listener = socket(AF_INET, SOCK_STREAM, 0), poll = epoll_create1(0);
+  if (bind(listener, (struct sockaddr *)&address, size) < 0 || listen(listener, 1024) < 0)
+    die("listen");
+  getsockname(listener, (struct sockaddr *)&address, &size);
+  printf("%d\n", ntohs(address.sin_port));
+  fflush(stdout);
+
+  nghttp2_session_callbacks *callbacks;
+  nghttp2_session_callbacks_new(&callbacks);
+  nghttp2_session_callbacks_set_on_frame_recv_callback(callbacks, answer_when_ended);
+  struct epoll_event accepting = {.events = EPOLLIN, .data.ptr = NULL};
+  epoll_ctl(poll, EPOLL_CTL_ADD, listener, &accepting);
+  for (;;) {
+    struct epoll_event events[EVENTS];
+    int count = epoll_wait(poll, events, EVENTS, -1);
+    for (int i = 0; i < count; i++) {
+      struct client *client = events[i].data.ptr;
+      if (client == NULL) {
+        accept_client(listener, poll, callbacks);
+      } else if (read_in(client) < 0 || write_out(client) < 0) {
+        close(client->socket);
+        nghttp2_session_del(client->session);
+        free(client);
+      }
+    }
+  }
+}
