@@ -14,7 +14,7 @@ TIME: Final = "%Y-%m-%dT%H:%M:%S"
 class LineFormatter(logging.Formatter):
     """Keeps a record on one line, unless it carries a traceback: that is a bug, and readable."""
 
-    converter = time.gmtime
+    converter = staticmethod(time.gmtime)
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
         """Render a record's line; line breaks in what it tells become visible."""

@@ -6,71 +6,75 @@ Owns the help, logging and the event loop; what runs in it is composed in ``mm.e
 from __future__ import annotations
 
 import os
+from typing import Final
 
 import typer
 
 app = typer.Typer(rich_markup_mode=None)
 
+HELP: Final = """\
+Serve models: one instance of the mesh, beside a model runtime.
 
-@app.command()
+Configured by environment variables alone, with the names of the Java model-mesh. An empty
+value counts as unset where that makes sense. Logs go to stderr. SIGTERM or Ctrl-C stops it
+in order: it leaves the mesh and lets calls in flight end; a second one stops it at once.
+Exit code 0 after a stop, 2 if a setting is wrong, 1 if it cannot start or fails.
+
+\b
+Required:
+  KV_STORE           etcd:HOST:PORT[,HOST:PORT...][;rootPrefix=P], etcd:FILE (JSON),
+                     embedded (an etcd of its own) or memory (for one process)
+  MM_SERVICE_NAME    the cluster's name, the same for all its instances
+                     (not needed with embedded and memory)
+
+\b
+Who and where:
+  MM_SVC_GRPC_PORT        port for clients; 0 picks a free one        [8033]
+  MM_PEER_PORT            port for other instances; 0 picks one       [8080]
+  MM_BIND_HOST            address that both listen on                 [0.0.0.0]
+  MM_ADVERTISE_ADDRESS    where other instances reach this one        [127.0.0.1]
+  MM_INSTANCE_ID          its id; a restart may use it again          [made up]
+  MM_LOCATION, MM_ZONE    the machine and the zone; copies are spread over them
+  MM_LABELS               comma-separated labels
+  MM_KVSTORE_PREFIX       first part of every key                     [tas-runtime]
+  KV_READ_ONLY            true: nothing is registered or removed      [false]
+
+\b
+The runtime:
+  INTERNAL_GRPC_PORT                   its port on this machine       [8085]
+  INTERNAL_GRPC_SOCKET_PATH            or its Unix socket             [/tmp/mmesh/grpc.sock]
+  INTERNAL_SERVING_GRPC_PORT           where inferences go, if not there
+  INTERNAL_SERVING_GRPC_SOCKET_PATH    or that one's Unix socket
+
+\b
+Calls:
+  MM_SVC_GRPC_MAX_MSG_SIZE        bytes of a message                  [16777216]
+  MM_SVC_GRPC_MAX_HEADERS_SIZE    bytes of a call's headers           [8192]
+  MM_MULTI_PARALLELISM            calls at once for a multi-model one [4]
+  MM_DATAPLANE_CONFIG             JSON: which methods are served, where they carry ids
+  MM_DATAPLANE_CONFIG_PATH        or a file with it
+  MM_DATAPLANE                    who moves the bytes: python         [python]
+  MM_LOG_EACH_INVOKE              true: a line for each call          [false]
+
+\b
+Behaviour:
+  MM_LOAD_FAILURE_EXPIRY_TIME_MS  how long a failed load is not tried again     [900000]
+  MM_MIN_CHURN_AGE_MS             refuse loads that would evict a model used more recently
+                                  than this; 0 refuses none           [10 x load time]
+  MM_JANITOR_FREQ_SECS            how often copies are compared with the registry [360]
+  SHUTDOWN_TIMEOUT_MS             from the signal to the exit         [30000]
+  MM_LOG_LEVEL                    debug, info, warning or error       [info]
+
+\b
+Examples:
+  KV_STORE=embedded mm serve
+  KV_STORE=etcd:localhost:2379 MM_SERVICE_NAME=models INTERNAL_GRPC_PORT=8085 mm serve
+"""
+
+
+@app.command(help=HELP)
 def serve() -> None:
-    """Serve models: one instance of the mesh, beside a model runtime.
-
-    Configured by environment variables alone, with the names of the Java model-mesh. An empty
-    value counts as unset where that makes sense. Logs go to stderr. SIGTERM or Ctrl-C stops it
-    in order: it leaves the mesh and lets calls in flight end; a second one stops it at once.
-    Exit code 0 after a stop, 2 if a setting is wrong, 1 if it cannot start or fails.
-
-    \b
-    Required:
-      KV_STORE           etcd:HOST:PORT[,HOST:PORT...][;rootPrefix=P], etcd:FILE (JSON),
-                         embedded (an etcd of its own) or memory (for one process)
-      MM_SERVICE_NAME    the cluster's name, the same for all its instances
-                         (not needed with embedded and memory)
-
-    \b
-    Who and where:
-      MM_SVC_GRPC_PORT        port for clients; 0 picks a free one        [8033]
-      MM_PEER_PORT            port for other instances; 0 picks one       [8080]
-      MM_BIND_HOST            address that both listen on                 [0.0.0.0]
-      MM_ADVERTISE_ADDRESS    where other instances reach this one        [127.0.0.1]
-      MM_INSTANCE_ID          its id; a restart may use it again          [made up]
-      MM_LOCATION, MM_ZONE    the machine and the zone; copies are spread over them
-      MM_LABELS               comma-separated labels
-      MM_KVSTORE_PREFIX       first part of every key                     [tas-runtime]
-      KV_READ_ONLY            true: nothing is registered or removed      [false]
-
-    \b
-    The runtime:
-      INTERNAL_GRPC_PORT                   its port on this machine       [8085]
-      INTERNAL_GRPC_SOCKET_PATH            or its Unix socket             [/tmp/mmesh/grpc.sock]
-      INTERNAL_SERVING_GRPC_PORT           where inferences go, if not there
-      INTERNAL_SERVING_GRPC_SOCKET_PATH    or that one's Unix socket
-
-    \b
-    Calls:
-      MM_SVC_GRPC_MAX_MSG_SIZE        bytes of a message                  [16777216]
-      MM_SVC_GRPC_MAX_HEADERS_SIZE    bytes of a call's headers           [8192]
-      MM_MULTI_PARALLELISM            calls at once for a multi-model one [4]
-      MM_DATAPLANE_CONFIG             JSON: which methods are served, where they carry ids
-      MM_DATAPLANE_CONFIG_PATH        or a file with it
-      MM_DATAPLANE                    who moves the bytes: python         [python]
-      MM_LOG_EACH_INVOKE              true: a line for each call          [false]
-
-    \b
-    Behaviour:
-      MM_LOAD_FAILURE_EXPIRY_TIME_MS  how long a failed load is not tried again     [900000]
-      MM_MIN_CHURN_AGE_MS             refuse loads that would evict a model used more recently
-                                      than this; 0 refuses none           [10 x load time]
-      MM_JANITOR_FREQ_SECS            how often copies are compared with the registry [360]
-      SHUTDOWN_TIMEOUT_MS             from the signal to the exit         [30000]
-      MM_LOG_LEVEL                    debug, info, warning or error       [info]
-
-    \b
-    Examples:
-      KV_STORE=embedded mm serve
-      KV_STORE=etcd:localhost:2379 MM_SERVICE_NAME=models INTERNAL_GRPC_PORT=8085 mm serve
-    """
+    """Run one instance until it is told to stop."""
     import logging
 
     import anyio

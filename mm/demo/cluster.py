@@ -85,7 +85,7 @@ class Instance:
             raise DemoError(
                 f"{self.serve.name} did not serve within {START_TIMEOUT_S:g} s; the end of "
                 f"{self.serve.log_path}:",
-                details=self.serve.last_words(),
+                details=await self.serve.last_words(),
             ) from None
         finally:
             channel.close()
@@ -93,14 +93,14 @@ class Instance:
 
 async def _fail_when_it_ends(process: ChildProcess) -> None:
     code = await process.wait()
-    raise ended(process, code)
+    raise await ended(process, code)
 
 
-def ended(process: ChildProcess, code: int) -> DemoError:
+async def ended(process: ChildProcess, code: int) -> DemoError:
     """Answer the error for a process that ended although nobody asked it to."""
     how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
     return DemoError(
-        f"{process.name} {how}; the end of {process.log_path}:", details=process.last_words()
+        f"{process.name} {how}; the end of {process.log_path}:", details=await process.last_words()
     )
 
 
@@ -141,7 +141,7 @@ async def _watch(instance: Instance, process: ChildProcess) -> None:
         if process.pid and not instance.is_meant_to_be_down:
             code = await process.wait()
             if not instance.is_meant_to_be_down:
-                raise ended(process, code)
+                raise await ended(process, code)
         await anyio.sleep(_POLL_S)
 
 

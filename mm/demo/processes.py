@@ -33,6 +33,9 @@ if os.getppid() != int(sys.argv[1]):
 os.execv(sys.argv[2], sys.argv[2:])
 """
 
+#: What every child runs.
+_PROGRAM: Sequence[str] = ("-m", "mm")
+
 #: What an environment may hold that would configure a child in place of the demo.
 _FOREIGN_PREFIXES: Final = ("MM_", "KV_", "TAS_", "INTERNAL_", "WKUBE_", "LL_", "KUBERNETES_")
 _FOREIGN_NAMES: Final = ("ZOOKEEPER", "SHUTDOWN_TIMEOUT_MS", "WATSON_SERVICE_ADDRESS")
@@ -68,7 +71,7 @@ class ChildProcess:
     async def start(self) -> None:
         """Start ``python -m mm ARGS`` with these settings; returns at once."""
         assert self._process is None, f"{self.name} runs already"
-        command = [sys.executable, "-m", "mm", *self._args]
+        command = [sys.executable, *_PROGRAM, *self._args]
         bound = [sys.executable, "-I", "-S", "-c", _EXEC_BOUND_TO_PARENT, str(os.getpid())]
         with self.log_path.open("ab") as log:
             self._process = await anyio.open_process(
@@ -108,15 +111,15 @@ class ChildProcess:
             with anyio.CancelScope(shield=True):
                 await process.wait()
 
-    def last_words(self) -> str:
+    async def last_words(self) -> str:
         """Answer the end of its log, to be shown when something went wrong."""
-        return tail(self.log_path, _LAST_WORDS_LINES)
+        return await tail(self.log_path, _LAST_WORDS_LINES)
 
 
-def tail(path: Path, line_count: int) -> str:
+async def tail(path: Path, line_count: int) -> str:
     """Answer the last lines of a log, indented."""
     try:
-        lines = path.read_text(errors="replace").splitlines()
+        lines = (await anyio.Path(path).read_text(errors="replace")).splitlines()
     except OSError as exc:
         return f"    (no log: {exc.strerror})"
     return "\n".join(f"    {line}" for line in lines[-line_count:]) or "    (it said nothing)"

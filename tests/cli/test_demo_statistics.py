@@ -1,0 +1,59 @@
+"""What instances say of themselves, folded over restarts."""
+
+from __future__ import annotations
+
+import pytest
+
+from mm.core.ids import UNIT_BYTES
+from mm.demo.statistics import Counts, InstanceHistory, Reading, hit_ratio
+from mm.pb.mm.peer import InstanceStatistics
+
+
+def history() -> InstanceHistory:
+    return InstanceHistory("a", Reading("a"))
+
+
+def test_gauges_and_rates() -> None:
+    a = history()
+    a.fold(InstanceStatistics(uptime_ms=1, calls=10, capacity_units=100, used_units=40), 5.0)
+    assert a.reading.calls_per_s == 0.0
+    a.fold(
+        InstanceStatistics(
+            uptime_ms=2, calls=30, capacity_units=100, used_units=60, models_loaded=3
+        ),
+        7.0,
+    )
+    reading = a.reading
+    assert (reading.is_up, reading.models_loaded) == (True, 3)
+    assert reading.calls_per_s == 10.0
+    assert reading.used_bytes == 60 * UNIT_BYTES
+    assert reading.free_bytes == 40 * UNIT_BYTES
+
+
+def test_counters_go_on_when_a_process_is_started_again() -> None:
+    a = history()
+    a.fold(InstanceStatistics(uptime_ms=1000, evictions=5, hits=3, misses=1), 1.0)
+    a.lose()
+    assert not a.reading.is_up
+    assert a.reading.counts.evictions == 5
+    a.fold(InstanceStatistics(uptime_ms=10, evictions=2), 2.0)
+    a.fold(InstanceStatistics(uptime_ms=20, evictions=4), 3.0)
+    assert a.reading.counts == Counts(evictions=9, hits=3, misses=1)
+    a.fold(InstanceStatistics(uptime_ms=5, evictions=1), 4.0)
+    assert a.reading.counts.evictions == 10
+
+
+def test_the_rate_after_a_restart_is_not_negative() -> None:
+    a = history()
+    a.fold(InstanceStatistics(uptime_ms=1000, calls=500), 1.0)
+    a.fold(InstanceStatistics(uptime_ms=10, calls=20), 2.0)
+    assert a.reading.calls_per_s == 20.0
+
+
+def test_hit_ratio() -> None:
+    assert hit_ratio(Counts()) == 0.0
+    assert hit_ratio(Counts(hits=3, misses=1)) == pytest.approx(0.75)
+
+
+def test_counts_add_up() -> None:
+    assert Counts(1, 2, 3, 4, 5, 6, 7) + Counts(loads=1) == Counts(2, 2, 3, 4, 5, 6, 7)
