@@ -53,7 +53,7 @@ def test_a_higher_priority_goes_first() -> None:
     accounting = full_house()
     queue = waiting(accounting, a=1, b=1, c=1)
     queue.raise_priority(C, 5)
-    queue.raise_priority(B, -5)
+    queue.raise_priority(A, -5)
     queue.raise_priority(ModelId("not waiting"), 5)
     assert list(queue) == [C, A, B]
     assert repr(queue) == "<SpaceQueue [c 1, a 1, b 1]>"
