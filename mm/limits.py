@@ -39,8 +39,10 @@ class Limits:
     #: Request bytes kept so that a call can be sent again. Covers nearly all unary calls; past it
     #: a call gets one attempt (design section 5).
     retry_buffer_bytes_max: int = MIB
-    #: The runtime's NOT_FOUND is believed once per load of a copy: the same answer again this soon
-    #: after the reload is the model's own word and goes to the client (design section 5).
+    #: The runtime's NOT_FOUND is believed, and the model loaded again, this often in this time, and
+    #: never twice without an answer in between: one that outlives a reload is the model's own word
+    #: and goes to the client (design section 5). Two, because a runtime may well restart twice.
+    losses_believed_max: int = 2
     lost_again_s: float = 60.0
 
     # --- a load, and the memory that it takes -------------------------------------------------

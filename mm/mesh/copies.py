@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: Losses remembered, so that a runtime which keeps losing models is told from one that lost them
-#: once.
+#: Models whose losses are remembered, so that a runtime which keeps losing one is told from one
+#: that lost everything once.
 LOSSES_MAX = 10_000
 #: After an aborted or timed-out load the runtime may still be at it; it gets this long before the
 #: unload.
@@ -119,7 +119,7 @@ class Copies:
         )
         self._limits = limits
         self._copies: dict[ModelId, LocalCopy] = {}
-        self._losses: OrderedDict[ModelId, float] = OrderedDict()
+        self._losses: OrderedDict[ModelId, tuple[int, float]] = OrderedDict()
         self._load_ids = itertools.count(1)
         self._group: TaskGroup | None = None
         self.closed: MeshError | None = None
@@ -189,8 +189,6 @@ class Copies:
             last_used_ms=last_used_ms or now_ms,
             priority=priority,
         )
-        lost_s = self._losses.pop(model_id, None)
-        copy.reloaded_after_loss = lost_s is not None
         self._copies[model_id] = copy
         self.accounting.inserted(1)
         self._left(self.table.put(model_id, 1, copy.last_used_ms))
@@ -242,22 +240,34 @@ class Copies:
         self.space.wake()
         self._changed()
 
+    def answered(self, model_id: ModelId, load_id: int) -> None:
+        """The runtime answered a call to that copy: it has the model."""
+        copy = self._copies.get(model_id)
+        if copy is not None and copy.load_id == load_id:
+            copy.has_answered = True
+
     def lost(self, model_id: ModelId, load_id: int, now_s: float) -> bool:
         """The runtime says that it does not have the model; answers whether a reload may help.
 
-        Believed once for each load: the same answer within ``lost_again_s`` of a reload is the
-        model's own.
+        Believed ``losses_believed_max`` times in ``lost_again_s``, and the second time only if
+        the reloaded copy had answered a call in between: a NOT_FOUND that outlives a reload is
+        the model's own word (design section 5, decision 8).
         """
         copy = self._copies.get(model_id)
         if copy is None or copy.load_id != load_id or not copy.serves:
             return True  # an earlier copy lost it; what is here now deserves its own try
-        assert copy.ready_s is not None, copy
-        if copy.reloaded_after_loss and now_s - copy.ready_s < self._limits.lost_again_s:
-            return False
-        logger.warning("the runtime lost model %s; it will be loaded again", model_id)
-        self._losses[model_id] = now_s
+        count, since_s = self._losses.pop(model_id, (0, now_s))
+        if now_s - since_s >= self._limits.lost_again_s:
+            count, since_s = 0, now_s
+        is_believed = count < self._limits.losses_believed_max and (
+            count == 0 or copy.has_answered
+        )
+        self._losses[model_id] = (count + is_believed, since_s)
         if len(self._losses) > LOSSES_MAX:
             self._losses.popitem(last=False)
+        if not is_believed:
+            return False
+        logger.warning("the runtime lost model %s; it will be loaded again", model_id)
         self.table.remove(model_id)
         self.accounting.left(copy.weight_units, claimed=True)
         self.table.set_state(model_id, CopyState.ABSENT)

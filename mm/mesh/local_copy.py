@@ -46,6 +46,7 @@ class LocalCopy:
         "concurrency_max",
         "enqueued_ms",
         "failure",
+        "has_answered",
         "info",
         "last_used_ms",
         "load_id",
@@ -55,7 +56,6 @@ class LocalCopy:
         "priority",
         "ready_s",
         "registered",
-        "reloaded_after_loss",
         "scope",
         "settled",
         "started",
@@ -84,7 +84,8 @@ class LocalCopy:
         self.weight_units = 1
         self.concurrency_max = 0
         self.registered = False
-        self.reloaded_after_loss = False
+        #: The runtime has answered a call to this very copy, so it did have the model.
+        self.has_answered = False
         self.loading_since_s: float | None = None
         self.ready_s: float | None = None
         self.failure: MeshError | None = None

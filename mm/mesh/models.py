@@ -187,7 +187,7 @@ class Models:
         while True:
             route = await self._router.route(call)
             if isinstance(route, LocalRoute):
-                self._router.finished(call, route, Outcome.ANSWERED)
+                self._router.finished(call, route, Outcome.ABANDONED)
                 return await self._present(request.model_id, "LOADED")
             answer, again = await self._ask_peer(request, call, route, sync=True)
             if answer is not None:

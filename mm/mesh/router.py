@@ -128,7 +128,11 @@ class Router:
         if self.routes_open == 0:
             for wake in self._on_idle:
                 wake()
-        if outcome in (Outcome.ANSWERED, Outcome.ABANDONED):
+        if outcome is Outcome.ANSWERED:
+            if isinstance(route, LocalRoute):
+                self._copies.answered(route.model_id, route.load_id)
+            return False
+        if outcome is Outcome.ABANDONED:
             return False
         if isinstance(route, LocalRoute):
             return self._failed_here(call, route, outcome, message)
