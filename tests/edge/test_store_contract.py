@@ -15,7 +15,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from mm.edge.embedded_etcd import EmbeddedEtcd
+from mm.edge.etcd_process import EtcdProcess
 from mm.edge.etcd_store import EtcdStore
 from mm.edge.kv_config import Endpoint, EtcdTarget
 from mm.edge.memory_store import Fault, MemoryStore
@@ -39,12 +39,12 @@ class World:
 
 
 @pytest.fixture(params=["memory", pytest.param("etcd", marks=pytest.mark.etcd)])
-def etcd(request: pytest.FixtureRequest) -> EmbeddedEtcd | None:
+def etcd(request: pytest.FixtureRequest) -> EtcdProcess | None:
     return request.getfixturevalue("shared_etcd") if request.param == "etcd" else None
 
 
 @pytest.fixture
-async def world(etcd: EmbeddedEtcd | None) -> AsyncIterator[World]:
+async def world(etcd: EtcdProcess | None) -> AsyncIterator[World]:
     if etcd is None:
         yield _memory_world()
         return
