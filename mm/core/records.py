@@ -1,10 +1,9 @@
 """The records in the store: what they say and their JSON (spec core 1.3-1.7).
 
 A value is a plain JSON object with abbreviated names; an attribute that is null, false, 0 or empty
-is not written, and
-absence means exactly that. Attributes that are not understood are kept and written back: it is how
-old and new
-instances share a store. Keys and compare-and-set live in ``mm.mesh.registry``.
+is not written, and absence means exactly that. Attributes that are not understood are kept and
+written back as they were: it is how old and new instances share a store. Keys and compare-and-set
+live in ``mm.mesh.registry``.
 """
 
 from __future__ import annotations
@@ -20,6 +19,9 @@ from mm.core.ids import NEVER_MS, InstanceId, ModelId
 #: What an absent ``type`` means (spec core 1.6).
 DEFAULT_MODEL_TYPE: Final = "NLCLASSIFIER"
 
+#: Whole numbers are int64 for everybody who shares the store.
+INT64_MAX: Final = 2**63 - 1
+
 
 class RecordError(ValueError):
     """A stored value is not a record; the text names the attribute and what was found."""
@@ -28,16 +30,34 @@ class RecordError(ValueError):
 def _decode(value: bytes) -> dict[str, object]:
     try:
         decoded = msgspec.json.decode(value)
-    except msgspec.DecodeError as exc:
+    except (ValueError, RecursionError) as exc:
+        # Bad UTF-8, endless nesting and endless numbers raise others than the parser's own.
         raise RecordError(f"not JSON: {exc}") from exc
     if not isinstance(decoded, dict):
-        raise RecordError(f"not a JSON object but {type(decoded).__name__}")
+        raise RecordError(f"a JSON object expected, found {_kind(decoded)}")
     return decoded
 
 
-def _encode(attributes: Mapping[str, object]) -> bytes:
-    """Write only what differs from absence; empty maps and arrays count as absent."""
-    return msgspec.json.encode({name: value for name, value in attributes.items() if value})
+def _encode(unknown: Mapping[str, object], known: Mapping[str, object]) -> bytes:
+    """Write what is unknown as it is, and of the known what differs from absence."""
+    return msgspec.json.encode(
+        {**unknown, **{name: value for name, value in known.items() if value}}
+    )
+
+
+def _kind(value: object) -> str:
+    """Say what was found, but no texts and nothing from inside: it may be a model's key."""
+    match value:
+        case None:
+            return "null"
+        case bool() | int() | float():
+            return msgspec.json.encode(value).decode()
+        case str():
+            return "a text"
+        case list():
+            return "an array"
+        case _:
+            return "an object"
 
 
 class _Attributes:
@@ -51,12 +71,21 @@ class _Attributes:
     def unknown(self) -> Mapping[str, object]:
         return self._left
 
+    def ignore(self, name: str) -> None:
+        self._left.pop(name, None)
+
     def text(self, name: str) -> str:
         value = self._left.pop(name, None)
         if value is None:
             return ""
         if not isinstance(value, str):
-            raise RecordError(f"{name}: text expected, found {value!r:.80}")
+            raise RecordError(f"{name}: text expected, found {_kind(value)}")
+        return value
+
+    def required_text(self, name: str) -> str:
+        value = self.text(name)
+        if not value:
+            raise RecordError(f"{name}: missing")
         return value
 
     def integer(self, name: str) -> int:
@@ -67,7 +96,7 @@ class _Attributes:
         if value is None:
             return False
         if not isinstance(value, bool):
-            raise RecordError(f"{name}: true or false expected, found {value!r:.80}")
+            raise RecordError(f"{name}: true or false expected, found {_kind(value)}")
         return value
 
     def object(self, name: str) -> dict[str, object]:
@@ -75,7 +104,7 @@ class _Attributes:
         if value is None:
             return {}
         if not isinstance(value, dict):
-            raise RecordError(f"{name}: an object expected, found {value!r:.80}")
+            raise RecordError(f"{name}: an object expected, found {_kind(value)}")
         return value
 
     def times(self, name: str) -> Mapping[InstanceId, int]:
@@ -87,7 +116,7 @@ class _Attributes:
         if value is None:
             return ()
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-            raise RecordError(f"{name}: an array of texts expected, found {value!r:.80}")
+            raise RecordError(f"{name}: an array of texts expected")
         return tuple(value)
 
 
@@ -95,7 +124,9 @@ def _integer(name: str, value: object) -> int:
     if value is None:
         return 0
     if isinstance(value, bool) or not isinstance(value, int):
-        raise RecordError(f"{name}: an integer expected, found {value!r:.80}")
+        raise RecordError(f"{name}: a whole number expected, found {_kind(value)}")
+    if not -INT64_MAX - 1 <= value <= INT64_MAX:
+        raise RecordError(f"{name}: a whole number of 64 bits expected, found a larger one")
     return value
 
 
@@ -113,8 +144,7 @@ class ModelRecord:
     """One registered model (spec core 1.6).
 
     Invariant: an instance id is in at most one of ``copies`` and ``failures``. An instance only
-    ever adds or removes
-    its own id; only the leader removes others'.
+    ever adds or removes its own id; only the leader removes others'.
     """
 
     info: ModelInfo
@@ -153,8 +183,8 @@ class ModelRecord:
     def encode(self) -> bytes:
         """Answer the JSON to store."""
         return _encode(
+            self.unknown,
             {
-                **self.unknown,
                 "type": self.info.model_type,
                 "mPath": self.info.path,
                 "encKey": self.info.key,
@@ -165,13 +195,11 @@ class ModelRecord:
                 "autoDel": self.auto_delete,
                 "lu": self.last_used_ms,
                 "lul": self.last_unload_ms,
-            }
+            },
         )
 
     def failure_text(self, instance_id: InstanceId) -> str:
-        """Answer the message of the failure recorded for ``instance_id``; empty when none was
-        given.
-        """
+        """Answer the message of the failure recorded for an instance; empty if none is."""
         details = self.failure_details.get(instance_id)
         message = details.get("msg") if isinstance(details, dict) else None
         return message if isinstance(message, str) else ""
@@ -185,9 +213,7 @@ class ModelRecord:
     def with_copy(
         self, instance_id: InstanceId, enqueued_ms: int, last_used_ms: int
     ) -> ModelRecord:
-        """Answer the record after ``instance_id`` enqueued a load: own failure dropped, last use
-        only raised.
-        """
+        """Answer the record after an instance enqueued a load: its failure is forgotten."""
         return replace(
             self,
             copies={**self.copies, instance_id: enqueued_ms},
@@ -199,9 +225,7 @@ class ModelRecord:
     def without_copy(
         self, instance_id: InstanceId, now_ms: int, last_used_ms: int = 0
     ) -> ModelRecord:
-        """Answer the record after the copy of ``instance_id`` went; notes the time if more than two
-        remain.
-        """
+        """Answer the record after a copy went; notes the time if more than two remain."""
         remaining = _without(self.copies, instance_id)
         return replace(
             self,
@@ -271,7 +295,7 @@ class InstanceRecord:
     def decode(cls, value: bytes) -> InstanceRecord:
         """Read a stored value; raises ``RecordError`` when it is none."""
         attributes = _Attributes(value)
-        attributes.boolean("actionable")
+        attributes.ignore("actionable")
         return cls(
             start_time_ms=attributes.integer("startTime"),
             version=attributes.integer("vers"),
@@ -294,8 +318,8 @@ class InstanceRecord:
     def encode(self) -> bytes:
         """Answer the JSON to store."""
         return _encode(
+            self.unknown,
             {
-                **self.unknown,
                 "startTime": self.start_time_ms,
                 "vers": self.version,
                 "loc": self.location,
@@ -312,7 +336,7 @@ class InstanceRecord:
                 "actionable": True,
                 "addr": self.address,
                 "mv": self.mm_version,
-            }
+            },
         )
 
 
@@ -332,8 +356,8 @@ class VModelRecord:
         attributes = _Attributes(value)
         return cls(
             owner=attributes.text("o"),
-            active_model_id=ModelId(attributes.text("amid")),
-            target_model_id=ModelId(attributes.text("tmid")),
+            active_model_id=ModelId(attributes.required_text("amid")),
+            target_model_id=ModelId(attributes.required_text("tmid")),
             failed=attributes.boolean("failed"),
             unknown=attributes.unknown(),
         )
@@ -341,11 +365,11 @@ class VModelRecord:
     def encode(self) -> bytes:
         """Answer the JSON to store."""
         return _encode(
+            self.unknown,
             {
-                **self.unknown,
                 "o": self.owner,
                 "amid": self.active_model_id,
                 "tmid": self.target_model_id,
                 "failed": self.failed,
-            }
+            },
         )
