@@ -22,29 +22,41 @@ from mm.edge.h2.messages import ENCODINGS_READ, MessageSplitter, decompress, fra
 from mm.edge.h2.server import Handler
 from mm.edge.h2.stream import FaultKind, RawStream, StreamFault
 from mm.errors import InvalidRequestError, MeshError, MethodRefusedError, StatusCode
+from mm.pb.grpc.health.v1 import HealthCheckRequest
 
 Request = TypeVar("Request", bound=betterproto2.Message)
 Reply = TypeVar("Reply", bound=betterproto2.Message)
+
+# betterproto2 looks for pydantic when the first message is encoded, and imports it if it is
+# installed: hundreds of milliseconds, better spent here than in the event loop.
+bytes(HealthCheckRequest())
 
 _CONTENT_TYPE = b"application/grpc"
 _USER_AGENT = b"grpc-python-mm"
 
 
-class MessageQueue:
-    """The body of a call as whole messages; at most a window of them waits here.
+#: Bytes of messages that a streaming method may be ahead of its client.
+_UNSENT_BYTES_MAX = 64 * 1024
 
-    Used as the body of an ``IncomingCall``; ``read`` may be awaited by one task at a time.
+
+class MessageStream:
+    """A call as messages in both directions; at most a window of either waits here.
+
+    The handler is one task: it reads or sends, one thing at a time.
     """
 
-    def __init__(self, stream: RawStream, encoding: bytes, what: str) -> None:
-        self._stream = stream
-        self._encoding = encoding
-        self._length_max = stream.link.limits.message_bytes_max
-        self._splitter = MessageSplitter(what, self._length_max)
+    def __init__(self, call: IncomingCall) -> None:
+        self._call = call
+        self._stream = call.stream
+        self._length_max = call.stream.link.limits.message_bytes_max
+        self._splitter = MessageSplitter("request", self._length_max)
+        self._unsent_bytes = 0
+        self._room: asyncio.Future[None] | None = None
         self._pieces: deque[tuple[bytes, int]] = deque()
         self._messages: deque[tuple[bool, bytes]] = deque()
         self._ended = False
         self._waiter: asyncio.Future[None] | None = None
+        call.read_by(self)
 
     def data_received(self, data: bytes, size: int, ended: bool) -> None:
         """Keep a piece until it is read."""
@@ -54,7 +66,21 @@ class MessageQueue:
             self._waiter.set_result(None)
 
     def data_sent(self, size: int) -> None:
-        """Nobody waits for room: answers are single messages."""
+        """Let the handler send more."""
+        self._unsent_bytes -= size
+        if self._room is not None and not self._room.done():
+            self._room.set_result(None)
+
+    async def send(self, message: bytes) -> None:
+        """Send a message, and wait while the client is far behind."""
+        if not self._call.headers_sent:
+            self._call.send_headers(((b"grpc-accept-encoding", ENCODINGS_READ),))
+        framed = frame_message(message)
+        self._unsent_bytes += len(framed)
+        self._stream.send_data(framed, len(framed))
+        while self._unsent_bytes > _UNSENT_BYTES_MAX:
+            self._room = asyncio.get_running_loop().create_future()
+            await self._room
 
     async def read(self) -> bytes | None:
         """Answer the next message, decompressed; None at the end. Raises ``MeshError``."""
@@ -72,17 +98,18 @@ class MessageQueue:
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
         compressed, message = self._messages.popleft()
-        return decompress(message, self._encoding, self._length_max) if compressed else message
+        if not compressed:
+            return message
+        return decompress(message, self._call.head.encoding, self._length_max)
 
 
 async def read_request(call: IncomingCall) -> bytes:
     """Answer the one message of a unary call. Raises ``MeshError``."""
-    queue = MessageQueue(call.stream, call.head.encoding, "request")
-    call.read_by(queue)
-    message = await queue.read()
+    stream = MessageStream(call)
+    message = await stream.read()
     if message is None:
         raise InvalidRequestError("the request has no message")
-    if await queue.read() is not None:
+    if await stream.read() is not None:
         raise MethodRefusedError(f"{call.method} takes one message")
     return message
 

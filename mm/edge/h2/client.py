@@ -150,8 +150,9 @@ class Channel:
         loop = asyncio.get_running_loop()
         deadline_s = loop.time() + _CLOSE_TIMEOUT_S
         while self.links and loop.time() < deadline_s:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wait_room(), deadline_s - loop.time())
+            waiter = loop.create_future()
+            self._waiters.append(waiter)
+            await asyncio.wait((waiter,), timeout=deadline_s - loop.time())
         for link in list(self.links):
             link.connection.close()
         self.room_made()

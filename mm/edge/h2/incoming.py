@@ -46,6 +46,7 @@ class IncomingCall:
         "head",
         "headers",
         "headers_sent",
+        "holds_stop",
         "initial_headers",
         "link",
         "status_sent",
@@ -62,6 +63,8 @@ class IncomingCall:
         #: The status was given to the stream; it leaves after what is queued before it.
         self.status_sent = False
         self.abandoned = False
+        #: Whether a server that stops waits for this call; watches would never end by themselves.
+        self.holds_stop = True
         #: Sent with the first headers of the answer, whatever it is.
         self.initial_headers: HeaderList = []
         self.stream: RawStream

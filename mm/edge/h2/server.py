@@ -227,11 +227,9 @@ class GrpcServer:
                 os.unlink(self._path)
         for link in list(self.links):
             link.drain()
+        _cancel([call for call in self.calls if not call.holds_stop])
         await self._wait_while(lambda: bool(self.links), grace_s)
-        tasks = [call.task for call in self.calls]
-        for call in list(self.calls):
-            call.send_status(StatusCode.UNAVAILABLE, "the server is shutting down")
-            call.task.cancel()
+        tasks = _cancel(list(self.calls))
         if tasks:
             await asyncio.wait(tasks, timeout=_CLOSE_TIMEOUT_S)
         for link in list(self.links):
@@ -252,6 +250,14 @@ class GrpcServer:
                 await asyncio.wait_for(self._quiet.wait(), left_s)
             except TimeoutError:
                 return
+
+
+def _cancel(calls: list[IncomingCall]) -> list[asyncio.Task[None]]:
+    """End calls because the server stops; answer their tasks."""
+    for call in calls:
+        call.send_status(StatusCode.UNAVAILABLE, "the server is shutting down")
+        call.task.cancel()
+    return [call.task for call in calls]
 
 
 def _listen(host: str | None, port: int) -> socket.socket:
