@@ -76,7 +76,7 @@ class _Walk:
         self._pending.append(root)
         while self._pending:
             obj = self._pending.pop()
-            if id(obj) in self._seen or isinstance(obj, _NOT_OWN):
+            if id(obj) in self._seen or isinstance(obj, _NOT_OWN) or _is_compiled_function(obj):
                 continue
             self._seen.add(id(obj))
             size_bytes += self._visit(obj)
@@ -92,6 +92,8 @@ class _Walk:
             return sys.getsizeof(obj) + len(obj)
         elif not isinstance(obj, _LEAVES):
             self._pending.extend(gc.get_referents(obj))
+            if isinstance(obj, dict):
+                self._pending.extend(obj)  # the collector skips keys that are all text
             if is_opaque(type(obj)):
                 self._visit_state(obj)
         return sys.getsizeof(obj)
@@ -136,6 +138,11 @@ def is_opaque(cls: type) -> bool:
         and not vars(base).keys().isdisjoint(("__getstate__", "__reduce__"))
         for base in cls.__mro__
     )
+
+
+def _is_compiled_function(obj: object) -> bool:
+    """Answer whether an object is a function of Cython's: each module has a type for its own."""
+    return type(obj).__name__ == "cython_function_or_method"
 
 
 def _owner(array: np.ndarray[Any, Any]) -> object:

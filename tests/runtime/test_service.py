@@ -1,0 +1,406 @@
+"""The life of models in a runtime, and its blocking code in threads."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from mm.errors import StartupError
+from mm.pb import mmesh
+from mm.runtime import CallError, ModelRuntime, StatusCode, serves
+from mm.runtime import spi as spi_module
+from mm.runtime.server import Address
+from mm.runtime.spi import RuntimeService
+
+PREDICT = "/mmesh.ExamplePredictor/predict"
+STATUS = mmesh.RuntimeStatusResponseStatus
+
+
+class Gate:
+    """Blocks a thread until opened, and tells that it is there."""
+
+    def __init__(self) -> None:
+        self.entered = threading.Semaphore(0)
+        self.opened = threading.Event()
+
+    def wait(self) -> None:
+        self.entered.release()
+        assert self.opened.wait(20)
+
+    def wait_entered(self) -> None:
+        assert self.entered.acquire(timeout=20)
+
+
+class Gated(ModelRuntime[str]):
+    """Models are their paths. A path ``gate:NAME`` blocks where a test has put a gate."""
+
+    capacity_bytes = 64 * 2**20
+    loading_concurrency_max = 2
+    call_threads_max = 2
+    call_queue_length_max = 1
+    model_concurrency_max = 5
+    version = "gated"
+
+    def __init__(self) -> None:
+        self.gates: dict[str, Gate] = {}
+        self.events: Counter[str] = Counter()
+        self.pairs: threading.Barrier | None = None
+        self.loads_at_a_time = 0
+        self.loads_at_a_time_max = 0
+
+    def _pass(self, gate: str) -> None:
+        self.events[gate] += 1
+        if gate in self.gates:
+            self.gates[gate].wait()
+
+    def load(self, model_id: str, model_type: str, path: str, key: str) -> str:
+        self._pass(f"load {model_id}")
+        if self.pairs:
+            self.loads_at_a_time += 1
+            self.loads_at_a_time_max = max(self.loads_at_a_time_max, self.loads_at_a_time)
+            self.pairs.wait(20)
+            self.loads_at_a_time -= 1
+        if path == "missing":
+            raise FileNotFoundError(2, "No such file or directory", path)
+        if path == "bad":
+            raise ValueError("not a model")
+        if path == "refused":
+            raise CallError(StatusCode.INVALID_ARGUMENT, "this type is not served")
+        return path
+
+    def unload(self, model: str) -> None:
+        self._pass(f"unload {model}")
+        if model == "sticky" and self.events["unload sticky"] == 1:
+            raise OSError("cannot let go")
+
+    def size(self, model: str) -> int:
+        if model == "immeasurable":
+            raise TypeError("no size")
+        return 1000 + len(model)
+
+    @serves("mmesh.ExamplePredictor/predict", mmesh.PredictRequest, id_path=(1,))
+    def predict(self, model: str, request: mmesh.PredictRequest) -> mmesh.PredictResponse:
+        self._pass(f"predict {model}")
+        if request.text == "bug":
+            raise ZeroDivisionError("oops")
+        answer = mmesh.CategoryAndConfidence(category=f"{model}: {request.text}")
+        return mmesh.PredictResponse(results=[answer])
+
+    @serves("mmesh.ExamplePredictor/multiPredict", mmesh.PredictRequest, needs_model=False)
+    def about(self, request: mmesh.PredictRequest) -> mmesh.MultiPredictResponse:
+        return mmesh.MultiPredictResponse(per_model_results={request.text: mmesh.PredictResponse()})
+
+
+class Served:
+    """A runtime and calls of it, in the foreground or not."""
+
+    def __init__(self, runtime: Gated, client: Any) -> None:
+        self.runtime = runtime
+        self.client = client
+
+    def start(self, path: str, request: Any, response_type: Any) -> Any:
+        method = self.client.channel.unary_unary(
+            path, request_serializer=bytes, response_deserializer=response_type.parse
+        )
+        return method.future(request, timeout=20)
+
+    def load(self, model_id: str, path: str = "p", **info: str) -> Any:
+        request = mmesh.LoadModelRequest(model_id=model_id, model_path=path, **info)
+        return self.start("/mmesh.ModelRuntime/loadModel", request, mmesh.LoadModelResponse)
+
+    def unload(self, model_id: str) -> Any:
+        request = mmesh.UnloadModelRequest(model_id=model_id)
+        return self.start("/mmesh.ModelRuntime/unloadModel", request, mmesh.UnloadModelResponse)
+
+    def size(self, model_id: str) -> Any:
+        request = mmesh.ModelSizeRequest(model_id=model_id)
+        return self.start("/mmesh.ModelRuntime/modelSize", request, mmesh.ModelSizeResponse)
+
+    def predict(self, model_id: str, text: str = "x") -> Any:
+        request = mmesh.PredictRequest(model_name=model_id, text=text)
+        return self.start(PREDICT, request, mmesh.PredictResponse)
+
+    def status(self) -> Any:
+        return self.start(
+            "/mmesh.ModelRuntime/runtimeStatus",
+            mmesh.RuntimeStatusRequest(),
+            mmesh.RuntimeStatusResponse,
+        ).result()
+
+    def gate(self, name: str) -> Gate:
+        return self.runtime.gates.setdefault(name, Gate())
+
+
+@pytest.fixture
+def served(serve: Any, connect: Any) -> Any:
+    runtime = Gated()
+    [target] = serve([(Address(), RuntimeService(runtime).methods())])
+    yield Served(runtime, connect(target))
+    for gate in runtime.gates.values():
+        gate.opened.set()
+
+
+def status_of(call: Any) -> tuple[str, str]:
+    """Answer how a call ended."""
+    return call.code().name, call.details()
+
+
+# --- load and call --------------------------------------------------------------------------------
+
+
+def test_load_tells_size_and_concurrency(served: Served) -> None:
+    answer = served.load("m", "path").result()
+    assert (answer.size_in_bytes, answer.max_concurrency) == (1004, 5)
+    assert served.predict("m", "hi").result().results[0].category == "path: hi"
+    status = served.status()
+    assert status.limit_model_concurrency
+    assert status.runtime_version == "gated"
+    assert {k: v.id_injection_path for k, v in status.method_infos.items()} == {PREDICT[1:]: [1]}
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        (
+            "missing",
+            (
+                "FAILED_PRECONDITION",
+                "cannot load model m from 'missing': No such file or directory",
+            ),
+        ),
+        ("bad", ("INTERNAL", "cannot load model m from 'bad': ValueError: not a model")),
+        ("refused", ("INVALID_ARGUMENT", "this type is not served")),
+        ("immeasurable", ("INTERNAL", "cannot measure model m: TypeError: no size")),
+    ],
+)
+def test_a_load_that_fails_leaves_nothing(
+    served: Served, path: str, status: tuple[str, str]
+) -> None:
+    assert status_of(served.load("m", path)) == status
+    assert status_of(served.predict("m")) == ("NOT_FOUND", "model m is not loaded")
+    assert served.runtime.events["unload immeasurable"] == (path == "immeasurable")
+    assert served.load("m", "good").code() is grpc.StatusCode.OK
+
+
+def test_bugs_of_a_runtime_are_answers(served: Served, caplog: pytest.LogCaptureFixture) -> None:
+    served.load("m").result()
+    text = "cannot call model m: ZeroDivisionError: oops"
+    assert status_of(served.predict("m", "bug")) == ("INTERNAL", text)
+    assert "Traceback" in caplog.text
+    assert served.predict("m").code() is grpc.StatusCode.OK
+
+
+def test_no_size_is_predicted_unless_the_runtime_does(served: Served) -> None:
+    call = served.start(
+        "/mmesh.ModelRuntime/predictModelSize",
+        mmesh.PredictModelSizeRequest(model_id="m"),
+        mmesh.PredictModelSizeResponse,
+    )
+    assert status_of(call) == ("UNIMPLEMENTED", "this runtime predicts no sizes")
+
+
+def test_methods_without_a_model(served: Served) -> None:
+    call = served.start(
+        "/mmesh.ExamplePredictor/multiPredict",
+        mmesh.PredictRequest(text="a"),
+        mmesh.MultiPredictResponse,
+    )
+    assert set(call.result().per_model_results) == {"a"}
+
+
+def test_two_loads_of_one_id_load_once(served: Served) -> None:
+    gate = served.gate("load m")
+    calls = [served.load("m"), served.load("m")]
+    gate.wait_entered()
+    gate.opened.set()
+    assert [call.result().size_in_bytes for call in calls] == [1001, 1001]
+    assert served.runtime.events["load m"] == 1
+
+
+def test_a_load_with_other_info_replaces_the_model(served: Served) -> None:
+    served.load("m", "one").result()
+    served.load("m", "two").result()
+    assert served.runtime.events["unload one"] == 1
+    assert served.predict("m", "x").result().results[0].category == "two: x"
+
+
+def test_as_many_loads_at_a_time_as_told(served: Served) -> None:
+    """Each load waits for a second one beside it, and none ever sees a third."""
+    served.runtime.pairs = threading.Barrier(2)
+    calls = [served.load(str(i)) for i in range(6)]
+    assert all(call.result() for call in calls)
+    assert served.runtime.loads_at_a_time_max == 2
+
+
+def test_calls_have_threads_a_queue_and_then_a_refusal(served: Served) -> None:
+    served.load("m").result()
+    gate = served.gate("predict p")
+    running = [served.predict("m"), served.predict("m")]
+    for _ in running:
+        gate.wait_entered()
+    # Of two more, one finds room in the queue.
+    more = [served.predict("m"), served.predict("m")]
+    refused = next(call for call in _as_completed(more))
+    assert status_of(refused) == ("RESOURCE_EXHAUSTED", "1 calls are waiting already")
+    gate.opened.set()
+    for call in (*running, *(call for call in more if call is not refused)):
+        assert call.result().results
+
+
+def _as_completed(calls: list[Any]) -> Any:
+    done = threading.Semaphore(0)
+    finished: list[Any] = []
+    for call in calls:
+        call.add_done_callback(lambda call: (finished.append(call), done.release()))
+    for _ in calls:
+        assert done.acquire(timeout=20)
+        yield finished.pop(0)
+
+
+# --- unload ---------------------------------------------------------------------------------------
+
+
+def test_unload_waits_for_the_calls_in_flight(served: Served) -> None:
+    served.load("m").result()
+    gate = served.gate("predict p")
+    call = served.predict("m")
+    gate.wait_entered()
+    unload = served.unload("m")
+    # Nobody else finds the model once the unload has begun; the call in flight keeps it.
+    while served.size("m").code() is grpc.StatusCode.OK:
+        pass
+    assert served.predict("m").code() is grpc.StatusCode.NOT_FOUND
+    assert not unload.done()
+    gate.opened.set()
+    assert call.result().results[0].category == "p: x"
+    assert unload.code() is grpc.StatusCode.OK
+    assert served.runtime.events["unload p"] == 1
+
+
+def test_unload_that_waits_too_long_says_so(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spi_module, "UNLOAD_WAIT_S", 0.01)
+    served.load("m").result()
+    gate = served.gate("predict p")
+    call = served.predict("m")
+    gate.wait_entered()
+    text = "model m still has 1 calls in flight"
+    assert status_of(served.unload("m")) == ("UNAVAILABLE", text)
+    gate.opened.set()
+    call.result()
+    assert served.unload("m").code() is grpc.StatusCode.OK
+
+
+def test_unload_wins_over_a_load_that_runs(served: Served) -> None:
+    gate = served.gate("load m")
+    load = served.load("m")
+    gate.wait_entered()
+    unload = served.unload("m")
+    with pytest.raises(grpc.FutureTimeoutError):
+        unload.result(timeout=0.05)  # memory is not free before the load has ended
+    gate.opened.set()
+    assert status_of(load) == ("ABORTED", "model m was unloaded while it was loading")
+    assert unload.code() is grpc.StatusCode.OK
+    assert served.predict("m").code() is grpc.StatusCode.NOT_FOUND
+    assert served.runtime.events["unload p"] == 1
+
+
+def test_a_load_given_up_by_the_mesh_is_unloaded_by_it(served: Served) -> None:
+    gate = served.gate("load m")
+    load = served.load("m")
+    gate.wait_entered()
+    load.cancel()
+    unload = served.unload("m")
+    gate.opened.set()
+    assert unload.code() is grpc.StatusCode.OK
+    assert served.runtime.events == {"load m": 1, "unload p": 1}
+
+
+def test_an_unload_that_failed_is_tried_again(served: Served) -> None:
+    served.load("m", "sticky").result()
+    text = "cannot unload model m: OSError: cannot let go"
+    assert status_of(served.unload("m")) == ("INTERNAL", text)
+    assert served.predict("m").code() is grpc.StatusCode.NOT_FOUND
+    assert served.unload("m").code() is grpc.StatusCode.OK
+    assert served.runtime.events["unload sticky"] == 2
+
+
+# --- the handshake --------------------------------------------------------------------------------
+
+
+def test_status_drops_every_model(served: Served) -> None:
+    for model_id in "abc":
+        served.load(model_id, model_id).result()
+    assert served.status().status == STATUS.READY
+    for model_id in "abc":
+        assert served.predict(model_id).code() is grpc.StatusCode.NOT_FOUND
+        assert served.runtime.events[f"unload {model_id}"] == 1
+
+
+def test_status_is_starting_while_a_load_is_on_its_way(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spi_module, "PURGE_WAIT_S", 0.01)
+    gate = served.gate("load m")
+    load = served.load("m")
+    gate.wait_entered()
+    assert served.status().status == STATUS.STARTING
+    gate.opened.set()
+    assert status_of(load)[0] == "ABORTED"
+    assert served.status().status == STATUS.READY
+    assert served.runtime.events["unload p"] == 1
+
+
+def test_status_survives_an_unload_that_fails(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spi_module, "PURGE_WAIT_S", 0.01)
+    served.load("m", "sticky").result()
+    assert served.status().status == STATUS.STARTING
+    assert served.status().status == STATUS.READY
+
+
+# --- settings -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("capacity_bytes", 2**20, "capacity_bytes is 1048576; at least 10485760 is needed"),
+        ("capacity_bytes", 0, "capacity_bytes is 0"),
+        ("default_model_size_bytes", 0, "default_model_size_bytes is 0; at least 8192 is needed"),
+        ("loading_concurrency_max", 0, "loading_concurrency_max is 0; at least 1"),
+        ("load_timeout_s", 0.01, "load_timeout_s is 0.01; at least 0.1"),
+        ("call_threads_max", 0, "call_threads_max is 0"),
+    ],
+)
+def test_settings_that_the_mesh_would_refuse(name: str, value: float, text: str) -> None:
+    runtime = Gated()
+    setattr(runtime, name, value)
+    with pytest.raises(StartupError, match=text):
+        RuntimeService(runtime)
+
+
+def test_the_runtime_of_the_docstring_works(serve: Any, connect: Any, tmp_path: Path) -> None:
+    """The complete runtime that ``base.py`` shows: at most 30 lines, and it runs."""
+    import mm.runtime.base
+
+    assert mm.runtime.base.__doc__
+    _, _, example = mm.runtime.base.__doc__.partition("::\n")
+    lines = [line.removeprefix("    ") for line in example.strip("\n").splitlines()]
+    assert len(lines) <= 30
+    assert lines[-1] == 'run_runtime(WordCounter(), "8085")'
+    namespace: dict[str, Any] = {"__name__": "example"}
+    exec("\n".join(lines[:-1]), namespace)
+    [target] = serve([(Address(), RuntimeService(namespace["WordCounter"]()).methods())])
+    (tmp_path / "words").write_text("apple pear")
+    served = Served(Gated(), connect(target))
+    assert served.load("m", str(tmp_path / "words")).result().size_in_bytes == 209
+    assert served.predict("m", "pear and apple").result().results[0].confidence == 2.0
+    assert "No such file" in served.load("n", "/absent").details()
