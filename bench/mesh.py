@@ -1,0 +1,268 @@
+"""What one instance costs: start, memory, registering, and the first call to an unloaded model.
+
+Real processes on loopback: etcd, the example runtime (loads take 0 ms), `mm serve`. Every rate is
+printed beside bare aetcd transactions of the same run, as the median of alternating rounds.
+
+    .venv/bin/python bench/mesh.py            about two minutes
+    .venv/bin/python bench/mesh.py --quick    a smaller one, to see that it works
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import aetcd
+import anyio
+import betterproto2
+
+from mm.demo.processes import ChildProcess, free_ports
+from mm.edge.embedded_etcd import EmbeddedEtcd, embedded_etcd
+from mm.edge.h2 import RUNTIME_LIMITS, Channel
+from mm.edge.unary import call_unary
+from mm.errors import MeshError
+from mm.pb import mmesh
+from mm.pb.grpc.health import v1 as health
+
+HOST = "127.0.0.1"
+READY_TIMEOUT_S = 60.0
+CALL_TIMEOUT_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """How much of everything."""
+
+    registered: int
+    rounds: int
+    writes_a_round: int
+    cold_calls: int
+    starts: int
+
+
+FULL = Sizes(registered=20_000, rounds=5, writes_a_round=2_000, cold_calls=200, starts=5)
+QUICK = Sizes(registered=2_000, rounds=3, writes_a_round=500, cold_calls=40, starts=2)
+
+
+class Instance:
+    """One `mm serve` and its runtime, on free ports."""
+
+    def __init__(self, etcd: EmbeddedEtcd, directory: Path) -> None:
+        client_port, peer_port, runtime_port = free_ports(3)
+        self.runtime = ChildProcess(
+            "runtime",
+            ["runtime", "example", str(runtime_port), "--start-delay", "0"],
+            {},
+            directory / "runtime.log",
+        )
+        self.serve = ChildProcess(
+            "serve",
+            ["serve"],
+            {
+                "MM_SERVICE_NAME": "bench",
+                "KV_STORE": f"etcd:http://{etcd.endpoint}",
+                "MM_INSTANCE_ID": "bench-1",
+                "MM_BIND_HOST": HOST,
+                "MM_ADVERTISE_ADDRESS": HOST,
+                "MM_SVC_GRPC_PORT": str(client_port),
+                "MM_PEER_PORT": str(peer_port),
+                "INTERNAL_GRPC_PORT": str(runtime_port),
+                "MM_LOG_LEVEL": "warning",
+            },
+            directory / "serve.log",
+        )
+        self.channel = Channel(f"{HOST}:{client_port}", RUNTIME_LIMITS)
+
+    async def start_serve(self) -> float:
+        """Start `mm serve`; answers the seconds until it serves."""
+        self.channel = Channel(self.channel.address, RUNTIME_LIMITS)
+        began = time.perf_counter()
+        await self.serve.start()
+        while time.perf_counter() - began < READY_TIMEOUT_S:
+            if await self._is_serving():
+                return time.perf_counter() - began
+            await asyncio.sleep(0.01)
+        sys.exit(f"mm serve is not ready after {READY_TIMEOUT_S} s:\n{self.serve.last_words()}")
+
+    async def _is_serving(self) -> bool:
+        try:
+            reply = await call_unary(
+                self.channel,
+                "/grpc.health.v1.Health/Check",
+                health.HealthCheckRequest(),
+                health.HealthCheckResponse,
+                timeout_s=1.0,
+            )
+        except MeshError:
+            return False
+        return reply.status == health.HealthCheckResponseServingStatus.SERVING
+
+    async def stop_serve(self) -> None:
+        """SIGTERM, and wait."""
+        await self.channel.close()
+        self.serve.terminate()
+        await self.serve.reap(20.0)
+
+    def rss_mib(self) -> float:
+        """Answer the resident memory of `mm serve`."""
+        status = Path(f"/proc/{self.serve.pid}/status").read_text()
+        line = next(line for line in status.splitlines() if line.startswith("VmRSS"))
+        return int(line.split()[1]) / 1024
+
+    async def register(self, model_id: str, path: str) -> None:
+        """Register one model."""
+        await call_unary(
+            self.channel,
+            "/mmesh.ModelMesh/registerModel",
+            mmesh.RegisterModelRequest(
+                model_id=model_id, model_info=mmesh.ModelInfo(type="example", path=path)
+            ),
+            mmesh.ModelStatusInfo,
+            timeout_s=CALL_TIMEOUT_S,
+        )
+
+    async def predict(self, model_id: str) -> None:
+        """One inference."""
+        reply: betterproto2.Message = await call_unary(
+            self.channel,
+            "/mmesh.ExamplePredictor/predict",
+            mmesh.PredictRequest(text="x"),
+            mmesh.PredictResponse,
+            timeout_s=CALL_TIMEOUT_S,
+            metadata=((b"mm-model-id", model_id.encode()),),
+        )
+        assert reply.is_set("results") if hasattr(reply, "is_set") else reply
+
+
+@asynccontextmanager
+async def instance_of(etcd: EmbeddedEtcd, directory: Path) -> AsyncIterator[Instance]:
+    """An instance with its runtime up and `mm serve` not started."""
+    instance = Instance(etcd, directory)
+    await instance.runtime.start()
+    try:
+        yield instance
+    finally:
+        await instance.channel.close()
+        instance.serve.kill()
+        instance.runtime.kill()
+        await instance.serve.reap()
+        await instance.runtime.reap()
+
+
+async def at_once(count: int, concurrency: int, work: object) -> float:
+    """Run ``work(i)`` for ``count`` numbers, ``concurrency`` at a time; answers runs a second."""
+    numbers = iter(range(count))
+
+    async def worker() -> None:
+        for number in numbers:
+            await work(number)  # type: ignore[operator]
+
+    began = time.perf_counter()
+    async with anyio.create_task_group() as group:
+        for _ in range(concurrency):
+            group.start_soon(worker)
+    return count / (time.perf_counter() - began)
+
+
+async def measure_starts(instance: Instance, sizes: Sizes) -> float:
+    """Median seconds from exec to serving; leaves it running."""
+    took = []
+    for number in range(sizes.starts):
+        took.append(await instance.start_serve())
+        if number < sizes.starts - 1:
+            await instance.stop_serve()
+    return statistics.median(took)
+
+
+async def measure_registering(
+    instance: Instance, etcd: EmbeddedEtcd, sizes: Sizes
+) -> tuple[float, float]:
+    """Registrations/s and bare aetcd transactions/s, 64 at once, medians of alternating rounds."""
+    registered, bare = [], []
+    host, _, port = str(etcd.endpoint).rpartition(":")
+    async with aetcd.Client(host=host, port=int(port)) as client:
+        for number in range(sizes.rounds):
+
+            async def put(i: int, number: int = number) -> None:
+                key = f"/bare/{number}/{i}".encode()
+                await client.transaction(
+                    compare=[client.transactions.version(key) == 0],
+                    success=[client.transactions.put(key, b'{"type":"example","lu":1}')],
+                    failure=[client.transactions.get(key)],
+                )
+
+            async def register(i: int, number: int = number) -> None:
+                await instance.register(f"round-{number}-{i}", "SIZE_1000000_0_0")
+
+            bare.append(await at_once(sizes.writes_a_round, 64, put))
+            registered.append(await at_once(sizes.writes_a_round, 64, register))
+    return statistics.median(registered), statistics.median(bare)
+
+
+async def measure_cold(instance: Instance, sizes: Sizes) -> tuple[list[float], list[float]]:
+    """Milliseconds of first calls to unloaded models, and of calls to a loaded one."""
+    cold, warm = [], []
+    for number in range(sizes.cold_calls):
+        model_id = f"cold-{number}"
+        await instance.register(model_id, "SIZE_1000000_0_0")
+        for into in (cold, warm):
+            began = time.perf_counter()
+            await instance.predict(model_id)
+            into.append((time.perf_counter() - began) * 1000)
+    return cold, warm
+
+
+async def run(sizes: Sizes) -> None:
+    """Measure and print everything."""
+    with tempfile.TemporaryDirectory(prefix="mm-bench-") as name:
+        async with embedded_etcd() as etcd, instance_of(etcd, Path(name)) as instance:
+            start_s = await measure_starts(instance, sizes)
+            print(f"start to serving, 0 models          {start_s:8.2f} s    (goal 2 s)")
+            print(f"RSS idle                            {instance.rss_mib():8.0f} MiB  (goal 120)")
+            cold, warm = await measure_cold(instance, sizes)
+            p50, hit = statistics.median(cold), statistics.median(warm)
+            p99 = sorted(cold)[int(len(cold) * 0.99)]
+            print(
+                f"first call to an unloaded model p50 {p50:8.1f} ms   (goal 10 ms; p99 {p99:.1f})"
+            )
+            print(f"  a call to a loaded one        p50 {hit:8.1f} ms")
+            rate, bare = await measure_registering(instance, etcd, sizes)
+            print(f"registering, 64 at once             {rate:8.0f} /s")
+            print(f"  bare aetcd transactions           {bare:8.0f} /s")
+            print(f"  ratio                             {rate / bare:8.2f}      (goal 0.5)")
+            already = sizes.rounds * sizes.writes_a_round + sizes.cold_calls
+            missing = max(0, sizes.registered - already)
+            await at_once(missing, 64, lambda i: instance.register(f"more-{i}", "SIZE_1000000_0_0"))
+            total = already + missing
+            print(
+                f"RSS with {total:6d} registered         {instance.rss_mib():8.0f} MiB  (goal 150)"
+            )
+            await instance.stop_serve()
+            start_s = await measure_starts(instance, sizes)
+            print(f"start to serving, {total:6d} models     {start_s:8.2f} s    (goal 2 s)")
+            print(f"RSS after that start                {instance.rss_mib():8.0f} MiB")
+
+
+def main() -> None:
+    """Read the arguments and run."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="smaller numbers")
+    arguments = parser.parse_args()
+    try:
+        anyio.run(run, QUICK if arguments.quick else FULL)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

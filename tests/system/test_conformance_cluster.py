@@ -1,0 +1,101 @@
+"""Conformance with the Java mesh, three instances (around 22.1, 22.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from mm.pb import mmesh
+from tests.system.processes import Mesh, mesh_of
+
+pytestmark = [pytest.mark.system, pytest.mark.timeout(120)]
+
+Status = mmesh.ModelStatusInfoModelStatus
+#: Java sends 6,000, to make it scale to three copies; the copy count is not asserted yet.
+SEQUENTIAL_PREDICTS = 1_000
+LARGE_PREDICTS = 20
+
+
+@pytest.fixture(scope="module")
+def mesh(dataplane: str, kv_store: str, new_service_name: Callable[[], str]) -> Iterator[Mesh]:
+    with mesh_of(kv_store, {"MM_DATAPLANE": dataplane}, new_service_name()) as mesh:
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(mesh.add, ["one", "two", "three"]))
+        mesh.instances.sort(key=lambda instance: instance.instance_id)
+        yield mesh
+
+
+def test_grpc(mesh: Mesh) -> None:
+    first, second, _ = mesh.instances
+    assert first.status("unknown").status == Status.NOT_FOUND
+    first.register("cluster-grpc", "SIZE_1000000_100_0", load_now=True)
+    header = [("mm-model-id", "cluster-grpc"), ("another-custom-header", "custom-value")]
+    expected = "classification for {} by model cluster-grpc"
+    for number in range(SEQUENTIAL_PREDICTS):
+        reply = first.predict("cluster-grpc", f"text {number}", metadata=header)
+        assert reply.results[0].category == expected.format(f"text {number}")
+    loaded = first.status("cluster-grpc")
+    assert (loaded.status, loaded.errors) == (Status.LOADED, [])
+    text = "y" * 2_000_000
+    for _ in range(LARGE_PREDICTS):
+        reply = second.predict("cluster-grpc", text, metadata=header, timeout_s=2.0)
+        assert reply.results[0].category == expected.format(text)
+    first.unregister("cluster-grpc")
+    assert first.status("cluster-grpc").status == Status.NOT_FOUND
+
+
+def test_multi_model(mesh: Mesh) -> None:
+    ids = [f"cluster-multi-{number}" for number in range(3)]
+    for model_id, instance in zip(ids, mesh.instances, strict=True):
+        instance.register(model_id, "SIZE_1000000_100_0", load_now=True)
+    reply = mesh[1].call(
+        "/mmesh.ExamplePredictor/multiPredict",
+        mmesh.PredictRequest(text="many"),
+        mmesh.MultiPredictResponse,
+        [("mm-model-id", model_id) for model_id in ids],
+    )
+    assert isinstance(reply, mmesh.MultiPredictResponse)
+    assert sorted(reply.per_model_results) == ids
+    for model_id, result in reply.per_model_results.items():
+        assert result.results[0].category == f"classification for many by model {model_id}"
+
+
+def test_every_instance_serves_what_one_loaded(mesh: Mesh) -> None:
+    mesh[0].register("shared", "SIZE_1000000_50_0", load_now=True, sync=True)
+    for instance in mesh.instances:
+        status = instance.status("shared")
+        assert status.status == Status.LOADED
+        assert len(status.model_copy_infos) == 1
+        assert instance.predict("shared").results[0].confidence == 1.0
+
+
+def test_many_callers_one_load(mesh: Mesh) -> None:
+    """Thirty callers at three instances, and the model is loaded once (core 2.9)."""
+    mesh[0].register("wanted", "SIZE_1000000_500_0")
+    with ThreadPoolExecutor(30) as pool:
+        replies = list(pool.map(lambda n: mesh[n % 3].predict("wanted"), range(30)))
+    assert all(reply.results[0].confidence == 1.0 for reply in replies)
+    assert len(mesh[0].status("wanted").model_copy_infos) == 1
+
+
+def test_destroy_node(dataplane: str, kv_store: str, new_service_name: Callable[[], str]) -> None:
+    """SIGKILL one of three: at the first call its models are served by the others."""
+    with mesh_of(kv_store, {"MM_DATAPLANE": dataplane}, new_service_name()) as mesh:
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(mesh.add, ["a", "b", "c"]))
+        ids = [f"node-{number}" for number in range(9)]
+        for model_id in ids:
+            status = mesh[0].register(model_id, "SIZE_1000000_20_0", load_now=True, sync=True)
+            assert status.status == Status.LOADED
+        holders = {copy.location for i in ids for copy in mesh[0].status(i).model_copy_infos}
+        victim = next(i for i in mesh.instances if i.instance_id in holders)
+        victim.serve.kill()
+        victim.runtime.kill()
+        others = [instance for instance in mesh.instances if instance is not victim]
+        for number, model_id in enumerate(ids):
+            reply = others[number % 2].predict(model_id)
+            assert reply.results[0].category.endswith(model_id)
+        for model_id in ids:
+            others[0].unregister(model_id)

@@ -1,0 +1,49 @@
+"""The runtime loses a model behind the mesh's back (around 22.4)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import grpc
+import pytest
+
+from mm.pb import mmesh
+from tests.system.processes import channel_to, mesh_of
+
+pytestmark = [pytest.mark.system, pytest.mark.timeout(60)]
+
+VARIANTS: dict[str, tuple[Sequence[str], dict[str, str]]] = {
+    "plain": (["0"], {}),
+    "triton": (["0"], {"TRITON_NOT_FOUND_BEHAVIOUR": "true"}),
+    "mlserver": (["0"], {"MLSERVER_NOT_FOUND_BEHAVIOUR": "true"}),
+    "separate serving port": (["0,0"], {}),
+    "separate, unload says not found": (["0,0"], {"UNLOAD_RETURN_NOT_FOUND": "true"}),
+    "unload says not found": (["0"], {"UNLOAD_RETURN_NOT_FOUND": "true"}),
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_handle_missing_model(
+    variant: str, dataplane: str, kv_store: str, new_service_name: Callable[[], str]
+) -> None:
+    place, switches = VARIANTS[variant]
+    with mesh_of(kv_store, {"MM_DATAPLANE": dataplane}, new_service_name()) as mesh:
+        instance = mesh.add("only", [*place, "--start-delay", "0"], switches)
+        status = instance.register("m", "SIZE_1000000_10_0", load_now=True, sync=True)
+        assert status.status == mmesh.ModelStatusInfoModelStatus.LOADED
+        instance.predict("m")
+        port = int(instance.settings["INTERNAL_GRPC_PORT"])
+        with channel_to(port) as runtime:
+            unload = runtime.unary_unary(
+                "/mmesh.ModelRuntime/unloadModel",
+                request_serializer=bytes,
+                response_deserializer=mmesh.UnloadModelResponse.parse,
+            )
+            for _ in range(2):
+                # `unload says not found` runtimes unload and say that there was nothing to unload.
+                try:
+                    unload(mmesh.UnloadModelRequest(model_id="m"), timeout=5)
+                except grpc.RpcError as error:
+                    assert error.code() == grpc.StatusCode.NOT_FOUND
+                reply = instance.predict("m", "again")
+                assert reply.results[0].category == "classification for again by model m"
