@@ -8,10 +8,12 @@ needs the jumping clock and so runs on trio only.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from blockbuster import blockbuster_ctx
 from trio.testing import MockClock
 
 _MESH_TESTS = Path(__file__).parent / "mesh"
@@ -35,4 +37,14 @@ def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
     if request.param == "trio":
         # A fresh clock each test: virtual time starts at nought and never waits.
         return "trio", {"clock": MockClock(autojump_threshold=0)}
-    return "asyncio", {"debug": True}
+    return "asyncio", {}
+
+
+@pytest.fixture(autouse=True)
+def no_blocking_calls(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail an async test in which a module of mm blocks the event loop."""
+    if "anyio_backend" not in request.fixturenames:
+        yield
+        return
+    with blockbuster_ctx("mm"):
+        yield
