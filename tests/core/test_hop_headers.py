@@ -1,0 +1,94 @@
+"""What instances tell each other about a call, between equal and unequal versions."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mm.core.calls import Hop, Outcome, PeerRoute
+from mm.core.headers import HeaderList
+from mm.core.hop_headers import (
+    INSTANCES_MAX,
+    HopRequest,
+    read_hop_request,
+    read_load,
+    read_outcome,
+    write_hop_request,
+)
+from mm.core.ids import InstanceId, ModelId
+
+_instances = st.frozensets(st.text(min_size=1, max_size=12).map(InstanceId), max_size=5)
+
+
+@given(
+    st.sampled_from([Hop.HIT_ONLY, Hop.LOAD_LOCAL]),
+    _instances,
+    _instances,
+    st.integers(0, 9),
+    st.integers(0, 2**40),
+)
+def test_what_is_written_is_read(
+    hop: Hop,
+    tried: frozenset[InstanceId],
+    excludes: frozenset[InstanceId],
+    left: int,
+    size: int,
+) -> None:
+    route = PeerRoute(
+        ModelId("m"),
+        InstanceId("i"),
+        "h:1",
+        hop,
+        tried=tried,
+        excludes=excludes,
+        hops_left=left,
+        known_size_units=size,
+    )
+    read = read_hop_request(write_hop_request(route))
+    assert read == HopRequest(hop, left, tried, excludes, size)
+    call = read.to_call(ModelId("m"), "/p.S/M", 5.0)
+    assert (call.hop, call.hops_left, call.tried, call.deadline_s) == (hop, left, tried, 5.0)
+
+
+@pytest.mark.parametrize(
+    ("mesh", "expected"),
+    [
+        ([], HopRequest()),
+        ([(b"mm-hop-version", b"9")], HopRequest()),
+        # A kind of a newer version: the harmless one. Unknown headers: nothing.
+        (
+            [(b"mm-hop-kind", b"teleport"), (b"mm-hop-colour", b"red"), (b"mm-hop-version", b"9")],
+            HopRequest(Hop.HIT_ONLY, hops_left=0),
+        ),
+        # Unreadable numbers count as absent.
+        (
+            [
+                (b"mm-hop-kind", b"load-local"),
+                (b"mm-hop-left", b"many"),
+                (b"mm-hop-size", b"-4"),
+                (b"mm-hop-tried", b",,"),
+            ],
+            HopRequest(Hop.LOAD_LOCAL, hops_left=0),
+        ),
+    ],
+)
+def test_other_versions_are_understood_as_far_as_possible(
+    mesh: HeaderList, expected: HopRequest
+) -> None:
+    assert read_hop_request(mesh) == expected
+
+
+def test_lists_are_bounded() -> None:
+    many = ",".join(f"i{number}" for number in range(INSTANCES_MAX + 9)).encode()
+    read = read_hop_request([(b"mm-hop-kind", b"hit-only"), (b"mm-hop-tried", many)])
+    assert len(read.tried) == INSTANCES_MAX
+
+
+def test_results_and_loads() -> None:
+    assert read_outcome(None) is None
+    assert read_outcome("not-here") is Outcome.NOT_HERE
+    assert read_outcome("of a newer version") is Outcome.STALE
+    assert read_load([(b"x", b"1"), (b"mm-hop-load", b"17")]) == 17
+    assert read_load([(b"mm-hop-load", b"x")]) is None
+    assert read_load([]) is None
