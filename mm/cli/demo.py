@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from mm.demo.limits import EVICTIONS_MIN, MODELS_PER_INSTANCE_MIN
+
 app = typer.Typer(rich_markup_mode=None)
 
 
@@ -27,6 +29,8 @@ def demo(
     plain: Annotated[
         bool, typer.Option("--plain", help="Print lines, even on a terminal.")
     ] = False,
+    # For tests, which have less time than it takes.
+    evictions: Annotated[int, typer.Option(hidden=True)] = EVICTIONS_MIN,
 ) -> None:
     """See it work: several instances, more real models than they hold, checked answers.
 
@@ -50,7 +54,6 @@ def demo(
 
     from mm.cli.errors import CommandError
     from mm.demo.run import Options, run_demo
-    from mm.demo.zoo import MODELS_PER_INSTANCE_MIN
 
     if models < instances * MODELS_PER_INSTANCE_MIN:
         raise CommandError(
@@ -65,6 +68,7 @@ def demo(
         seed=seed,
         is_plain=plain or not sys.stdout.isatty(),
         keeps_running=keep,
+        evictions_min=evictions,
     )
     uvloop = {"use_uvloop": True}
     raise typer.Exit(anyio.run(run_demo, options, Console(), backend_options=uvloop))

@@ -19,10 +19,11 @@ from grpclib.exceptions import GRPCError
 from mm.demo.capacity import Capacity, capacity
 from mm.demo.cluster import Cluster, make_instances, running
 from mm.demo.directory import PrivateDirectory, private_directory
+from mm.demo.limits import EVICTIONS_MIN
 from mm.demo.paste import sheet
 from mm.demo.processes import DemoError
 from mm.demo.statistics import Statistics
-from mm.demo.summary import EVICTIONS_MIN, Outage, Outcome, problems, table, verdict_lines
+from mm.demo.summary import Outage, Outcome, problems, table, verdict_lines
 from mm.demo.tally import Tally
 from mm.demo.traffic import Roster, Traffic
 from mm.demo.training import TrainedModel, train
@@ -34,8 +35,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 #: What all clients together aim at; what two slow cores can do beside loading models.
-CALLS_PER_S: Final = 100.0
-CLIENTS_PER_INSTANCE: Final = 4
+CALLS_PER_S: Final = 90.0
+CLIENTS_PER_INSTANCE: Final = 3
 
 #: Registrations in flight.
 _REGISTRATIONS_MAX: Final = 32

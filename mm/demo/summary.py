@@ -6,17 +6,15 @@ Pure but for rendering: ``problems`` decides, and the exit code follows from it 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
+from mm.demo.limits import EVICTIONS_MIN
 from mm.demo.statistics import Counts, hit_ratio
 from mm.demo.tally import Tally
 from mm.demo.zoo import MIB
 
 if TYPE_CHECKING:
     from rich.table import Table
-
-#: Fewer would not show that models come and go.
-EVICTIONS_MIN: Final = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,24 +78,24 @@ def rows(outcome: Outcome) -> tuple[tuple[str, str], ...]:
         back = "did not come back"
         if outage.back_s is not None:
             back = (
-                f"serving again {outage.back_s - outage.killed_s:.1f} s later "
-                f"({outage.answered_since} answers since)"
+                f"back after {outage.back_s - outage.killed_s:.1f} s, "
+                f"{outage.answered_since} answers since"
             )
         killed = f"{outage.name} at {outage.killed_s:.0f} s, {back}"
     return (
         ("models", f"{outcome.model_count} of scikit-learn, {_mib(outcome.model_bytes)}"),
         (
             "memory",
-            f"{outcome.instance_count} instances with {_mib(outcome.capacity_bytes)}: "
-            f"{total_capacity / outcome.model_bytes:.0%} of what the models need",
+            f"{outcome.instance_count} × {_mib(outcome.capacity_bytes)}, "  # noqa: RUF001
+            f"{total_capacity / outcome.model_bytes:.0%} of all models",
         ),
         (
             "answers checked",
-            f"{tally.checked}, of which {tally.wrong} differ from scikit-learn's",
+            f"{tally.checked}, {tally.wrong} differ from scikit-learn's",
         ),
         ("calls failed", f"{tally.failed}"),
-        ("calls lost in flight with the killed instance", f"{tally.lost}"),
-        ("calls that found another instance meanwhile", f"{tally.moved}"),
+        ("lost in flight on the killed one", f"{tally.lost}"),
+        ("sent elsewhere meanwhile", f"{tally.moved}"),
         ("instance killed", killed),
         (
             "calls a second",
@@ -108,9 +106,9 @@ def rows(outcome: Outcome) -> tuple[tuple[str, str], ...]:
             f"{tally.percentile_ms(50):.1f} ms, {tally.percentile_ms(99):.0f} ms",
         ),
         ("hit ratio", f"{hit_ratio(counts):.0%}"),
-        ("loads", f"{counts.loads}, of which {counts.load_failures} failed"),
+        ("loads", f"{counts.loads}, {counts.load_failures} failed"),
         ("evictions", f"{counts.evictions}"),
-        ("calls forwarded between instances", f"{counts.forwards}"),
+        ("forwarded between instances", f"{counts.forwards}"),
         ("time", f"{outcome.total_s:.0f} s, {outcome.traffic_s:.0f} s of them traffic"),
     )
 
@@ -124,7 +122,7 @@ def table(outcome: Outcome) -> Table:
     from rich.table import Table
 
     table = Table(title="mm demo", show_header=False, title_justify="left")
-    table.add_column(style="dim")
+    table.add_column(style="dim", no_wrap=True)
     table.add_column()
     for label, value in rows(outcome):
         table.add_row(label, value)

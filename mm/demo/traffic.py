@@ -40,7 +40,7 @@ INFER_PATH: Final = "/inference.GRPCInferenceService/ModelInfer"
 CALL_TIMEOUT_S: Final = 30.0
 
 #: How steep: the model of rank r is called in proportion to 1 / r ** exponent.
-ZIPF_EXPONENT: Final = 1.0
+ZIPF_EXPONENT: Final = 1.2
 
 #: Pause before another connection after one was refused.
 CONNECT_PAUSE_S: Final = 0.1

@@ -23,9 +23,6 @@ DataSet = Literal["digits", "wine", "iris", "breast-cancer"]
 SMALL_BYTES: Final = (int(0.7 * MIB), int(1.7 * MIB))
 LARGE_BYTES: Final = (int(3.4 * MIB), int(5.8 * MIB))
 
-#: Models for each instance, at least: with fewer, too much would fit for anything to be evicted.
-MODELS_PER_INSTANCE_MIN: Final = 8
-
 #: 55 % of the models are small.
 _SMALL_OF_TWENTY: Final = 11
 

@@ -230,10 +230,11 @@ async def test_what_excuses_a_broken_connection(
 
 
 async def test_zipf() -> None:
-    weights = zipf_weights(60)
+    weights = zipf_weights(60, 1.0)
     assert sum(weights) == pytest.approx(1.0)
     assert weights[0] == pytest.approx(2 * weights[1])
     assert weights[0] == pytest.approx(60 * weights[59])
+    assert zipf_weights(2, 2.0) == pytest.approx((0.8, 0.2))
 
 
 async def test_answers_in_both_forms() -> None:

@@ -83,10 +83,8 @@ def test_the_summary_shows_the_figures() -> None:
     assert figures["evictions"] == "70"
     assert figures["hit ratio"] == "80%"
     assert figures["latency p50, p99"] == "50.0 ms, 99 ms"
-    assert figures["memory"] == "3 instances with 14.0 MiB: 26% of what the models need"
-    assert figures["instance killed"] == (
-        "bravo at 15 s, serving again 4.5 s later (40 answers since)"
-    )
+    assert figures["memory"] == "3 × 14.0 MiB, 26% of all models"  # noqa: RUF001
+    assert figures["instance killed"] == ("bravo at 15 s, back after 4.5 s, 40 answers since")
     console = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(table(good()))
     console.file.close()
