@@ -1,1 +1,1 @@
-"""Pure decisions: no I/O, no clock, no logging, no global randomness; imports nothing of mesh or edge."""
+"""Pure decisions: no I/O, clock, logging or global chance; imports nothing of mesh or edge."""

@@ -275,6 +275,7 @@ def test_the_time_of_an_unload_is_noted_while_more_than_two_copies_remain() -> N
 def test_last_use_is_only_raised() -> None:
     record = model(type="t", lu=5)
     assert record.used(4) is record
+    assert record.used(5) is record
     assert record.used(6).last_used_ms == 6
 
 
