@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mm.core.load_errors import LoadFailure, classify, failure_message, is_nothing_loaded
@@ -50,6 +50,7 @@ def test_only_two_codes_promise_that_nothing_was_loaded() -> None:
     assert promised == {S.INVALID_ARGUMENT, S.FAILED_PRECONDITION}
 
 
+@settings(deadline=None)
 @given(code=st.integers(-(2**40), 2**40), description=st.text())
 def test_any_answer_of_a_runtime_has_a_text_and_a_kind(code: int, description: str) -> None:
     assert failure_message(code, description).strip()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mm.core.accounting import UnloadAccounting
@@ -132,6 +132,7 @@ def test_just_enough_capacity(capacity_bytes: int, default_bytes: int) -> None:
     sizing(capacity_bytes=capacity_bytes, default_model_size_bytes=default_bytes)
 
 
+@settings(deadline=None)
 @given(
     capacity_bytes=st.integers(1, 2**45),
     default_bytes=st.integers(1, 2**42),
