@@ -29,7 +29,6 @@ DEFAULT_RUNTIME_PORT: Final = 8085
 #: suffix. Short, because the id stands in many registry records (around 1.2).
 POD_ID_LENGTH: Final = 12
 
-StoreKind = Literal["etcd", "embedded", "memory"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 
@@ -85,7 +84,7 @@ class Config(Limits):
     #: MM_PEER_PORT: other instances. 0 chooses a free port and logs it.
     peer_port: int = 8080
     #: MM_ADVERTISE_ADDRESS, WATSON_SERVICE_ADDRESS or WKUBE_POD_IPADDR: where peers reach this
-    #: instance; the port is the peer port that was really bound.
+    #: instance, as a port can follow it: that of the peer listener as really bound.
     advertise_host: str = "127.0.0.1"
 
     #: MM_LOCATION: the machine; copies of one model are spread over locations.
@@ -112,18 +111,14 @@ class Config(Limits):
 
     #: MM_DATAPLANE: who moves the bytes.
     dataplane: Literal["python", "wire"] = "python"
-    #: MM_DATAPLANE_CONFIG, or the content of MM_DATAPLANE_CONFIG_PATH.
+    #: MM_DATAPLANE_CONFIG, or the content of MM_DATAPLANE_CONFIG_PATH at the start.
     dataplane_config: DataplaneConfig = field(default_factory=DataplaneConfig)
-    #: MM_DATAPLANE_CONFIG_PATH, to be watched for changes.
-    dataplane_config_path: Path | None = None
 
     #: MM_LOAD_FAILURE_EXPIRY_TIME_MS: how long a failed load keeps an instance from trying again.
     load_failure_expiry_ms: int = 900_000
     #: MM_MIN_CHURN_AGE_MS: a load that would evict a model used more recently than this is refused.
     #: None: ten times the assumed load time (spec core 3.1). 0 refuses nothing.
     churn_age_min_ms: int | None = None
-    #: MM_JANITOR_FREQ_SECS: how often this instance compares its copies with the registry.
-    janitor_interval_s: float = 360.0
 
     #: SHUTDOWN_TIMEOUT_MS: from the signal to the exit.
     shutdown_timeout_s: float = 30.0
@@ -136,22 +131,9 @@ class Config(Limits):
     warnings: tuple[str, ...] = ()
 
     @property
-    def store_kind(self) -> StoreKind:
-        """Which store to open."""
-        if self.kv_store == "memory":
-            return "memory"
-        return "embedded" if self.kv_store == "embedded" else "etcd"
-
-    @property
     def load_failure_expiry_in_use_ms(self) -> int:
         """The expiry for a model that is being asked for: half (spec core 3.11)."""
         return self.load_failure_expiry_ms // 2
-
-    def churn_age_min_for_ms(self, load_timeout_ms: int) -> int:
-        """Answer the churn limit given the runtime's load time limit (spec core 3.1)."""
-        if self.churn_age_min_ms is not None:
-            return self.churn_age_min_ms
-        return 10 * max(int(self.assumed_load_min_s * 1000), load_timeout_ms // 3)
 
     def log_warnings(self, logger: logging.Logger) -> None:
         """Say once what was odd about the environment."""
@@ -168,7 +150,6 @@ class Config(Limits):
         advertise_host, address_warnings = _advertise_host(env, alone=alone)
         grpc_port, peer_port = _ports(env)
         endpoints = _runtime_endpoints(env)
-        dataplane_config, dataplane_config_path = _dataplane_config(env)
         return cls(
             service_name=_service_name(env, alone=alone),
             kv_store=kv_store,
@@ -202,8 +183,7 @@ class Config(Limits):
                 "MM_MULTI_PARALLELISM", default=4, minimum=1, maximum=1000
             ),
             dataplane=_dataplane(env),
-            dataplane_config=dataplane_config,
-            dataplane_config_path=dataplane_config_path,
+            dataplane_config=_dataplane_config(env),
             load_failure_expiry_ms=env.integer(
                 "MM_LOAD_FAILURE_EXPIRY_TIME_MS",
                 default=900_000,
@@ -212,9 +192,6 @@ class Config(Limits):
                 meaning="milliseconds",
             ),
             churn_age_min_ms=_churn_age_min_ms(env),
-            janitor_interval_s=env.integer(
-                "MM_JANITOR_FREQ_SECS", default=360, minimum=1, maximum=24 * 3600
-            ),
             shutdown_timeout_s=env.integer(
                 "SHUTDOWN_TIMEOUT_MS",
                 default=30_000,
@@ -305,7 +282,9 @@ def _advertise_host(env: Environment, *, alone: bool) -> tuple[str, tuple[str, .
                 host,
                 "a host name or an IP address, without a port",
             )
-        return host.removeprefix("[").removesuffix("]"), ()
+        host = host.removeprefix("[").removesuffix("]")
+        # An address of IPv6 in brackets, so that ":port" can follow.
+        return f"[{host}]" if ":" in host else host, ()
     if env.is_set("KUBERNETES_SERVICE_HOST"):
         raise ConfigError(
             "WKUBE_POD_IPADDR is not set; in Kubernetes set it to the pod's address "
@@ -364,28 +343,28 @@ def _dataplane(env: Environment) -> Literal["python", "wire"]:
     return "python"
 
 
-def _dataplane_config(env: Environment) -> tuple[DataplaneConfig, Path | None]:
+def _dataplane_config(env: Environment) -> DataplaneConfig:
     env.not_both("MM_DATAPLANE_CONFIG", "MM_DATAPLANE_CONFIG_PATH", "the JSON itself, or its file")
-    path_text = env.text("MM_DATAPLANE_CONFIG_PATH")
+    name, value = "MM_DATAPLANE_CONFIG_PATH", env.text("MM_DATAPLANE_CONFIG_PATH")
     text: str | bytes | None
-    if path_text is not None:
-        name, path = "MM_DATAPLANE_CONFIG_PATH", Path(path_text)
+    if value is not None:
         try:
-            text = path.read_bytes()
+            text = Path(value).read_bytes()
         except OSError as exc:
-            raise wrong(name, path_text, f"a readable JSON file ({exc.strerror})") from exc
+            raise wrong(name, value, f"a readable JSON file ({exc.strerror})") from exc
     else:
-        name, path, text = "MM_DATAPLANE_CONFIG", None, env.text("MM_DATAPLANE_CONFIG")
-    if text is None:
-        return DataplaneConfig(), None
+        name = "MM_DATAPLANE_CONFIG"
+        text = value = env.text(name)
+    if text is None or value is None:
+        return DataplaneConfig()
     try:
-        return parse_dataplane_config(text), path
+        return parse_dataplane_config(text)
     except ValueError as exc:
         shape = (
             '{"rpcConfigs": {"package.Service/Method": {"idExtractionPath": [1], '
             '"vModelId": false}}, "allowOtherRpcs": false}'
         )
-        raise wrong(name, path_text or str(text), f"JSON like {shape}; {exc}") from exc
+        raise wrong(name, value, f"JSON like {shape}; {exc}") from exc
 
 
 def _churn_age_min_ms(env: Environment) -> int | None:

@@ -26,16 +26,9 @@ class Limits:
     #: Recent load failures after which no further instance is asked to load the model: it is the
     #: model that is at fault then, and trying on would evict good models everywhere.
     load_failures_max: int = 3
-    #: RESOURCE_EXHAUSTED answers forgiven to one call; the second goes to the client.
-    queue_full_forgiven_max: int = 1
-    #: Hops of one call: client -> here -> the copy -> where the copy moved meanwhile. A third hop
-    #: would only chase views that change faster than they spread.
-    hops_max: int = 2
     #: A call waits for a load at most this many load time limits: one for the load itself, the
     #: others for loads queued before it and for room.
     load_wait_factor: int = 5
-    #: Loads shorter than this are not counted as misses of the cache: the caller did not notice.
-    cache_miss_wait_s: float = 0.010
     #: Request bytes kept so that a call can be sent again. Covers nearly all unary calls; past it
     #: a call gets one attempt (design section 5).
     retry_buffer_bytes_max: int = MIB
@@ -62,14 +55,6 @@ class Limits:
     unload_retry_s: float = 10.0
     #: Calls in flight hold back an unload this long: 0.5 + 1 + 2 + ... + 64 s of the Java mesh.
     in_flight_wait_s: float = 127.5
-    #: After an unload was tried, what the runtime has of the model is unknown for this long.
-    unload_memory_s: float = 600.0
-    #: A copy whose registration the store did not take is not tried again for this long, plus a
-    #: random part as long, so that a returning store is not met by all at once (spec core 3.14).
-    store_failure_wait_s: float = 30.0
-    #: A type's load times are averaged; until any are known, a load is assumed to take the larger
-    #: of this and a third of the runtime's limit (spec core 3.1).
-    assumed_load_min_s: float = 3.0
     #: Loads waiting for a turn at this instance. Beyond it a caller is better served by an error
     #: that says so than by a wait that outlives its deadline.
     load_queue_length_max: int = 10_000
@@ -96,30 +81,16 @@ class Limits:
     store_silence_max_s: float = 10.0
     #: How long the cluster believes in an instance that it does not hear of.
     lease_ttl_s: int = 20
-    #: etcd's own receive limit is 4 MiB, too small for 20,000 records (design section 6).
-    store_message_bytes_max: int = 256 * MIB
-    #: Records in one page of a listing: about 1 MiB of ordinary records.
-    store_page_records_max: int = 2_000
-    #: Writes grouped into one transaction; etcd refuses more than 128 operations.
-    store_group_writes_max: int = 64
 
     # --- this instance among the others -------------------------------------------------------
 
-    #: From the start of the process until it serves, waits for others included (spec core 7.1).
-    start_timeout_s: float = 360.0
     #: Does the holder of our id answer? Long enough for a slow machine, and a start can spare it.
     identity_timeout_s: float = 5.0
     #: The instance record is looked at this often, written if it changed much (spec core 5.1),
     publish_interval_s: float = 40.0
-    #: never sooner after the last write than this,
+    #: and never sooner after the last write than this.
     publish_gap_s: float = 2.0
-    #: and on any change after this.
-    publish_refresh_s: float = 160.0
-    #: A registration's last use is written back only when it is this far behind: records are never
-    #: written per call, and eviction orders are told in hours.
-    last_used_refresh_s: float = 6 * 3600.0
-    #: First run of the leader's clean-up: after the others had time to come back.
-    reaper_start_s: float = 120.0
+    #: How often vanished instances are looked for when none was seen to vanish.
     reaper_interval_s: float = 420.0
     #: Copies of a vanished instance are kept in the registry this long: a restart of a node, or an
     #: outage of the store, must not make the cluster forget what is loaded.
@@ -127,9 +98,6 @@ class Limits:
     #: Asking a peer to load without waiting for it, and with waiting (spec core 9.3).
     ensure_loaded_timeout_s: float = 3.0
     ensure_loaded_sync_timeout_s: float = 600.0
-    #: Opening a connection to a peer. Inside one cluster it takes a millisecond; a peer that needs
-    #: more than this is not the one to send a call to.
-    peer_connect_timeout_s: float = 2.0
 
     # --- listeners ----------------------------------------------------------------------------
 
@@ -140,8 +108,6 @@ class Limits:
     peer_streams_max: int = 20_000
     #: Calls in flight get this long when the process stops (spec core 7.4).
     drain_timeout_s: float = 15.0
-    #: After deregistering: until the others have heard of it and send no more calls.
-    deregister_wait_s: float = 2.0
     #: Closing a connection, a channel, a file that should close at once.
     close_timeout_s: float = 5.0
     #: Concurrent sub-requests of a multi-model call are set by `multi_parallelism`; this bounds the

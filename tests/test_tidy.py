@@ -10,6 +10,7 @@ import re
 import tomllib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,7 @@ SKIPS_ALLOWED: dict[str, str] = {}
 Rule = Callable[[Source], Iterator[str]]
 
 
+@cache
 def sources(*suffixes: str) -> list[Source]:
     found = []
     for folder in ("mm", "tests", "bench", "proto", "tools"):
