@@ -31,8 +31,8 @@ class UnloadAccounting:
 
     1. C >= 1, R >= 0, D >= 0, N >= 0 and 0 <= K <= O.
     2. U + O + D = K + N: what is in use and leaving is what was paid for, plus the deficit.
-    3. U + O <= C. It holds at every moment, and evictions do not change U + O. With 2: K + N <= C + D,
-       memory is never overrun but by models that are larger than predicted.
+    3. U + O <= C. It holds at every moment, and evictions do not change U + O. With 2, K + N <=
+       C + D: memory is never overrun but by models that are larger than predicted.
     4. O <= C - R at rest, that is once everything that the table evicted was reported. Hence the
        table, which knows nothing of unloading, is simply given the capacity C - R: by 3, the Java
        condition for an eviction, O + B > C, is true exactly when O > C - R. (U <= R: B = R. U > R:
