@@ -24,19 +24,32 @@ Listener = Callable[[str, Item | None], None]
 class Mirror:
     """One prefix of the store, always the newest state seen.
 
+    News come on two ways that overtake each other: the watch, in order of revision, and answers to
+    reads and writes of this process, in any order.
+
     Invariants: 1. an entry's revision only rises; 2. the listener is called exactly once for each
-    change of the map,
-    after it; 3. a record that this process deleted is not brought back by an event that is older
-    than the deletion.
+    change of the map, after it; 3. what was deleted, by whomever, is not brought back by an event
+    or an answer that is older than the deletion.
     """
 
     def __init__(self, store: Store, prefix: str, listener: Listener) -> None:
         self._store = store
         self._listener = listener
         self._items: dict[str, Item] = {}
+        #: Deleted by this process, event still to come: the revision that the record had.
         self._deleted: dict[str, int] = {}
         self.prefix = prefix
+        #: The watch has told of everything up to here.
         self.revision = 0
+
+    @property
+    def deletions_awaited(self) -> int:
+        """Deletions of ours whose events are still to come."""
+        return len(self._deleted)
+
+    def items(self) -> Iterator[tuple[str, Item]]:
+        """Iterate over ids and values."""
+        return iter(self._items.items())
 
     def __len__(self) -> int:
         return len(self._items)
@@ -64,18 +77,40 @@ class Mirror:
         raise AssertionError("a watch ended by itself; it must last until cancelled")
 
     def fold(self, events: Sequence[WatchEvent]) -> None:
-        """Apply events in order."""
+        """Apply events of the watch, in order."""
         for event in events:
             match event:
                 case Put(item):
-                    self.written(item)
+                    self._put(item)
+                    self.revision = max(self.revision, item.mod_revision)
                 case Delete(key, mod_revision):
                     self._removed(key[len(self.prefix) :], mod_revision)
+                    self.revision = max(self.revision, mod_revision)
                 case Resync(items, revision):
                     self._resync(items, revision)
+                    self.revision = max(self.revision, revision)
 
     def written(self, item: Item) -> None:
-        """Take over a value that is in the store: seen by the watch, or written by ourselves."""
+        """Take over an answer of the store: a value that we read or wrote."""
+        if item.mod_revision <= self.revision and item.key[len(self.prefix) :] not in self._items:
+            return  # the watch has told of it, and of its deletion
+        self._put(item)
+
+    def deleted_by_us(self, key_id: str, mod_revision: int) -> None:
+        """Forget an entry that this process deleted, or found deleted, when it had this revision.
+
+        The event of the deletion is still to come, or has overtaken this answer.
+        """
+        known = self._items.get(key_id)
+        if known is None:
+            if self.revision < mod_revision:
+                self._deleted[key_id] = max(mod_revision, self._deleted.get(key_id, 0))
+        elif known.mod_revision <= mod_revision:
+            del self._items[key_id]
+            self._deleted[key_id] = mod_revision
+            self._listener(key_id, None)
+
+    def _put(self, item: Item) -> None:
         key_id = item.key[len(self.prefix) :]
         known = self._items.get(key_id)
         if known is not None and known.mod_revision >= item.mod_revision:
@@ -86,13 +121,6 @@ class Mirror:
         self._items[key_id] = item
         self._listener(key_id, item)
 
-    def deleted_by_us(self, key_id: str) -> None:
-        """Forget an entry whose deletion this process just wrote; its event is still to come."""
-        known = self._items.pop(key_id, None)
-        if known is not None:
-            self._deleted[key_id] = known.mod_revision
-            self._listener(key_id, None)
-
     def _removed(self, key_id: str, mod_revision: int) -> None:
         if self._deleted.get(key_id, mod_revision) < mod_revision:
             del self._deleted[key_id]
@@ -102,16 +130,20 @@ class Mirror:
             self._listener(key_id, None)
 
     def _resync(self, items: Sequence[Item], revision: int) -> None:
-        present = {item.key[len(self.prefix) :] for item in items}
+        present = {item.key[len(self.prefix) :]: item.mod_revision for item in items}
         gone = [
             key_id
             for key_id, item in self._items.items()
             if key_id not in present and item.mod_revision <= revision
         ]
-        self._deleted = {k: r for k, r in self._deleted.items() if r > revision}
+        # A snapshot that still shows what we deleted is older than the deletion.
+        self._deleted = {
+            key_id: deleted
+            for key_id, deleted in self._deleted.items()
+            if deleted > revision or present.get(key_id, deleted + 1) <= deleted
+        }
         for key_id in gone:
             del self._items[key_id]
             self._listener(key_id, None)
         for item in items:
-            self.written(item)
-        self.revision = max(self.revision, revision)
+            self._put(item)

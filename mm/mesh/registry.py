@@ -103,11 +103,11 @@ class Registry:
         """Apply ``change`` by compare-and-set and answer the record as it then is.
 
         Starts from the mirror, or with ``fresh`` from the store; on a conflict the change is asked
-        again with what
-        stands there. Raises ``StoreUnavailableError``, and whatever ``change`` raises.
+        again with what stands there. Raises ``StoreUnavailableError``, ``RecordError`` and what
+        ``change`` raises.
         """
         key = self._mirror.key(model_id)
-        item = await self._store.get(key) if fresh else self._mirror.get(model_id)
+        item = await self._read_fresh(model_id) if fresh else self._mirror.get(model_id)
         for _ in range(CAS_TRIES_MAX):
             present = None if item is None else self._parse(model_id, item)
             if item is not None and present is None:
@@ -116,23 +116,27 @@ class Registry:
             if wanted is present:
                 return present
             value = None if wanted is None else wanted.encode()
-            result = await self._store.write(
-                Write(key, value, if_revision=0 if item is None else item.mod_revision)
-            )
-            if result.succeeded:
-                if result.item is None:
-                    self._mirror.deleted_by_us(model_id)
-                    return None
-                self._mirror.written(result.item)
-                return wanted
+            revision = 0 if item is None else item.mod_revision
+            result = await self._store.write(Write(key, value, if_revision=revision))
             item = result.item
-            if item is None:
-                self._mirror.deleted_by_us(model_id)
-            else:
+            if item is not None:
                 self._mirror.written(item)
+            elif revision:
+                self._mirror.deleted_by_us(model_id, revision)
+            if result.succeeded:
+                return wanted
         raise StoreUnavailableError(
             f"the record of model {model_id} changed {CAS_TRIES_MAX} times while being changed"
         )
+
+    async def _read_fresh(self, model_id: ModelId) -> Item | None:
+        known = self._mirror.get(model_id)
+        item = await self._store.get(self._mirror.key(model_id))
+        if item is not None:
+            self._mirror.written(item)
+        elif known is not None:
+            self._mirror.deleted_by_us(model_id, known.mod_revision)
+        return item
 
     async def delete_corrupt(self, model_id: ModelId) -> bool:
         """Delete a record that cannot be read; answers whether there was one."""
@@ -141,7 +145,7 @@ class Registry:
             return False
         result = await self._store.write(Write(item.key, None, if_revision=item.mod_revision))
         if result.succeeded:
-            self._mirror.deleted_by_us(model_id)
+            self._mirror.deleted_by_us(model_id, item.mod_revision)
         return result.succeeded
 
     def _parse(self, model_id: str, item: Item) -> ModelRecord | None:

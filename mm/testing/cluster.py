@@ -351,7 +351,7 @@ class Cluster:
 
 
 def _mirrored(instance: Instance) -> dict[str, Any]:
-    return dict(instance.node._registry._mirror._items)
+    return dict(instance.node._registry._mirror.items())
 
 
 def _is_at_rest(instance: Instance) -> bool:
