@@ -157,7 +157,7 @@ class Instance:
                 config=config,
                 external=external,
             )
-        add_health(services)
+        self._health = add_health(services)
         add_reflection(services)
         limits = _limits(EXTERNAL_LIMITS, config, config.external_streams_max)
         self._runtime_channel = runtime_channel
@@ -168,6 +168,7 @@ class Instance:
         grace_s = min(
             config.drain_timeout_s, max(1.0, config.shutdown_timeout_s - STOP_RESERVE_S)
         )
+        self._health.set_serving(False)
         with anyio.move_on_after(config.shutdown_timeout_s):
             await node.drain()
             async with anyio.create_task_group() as group:

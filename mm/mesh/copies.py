@@ -1,9 +1,8 @@
 """The cache of this instance: its copies, their order, and the memory they take (spec core 3).
 
 Owns the map of copies, and keeps the table, the accounting and the phases of the copies in step:
-nothing else may
-change them. Loading itself is ``loader``'s, unloading ``unloader``'s, what the registry says
-``registrar``'s.
+nothing else may change them. Loading itself is ``loader``'s, unloading ``unloader``'s, what the
+registry says ``registrar``'s.
 """
 
 from __future__ import annotations
@@ -20,9 +19,9 @@ from anyio.abc import TaskGroup
 from mm.core.accounting import UnloadAccounting
 from mm.core.ids import NEVER_MS, ModelId
 from mm.core.records import ModelRecord
-from mm.core.space_queue import SpaceQueue
 from mm.errors import MeshError, NoRoomError
 from mm.limits import Limits
+from mm.mesh.gates import AdmissionGate, SpaceGate
 from mm.mesh.local_copy import LocalCopy, Phase
 from mm.mesh.registrar import Registrar
 from mm.mesh.statistics import Counters
@@ -40,51 +39,6 @@ LOSSES_MAX = 10_000
 #: After an aborted or timed-out load the runtime may still be at it; it gets this long before the
 #: unload.
 UNLOAD_AFTER_ABORT_S = 0.5
-
-
-class SpaceGate:
-    """Where loads wait for memory; ``core.space_queue`` says who is next."""
-
-    def __init__(self, accounting: UnloadAccounting) -> None:
-        self._accounting = accounting
-        self._queue = SpaceQueue()
-        self._granted: dict[ModelId, tuple[LocalCopy, anyio.Event]] = {}
-
-    @property
-    def waiting_count(self) -> int:
-        """Loads that wait for memory."""
-        return len(self._queue)
-
-    async def claim(self, copy: LocalCopy) -> None:
-        """Return with the copy's weight claimed and its phase LOADING; it must be WAITING."""
-        assert copy.phase is Phase.WAITING, copy
-        granted = anyio.Event()
-        self._granted[copy.model_id] = (copy, granted)
-        self._queue.add(copy.model_id, copy.weight_units, copy.priority)
-        self.wake()
-        try:
-            await granted.wait()
-        except BaseException:
-            if self.discard(copy):
-                self.wake()
-            raise
-
-    def discard(self, copy: LocalCopy) -> bool:
-        """Forget a load that gave up or whose copy left; answers whether it waited. ``wake`` must
-        follow.
-        """
-        waiting = self._granted.get(copy.model_id)
-        if waiting is None or waiting[0] is not copy:
-            return False
-        del self._granted[copy.model_id]
-        return self._queue.discard(copy.model_id)
-
-    def wake(self) -> None:
-        """Grant as many as fit; called whenever memory came free or a waiter left."""
-        for model_id in self._queue.claim(self._accounting):
-            copy, granted = self._granted.pop(model_id)
-            copy.enter(Phase.LOADING)
-            granted.set()
 
 
 class Copies:
@@ -107,6 +61,9 @@ class Copies:
         self.counters = counters
         self.clock = clock
         self.space = SpaceGate(accounting)
+        self.admission = AdmissionGate(
+            lambda: accounting.table_capacity_units, lambda: table.used_units
+        )
         self.unloader = Unloader(
             table,
             accounting,
@@ -191,6 +148,7 @@ class Copies:
         )
         self._copies[model_id] = copy
         self.accounting.inserted(1)
+        self._keep_those_under_way(now_ms)
         self._left(self.table.put(model_id, 1, copy.last_used_ms))
         self._changed()
         if copy.phase is Phase.GONE:
@@ -198,11 +156,13 @@ class Copies:
         return copy
 
     def grow(self, copy: LocalCopy, weight_units: int) -> None:
-        """Give a copy that has not claimed its predicted weight; may evict others and itself."""
+        """Give an admitted copy its predicted weight; may evict others."""
         copy.enter(Phase.QUEUED)
+        self._keep_those_under_way(self.clock.now_ms())
         self.accounting.grown(weight_units - copy.weight_units)
         copy.weight_units = weight_units
         self._left(self.table.set_weight(copy.model_id, weight_units))
+        self.admission.grown(copy)
         self._changed()
 
     def loaded(self, copy: LocalCopy, now_s: float) -> None:
@@ -211,7 +171,9 @@ class Copies:
         copy.ready_s = now_s
         self.table.set_state(copy.model_id, CopyState.READY)
         self.counters.loads += 1
+        self.table.touch(copy.model_id, self.clock.now_ms())
         copy.settle()
+        self.admission.leave(copy)
         self._changed()
 
     def measured(self, copy: LocalCopy, weight_units: int) -> None:
@@ -219,6 +181,7 @@ class Copies:
         copy.enter(Phase.ACTIVE)
         freed = self.accounting.measured(weight_units - copy.weight_units)
         copy.weight_units = weight_units
+        self._keep_those_under_way(self.clock.now_ms())
         self._left(self.table.set_weight(copy.model_id, weight_units))
         if freed:
             self.space.wake()
@@ -259,9 +222,7 @@ class Copies:
         count, since_s = self._losses.pop(model_id, (0, now_s))
         if now_s - since_s >= self._limits.lost_again_s:
             count, since_s = 0, now_s
-        is_believed = count < self._limits.losses_believed_max and (
-            count == 0 or copy.has_answered
-        )
+        is_believed = count < self._limits.losses_believed_max and (count == 0 or copy.has_answered)
         self._losses[model_id] = (count + is_believed, since_s)
         if len(self._losses) > LOSSES_MAX:
             self._losses.popitem(last=False)
@@ -310,7 +271,13 @@ class Copies:
         copy.phase = Phase.GONE
         copy.scope.cancel()
         copy.settle(failure)
+        self.admission.leave(copy)
         self.registrar.deregister(copy)
+
+    def _keep_those_under_way(self, now_ms: int) -> None:
+        """Before anything may be evicted: loads that are admitted are the last to go."""
+        for copy in self.admission.admitted():
+            self.table.touch(copy.model_id, now_ms)
 
     def _tidy(self, model_id: ModelId) -> None:
         """Let the table forget a model that has no copy anywhere."""

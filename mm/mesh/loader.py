@@ -148,8 +148,12 @@ class Loader:
         accounting = self._copies.accounting
         if not accounting.can_ever_fit(size_units):
             raise LoadRefusedError(accounting.too_large_message(copy.model_id, size_units))
-        self._copies.grow(copy, size_units)
         copy.started.set()
+        with anyio.move_on_after(self._limits.space_wait_s) as waited:
+            await self._copies.admission.admit(copy, size_units)
+        if waited.cancelled_caught:
+            raise NoRoomError(f"no place came free for model {copy.model_id}: loads are too slow")
+        self._copies.grow(copy, size_units)
         with anyio.move_on_after(self._limits.space_wait_s) as waited:
             await self._copies.unloader.wait_ended(copy.model_id)
         if waited.cancelled_caught:

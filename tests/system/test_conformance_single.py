@@ -1,4 +1,4 @@
-"""Conformance with the Java mesh, one instance (around 22.1): etcd, TCP and Unix socket, legacy names."""
+"""Conformance with the Java mesh, one instance (around 22.1): TCP, Unix socket, legacy names."""
 
 from __future__ import annotations
 
@@ -116,8 +116,8 @@ def test_multi_model_with_missing_ones(instance: Instance) -> None:
     reply = instance.call(method, request, mmesh.MultiPredictResponse, ids)
     assert isinstance(reply, mmesh.MultiPredictResponse)
     assert list(reply.per_model_results) == ["multi-there"]
+    required = [*ids, ("mm-required", "all")]
     with pytest.raises(grpc.RpcError) as caught:
-        required = [*ids, ("mm-required", "all")]
         instance.call(method, request, mmesh.MultiPredictResponse, required)
     assert caught.value.code() == grpc.StatusCode.NOT_FOUND
     with pytest.raises(grpc.RpcError) as caught:

@@ -123,11 +123,11 @@ def test_a_whole_run_and_what_it_leaves_to_play_with(tmp_path: Path) -> None:
     args = ("--seconds", "8", "--models", "24", "--evictions", "5", "--keep")
     with running_demo(tmp_path, *args) as demo:
         demo.read_until("serves again")
-        verdict = demo.read_until("^OK: |^FAILED: ")
-        text = "\n".join(demo.lines)
-        assert verdict.startswith("OK: every one of "), text
-        assert "killed" in text
+        # After a failure the reasons stand between the table and this line.
         demo.read_until("^grpcurl ")
+        text = "\n".join(demo.lines)
+        assert "OK: every one of " in text, text
+        assert "killed" in text
 
         commands = pasted(demo.lines, "manage models").splitlines()
         assert len(commands) == 4
