@@ -40,14 +40,6 @@ EXTENSIONS = [
     Extension(
         "mm._lru",
         ["mm/_lru.pyx"],
-        depends=[
-            "mm/_lru_check.pxi",
-            "mm/_lru_index.pxi",
-            "mm/_lru_memory.pxi",
-            "mm/_lru_order.pxi",
-            "mm/_lru_peers.pxi",
-            "mm/_lru_writer.pxi",
-        ],
         extra_compile_args=COMPILE_ARGS,
         define_macros=MACROS,
     )

@@ -9,8 +9,7 @@ from collections.abc import Collection, Iterable, Iterator
 from mm._lru_words import ID_BYTES_MAX as ID_BYTES_MAX
 from mm._lru_words import LOCAL as LOCAL
 from mm._lru_words import NONE as NONE
-from mm._lru_words import CopyState as CopyState
-from mm._lru_words import Evicted as Evicted
+from mm._lru_words import CopyState, Evicted
 
 class Table:
     """One writer (this object's methods, under the GIL), many readers (``_lru.pxd``, without it).

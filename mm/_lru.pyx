@@ -21,8 +21,6 @@ from mm._lru_words import (
     I64_MAX,
     ID_BYTES_MAX,
     INSTANCE_COUNT_MAX,
-    LOCAL,
-    NONE,
     READER_COUNT_MAX,
     SLOT_COUNT_MAX,
     U32_MAX,

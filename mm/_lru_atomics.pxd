@@ -1,5 +1,6 @@
-# The few things that the table takes from C and Cython has no words for: C11 atomics (no stand-alone
-# fences, nothing volatile), unaligned words, prefetching, and assertions that a release leaves out.
+# The few things that the table takes from C and Cython has no words for: C11 atomics (no fences
+# of their own, nothing volatile), unaligned words, prefetching, and assertions that a release
+# leaves out.
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 

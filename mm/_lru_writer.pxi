@@ -1,5 +1,5 @@
-# What the methods of `Table` share: from Python's words to slots, and the steps that writing is made
-# of. Unlike the other parts it sees Python objects.
+# What the methods of `Table` share: from Python's words to slots, and the steps that writing is
+# made of. Unlike the other parts it sees Python objects.
 
 cdef tuple STATES = tuple(CopyState)
 
@@ -122,8 +122,8 @@ cdef int count_alias(Table self, uint32_t i, int change) except -1:
 
 cdef int reader_number(Table self, object reader) except -1:
     cdef int i
-    if not 0 <= reader < READERS or not load_u32(&self.core.readers[<int>reader].taken,
-                                                relaxed):
+    if not (0 <= reader < READERS
+            and load_u32(&self.core.readers[<int>reader].taken, relaxed)):
         raise ValueError(f"no reader {reader}")
     i = reader
     return i

@@ -6,6 +6,7 @@ Each table that ``make_table`` made is walked by ``check_invariants`` when its t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -14,10 +15,15 @@ from mm import _lru, _lru_py
 MakeTable = Callable[..., _lru.Table]
 
 
-@pytest.fixture(params=["extension", "python"])
+#: To type checkers both are the one interface that `mm/_lru.pyi` tells.
+TABLES: dict[str, Any] = {"extension": _lru.Table, "python": _lru_py.Table}
+
+
+@pytest.fixture(params=TABLES)
 def table_type(request: pytest.FixtureRequest) -> type[_lru.Table]:
     """Answer the class under test."""
-    return _lru.Table if request.param == "extension" else _lru_py.Table  # type: ignore[return-value]
+    table: type[_lru.Table] = TABLES[request.param]
+    return table
 
 
 @pytest.fixture

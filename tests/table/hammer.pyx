@@ -32,6 +32,7 @@ from mm._lru cimport (
 from mm._lru_atomics cimport atomic_u32, cas_u32, load_u32, relaxed, store_u32
 
 cdef enum:
+    LOOKUPS = 32   # in a turn
     HELD = 6       # calls that outlive the turn they began in
     HANDLES = 64   # handles the writer has given out of late
 
@@ -189,14 +190,14 @@ cdef void run(
     table_t *t, World world, uint64_t seed, uint64_t turns_min, report_t *report
 ) noexcept nogil:
     cdef held_t held[HELD]
-    cdef int reader = reader_register(t), i
+    cdef int reader = reader_register(t), i, _turn
     cdef uint64_t state = seed * 2 + 1
     cdef slot_t *s
     for i in range(HELD):
         held[i].slot = NULL
     while report.turns < turns_min or load_u32(&world.world.stopping, relaxed) == 0:
         reader_online(t, reader)
-        for i in range(32):
+        for _turn in range(LOOKUPS):
             look_up(t, world, &state, held, report)
         look_up_many(t, world, &state, report)
         s = find_alias(t, b"v", 1)
