@@ -7,9 +7,11 @@ of etcd's error texts. What to do about a failure is decided in ``mm.edge.etcd_c
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import enum
 import re
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
+from functools import cache
 from typing import Any, Final, TypeVar
 
 import grpc.aio
@@ -17,8 +19,15 @@ from aetcd import rpc
 
 _T = TypeVar("_T")
 
+#: Most of what grpc does at the end of a call it does at once.
+_SETTLE_S: Final = 0.005
+
 #: Cancelled calls on their way out; the event loop itself holds tasks only weakly.
 _abandoned: set[asyncio.Future[Any]] = set()
+
+
+#: What grpc.aio says, each in its place, of using a call or a channel that has ended meanwhile.
+_ENDED: Final = (asyncio.InvalidStateError, grpc.aio.UsageError, grpc.aio.InternalError)
 
 
 class CallFault(enum.Enum):
@@ -73,6 +82,8 @@ def _outcome(task: asyncio.Future[_T]) -> _T:
     error = task.exception()
     if isinstance(error, rpc.AioRpcError):
         raise _call_error(error) from None
+    if isinstance(error, _ENDED):
+        raise CallError(CallFault.MOVE, "the connection was closed", maybe_done=True) from None
     return task.result()
 
 
@@ -82,8 +93,12 @@ class Stream:
     Cancelling a read would end the stream in grpc.aio.
     """
 
-    def __init__(self, call: Any) -> None:
-        self._call = call
+    def __init__(self, method: Any, metadata: Sequence[tuple[str, str]]) -> None:
+        """Open it; raises ``CallError``."""
+        try:
+            self._call = method(metadata=metadata)
+        except _ENDED:
+            raise CallError(CallFault.MOVE, "the connection was closed", maybe_done=False) from None
         self._reading: asyncio.Future[Any] | None = None
 
     async def write(self, request: object, limit_s: float) -> None:
@@ -125,6 +140,33 @@ def _forget(task: asyncio.Future[Any]) -> None:
     _abandoned.discard(task)
     if not task.cancelled():
         task.exception()  # looked at, so that asyncio does not complain: nobody wants it any more
+
+
+@cache
+def enter_grpc() -> None:
+    """Start grpc's machinery for the rest of the process.
+
+    Else it ends with the last channel, and its end waits for a thread in the event loop: each time
+    a lone connection is replaced.
+    """
+    grpc.aio.init_grpc_aio()
+
+
+async def drain() -> None:
+    """Return when what grpc has still to say of ended calls has been said.
+
+    It tells of a cancelled call's end later, from a thread of its own, by way of the event loop
+    that made the call; with that loop closed, the next one in the process gets an error instead.
+    Notices come in order, so one that is provoked last comes last.
+    """
+    await asyncio.sleep(_SETTLE_S)
+    channel = rpc.insecure_channel("ipv4:127.0.0.1:0")
+    try:
+        state = channel.get_state(try_to_connect=True)
+        with contextlib.suppress(CallError):
+            await in_own_task(channel.wait_for_state_change(state), 0.5)
+    finally:
+        await channel.close()
 
 
 _NEVER_SENT: Final = re.compile(r"failed to connect|connection refused|not ready|dns resol", re.I)

@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from aetcd import rpc
 
-from mm.edge.etcd_calls import CallError, CallFault, in_own_task
+from mm.edge.etcd_calls import CallError, CallFault, drain, enter_grpc, in_own_task
 from mm.edge.kv_config import Endpoint, EtcdTarget
 from mm.errors import StoreUnavailableError
 
@@ -48,13 +48,22 @@ _OPTIONS: Final = (
     ("grpc.keepalive_timeout_ms", 8_000),
 )
 
+Metadata = tuple[tuple[str, str], ...]
+#: A member without a leader is to refuse at once instead of letting us wait.
+_REQUIRE_LEADER: Final[Metadata] = (("hasleader", "true"),)
+
 Rpc = Callable[["Connection"], Any]
+
+
+async def _invoke(method: Any, request: object, limit_s: float, metadata: Metadata) -> Any:
+    return await method(request, timeout=limit_s, metadata=metadata)
 
 
 class Connection:
     """One channel to one address. ``retired`` is set when it must not be used any longer."""
 
     def __init__(self, endpoint: Endpoint, address: str) -> None:
+        enter_grpc()
         self.endpoint = endpoint
         options = (*_OPTIONS, ("grpc.default_authority", str(endpoint)))
         self._channel = rpc.insecure_channel(address, options=options)
@@ -62,10 +71,10 @@ class Connection:
         self.lease = rpc.LeaseStub(self._channel)
         self.watch = rpc.WatchStub(self._channel)
         self._auth = rpc.AuthStub(self._channel)
-        #: Refuse at once on a member without a leader instead of letting us wait.
-        self.metadata: tuple[tuple[str, str], ...] = (("hasleader", "true"),)
+        self.metadata: Metadata = _REQUIRE_LEADER
         self.heard_s = time.monotonic()
         self.retired = asyncio.Event()
+        self.renewal: asyncio.Task[str] | None = None
 
     def heard(self) -> None:
         """Note that the other end spoke."""
@@ -73,8 +82,8 @@ class Connection:
 
     async def unary(self, method: Any, request: object, limit_s: float) -> Any:
         """Make one call; raises ``CallError``."""
-        call = method(request, timeout=limit_s, metadata=self.metadata)
         # gRPC keeps the time too; ours is a little longer, so that its better text wins.
+        call = _invoke(method, request, limit_s, self.metadata)
         response = await in_own_task(call, limit_s + 0.1)
         self.heard()
         return response
@@ -82,7 +91,8 @@ class Connection:
     async def authenticate(self, user: str, password: str, limit_s: float) -> None:
         """Get a (new) token; raises ``CallError``."""
         request = rpc.AuthenticateRequest(name=user, password=password)
-        call = self._auth.Authenticate(request, timeout=limit_s)
+        # Without the old token, which would be refused before the password is looked at.
+        call = _invoke(self._auth.Authenticate, request, limit_s, _REQUIRE_LEADER)
         try:
             response = await in_own_task(call, limit_s + 0.1)
         except CallError as exc:
@@ -94,7 +104,7 @@ class Connection:
                 raise CallError(CallFault.FINAL, reason, maybe_done=False) from None
             raise
         self.heard()
-        self.metadata = (("hasleader", "true"), ("token", response.token))
+        self.metadata = (*_REQUIRE_LEADER, ("token", response.token))
 
     async def close(self) -> None:
         """Close the channel; calls under way fail."""
@@ -162,6 +172,7 @@ class Connector:
             self._current = None
         if self._tasks or self._closing:
             await asyncio.wait(self._tasks | self._closing, timeout=self.timeout_s)
+        await drain()
 
     def _discard(self, connection: Connection) -> None:
         connection.retired.set()
@@ -190,6 +201,7 @@ class Connector:
         while True:
             connection = await self.connection(deadline_s)
             started_s = now()
+            metadata = connection.metadata
             try:
                 response = await connection.unary(
                     method(connection), request, self._attempt_limit_s(deadline_s - started_s)
@@ -204,7 +216,7 @@ class Connector:
                     raise self.error(exc.reason) from None
                 if exc.fault is CallFault.TOKEN:
                     token_renewed = True
-                    await self.renew_token(connection, deadline_s)
+                    await self.renew_token(connection, metadata, deadline_s)
                     continue
                 if exc.fault is CallFault.WAIT and len(self._target.endpoints) == 1:
                     await asyncio.sleep(_PAUSE_S)
@@ -218,13 +230,31 @@ class Connector:
         members = len(self._target.endpoints)
         return max(left_s if members == 1 else left_s / min(members, 3), 0.01)
 
-    async def renew_token(self, connection: Connection, deadline_s: float) -> None:
-        """Log in again; raises ``StoreUnavailableError``."""
-        left_s = max(deadline_s - time.monotonic(), 0.01)
+    async def renew_token(
+        self, connection: Connection, refused: Metadata, deadline_s: float
+    ) -> None:
+        """Log in again unless somebody did since ``refused``; raises ``StoreUnavailableError``.
+
+        A login is made slow by design, so all who were refused share one.
+        """
+        if connection.metadata is not refused:
+            return
+        if connection.renewal is None or connection.renewal.done():
+            connection.renewal = self.spawn(self._login(connection))
+        renewal = connection.renewal
+        await asyncio.wait({renewal}, timeout=max(deadline_s - time.monotonic(), 0.01))
+        if not renewal.done() or renewal.cancelled():
+            raise self.error("no answer to the login in time")
+        if renewal.result():
+            raise self.error(renewal.result())
+
+    async def _login(self, connection: Connection) -> str:
+        """Answer why it failed, or nothing."""
         try:
-            await connection.authenticate(self._target.user, self._target.password, left_s)
+            await connection.authenticate(self._target.user, self._target.password, self.timeout_s)
         except CallError as exc:
-            raise self.error(exc.reason) from None
+            return exc.reason
+        return ""
 
     # --- connecting ---
 

@@ -113,13 +113,15 @@ class EtcdSession(Session):
         connection = await self._connector.connection(time.monotonic() + self._connector.timeout_s)
         limit_s = min(self._connector.timeout_s, self._interval_s)
         started_s = time.monotonic()
+        metadata = connection.metadata
         try:
             ttl_s = await self._exchange(connection, limit_s)
         except CallError as exc:
             if exc.fault is CallFault.LEASE_LOST:
                 return False
             if exc.fault is CallFault.TOKEN:
-                await self._connector.renew_token(connection, time.monotonic() + limit_s)
+                deadline_s = time.monotonic() + self._connector.timeout_s
+                await self._connector.renew_token(connection, metadata, deadline_s)
             elif connection.heard_s <= started_s:
                 self._connector.retire(connection, exc.reason)
             raise self._connector.error(exc.reason) from None
@@ -128,7 +130,7 @@ class EtcdSession(Session):
 
     async def _exchange(self, connection: Connection, limit_s: float) -> int:
         """One request, one answer. A lease that is no more has a TTL of 0, not an error."""
-        stream = Stream(connection.lease.LeaseKeepAlive(metadata=connection.metadata))
+        stream = Stream(connection.lease.LeaseKeepAlive, connection.metadata)
         try:
             await stream.write(rpc.LeaseKeepAliveRequest(ID=self._lease_id), limit_s)
             response = await stream.read(limit_s)

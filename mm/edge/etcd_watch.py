@@ -119,8 +119,10 @@ class EtcdWatch(AsyncIterator[Sequence[WatchEvent]]):
         deadline_s = time.monotonic() + self._connector.timeout_s
         connection = await self._connector.connection(deadline_s)
         started_s = time.monotonic()
-        stream = Stream(connection.watch.Watch(metadata=connection.metadata))
+        stream: Stream | None = None
+        metadata = connection.metadata
         try:
+            stream = Stream(connection.watch.Watch, metadata)
             await stream.write(self._create_request(), self._connector.timeout_s)
             await self._read(stream, connection)
         except CallError as exc:
@@ -129,11 +131,12 @@ class EtcdWatch(AsyncIterator[Sequence[WatchEvent]]):
                 self._resume_at = 0
             elif exc.fault is CallFault.TOKEN:
                 limit_s = time.monotonic() + self._connector.timeout_s
-                await self._connector.renew_token(connection, limit_s)
+                await self._connector.renew_token(connection, metadata, limit_s)
             elif exc.fault is CallFault.MOVE and _is_suspect(connection, started_s, exc):
                 self._connector.retire(connection, exc.reason)
         finally:
-            stream.close()
+            if stream is not None:
+                stream.close()
 
     def _create_request(self) -> Any:
         start, end = self._codec.range_of(self._prefix)
