@@ -10,6 +10,7 @@ had.
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 
 import anyio
 
@@ -24,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 #: Between tries to pay what is owed while the store is away.
 RETRY_S = 1.0
+#: Records changed at a time: a store that groups writes takes them in one go.
+CONCURRENCY = 32
 
 
 class CopyElsewhereError(Exception):
@@ -31,13 +34,19 @@ class CopyElsewhereError(Exception):
 
 
 class Registrar:
-    """Writes of one instance about its own copies."""
+    """Writes of one instance about its own copies.
+
+    Invariant: an entry of ours in a record is the one of the copy that ``_live`` tells of, or it
+    is in ``_owed``, or an event will tell that it is there.
+    """
 
     def __init__(self, registry: Registry, instance_id: InstanceId, clock: Clock) -> None:
         self._registry = registry
         self._me = instance_id
         self._clock = clock
-        #: Copies to take out, by the value under which they were registered.
+        #: The value under which the present copy of a model is registered, or is about to be.
+        self._live: dict[ModelId, int] = {}
+        #: Models of which an entry other than the live one has to go, and their last use.
         self._owed: dict[ModelId, int] = {}
         self._something_owed = anyio.Event()
 
@@ -61,18 +70,18 @@ class Registrar:
 
         # From here on the store may have it, whatever becomes of this call.
         copy.registered = True
-        self._owed.pop(copy.model_id, None)
+        self._live[copy.model_id] = copy.enqueued_ms
         try:
             await self._registry.update(copy.model_id, change)
-        except (CopyElsewhereError, ModelNotFoundError, RecordError):
-            copy.registered = False
-            raise
+        except RecordError as exc:
+            logger.error("model %s is not loaded: %s", copy.model_id, exc)
+            raise ModelNotFoundError from exc
 
     async def restore(self, copy: LocalCopy) -> None:
-        """Put a loaded copy back into its record, which lost it while we were thought gone."""
+        """Put a copy back into its record, which lost it while we were thought gone."""
 
         def change(record: ModelRecord | None) -> ModelRecord | None:
-            if record is None or record.info != copy.info or not copy.serves:
+            if record is None or record.info != copy.info or not copy.registered:
                 return record
             if record.copies.get(self._me) == copy.enqueued_ms:
                 return record
@@ -84,15 +93,18 @@ class Registrar:
         """Take a copy out of its record, now or as soon as the store takes it. Never blocks."""
         if copy.registered:
             copy.registered = False
-            self._owed[copy.model_id] = copy.enqueued_ms
-            self._something_owed.set()
+            self._live.pop(copy.model_id, None)
+            self._owe(copy.model_id, copy.last_used_ms)
 
     def disown(self, model_id: ModelId) -> None:
         """Take out an entry of ours for a model that is not here. Never blocks."""
         record = self._registry.get(model_id)
         if record is not None and self._me in record.copies:
-            self._owed[model_id] = record.copies[self._me]
-            self._something_owed.set()
+            self._owe(model_id, 0)
+
+    def _owe(self, model_id: ModelId, last_used_ms: int) -> None:
+        self._owed[model_id] = max(last_used_ms, self._owed.get(model_id, 0))
+        self._something_owed.set()
 
     async def record_failure(self, copy: LocalCopy, message: str) -> None:
         """Replace the copy by a failure, for status answers and for placement elsewhere (spec core
@@ -100,7 +112,9 @@ class Registrar:
         """
 
         def change(record: ModelRecord | None) -> ModelRecord | None:
-            if record is None or record.copies.get(self._me, copy.enqueued_ms) != copy.enqueued_ms:
+            if record is None or record.info != copy.info:
+                return record
+            if record.copies.get(self._me, copy.enqueued_ms) != copy.enqueued_ms:
                 return record
             return record.with_failure(self._me, self._clock.now_ms(), message)
 
@@ -108,25 +122,24 @@ class Registrar:
             await self._registry.update(copy.model_id, change)
         except (StoreUnavailableError, RecordError) as exc:
             logger.warning("failure of model %s not recorded: %s", copy.model_id, exc)
-            self.deregister(copy)
         else:
             copy.registered = False
+            self._live.pop(copy.model_id, None)
 
     async def forget_all(self) -> int:
         """Take this instance out of every record that names it; answers how many those were.
 
-        At start (an earlier process with this id has left them) and at the end of a drain.
+        At start (an earlier process with this id has left them) and at the end of a drain. Raises
+        ``StoreUnavailableError`` if some could not be changed.
         """
         models = self._registry.held_by(self._me)
-        limiter = anyio.CapacityLimiter(64)
-
-        async def forget(model_id: ModelId) -> None:
-            async with limiter:
-                await self._take_out(model_id, None)
-
-        async with anyio.create_task_group() as group:
-            for model_id in models:
-                group.start_soon(forget, model_id)
+        self._live.clear()
+        for model_id in models:
+            self._owed.setdefault(model_id, 0)
+        failed = await self._pay(models)
+        if failed is not None:
+            self._something_owed.set()
+            raise failed
         return len(models)
 
     async def run(self) -> None:
@@ -135,22 +148,40 @@ class Registrar:
             await self._something_owed.wait()
             self._something_owed = anyio.Event()
             while self._owed:
-                model_id, enqueued_ms = next(iter(self._owed.items()))
-                try:
-                    await self._take_out(model_id, enqueued_ms)
-                except StoreUnavailableError:
+                if await self._pay(list(self._owed)) is not None:
                     await anyio.sleep(RETRY_S)
-                    continue
-                if self._owed.get(model_id) == enqueued_ms:
-                    del self._owed[model_id]
 
-    async def _take_out(self, model_id: ModelId, enqueued_ms: int | None) -> None:
+    async def _pay(self, models: Collection[ModelId]) -> StoreUnavailableError | None:
+        """Take out what is owed of these models; answers why some are owed still."""
+        limiter = anyio.CapacityLimiter(CONCURRENCY)
+        failed: StoreUnavailableError | None = None
+
+        async def pay(model_id: ModelId) -> None:
+            nonlocal failed
+            async with limiter:
+                last_used_ms = self._owed.get(model_id)
+                if last_used_ms is None or failed is not None:
+                    return
+                try:
+                    await self._take_out(model_id, last_used_ms)
+                except StoreUnavailableError as exc:
+                    failed = exc
+                else:
+                    if self._owed.get(model_id) == last_used_ms:
+                        del self._owed[model_id]
+
+        async with anyio.create_task_group() as group:
+            for model_id in models:
+                group.start_soon(pay, model_id)
+        return failed
+
+    async def _take_out(self, model_id: ModelId, last_used_ms: int) -> None:
         def change(record: ModelRecord | None) -> ModelRecord | None:
             if record is None or self._me not in record.copies:
                 return record
-            if enqueued_ms is not None and record.copies[self._me] != enqueued_ms:
+            if record.copies[self._me] == self._live.get(model_id):
                 return record
-            return record.without_copy(self._me, self._clock.now_ms())
+            return record.without_copy(self._me, self._clock.now_ms(), last_used_ms)
 
         try:
             await self._registry.update(model_id, change)

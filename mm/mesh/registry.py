@@ -82,7 +82,9 @@ class Registry:
 
     async def read(self, model_id: ModelId) -> ModelRecord | None:
         """Answer what the store says now; raises ``StoreUnavailableError``."""
+        self._refuse_to_queue(self._strong_reads.value == 0)
         async with self._strong_reads:
+            self._refuse_to_queue(self._strong_reads.statistics().tasks_waiting > 0)
             item = await self._store.get(self._mirror.key(model_id))
         if item is None:
             return None
@@ -129,6 +131,11 @@ class Registry:
             f"the record of model {model_id} changed {CAS_TRIES_MAX} times while being changed"
         )
 
+    def _refuse_to_queue(self, is_queue: bool) -> None:
+        """Each read waits for its time limit while the store is away: no queue would ever end."""
+        if is_queue and not self._store.connected:
+            raise StoreUnavailableError("the store cannot be reached")
+
     async def _read_fresh(self, model_id: ModelId) -> Item | None:
         known = self._mirror.get(model_id)
         item = await self._store.get(self._mirror.key(model_id))
@@ -167,6 +174,8 @@ class Registry:
         return record
 
     def _changed(self, key_id: str, item: Item | None) -> None:
+        if not key_id:
+            return  # a key that is only the prefix is no model
         model_id = ModelId(key_id)
         record: ModelRecord | None = None
         # Most records name no copy: they stay packed, and no listener has an interest in them.
