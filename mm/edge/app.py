@@ -1,4 +1,4 @@
-"""The process ``mm serve``: builds the ports, runs the node, opens the listeners (design section 7).
+"""The process ``mm serve``: builds the ports, runs the node, opens the listeners (design 7).
 
 Owns the order of start and stop of one process, and signals. What it serves is elsewhere.
 """
@@ -119,13 +119,15 @@ class Instance:
             )
             node = Node(config, ports)
             # Before anything else: a second process with our id is told by this listener.
-            PeerService(node, config.instance_id).add_to(self._peer_services)
+            peer_service = PeerService(node, config.instance_id)
+            peer_service.add_identity(self._peer_services)
             peer_port = await _open(
                 self._peer_server, config.bind_host, config.peer_port, "MM_PEER_PORT"
             )
             await stack.enter_async_context(
                 node.running(f"{config.advertise_host}:{peer_port}")
             )
+            peer_service.add_statistics(self._peer_services)
             external_server = self._serve_node(node)
             grpc_port = await _open(
                 external_server, config.bind_host, config.grpc_port, "MM_SVC_GRPC_PORT"

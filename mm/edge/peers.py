@@ -95,9 +95,12 @@ class PeerService:
         self._node = node
         self._instance_id = instance_id
 
-    def add_to(self, services: ServiceTable) -> None:
-        """Serve both methods."""
+    def add_identity(self, services: ServiceTable) -> None:
+        """Serve what can be answered while the instance is still starting."""
         services.add_unary(PEER_SERVICE + "identify", peer.IdentifyRequest, self.identify)
+
+    def add_statistics(self, services: ServiceTable) -> None:
+        """Serve what there is to tell once it runs."""
         services.add_unary(PEER_SERVICE + "statistics", peer.StatisticsRequest, self.statistics)
 
     async def identify(self, _request: peer.IdentifyRequest, _call: IncomingCall) -> peer.Identity:
