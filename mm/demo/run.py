@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 #: What all clients together aim at; what two slow cores can do beside loading models.
-CALLS_PER_S: Final = 90.0
+CALLS_PER_S: Final = 50.0
 CLIENTS_PER_INSTANCE: Final = 3
 
 #: Registrations in flight.
