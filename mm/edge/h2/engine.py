@@ -12,7 +12,7 @@ h2 keeps the frame parser, HPACK, settings and the windows. What differs from pl
 5. Frames that are sent often are packed directly rather than through an object each.
 
 It does no I/O and knows nothing of gRPC. Private parts of h2 are overridden: this file is the one
-place that knows them, and ``tests/edge/test_h2.py`` holds it to raw frames.
+place that knows them, and ``tests/edge/test_h2_*.py`` holds it to raw frames.
 """
 
 from __future__ import annotations

@@ -224,7 +224,7 @@ class GrpcServer:
             self._listener = None
         if self._path is not None:
             with contextlib.suppress(FileNotFoundError):
-                os.unlink(self._path)
+                await asyncio.to_thread(os.unlink, self._path)
         for link in list(self.links):
             link.drain()
         _cancel([call for call in self.calls if not call.holds_stop])

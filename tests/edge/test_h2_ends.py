@@ -1,0 +1,185 @@
+"""The server end, frame by frame: slow readers, deadlines, clients that leave, a graceful stop."""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+
+import pytest
+from h2.errors import ErrorCodes
+from h2.events import (
+    ConnectionTerminated,
+    DataReceived,
+    PingAckReceived,
+    ResponseReceived,
+    StreamReset,
+)
+from h2.settings import SettingCodes
+from hyperframe.frame import (
+    GoAwayFrame,
+    HeadersFrame,
+)
+
+from mm.edge.h2 import EXTERNAL_LIMITS, GrpcServer
+from mm.edge.h2.messages import frame_message
+from tests.edge.h2_echo import Echo, assert_serves, serve_echo, wait_started
+from tests.edge.raw_h2 import PATIENCE_S, REQUEST, RawPeer, connect
+
+pytestmark = pytest.mark.anyio
+
+
+# --- flow control ----------------------------------------------------------------------------
+
+
+async def test_a_slow_reader_gets_its_window_and_no_more() -> None:
+    async with serve_echo() as (_, port, echo), connect(port) as peer:
+        echo.reply = bytes(300_000)
+        stream_id = peer.begin()
+        peer.send(stream_id, frame_message(b""), end=True)
+        received = 0
+        unacknowledged: list[int] = []
+        while received < 65_535:
+            event = await peer.wait_on(DataReceived, stream_id)
+            received += len(event.data)
+            unacknowledged.append(event.flow_controlled_length)
+        # A second call is answered meanwhile only if the connection has room: it has none.
+        assert received == 65_535
+        peer.h2.ping(b"are you?")
+        peer.flush()
+        await peer.wait_for(PingAckReceived, lambda event: event.ping_data == b"are you?")
+        assert not [event for event in peer.events if isinstance(event, DataReceived)]
+        for size in unacknowledged:
+            peer.h2.acknowledge_received_data(size, stream_id)
+        peer.flush()
+        headers, body = await peer.wait_answer(stream_id)
+        assert received + len(body) == 300_005
+        assert headers[b"grpc-status"] == b"0"
+
+
+async def test_a_window_made_smaller_and_larger_by_settings() -> None:
+    async with serve_echo() as (_, port, echo), connect(port) as peer:
+        echo.reply = bytes(50_000)
+        peer.h2.update_settings({SettingCodes.INITIAL_WINDOW_SIZE: 10})
+        peer.flush()
+        stream_id = peer.begin()
+        peer.send(stream_id, frame_message(b""), end=True)
+        await peer.wait_on(ResponseReceived, stream_id)
+        first = await peer.wait_on(DataReceived, stream_id)
+        assert len(first.data) == 10
+        peer.h2.update_settings({SettingCodes.INITIAL_WINDOW_SIZE: 65_535})
+        peer.flush()
+        headers, body = await peer.wait_answer(stream_id)
+        assert len(body) == 50_005 - 10
+        assert headers[b"grpc-status"] == b"0"
+
+
+# --- ends ------------------------------------------------------------------------------------
+
+
+async def test_goaway_of_the_client_lets_its_calls_finish() -> None:
+    async with serve_echo() as (_, port, echo), connect(port) as peer:
+        echo.gate = asyncio.Event()
+        stream_id = peer.begin()
+        peer.send(stream_id, frame_message(b"x"), end=True)
+        peer.send_frame(GoAwayFrame(0, last_stream_id=0))
+        echo.gate.set()
+        assert (await peer.wait_answer(stream_id))[1] == frame_message(b"x")
+
+
+async def test_a_vanishing_client_cancels_its_calls() -> None:
+    async with serve_echo() as (server, port, echo):
+        async with connect(port) as peer:
+            peer.begin()
+            await asyncio.wait_for(wait_started(echo, peer), PATIENCE_S)
+            peer.writer.transport.abort()
+        await asyncio.wait_for(echo.ended.wait(), PATIENCE_S)
+        assert not server.calls
+
+
+async def test_a_reset_cancels_its_call_alone() -> None:
+    async with serve_echo() as (_, port, echo), connect(port) as peer:
+        other, stream_id = peer.begin(), peer.begin()
+        await asyncio.wait_for(wait_started(echo, peer), PATIENCE_S)
+        peer.h2.reset_stream(stream_id, ErrorCodes.CANCEL)
+        peer.flush()
+        await asyncio.wait_for(echo.ended.wait(), PATIENCE_S)
+        peer.send(other, frame_message(b"x"), end=True)
+        assert (await peer.wait_answer(other))[1] == frame_message(b"x")
+
+
+async def test_a_graceful_stop_lets_calls_finish_and_takes_no_more() -> None:
+    async with serve_echo() as (server, port, echo), connect(port) as peer:
+        echo.gate = asyncio.Event()
+        stream_id = peer.begin()
+        peer.send(stream_id, frame_message(b"x"), end=True)
+        await asyncio.wait_for(wait_started(echo, peer), PATIENCE_S)
+        stopping = asyncio.ensure_future(server.stop(PATIENCE_S))
+        end = await peer.wait_for(ConnectionTerminated)
+        assert (end.error_code, end.last_stream_id) == (ErrorCodes.NO_ERROR, stream_id)
+        with pytest.raises(ConnectionRefusedError):
+            await asyncio.open_connection("127.0.0.1", port)
+        block = peer.h2.encoder.encode(REQUEST)
+        late = HeadersFrame(stream_id + 2, data=block, flags=["END_HEADERS"])
+        peer.writer.write(late.serialize())
+        assert not stopping.done()
+        echo.gate.set()
+        rest = await _read_raw(peer)
+        assert struct.pack(">L", ErrorCodes.REFUSED_STREAM) in rest
+        assert frame_message(b"x") in rest
+        await asyncio.wait_for(stopping, PATIENCE_S)
+
+
+async def _read_raw(peer: RawPeer) -> bytes:
+    """Read to the end; h2 itself takes no frames after a GOAWAY."""
+    return await asyncio.wait_for(peer.reader.read(), PATIENCE_S)
+
+
+async def test_a_stop_ends_what_does_not_end_by_itself() -> None:
+    async with serve_echo() as (server, port, echo), connect(port) as peer:
+        echo.gate = asyncio.Event()
+        stream_id = peer.begin()
+        peer.send(stream_id, frame_message(b"x"), end=True)
+        await asyncio.wait_for(wait_started(echo, peer), PATIENCE_S)
+        await asyncio.wait_for(server.stop(0.05), 5)
+        assert echo.ended.is_set()
+        assert b"shutting down" in await _read_raw(peer)
+
+
+async def test_a_stop_does_not_wait_for_a_client_that_stays_connected() -> None:
+    async with serve_echo() as (server, port, _), connect(port) as peer:
+        await assert_serves(peer)
+        await asyncio.wait_for(server.stop(60), 5)
+        assert await peer.wait_closed() is not None
+
+
+async def test_deadlines_are_answered_by_the_server() -> None:
+    async with serve_echo() as (_, port, echo), connect(port) as peer:
+        echo.gate = asyncio.Event()
+        stream_id = peer.begin([*REQUEST, (b"grpc-timeout", b"50m")])
+        peer.send(stream_id, frame_message(b"x"), end=True)
+        headers, _ = await peer.wait_answer(stream_id)
+        assert headers[b"grpc-status"] == b"4"
+        await asyncio.wait_for(echo.ended.wait(), PATIENCE_S)
+
+
+async def test_a_deadline_with_the_answer_stuck_resets_the_stream() -> None:
+    async with serve_echo() as (_, port, echo), connect(port) as peer:
+        echo.reply = bytes(200_000)
+        stream_id = peer.begin([*REQUEST, (b"grpc-timeout", b"200m")])
+        peer.send(stream_id, frame_message(b""), end=True)
+        reset = await peer.wait_on(StreamReset, stream_id)
+        assert reset.error_code == ErrorCodes.CANCEL
+
+
+async def test_unix_sockets(tmp_path: object) -> None:
+    path = f"{tmp_path}/s"
+    server = GrpcServer(Echo(), limits=EXTERNAL_LIMITS, external=True)
+    assert await server.start(path=path) == 0
+    reader, writer = await asyncio.open_unix_connection(path)
+    peer = RawPeer(reader, writer, client_side=True)
+    peer.start()
+    await assert_serves(peer)
+    await server.stop(0)
+    await peer.close()
+    with pytest.raises(FileNotFoundError):
+        await asyncio.open_unix_connection(path)
