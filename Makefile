@@ -41,17 +41,21 @@ test: $(EXTENSION) ## the whole test suite (ARGS="tests/core -k name" for a part
 test-sanitize: $(EXTENSION) ## the table's readers under ThreadSanitizer
 	@$(PY) tests/table/sanitize/run.py $(ARGS)
 
-# cython-lint starts pycodestyle, and the protobuf compiler its plugin, from PATH.
-lint proto: export PATH := $(CURDIR)/$(BIN):$(PATH)
+CHECKS := check-style check-format check-types check-cython check-spelling check-proto
 
-.PHONY: lint
+# cython-lint starts pycodestyle, and the protobuf compiler its plugin, from PATH.
+lint $(CHECKS) proto: export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: lint $(CHECKS)
 lint: $(EXTENSION) ## style, types, spelling, and that generated code is up to date
-	$(BIN)/ruff check $(SOURCES)
-	$(BIN)/ruff format --check $(SOURCES)
-	$(BIN)/mypy
-	$(BIN)/cython-lint mm
-	$(BIN)/codespell
-	$(PY) proto/generate.py --check
+	@$(MAKE) --keep-going $(CHECKS)
+
+check-style: ; $(BIN)/ruff check --quiet $(SOURCES)
+check-format: ; $(BIN)/ruff format --check --quiet $(SOURCES)
+check-types: ; $(BIN)/mypy
+check-cython: ; $(BIN)/cython-lint mm
+check-spelling: ; $(BIN)/codespell
+check-proto: ; $(PY) proto/generate.py --check
 
 .PHONY: fmt
 fmt: $(EXTENSION) ## format, and mend what can be mended
