@@ -14,9 +14,13 @@ from typing import Annotated
 import typer
 
 from mm.errors import StartupError
+from mm.runtime.model_files import ModelRoot
+from mm.runtime.process import run
+from mm.runtime.server import Address
+from mm.runtime.spi import RuntimeService
 from mm.testing import example_runtime
 
-app = typer.Typer(no_args_is_help=True, help="Run a model runtime.")
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Run a model runtime.")
 
 app.command("example")(example_runtime.main)
 
@@ -47,9 +51,8 @@ def parse_size_bytes(option: str, text: str) -> int:
 @app.command("sklearn")
 def run_sklearn(
     root: Annotated[
-        Path,
-        typer.Option(help="Directory of the model files; nothing outside of it is ever opened"),
-    ],
+        Path, typer.Option(help="Directory of the model files; nothing outside of it is opened")
+    ] = Path(),
     port: Annotated[int, typer.Option(help="Port to listen on; 0: any", min=0, max=65535)] = 8085,
     host: Annotated[str, typer.Option(help="Address to listen on")] = "127.0.0.1",
     unix_socket: Annotated[
@@ -82,23 +85,19 @@ def run_sklearn(
     """
     capacity_bytes = parse_size_bytes("--capacity", capacity)
     default_size_bytes = parse_size_bytes("--default-size", default_size)
+    model_root = ModelRoot(root)
     for variable in _NATIVE_THREADS:
         os.environ.setdefault(variable, "1")
     try:
-        from mm.runtime.process import run_runtime
         from mm.runtime.sklearn import SklearnRuntime
     except ModuleNotFoundError as exc:
-        typer.echo(f"{exc.name} is not installed; install mm[sklearn]", err=True)
-        raise typer.Exit(1) from exc
-    try:
-        runtime = SklearnRuntime(
-            root, capacity_bytes=capacity_bytes, trusted_types=trust or (), skops_only=skops_only
-        )
-    except StartupError as exc:
-        typer.echo(str(exc), err=True)
-        raise typer.Exit(1) from exc
+        raise StartupError(f"{exc.name} is not installed; install mm[sklearn]") from exc
+    runtime = SklearnRuntime(
+        model_root, capacity_bytes=capacity_bytes, trusted_types=trust or (), skops_only=skops_only
+    )
     runtime.default_model_size_bytes = default_size_bytes
     runtime.loading_concurrency_max = loading_concurrency
     runtime.load_timeout_s = load_timeout
     runtime.call_threads_max = threads or runtime.call_threads_max
-    run_runtime(runtime, f"unix://{unix_socket}" if unix_socket else f"{host}:{port}")
+    address = f"unix://{unix_socket}" if unix_socket else f"{host}:{port}"
+    run([(Address.parse(address), RuntimeService(runtime).methods())])

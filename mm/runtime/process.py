@@ -78,30 +78,22 @@ def _leave_after(limits: ServerLimits, servers_count: int) -> None:
 
 def run(
     services: Sequence[tuple[Address, Mapping[str, Handler]]], limits: ServerLimits | None = None
-) -> int:
-    """Run a runtime process; answers the exit code. What prevents the start goes to stderr."""
+) -> None:
+    """Be a runtime process until SIGTERM or SIGINT; raises ``StartupError``."""
     logging.basicConfig(
         level=logging.INFO,
         stream=sys.stderr,
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
-    try:
-        anyio.run(serve_until_signal, services, limits, backend_options={"use_uvloop": True})
-    except StartupError as exc:
-        print(exc, file=sys.stderr)
-        return 1
-    return 0
+    anyio.run(serve_until_signal, services, limits, backend_options={"use_uvloop": True})
 
 
 def run_runtime(runtime: ModelRuntime[Any], address: str) -> None:
     """Serve a runtime at ``PORT``, ``HOST:PORT`` or ``unix://PATH`` until SIGTERM or SIGINT.
 
-    The last call of a program: it raises ``SystemExit`` if the runtime cannot start.
+    The last call of a program: if the runtime cannot start, it ends with the reason on stderr.
     """
     try:
-        services = [(Address.parse(address), RuntimeService(runtime).methods())]
+        run([(Address.parse(address), RuntimeService(runtime).methods())])
     except StartupError as exc:
-        print(exc, file=sys.stderr)
-        raise SystemExit(1) from exc
-    if code := run(services):
-        raise SystemExit(code)
+        raise SystemExit(str(exc)) from exc

@@ -69,14 +69,14 @@ class SklearnRuntime(InferenceRuntime[SklearnModel]):
 
     def __init__(
         self,
-        root: str | Path,
+        root: ModelRoot,
         *,
         capacity_bytes: int,
         trusted_types: Sequence[str] = (),
         skops_only: bool = False,
     ) -> None:
         self.capacity_bytes = capacity_bytes
-        self._root = ModelRoot(root)
+        self._root = root
         self._trusted_types = frozenset(trusted_types)
         self._suffixes = (SKOPS_SUFFIX, *(() if skops_only else JOBLIB_SUFFIXES))
 

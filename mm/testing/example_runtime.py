@@ -23,6 +23,7 @@ from __future__ import annotations
 import os
 import random
 import re
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -296,24 +297,22 @@ def main(
     seed: Annotated[int | None, typer.Option(help="Seed of random sizes and times")] = None,
 ) -> None:
     """Serve the example runtime: fake models of any size, for tests and demonstrations."""
-    try:
-        settings = Settings(
-            start_delay_s=start_delay,
-            capacity_bytes=capacity,
-            default_model_size_bytes=default_size,
-            load_timeout_ms=load_timeout_ms,
-            loading_concurrency_max=loading_concurrency,
-            model_concurrency_max=max_concurrency,
-            is_failing=failing,
-            is_legacy=legacy,
-            **settings_from_environment(os.environ),
-        )
-        where = services(ExampleRuntime(settings, random.Random(seed)), address)
-    except StartupError as exc:
-        typer.echo(str(exc), err=True)
-        raise typer.Exit(1) from exc
-    raise typer.Exit(run(where))
+    settings = Settings(
+        start_delay_s=start_delay,
+        capacity_bytes=capacity,
+        default_model_size_bytes=default_size,
+        load_timeout_ms=load_timeout_ms,
+        loading_concurrency_max=loading_concurrency,
+        model_concurrency_max=max_concurrency,
+        is_failing=failing,
+        is_legacy=legacy,
+        **settings_from_environment(os.environ),
+    )
+    run(services(ExampleRuntime(settings, random.Random(seed)), address))
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    try:
+        typer.run(main)
+    except StartupError as exc:
+        sys.exit(str(exc))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 from typing import Any
 
 import grpc
@@ -243,20 +244,16 @@ class TestEcho:
         assert answer.payload == b"".join(r.payload for r in requests)
 
     def test_bidi_stream_answers_before_the_next_request(self, method: Any) -> None:
-        answered: list[int] = []
-
-        def requests() -> Any:
-            for i in range(5):
-                assert len(answered) == 2 * i
-                yield EchoRequest(payload=b"%d" % i, reply_count=2)
-                while len(answered) < 2 * (i + 1):
-                    answered.append(next(call).request_count)
-
-        # The generator runs in grpcio's thread and consumes the answers there: a request is sent
-        # only once the one before it has been answered.
-        call = method("stream_stream", "bidiStream")(requests())
+        requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        call = method("stream_stream", "bidiStream")(iter(requests.get, None))
+        for i in range(5):
+            requests.put(EchoRequest(payload=b"%d" % i, reply_count=2))
+            answers = [next(call), next(call)]
+            assert [answer.payload for answer in answers] == [b"%d" % i] * 2
+            assert answers[0].request_count == i + 1
+        requests.put(None)
+        assert list(call) == []
         assert call.code() is grpc.StatusCode.OK
-        assert answered == [1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
 
     def test_status_with_details_after_answers(self, method: Any) -> None:
         call = method("unary_stream", "serverStream")(

@@ -24,6 +24,7 @@ from tritonclient.grpc import InferenceServerClient, InferInput, InferRequestedO
 
 from mm.pb import inference as oip
 from mm.pb import mmesh
+from mm.runtime.model_files import ModelRoot
 from mm.runtime.server import Address
 from mm.runtime.sklearn import SklearnRuntime
 from mm.runtime.spi import RuntimeService
@@ -110,7 +111,7 @@ def start(serve: Any, connect: Any, root: Path) -> Any:
     """A function that starts a runtime and answers how to call it."""
 
     def start(**options: Any) -> Runtime:
-        runtime = SklearnRuntime(root, **{"capacity_bytes": 64 * MIB, **options})
+        runtime = SklearnRuntime(ModelRoot(root), **{"capacity_bytes": 64 * MIB, **options})
         [target] = serve([(Address(), RuntimeService(runtime).methods())])
         return Runtime(target, connect(target))
 
