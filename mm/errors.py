@@ -9,7 +9,9 @@ client as INTERNAL and the log with a traceback.
 
 from __future__ import annotations
 
+import copy
 import enum
+from typing import Self
 
 
 class StatusCode(enum.IntEnum):
@@ -55,6 +57,10 @@ class MeshError(Exception):
         self.retry_after_ms = retry_after_ms
         if code is not None:
             self.code = code
+
+    def another(self) -> Self:
+        """Answer the same outcome anew: one object raised many times would pile up tracebacks."""
+        return copy.copy(self)
 
 
 class InvalidRequestError(MeshError):

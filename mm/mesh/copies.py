@@ -135,7 +135,7 @@ class Copies:
         Raises ``NoRoomError`` when everything here was used more recently.
         """
         if self.closed is not None:
-            raise self.closed
+            raise self.closed.another()
         assert model_id not in self._copies, model_id
         now_ms = self.clock.now_ms()
         copy = LocalCopy(
@@ -189,17 +189,21 @@ class Copies:
 
     # --- ending ---
 
-    def remove(self, copy: LocalCopy, failure: MeshError | None = None) -> None:
+    def remove(
+        self, copy: LocalCopy, failure: MeshError | None = None, *, nothing_loaded: bool = False
+    ) -> None:
         """Take a copy out: unregistered, abandoned or failed. What it had claimed is unloaded.
 
-        Without effect on one that is GONE: an eviction may come first.
+        Without effect on one that is GONE: an eviction may come first. With ``nothing_loaded`` the
+        runtime has taken no memory for it, and there is nothing to unload.
         """
         if copy.phase is Phase.GONE:
             return
         removed = self.table.remove(copy.model_id)
         assert removed is not None, copy
+        copy.last_used_ms = removed.last_used_ms
         self.space.discard(copy)
-        self._leave(copy, failure)
+        self._leave(copy, failure, nothing_loaded=nothing_loaded)
         self.space.wake()
         self._changed()
 
@@ -246,25 +250,28 @@ class Copies:
             self.space.discard(copy)
         for copy, victim in zip(copies, evicted, strict=True):
             self.counters.evictions += copy.serves
-            logger.info("model %s evicted, last used at %d ms", copy.model_id, victim.last_used_ms)
+            logger.debug("model %s evicted, last used at %d ms", copy.model_id, victim.last_used_ms)
             copy.last_used_ms = victim.last_used_ms
             self._leave(copy, None)
         if copies:
             self.space.wake()
 
-    def _leave(self, copy: LocalCopy, failure: MeshError | None) -> None:
+    def _leave(
+        self, copy: LocalCopy, failure: MeshError | None, *, nothing_loaded: bool = False
+    ) -> None:
         """Account for a copy that the table no longer has, and unload what it had claimed."""
         claimed, was_loading = copy.has_claimed, copy.phase is Phase.LOADING
         self.accounting.left(copy.weight_units, claimed=claimed)
         self._end(copy, failure)
-        if claimed:
+        if claimed and not nothing_loaded:
             assert self._group is not None, "open() first"
             delay_s = UNLOAD_AFTER_ABORT_S if was_loading else 0.0
-            self._group.start_soon(
-                lambda: self.unloader.unload(copy.model_id, copy.weight_units, delay_s=delay_s)
-            )
-        else:
-            self._tidy(copy.model_id)
+            self.unloader.begin(self._group, copy.model_id, copy.weight_units, delay_s=delay_s)
+            return
+        if claimed:
+            self.accounting.unload_completed(copy.weight_units)
+            self.table.set_state(copy.model_id, CopyState.ABSENT)
+        self._tidy(copy.model_id)
 
     def _end(self, copy: LocalCopy, failure: MeshError | None) -> None:
         del self._copies[copy.model_id]
@@ -281,7 +288,11 @@ class Copies:
 
     def _tidy(self, model_id: ModelId) -> None:
         """Let the table forget a model that has no copy anywhere."""
-        if model_id not in self._copies and not self.table.peers(model_id):
+        if (
+            model_id not in self._copies
+            and model_id not in self.unloader
+            and not self.table.peers(model_id)
+        ):
             self.table.discard(model_id)
 
     def _capacity_changed(self) -> None:

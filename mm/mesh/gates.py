@@ -59,6 +59,16 @@ class AdmissionGate:
             self.leave(copy)
             raise
 
+    def raise_priority(self, copy: LocalCopy) -> None:
+        """Move a copy that waits to where its priority belongs now."""
+        for index, (_, arrival, each, weight_units, granted) in enumerate(self._waiting):
+            if each is copy:
+                del self._waiting[index]
+                entry = (-copy.priority, arrival, copy, weight_units, granted)
+                bisect.insort(self._waiting, entry, key=lambda each: each[:2])
+                self._wake()
+                return
+
     def grown(self, copy: LocalCopy) -> None:
         """The table counts the copy's weight from now on."""
         if copy in self._admitted:
@@ -117,6 +127,12 @@ class SpaceGate:
             if self.discard(copy):
                 self.wake()
             raise
+
+    def raise_priority(self, copy: LocalCopy) -> None:
+        """Let a copy that waits go ahead by its present priority."""
+        if copy.model_id in self._granted and self._granted[copy.model_id][0] is copy:
+            self._queue.raise_priority(copy.model_id, copy.priority)
+            self.wake()
 
     def discard(self, copy: LocalCopy) -> bool:
         """Forget a load that ended; answers whether it waited. ``wake`` must follow."""

@@ -13,7 +13,7 @@ import anyio
 from anyio.abc import TaskGroup
 
 from mm.core.ids import UNIT_BYTES, ModelId, units_of
-from mm.core.load_errors import failure_message
+from mm.core.load_errors import failure_message, is_nothing_loaded
 from mm.core.records import ModelRecord
 from mm.errors import (
     LoadFailedError,
@@ -59,6 +59,7 @@ class Loader:
         self._limits = limits
         self._turns = LoadTurns(parameters.loading_concurrency_max)
         self._group: TaskGroup | None = None
+        self._under_way = 0
 
     @property
     def load_timeout_s(self) -> float:
@@ -72,8 +73,8 @@ class Loader:
 
     @property
     def queue_length(self) -> int:
-        """Loads that wait for a turn."""
-        return self._turns.waiting_count
+        """Loads that are not running in the runtime yet."""
+        return self._under_way - self._turns.running_count
 
     def open(self, group: TaskGroup) -> None:
         """Name the task group that owns the loads: the node's."""
@@ -106,41 +107,47 @@ class Loader:
             last_used_ms = record.last_used_ms
         copy = self._copies.start(model_id, record, last_used_ms=last_used_ms, priority=priority)
         assert self._group is not None, "open() first"
+        self._under_way += 1
         self._group.start_soon(self._run, copy, record, known_size_units)
         return copy
 
     def ensure_awaited(self, copy: LocalCopy) -> None:
         """Somebody waits for this load: it goes ahead of all that nobody waits for."""
-        if not copy.settled.is_set():
-            self._raise(copy, self._copies.clock.now_ms() + AWAITED_AHEAD_MS)
+        self._raise(copy, self._copies.clock.now_ms() + AWAITED_AHEAD_MS)
 
     def _raise(self, copy: LocalCopy, priority: int) -> None:
-        copy.priority = max(copy.priority, priority)
+        # Once awaited is enough: raised by every caller a load would lose its place among equals.
+        if copy.settled.is_set() or priority - copy.priority < AWAITED_AHEAD_MS // 2:
+            return
+        copy.priority = priority
+        self._copies.admission.raise_priority(copy)
         self._turns.raise_priority(copy, priority)
+        self._copies.space.raise_priority(copy)
 
     async def wait(self, copy: LocalCopy) -> None:
         """Return when the copy is settled; raises ``LoadTimeoutError`` after ``wait_timeout_s``."""
-        if copy.settled.is_set():
-            return
-        with anyio.move_on_after(self.wait_timeout_s) as scope:
+        with anyio.move_on_after(self.wait_timeout_s):
             await copy.settled.wait()
-        if scope.cancelled_caught:
+        if not copy.settled.is_set():
             raise LoadTimeoutError(f"Timeout waiting for load of model {copy.model_id}")
 
     async def _run(self, copy: LocalCopy, basis: ModelRecord, known_size_units: int) -> None:
         """One load, start to end; every outcome settles the copy."""
-        with copy.scope:
-            try:
-                await self._load(copy, basis, known_size_units)
-            except CopyGoneError:
-                pass
-            except CopyElsewhereError:
-                self._copies.remove(copy)
-            except MeshError as exc:
-                # Of the store, the queue or space: nothing that would be the model's fault.
-                self._copies.remove(copy, exc)
-            except LoadRefusedError as exc:
-                await self._failed(copy, exc)
+        try:
+            with copy.scope:
+                try:
+                    await self._load(copy, basis, known_size_units)
+                except CopyGoneError:
+                    pass
+                except CopyElsewhereError:
+                    self._copies.remove(copy)
+                except MeshError as exc:
+                    # Of the store, the queue or space: nothing that would be the model's fault.
+                    self._copies.remove(copy, exc)
+                except LoadRefusedError as exc:
+                    await self._failed(copy, exc)
+        finally:
+            self._under_way -= 1
 
     async def _load(self, copy: LocalCopy, basis: ModelRecord, known_size_units: int) -> None:
         size_units = known_size_units or await self._predict(copy)
@@ -161,6 +168,7 @@ class Loader:
         async with self._turns.turn(copy, lambda: copy.priority):
             await self._claim_space(copy)
             loaded = await self._ask(copy)
+        copy.enter(Phase.LOADING)  # it may have left while this task was about to run again
         self._check_size(copy, loaded.size_bytes)
         copy.concurrency_max = loaded.concurrency_max
         if loaded.concurrency_max:
@@ -205,7 +213,9 @@ class Loader:
             message = f"Load of model {copy.model_id} timed out after {self.load_timeout_s:g}s"
             raise LoadRefusedError(message, timed_out=True) from None
         except RuntimeCallError as exc:
-            raise LoadRefusedError(failure_message(exc.code, exc.message)) from exc
+            raise LoadRefusedError(
+                failure_message(exc.code, exc.message), nothing_loaded=is_nothing_loaded(exc.code)
+            ) from exc
 
     async def _measure(self, copy: LocalCopy) -> int:
         """Answer the loaded size in bytes, 0 to keep the prediction. Calls are served meanwhile."""
@@ -234,12 +244,16 @@ class Loader:
         self._copies.counters.load_failures += 1
         await self._registrar.record_failure(copy, str(refused))
         failure = LoadTimeoutError if refused.timed_out else LoadFailedError
-        self._copies.remove(copy, failure(str(refused)))
+        self._copies.remove(copy, failure(str(refused)), nothing_loaded=refused.nothing_loaded)
 
 
 class LoadRefusedError(Exception):
     """The runtime did not load the model; the text is for the failure record."""
 
-    def __init__(self, message: str, *, timed_out: bool = False) -> None:
+    def __init__(
+        self, message: str, *, timed_out: bool = False, nothing_loaded: bool = False
+    ) -> None:
         super().__init__(message)
         self.timed_out = timed_out
+        #: The runtime promises that it took no memory.
+        self.nothing_loaded = nothing_loaded

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable
 
 import anyio
+from anyio.abc import TaskGroup
 
 from mm.core.accounting import UnloadAccounting
 from mm.core.ids import ModelId
@@ -77,23 +78,35 @@ class Unloader:
                 raise LoadFailedError(f"Prior unload of model {model_id} failed unrecoverably")
             await ended.wait()
 
-    async def unload(self, model_id: ModelId, weight_units: int, *, delay_s: float = 0.0) -> None:
+    def begin(
+        self, group: TaskGroup, model_id: ModelId, weight_units: int, *, delay_s: float = 0.0
+    ) -> None:
         """Unload a copy that left the table and return its memory to the accounting, however long
-        that takes.
+        that takes. From now on a load of the same model waits.
         """
-        previous = self._ended.get(model_id)
-        while previous is not None:
-            await previous.wait()
-            previous = self._ended.get(model_id)
-        ended = self._ended[model_id] = anyio.Event()
         self._table.add(model_id)  # the state must have a place until the unload ended
+        previous, ended = self._ended.get(model_id), anyio.Event()
+        self._ended[model_id] = ended
+        group.start_soon(self._unload, model_id, weight_units, delay_s, previous, ended)
+
+    async def _unload(
+        self,
+        model_id: ModelId,
+        weight_units: int,
+        delay_s: float,
+        previous: anyio.Event | None,
+        ended: anyio.Event,
+    ) -> None:
         try:
+            if previous is not None:
+                await previous.wait()
             if delay_s:
                 await anyio.sleep(delay_s)
             await self._wait_idle(model_id)
             await self._ask(model_id, weight_units)
         finally:
-            del self._ended[model_id]
+            if self._ended[model_id] is ended:
+                del self._ended[model_id]
             ended.set()
         self._on_ended(model_id)
 
