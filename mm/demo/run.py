@@ -29,6 +29,8 @@ from mm.demo.traffic import Roster, Traffic
 from mm.demo.training import TrainedModel, train
 from mm.demo.view import View
 from mm.demo.zoo import MIB, zoo
+from mm.edge.embedded_etcd import embedded_etcd
+from mm.edge.etcd_process import find_binary
 from mm.pb.mmesh import ModelInfo, ModelMeshStub, RegisterModelRequest
 
 if TYPE_CHECKING:
@@ -63,7 +65,7 @@ class Options:
 
 async def run_demo(options: Options, console: Console) -> int:
     """Run the whole demo; answers the exit code. Raises ``DemoError`` if it cannot go on."""
-    _require_packages()
+    _require_programs()
     demo = _Demo(options, console)
     with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
         async with anyio.create_task_group() as tasks:
@@ -153,8 +155,6 @@ class _Demo:
     async def _start(
         self, stack: AsyncExitStack, directory: PrivateDirectory, memory: Capacity
     ) -> Cluster:
-        from mm.edge.embedded_etcd import embedded_etcd
-
         count = self._options.instance_count
         etcd = await stack.enter_async_context(embedded_etcd())
         instances = make_instances(
@@ -298,7 +298,8 @@ class _Demo:
         await cluster.watch()
 
 
-def _require_packages() -> None:
+def _require_programs() -> None:
+    """Raise an error for what is not installed before anything takes time."""
     missing = [
         package
         for package, module in (("scikit-learn", "sklearn"), ("joblib", "joblib"))
@@ -308,3 +309,4 @@ def _require_packages() -> None:
         raise DemoError(
             f"mm demo needs {' and '.join(missing)}: install them with `pip install 'mm[demo]'`"
         )
+    find_binary()

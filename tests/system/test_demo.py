@@ -150,7 +150,7 @@ def test_a_whole_run_and_what_it_leaves_to_play_with(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_takes_everything_down_at_any_time(tmp_path: Path) -> None:
-    with running_demo(tmp_path, "--models", "24") as demo:
+    with running_demo(tmp_path, "--models", "16", "--instances", "2") as demo:
         demo.read_until("training")
         below = demo.descendants()
         assert demo.interrupt() == 130
@@ -160,8 +160,8 @@ def test_ctrl_c_takes_everything_down_at_any_time(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_while_instances_start(tmp_path: Path) -> None:
-    with running_demo(tmp_path, "--models", "24") as demo:
-        demo.read_until("starting etcd and 3 instances")
+    with running_demo(tmp_path, "--models", "16", "--instances", "2") as demo:
+        demo.read_until("starting etcd and 2 instances")
         below = demo.descendants()
         assert demo.interrupt() == 130
         assert left_of(below) == []
