@@ -63,16 +63,21 @@ class WriteGrouper:
         self._pending[pending] = None
         self._send_what_can_be()
         # A group gives up after the time limit; this is for those who never got into one.
-        limit_s = self._connector.timeout_s + 0.2
+        limit = asyncio.get_running_loop().call_later(
+            self._connector.timeout_s + 0.2, self._expire, pending.result
+        )
         try:
-            await asyncio.wait({pending.result}, timeout=limit_s)
-            if not pending.result.done():
-                raise self._connector.error(f"no answer within {self._connector.timeout_s:g} s")
-            return pending.result.result()
+            return await pending.result
         finally:
+            limit.cancel()
             self._pending.pop(pending, None)
-            if not pending.result.cancel() and not pending.result.cancelled():
+            if not pending.result.cancelled() and pending.result.done():
                 pending.result.exception()  # looked at; asyncio complains of those that nobody saw
+
+    def _expire(self, result: asyncio.Future[WriteResult]) -> None:
+        if not result.done():
+            reason = f"no answer within {self._connector.timeout_s:g} s"
+            result.set_exception(self._connector.error(reason))
 
     def _send_what_can_be(self) -> None:
         while self._pending and self._groups_in_flight < GROUPS_IN_FLIGHT_MAX:
