@@ -48,16 +48,17 @@ class FakeRouter:
         self.unknown: set[str] = set()
         self.load = 3
         self.waiting = 0
+        self.waiting_event = asyncio.Event()
 
     async def route(self, call: Call) -> Route:
         self.calls.append(replace(call))
         answer = self.answers.pop(0) if self.answers else None
         if isinstance(answer, asyncio.Event):
-            self.waiting += 1
+            self._set_waiting(1)
             try:
                 await answer.wait()
             finally:
-                self.waiting -= 1
+                self._set_waiting(-1)
             answer = self.answers.pop(0) if self.answers else None
         if isinstance(answer, MeshError):
             raise answer
@@ -78,6 +79,16 @@ class FakeRouter:
 
     def in_flight(self, model_id: ModelId) -> int:
         return self.load
+
+    def _set_waiting(self, change: int) -> None:
+        self.waiting += change
+        self.waiting_event.set()
+
+    async def wait_waiting(self, count: int) -> None:
+        """Wait until so many calls wait for an answer of this router."""
+        while self.waiting != count:
+            self.waiting_event.clear()
+            await asyncio.wait_for(self.waiting_event.wait(), PATIENCE_S)
 
     @property
     def outcomes(self) -> list[Outcome]:
