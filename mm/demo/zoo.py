@@ -49,7 +49,7 @@ SMALL_FAMILIES: Final = (
     Family("svm", "digits", 0.0),
     Family("k-neighbors", "wine", 236),
     Family("kernel-svm", "iris", 8.0),
-    Family("extra-trees", "wine", 6_800),
+    Family("extra-trees", "digits", 121_000),
     Family("k-neighbors", "breast-cancer", 248),
     Family("kernel-svm", "breast-cancer", 8.4),
     Family("k-neighbors", "digits", 522),
