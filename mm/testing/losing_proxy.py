@@ -24,6 +24,7 @@ class LosingProxy:
         self._task_group = task_group
         self._listening: anyio.CancelScope | None = None
         self._ended = anyio.Event()
+        self._accepted = anyio.Event()
         self._there = _Gate()
         self._back = _Gate()
         #: Where clients connect.
@@ -55,6 +56,11 @@ class LosingProxy:
         if self._listening is None:
             await self._task_group.start(self._listen)
 
+    async def wait_accepted(self, count: int) -> None:
+        """Return when so many connections were accepted in all."""
+        while self.accepted_count < count:
+            await self._accepted.wait()
+
     async def _listen(self, *, task_status: anyio.abc.TaskStatus[None]) -> None:
         self._ended = anyio.Event()
         with anyio.CancelScope() as self._listening:
@@ -69,6 +75,8 @@ class LosingProxy:
 
     async def _connect(self, client: SocketStream) -> None:
         self.accepted_count += 1
+        accepted, self._accepted = self._accepted, anyio.Event()
+        accepted.set()
         async with client:
             await self._there.wait()
             try:

@@ -19,6 +19,7 @@ from mm.edge.etcd_process import find_binary
 from mm.edge.etcd_store import EtcdStore
 from mm.errors import StartupError, StoreUnavailableError
 from mm.mesh.ports import Write
+from tests.edge.store_world import wait_answers
 
 pytestmark = [pytest.mark.anyio, pytest.mark.etcd]
 
@@ -95,12 +96,7 @@ async def test_a_pause_is_silence() -> None:
         with pytest.raises(StoreUnavailableError, match="no answer"):
             await store.check()
         etcd.resume()
-        with anyio.fail_after(5):
-            while not store.connected:
-                try:
-                    await store.check()
-                except StoreUnavailableError:
-                    await anyio.sleep(0.01)
+        await wait_answers(store)
 
 
 def test_it_dies_with_an_owner_that_is_killed() -> None:

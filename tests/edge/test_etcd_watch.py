@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import AsyncIterator, Sequence
 
 import aetcd.rpc
 import anyio
@@ -16,39 +15,16 @@ from mm.edge.etcd_process import EtcdProcess
 from mm.edge.etcd_store import EtcdStore
 from mm.edge.kv_config import Endpoint, EtcdTarget
 from mm.errors import StoreUnavailableError
-from mm.mesh.ports import Delete, Item, Put, Resync, WatchEvent, Write
+from mm.mesh.ports import Delete, Item, Put, Write
 from mm.testing.losing_proxy import LosingProxy, losing_proxy
+from tests.edge.store_world import assert_quiet, put, resync, until, wait_answers
 
 pytestmark = [pytest.mark.anyio, pytest.mark.etcd]
 
-_Batches = AsyncIterator[Sequence[WatchEvent]]
-
 
 async def _put(store: EtcdStore, key: str, value: bytes = b"1") -> Item:
-    with anyio.fail_after(10):
-        while True:
-            try:
-                result = await store.write(Write(key, value, None))
-                break
-            except StoreUnavailableError:
-                await anyio.sleep(0.02)
-    assert result.item is not None
-    return result.item
-
-
-async def _until(batches: _Batches, last: WatchEvent) -> list[WatchEvent]:
-    events: list[WatchEvent] = []
-    with anyio.fail_after(10):
-        while last not in events:
-            events += await anext(batches)
-    return events
-
-
-async def _resync(batches: _Batches) -> Resync:
-    with anyio.fail_after(10):
-        [event] = await anext(batches)
-    assert isinstance(event, Resync)
-    return event
+    await wait_answers(store)
+    return await put(store, key, value)
 
 
 async def _compact(etcd: EtcdProcess, revision: int) -> None:
@@ -70,10 +46,10 @@ async def test_etcd_away_for_three_seconds() -> None:
         store.watch("/t/") as batches,
         store.session(30) as session,
     ):
-        await _resync(batches)
+        await resync(batches)
         lease_id = session.lease_id
         first = await _put(store, "/t/a", b"1")
-        seen = await _until(batches, Put(first))
+        seen = await until(batches, Put(first))
 
         away_until_s = anyio.current_time() + 3
         await etcd.stop()
@@ -84,19 +60,21 @@ async def test_etcd_away_for_three_seconds() -> None:
                 await store.write(Write("/t/b", b"", None))
             assert anyio.current_time() - start_s < 0.6, "writes fail fast"
             failures += 1
-            await anyio.sleep(0.05)
+            with anyio.move_on_after(0.05) as pause:
+                await session.wait_change(lease_id)
+            assert pause.cancelled_caught, "a lease is not lost by not being heard of"
         assert failures > 5
         assert not store.connected
         await etcd.start()
 
         second = await _put(store, "/t/a", b"2")
-        seen += await _until(batches, Put(second))
+        seen += await until(batches, Put(second))
         assert seen == [Put(first), Put(second)], "nothing missed, nothing told twice"
         assert session.lease_id == lease_id
         assert store.connected
 
 
-async def test_history_compacted_while_away_means_resync(shared_etcd: EtcdProcess) -> None:
+async def test_history_compacted_while_away_meansresync(shared_etcd: EtcdProcess) -> None:
     root_prefix = uuid.uuid4().hex
     endpoint = shared_etcd.endpoint
     async with (
@@ -105,22 +83,22 @@ async def test_history_compacted_while_away_means_resync(shared_etcd: EtcdProces
         EtcdStore(EtcdTarget((endpoint,), root_prefix=root_prefix)) as other,
         store.watch("/t/") as batches,
     ):
-        await _resync(batches)
-        await _until(batches, Put(await _put(other, "/t/gone")))
+        await resync(batches)
+        await until(batches, Put(await _put(other, "/t/gone")))
         await proxy.cut()
         await other.write(Write("/t/gone", None, None))
         kept = await _put(other, "/t/kept")
         await _compact(shared_etcd, kept.mod_revision)
         await proxy.restore()
 
-        resync = await _resync(batches)
-        assert list(resync.items) == [kept]
-        assert resync.revision >= kept.mod_revision
+        table = await resync(batches)
+        assert list(table.items) == [kept]
+        assert table.revision >= kept.mod_revision
         after = await _put(other, "/t/after")
-        assert await _until(batches, Put(after)) == [Put(after)]
+        assert await until(batches, Put(after)) == [Put(after)]
 
 
-async def test_an_emptied_etcd_means_resync() -> None:
+async def test_an_emptied_etcd_meansresync() -> None:
     async with (
         embedded_etcd() as etcd,
         EtcdStore(etcd.target) as store,
@@ -137,11 +115,11 @@ async def test_an_emptied_etcd_means_resync() -> None:
         await etcd.wipe()
         await etcd.start()
 
-        resync = await _resync(batches)
-        assert list(resync.items) == []
+        table = await resync(batches)
+        assert list(table.items) == []
         new = await _put(store, "/t/new")
         assert new.mod_revision < 20
-        assert await _until(batches, Put(new)) == [Put(new)]
+        assert await until(batches, Put(new)) == [Put(new)]
 
 
 @pytest.mark.parametrize("how", ["pause", "lose"])
@@ -152,22 +130,21 @@ async def test_silence_leads_to_a_new_connection(how: str) -> None:
         _through(proxy, "", silence_s=0.5) as store,
         store.watch("/t/") as batches,
     ):
-        await _resync(batches)
+        await resync(batches)
         assert proxy.accepted_count == 1
         if how == "pause":
             etcd.pause()
         else:
             proxy.lose()
         with anyio.fail_after(0.5 + 1.5):
-            while proxy.accepted_count == 1:  # noqa: ASYNC110 - sockets tell nobody
-                await anyio.sleep(0.01)
+            await proxy.wait_accepted(2)
         assert not store.connected
         if how == "pause":
             etcd.resume()
         else:
             await proxy.restore()
         item = await _put(store, "/t/a")
-        assert await _until(batches, Put(item)) == [Put(item)]
+        assert await until(batches, Put(item)) == [Put(item)]
 
 
 async def test_a_quiet_table_is_no_silence(
@@ -180,10 +157,9 @@ async def test_a_quiet_table_is_no_silence(
         _through(proxy, root_prefix, silence_s=0.3) as store,
         store.watch("/t/") as batches,
     ):
-        await _resync(batches)
-        with caplog.at_level(logging.INFO), anyio.move_on_after(1.0) as scope:
-            await anext(batches)
-        assert scope.cancelled_caught
+        await resync(batches)
+        with caplog.at_level(logging.INFO):
+            await assert_quiet(batches, 1.0)
         assert store.connected
         assert proxy.accepted_count == 1
         assert "interrupted" not in caplog.text
@@ -196,14 +172,17 @@ async def test_a_slow_consumer_holds_the_stream_back_and_loses_nothing(
     root_prefix = uuid.uuid4().hex
     target = EtcdTarget((shared_etcd.endpoint,), root_prefix=root_prefix)
     async with EtcdStore(target, silence_s=0.3) as store, store.watch("/t/") as batches:
-        await _resync(batches)
+        await resync(batches)
         for start in range(0, 2000, 50):
             await store.transact([Write(f"/t/{start + i:04}", b"", 0) for i in range(50)])
-        await anyio.sleep(0.5)  # longer than the silence that is allowed: it is ours, not etcd's
+        # Longer than the silence that is allowed: it is ours, not etcd's.
+        async with store.watch("/quiet/") as quiet:
+            await resync(quiet)
+            await assert_quiet(quiet, 0.5)
         last = await _put(store, "/t/last")
         events = list(await anext(batches))
         assert len(events) < 1000, "events are left with etcd while nobody takes them"
-        events += await _until(batches, Put(last))
+        events += await until(batches, Put(last))
     keys = [event.item.key for event in events if isinstance(event, Put)]
     assert keys == [*(f"/t/{i:04}" for i in range(2000)), "/t/last"]
 
@@ -215,17 +194,21 @@ async def test_resuming_within_a_transaction_tells_the_rest_of_it_only(
     target = EtcdTarget((shared_etcd.endpoint,), root_prefix=uuid.uuid4().hex)
     rpc = aetcd.rpc
 
-    def put(key: bytes, revision: int) -> object:
+    def told(key: bytes, revision: int) -> object:
         kv = rpc.KeyValue(key=target.root_prefix.encode() + key, mod_revision=revision)
         return rpc.Event(kv=kv)
 
     async with EtcdStore(target) as store, store.watch("/t/") as batches:
         assert isinstance(batches, etcd_watch.EtcdWatch)
-        revision = (await _resync(batches)).revision + 1000
-        batches._digest(rpc.WatchResponse(events=[put(b"/t/a", revision)]))
+        revision = (await resync(batches)).revision + 1000
+        batches._digest(rpc.WatchResponse(events=[told(b"/t/a", revision)]))
         batches._digest(
             rpc.WatchResponse(
-                events=[put(b"/t/a", revision), put(b"/t/b", revision), put(b"/t/a", revision + 1)]
+                events=[
+                    told(b"/t/a", revision),
+                    told(b"/t/b", revision),
+                    told(b"/t/a", revision + 1),
+                ]
             )
         )
         events = await anext(batches)
@@ -245,10 +228,10 @@ async def test_an_event_storm_beyond_grpcs_default_limit(shared_etcd: EtcdProces
         EtcdStore(EtcdTarget((endpoint,), root_prefix=root_prefix)) as other,
         store.watch("/t/") as batches,
     ):
-        await _resync(batches)
+        await resync(batches)
         await proxy.cut()
         items = [await _put(other, f"/t/{i}", b"x" * 500_000) for i in range(12)]
         await other.write(Write("/t/0", None, None))
         await proxy.restore()
         expected = [*map(Put, items), Delete("/t/0", items[-1].mod_revision + 1)]
-        assert await _until(batches, expected[-1]) == expected
+        assert await until(batches, expected[-1]) == expected

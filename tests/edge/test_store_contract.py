@@ -1,109 +1,21 @@
-"""One contract for every store: what the mesh may rely on (spec core 1.4, design section 6).
+"""One contract for every store: reading, writing, watching (spec core 1.4, design section 6).
 
-Runs against the memory store and against a real etcd behind a proxy that loses connectivity.
+What the mesh may rely on. Runs against the memory store and against a real etcd behind a proxy that
+loses connectivity. Outages, sessions and cancellation are in ``test_store_faults``.
 """
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from collections.abc import Sequence
 
-import aetcd.rpc
 import anyio
-import anyio.lowlevel
 import pytest
 
-from mm.edge.etcd_process import EtcdProcess
-from mm.edge.etcd_store import EtcdStore
-from mm.edge.kv_config import Endpoint, EtcdTarget
-from mm.edge.memory_store import Fault, MemoryStore
 from mm.errors import StoreUnavailableError
 from mm.mesh.ports import Delete, Item, Put, Resync, Store, WatchEvent, Write
-from mm.testing.losing_proxy import losing_proxy
+from tests.edge.store_world import World, next_batch, put, until
 
 pytestmark = pytest.mark.anyio
-
-
-@dataclass(frozen=True)
-class World:
-    """A store, another client of the same data, and control over the first one's connection."""
-
-    store: Store
-    other: Store
-    timeout_s: float
-    lose: Callable[[], None]
-    restore: Callable[[], Awaitable[None]]
-    revoke: Callable[[int], Awaitable[None]]
-
-
-@pytest.fixture(params=["memory", pytest.param("etcd", marks=pytest.mark.etcd)])
-def etcd(request: pytest.FixtureRequest) -> EtcdProcess | None:
-    return request.getfixturevalue("shared_etcd") if request.param == "etcd" else None
-
-
-@pytest.fixture
-async def world(etcd: EtcdProcess | None) -> AsyncIterator[World]:
-    if etcd is None:
-        yield _memory_world()
-        return
-    root_prefix = uuid.uuid4().hex
-    direct = EtcdTarget((etcd.endpoint,), root_prefix=root_prefix)
-
-    async def revoke(lease_id: int) -> None:
-        channel = aetcd.rpc.insecure_channel(str(etcd.endpoint))
-        await aetcd.rpc.LeaseStub(channel).LeaseRevoke(aetcd.rpc.LeaseRevokeRequest(ID=lease_id))
-        await channel.close()
-
-    async with AsyncExitStack() as stack:
-        endpoint = etcd.endpoint
-        proxy = await stack.enter_async_context(losing_proxy(endpoint.host, endpoint.port))
-        target = EtcdTarget((Endpoint(proxy.host, proxy.port),), root_prefix=root_prefix)
-        timeout_s = 0.8
-        store = await stack.enter_async_context(
-            EtcdStore(target, timeout_s=timeout_s, silence_s=0.6)
-        )
-        other = await stack.enter_async_context(EtcdStore(direct))
-        yield World(store, other, timeout_s, proxy.lose, proxy.restore, revoke)
-
-
-def _memory_world() -> World:
-    store = MemoryStore(timeout_s=0.1)
-
-    async def restore() -> None:
-        store.set_fault(None)
-
-    async def revoke(lease_id: int) -> None:
-        store.revoke_lease(lease_id)
-
-    def lose() -> None:
-        store.set_fault(Fault.SILENT)
-
-    return World(store, MemoryStore(store.server), 0.1, lose, restore, revoke)
-
-
-async def _put(store: Store, key: str, value: bytes = b"1", lease_id: int = 0) -> Item:
-    result = await store.write(Write(key, value, None, lease_id))
-    assert result.succeeded
-    assert result.item is not None
-    return result.item
-
-
-async def _next(batches: AsyncIterator[Sequence[WatchEvent]]) -> Sequence[WatchEvent]:
-    with anyio.fail_after(5):
-        batch = await anext(batches)
-    assert batch
-    return batch
-
-
-async def _until(
-    batches: AsyncIterator[Sequence[WatchEvent]], last: WatchEvent
-) -> list[WatchEvent]:
-    events: list[WatchEvent] = []
-    while last not in events:
-        events += await _next(batches)
-    return events
 
 
 # --- reading and writing ---
@@ -136,7 +48,7 @@ async def test_a_key_lives_from_create_to_delete(world: World) -> None:
     assert not stale.succeeded
     assert stale.item == updated.item
 
-    forced = await _put(store, "/t/a", b"three")
+    forced = await put(store, "/t/a", b"three")
     assert forced.create_revision == created.item.create_revision
     assert await store.get("/t/a") == forced
 
@@ -166,7 +78,7 @@ async def test_keys_and_values_are_taken_as_they_are(world: World) -> None:
     keys = ["/t/plain", "/t/with/slash", "/t/", "/t/ünï", "/t/raw\udcff", "/t/" + "k" * 500]
     values = [b"", b"\x00\xff", b'{"a":1}', b"x" * 100_000, b"e", b"f"]
     for key, value in zip(keys, values, strict=True):
-        item = await _put(world.store, key, value)
+        item = await put(world.store, key, value)
         assert await world.other.get(key) == item
         assert item.value == value
     table = await world.store.list("/t/")
@@ -176,9 +88,9 @@ async def test_keys_and_values_are_taken_as_they_are(world: World) -> None:
 async def test_a_table_is_what_is_below_its_prefix(world: World) -> None:
     empty = await world.store.list("/t/")
     assert empty.items == []
-    inside = [await _put(world.store, key) for key in ("/t/b", "/t/a", "/t/a/c")]
+    inside = [await put(world.store, key) for key in ("/t/b", "/t/a", "/t/a/c")]
     for key in ("/t", "/t0", "/s/z"):
-        await _put(world.store, key)
+        await put(world.store, key)
 
     table = await world.store.list("/t/")
 
@@ -188,8 +100,8 @@ async def test_a_table_is_what_is_below_its_prefix(world: World) -> None:
 
 async def test_transactions_are_all_or_nothing(world: World) -> None:
     store = world.store
-    first = await _put(store, "/t/first", b"1")
-    second = await _put(store, "/t/second", b"1")
+    first = await put(store, "/t/first", b"1")
+    second = await put(store, "/t/second", b"1")
     writes = [
         Write("/t/second", None, second.mod_revision),
         Write("/t/first", b"2", first.mod_revision),
@@ -221,7 +133,7 @@ async def test_a_transaction_may_not_name_a_key_twice(world: World) -> None:
 
 
 async def test_concurrent_writes_each_get_their_own_result(world: World) -> None:
-    taken = {f"/t/{i:03}": await _put(world.store, f"/t/{i:03}", b"old") for i in range(0, 200, 3)}
+    taken = {f"/t/{i:03}": await put(world.store, f"/t/{i:03}", b"old") for i in range(0, 200, 3)}
     results = {}
 
     async def create(key: str) -> None:
@@ -280,62 +192,64 @@ async def test_concurrent_compare_and_set_loses_no_update(world: World) -> None:
 
 
 async def test_a_watch_begins_with_the_table_and_goes_on_with_changes(world: World) -> None:
-    there = await _put(world.store, "/t/a", b"1")
+    there = await put(world.store, "/t/a", b"1")
     async with world.store.watch("/t/") as batches:
-        [resync] = await _next(batches)
+        [resync] = await next_batch(batches)
         assert isinstance(resync, Resync)
         assert list(resync.items) == [there]
         assert resync.revision >= there.mod_revision
 
-        changed = await _put(world.other, "/t/a", b"2")
-        await _put(world.other, "/other/a")
-        created = await _put(world.store, "/t/b", b"3")
+        changed = await put(world.other, "/t/a", b"2")
+        await put(world.other, "/other/a")
+        created = await put(world.store, "/t/b", b"3")
         await world.store.write(Write("/t/a", None, None))
-        last = await _put(world.store, "/t/last")
+        last = await put(world.store, "/t/last")
 
-        events = await _until(batches, Put(last))
+        events = await until(batches, Put(last))
     deleted_at = last.mod_revision - 1
     assert events == [Put(changed), Put(created), Delete("/t/a", deleted_at), Put(last)]
 
 
 async def test_a_new_watch_gets_nothing_of_an_ended_one(world: World) -> None:
     async with world.store.watch("/t/") as batches:
-        await _next(batches)
-        await _put(world.store, "/t/a")
+        await next_batch(batches)
+        await put(world.store, "/t/a")
     async with world.store.watch("/s/") as batches:
-        assert [event.items for event in await _next(batches) if isinstance(event, Resync)] == [[]]
-        item = await _put(world.store, "/s/a")
-        assert await _next(batches) == [Put(item)]
+        assert [
+            event.items for event in await next_batch(batches) if isinstance(event, Resync)
+        ] == [[]]
+        item = await put(world.store, "/s/a")
+        assert await next_batch(batches) == [Put(item)]
 
 
 async def test_watches_of_one_table_are_independent(world: World) -> None:
     async with world.store.watch("/t/") as first:
-        await _next(first)
-        one = await _put(world.store, "/t/a", b"1")
+        await next_batch(first)
+        one = await put(world.store, "/t/a", b"1")
         async with world.store.watch("/t/") as second:
-            [resync] = await _next(second)
+            [resync] = await next_batch(second)
             assert isinstance(resync, Resync)
             assert list(resync.items) == [one]
-            two = await _put(world.store, "/t/a", b"2")
-            assert await _next(second) == [Put(two)]
-        assert await _until(first, Put(two)) == [Put(one), Put(two)]
+            two = await put(world.store, "/t/a", b"2")
+            assert await next_batch(second) == [Put(two)]
+        assert await until(first, Put(two)) == [Put(one), Put(two)]
 
 
 async def test_a_watch_survives_an_outage(world: World) -> None:
     async with world.store.watch("/t/") as batches:
-        await _next(batches)
-        first = await _put(world.other, "/t/a", b"1")
-        seen = await _until(batches, Put(first))
+        await next_batch(batches)
+        first = await put(world.other, "/t/a", b"1")
+        seen = await until(batches, Put(first))
 
         world.lose()
-        await _put(world.other, "/t/b", b"2")
-        third = await _put(world.other, "/t/a", b"3")
+        await put(world.other, "/t/b", b"2")
+        third = await put(world.other, "/t/a", b"3")
         await world.other.write(Write("/t/b", None, None))
         await _assert_lost(world.store)
         await world.restore()
-        last = await _put(world.other, "/t/last")
+        last = await put(world.other, "/t/last")
 
-        seen += await _until(batches, Put(last))
+        seen += await until(batches, Put(last))
     puts = [event for event in seen if isinstance(event, Put)]
     assert len({(put.item.key, put.item.mod_revision) for put in puts}) == len(puts)
     assert _fold(seen) == {"/t/a": third, "/t/last": last}
@@ -359,148 +273,3 @@ async def _assert_lost(store: Store) -> None:
         while store.connected:
             with pytest.raises(StoreUnavailableError):
                 await store.get("/t/a")
-
-
-# --- faults ---
-
-
-async def test_calls_fail_in_time_while_the_store_is_away_and_work_afterwards(world: World) -> None:
-    store = world.store
-    await store.check()
-    assert store.connected
-    world.lose()
-    calls: list[Callable[[], Awaitable[object]]] = [
-        store.check,
-        lambda: store.get("/t/a"),
-        lambda: store.list("/t/"),
-        lambda: store.write(Write("/t/a", b"", None)),
-        lambda: store.transact([Write("/t/a", b"", None)]),
-        lambda: store.session(10).__aenter__(),
-    ]
-    for call in calls:
-        start_s = anyio.current_time()
-        with pytest.raises(StoreUnavailableError) as caught:
-            await call()
-        assert anyio.current_time() - start_s < world.timeout_s + 0.6
-        assert str(caught.value)
-    assert not store.connected
-
-    await world.restore()
-    with anyio.fail_after(5):
-        while not store.connected:
-            try:
-                await store.check()
-            except StoreUnavailableError:
-                await anyio.sleep(0.01)
-    await _put(store, "/t/a", b"back")
-
-
-# --- sessions ---
-
-
-async def test_a_session_holds_a_lease_and_gives_it_back(world: World) -> None:
-    async with world.store.session(10) as session:
-        assert session.lease_id != 0
-        assert await session.wait_change(0) == session.lease_id
-        item = await _put(world.store, "/i/a", lease_id=session.lease_id)
-        assert item.lease_id == session.lease_id
-        assert await world.other.get("/i/a") == item
-        with anyio.move_on_after(0.05) as scope:
-            await session.wait_change(session.lease_id)
-        assert scope.cancelled_caught
-    assert await world.other.get("/i/a") is None
-
-
-async def test_a_plain_put_takes_a_key_off_its_lease(world: World) -> None:
-    async with world.store.session(10) as session:
-        await _put(world.store, "/i/a", lease_id=session.lease_id)
-        item = await _put(world.store, "/i/a", lease_id=0)
-    assert await world.other.get("/i/a") == item
-
-
-async def test_a_lost_lease_is_replaced(world: World) -> None:
-    async with world.store.session(1) as session:
-        first = session.lease_id
-        await _put(world.store, "/i/a", lease_id=first)
-        await world.revoke(first)
-        assert await world.other.get("/i/a") is None
-
-        with pytest.raises(StoreUnavailableError, match="lease"):
-            await _put(world.store, "/i/a", lease_id=first)
-        with anyio.fail_after(5):
-            second = await session.wait_change(first)
-        assert second == session.lease_id
-        assert second not in (0, first)
-        await _put(world.store, "/i/a", lease_id=second)
-    assert await world.other.get("/i/a") is None
-
-
-async def test_the_keys_of_a_silent_holder_vanish_and_it_gets_another_lease(world: World) -> None:
-    async with world.store.session(1) as session, world.other.watch("/i/") as batches:
-        await _next(batches)
-        first = session.lease_id
-        item = await _put(world.store, "/i/a", lease_id=first)
-        assert await _next(batches) == [Put(item)]
-        world.lose()
-        [event] = await _next(batches)
-        assert isinstance(event, Delete)
-        assert event.key == "/i/a"
-
-        await world.restore()
-        with anyio.fail_after(5):
-            second = await session.wait_change(first)
-        assert second not in (0, first)
-        await _put(world.store, "/i/a", lease_id=second)
-
-
-# --- cancellation ---
-
-
-async def _watch_a_little(store: Store) -> None:
-    async with store.watch("/t/") as batches:
-        await anext(batches)
-        await anext(batches)
-
-
-async def _hold_a_session(store: Store) -> None:
-    async with store.session(10) as session:
-        await session.wait_change(session.lease_id)
-
-
-async def test_cancelling_any_call_is_seen_by_its_own_scope_only(world: World) -> None:
-    """Goal: a cancel leaves nothing behind. Method: cancel each method at 0 to 2 ms, in all 200."""
-    store = world.store
-    calls: list[Callable[[], Awaitable[object]]] = [
-        store.check,
-        lambda: store.get("/t/a"),
-        lambda: store.list("/t/"),
-        lambda: store.write(Write("/t/a", b"x", None)),
-        lambda: store.transact([Write("/t/a", b"x", None), Write("/t/b", b"x", None)]),
-        lambda: _watch_a_little(store),
-        lambda: _hold_a_session(store),
-    ]
-    went_on = []
-
-    async def cancel_in_time(number: int) -> None:
-        done = False
-        with anyio.CancelScope() as outer:
-            with anyio.move_on_after(number % 9 * 0.00025) as scope:
-                await calls[number % len(calls)]()
-                done = True
-            assert done != scope.cancelled_caught
-            await anyio.lowlevel.checkpoint()  # a cancellation that was not the scope's comes up
-        assert not outer.cancelled_caught
-        went_on.append(number)
-
-    for number in range(100):
-        await cancel_in_time(number)
-    async with anyio.create_task_group() as tg:
-        for number in range(100, 200):
-            tg.start_soon(cancel_in_time, number)
-    assert sorted(went_on) == list(range(200))
-
-    item = await _put(store, "/t/a", b"still works")
-    async with store.watch("/t/") as batches, store.session(10):
-        [resync] = await _next(batches)
-        assert isinstance(resync, Resync)
-        assert item in resync.items

@@ -1,0 +1,128 @@
+"""Two clients of one store, the first one behind something that can fail; and what tests ask.
+
+A helper of the store's tests; the fixtures are in ``conftest``.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+import aetcd.rpc
+import anyio
+import anyio.lowlevel
+
+from mm.edge.etcd_process import EtcdProcess
+from mm.edge.etcd_store import EtcdStore
+from mm.edge.kv_config import Endpoint, EtcdTarget
+from mm.edge.memory_store import Fault, MemoryStore
+from mm.errors import StoreUnavailableError
+from mm.mesh.ports import Item, Resync, Store, WatchEvent, Write
+from mm.testing.losing_proxy import losing_proxy
+
+PATIENCE_S = 10.0
+
+Batches = AsyncIterator[Sequence[WatchEvent]]
+
+
+@dataclass(frozen=True)
+class World:
+    """A store, another client of the same data, and control over the first one's connection."""
+
+    store: Store
+    other: Store
+    timeout_s: float
+    lose: Callable[[], None]
+    restore: Callable[[], Awaitable[None]]
+    revoke: Callable[[int], Awaitable[None]]
+
+
+def memory_world() -> World:
+    """Two clients of one memory server."""
+    store = MemoryStore(timeout_s=0.1)
+
+    async def restore() -> None:
+        store.set_fault(None)
+
+    async def revoke(lease_id: int) -> None:
+        store.revoke_lease(lease_id)
+
+    def lose() -> None:
+        store.set_fault(Fault.SILENT)
+
+    return World(store, MemoryStore(store.server), 0.1, lose, restore, revoke)
+
+
+@asynccontextmanager
+async def etcd_world(etcd: EtcdProcess) -> AsyncIterator[World]:
+    """A client of a real etcd behind a proxy, and one that is connected directly."""
+    root_prefix = uuid.uuid4().hex
+    direct = EtcdTarget((etcd.endpoint,), root_prefix=root_prefix)
+
+    async def revoke(lease_id: int) -> None:
+        channel = aetcd.rpc.insecure_channel(str(etcd.endpoint))
+        await aetcd.rpc.LeaseStub(channel).LeaseRevoke(aetcd.rpc.LeaseRevokeRequest(ID=lease_id))
+        await channel.close()
+
+    async with AsyncExitStack() as stack:
+        endpoint = etcd.endpoint
+        proxy = await stack.enter_async_context(losing_proxy(endpoint.host, endpoint.port))
+        target = EtcdTarget((Endpoint(proxy.host, proxy.port),), root_prefix=root_prefix)
+        timeout_s = 0.8
+        store = await stack.enter_async_context(
+            EtcdStore(target, timeout_s=timeout_s, silence_s=0.6)
+        )
+        other = await stack.enter_async_context(EtcdStore(direct))
+        yield World(store, other, timeout_s, proxy.lose, proxy.restore, revoke)
+
+
+async def put(store: Store, key: str, value: bytes = b"1", lease_id: int = 0) -> Item:
+    """Write whatever is there, and answer it."""
+    result = await store.write(Write(key, value, None, lease_id))
+    assert result.succeeded
+    assert result.item is not None
+    return result.item
+
+
+async def wait_answers(store: Store) -> None:
+    """Return when a store that was away works again; it does so by itself."""
+    with anyio.fail_after(PATIENCE_S):
+        while True:
+            try:
+                await store.check()
+            except StoreUnavailableError:
+                await anyio.lowlevel.checkpoint()
+            else:
+                return
+
+
+async def next_batch(batches: Batches) -> Sequence[WatchEvent]:
+    """Answer the next events."""
+    with anyio.fail_after(PATIENCE_S):
+        batch = await anext(batches)
+    assert batch
+    return batch
+
+
+async def resync(batches: Batches) -> Resync:
+    """Answer the table that the watch begins with, or begins again with."""
+    [event] = await next_batch(batches)
+    assert isinstance(event, Resync)
+    return event
+
+
+async def until(batches: Batches, last: WatchEvent) -> list[WatchEvent]:
+    """Answer the events up to the batch that holds ``last``."""
+    events: list[WatchEvent] = []
+    while last not in events:
+        events += await next_batch(batches)
+    return events
+
+
+async def assert_quiet(batches: Batches, for_s: float) -> None:
+    """See that a watch tells nothing for some time."""
+    with anyio.move_on_after(for_s) as scope:
+        await anext(batches)
+    assert scope.cancelled_caught
