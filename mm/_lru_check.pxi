@@ -52,6 +52,10 @@ cdef int check_index(table_t *t, index_t *x, uint8_t kind) except -1:
         must(tag == <uint32_t>(entry >> 32), "an entry has another id's tag")
         must(find_in(t, x, id_of(s), s.id_length, tag) == <uint32_t>entry,
              "an id does not lead to its slot")
+        if kind == KIND_ALIAS:
+            s = &t.slots[load_u32(&s.alias, relaxed)]
+            must(s.kind == KIND_MODEL and find(t, id_of(s), s.id_length) == s,
+                 "an alias names a model that is not here")
     must(used == x.used_count, "entries in use were counted wrong")
     must(live_entries == x.live_count, "ids were counted wrong")
     must(x.used_count < x.size, "no empty entry: a search would not end")
@@ -100,8 +104,6 @@ cdef int check_slots(table_t *t, set marked) except -1:
             must(readers or held(t, s), "discarded and free, but still here")
         if s.kind == KIND_MODEL:
             alias_count += load_u32(&s.alias, relaxed)
-        if s.kind == KIND_ALIAS:
-            must(t.slots[load_u32(&s.alias, relaxed)].kind != KIND_ALIAS, "an alias of an alias")
     must(free_kind_count == free_count, "a free slot is in no chain")
     must(cached_count == t.cached_count, "a copy that counts is not in the order")
     must(discarded_count == <uint32_t>len(marked), "a marked slot is not discarded")

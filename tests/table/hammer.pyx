@@ -26,6 +26,7 @@ from mm._lru cimport (
     report_load,
     slot_t,
     table_t,
+    tag_of,
     touch,
     unpin,
 )
@@ -222,6 +223,33 @@ def read(Table table not None, World world not None, uint64_t seed, uint64_t tur
     with nogil:
         run(t, world, seed, turns_min, &report)
     return report
+
+
+def same_tag(Table table not None, list ids):
+    """Answer the ids that share their tag with another one, in this table with its secret."""
+    cdef bytes key
+    groups = {}
+    for each in ids:
+        key = each.encode()
+        groups.setdefault(tag_of(table.core, key, len(key)), []).append(each)
+    return [each for each in groups.values() if len(each) > 1]
+
+
+def found_at_once(Table table not None, list ids):
+    """Answer, for each id, the id of the slot that the batch finds, None for none."""
+    cdef World world = World(ids)
+    cdef slot_t **found = <slot_t **>calloc(len(ids) + 1, sizeof(slot_t *))
+    if found == NULL:
+        raise MemoryError
+    lookup_batch(table.core, world.ids, world.lengths, world.count, found)
+    answer = []
+    for i in range(world.count):
+        if found[i] == table.core.slots:
+            answer.append(None)
+        else:
+            answer.append((<bytes>id_of(found[i])[:found[i].id_length]).decode())
+    free(found)
+    return answer
 
 
 cdef int planted = 0

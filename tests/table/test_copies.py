@@ -204,13 +204,14 @@ def test_chance_is_64_bits_of_any_integer(table: Table) -> None:
 def test_loads_are_kept_when_peers_change(table: Table) -> None:
     a, b, c = (table.add_instance(each) for each in "abc")
     table.set_peers("m", [a, b])
-    table.report_load(a, "m", 9)
-    table.report_load(b, "m", 5)
-    table.report_load(c, "m", 1)
+    table.report_load(a, "m", 5)
+    table.report_load(b, "m", 9)
+    table.report_load(c, "m", 1)  # no peer yet
     table.set_peers("m", [c, b, a])
-    both = 0 | (2**32 - 1) << 32
-    assert table.choose("m", both) == c
-    assert table.choose("m", both, [c]) == b
+    first_and_last = 0 | (2**32 - 1) << 32
+    assert table.choose("m", first_and_last) == c
+    assert table.choose("m", first_and_last, [c]) == a
+    assert table.choose("m", first_and_last, [a]) == c
 
 
 def test_a_load_told_late_reaches_nobody_else(table: Table) -> None:

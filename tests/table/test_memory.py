@@ -77,11 +77,20 @@ def test_memory_held_for_readers_is_given_back_when_they_pass() -> None:
 
 
 def test_tables_that_are_gone_leave_nothing_behind() -> None:
+    def fill() -> None:
+        table = Table(10_000)
+        churn(table)
+        handles = [table.add_instance(f"instance-{each}") for each in range(60)]
+        for each in range(200):
+            table.set_peers(f"model-{each}-{'x' * 300}", handles)
+            table.set_alias(f"vmodel-{each}-{'x' * 300}", f"model-{each}-{'x' * 300}")
+
     for _ in range(3):
-        churn(Table(10_000))
+        fill()
     before = resident_bytes()
     for _ in range(100):
-        churn(Table(10_000))
+        fill()
+    # Each has about 200 KiB outside its arena: of peers, and of ids.
     assert resident_bytes() - before < 4 << 20
 
 

@@ -161,6 +161,7 @@ def test_a_discarded_model_stays_while_an_alias_names_it(table: Table) -> None:
     table.discard("m")
     table.remove_alias("v")
     assert table.resolve("w") == "m"
+    assert "m" in table
     table.set_alias("w", "n")
     assert "m" not in table
     assert table.resolve("w") == "n"
