@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from mm.edge.embedded_etcd import EmbeddedEtcd, embedded_etcd
+from tests.system.etcd import Keys
 
 _numbers = itertools.count(1)
 
@@ -53,3 +54,11 @@ def kv_store(etcd: EmbeddedEtcd) -> str:
 def new_service_name() -> Callable[[], str]:
     """Answer service names that no other mesh of this session has."""
     return lambda: f"test-{next(_numbers)}"
+
+
+@pytest.fixture(scope="session")
+def keys(etcd: EmbeddedEtcd) -> Iterator[Keys]:
+    """The records in the session's etcd."""
+    keys = Keys(str(etcd.endpoint))
+    yield keys
+    keys.close()

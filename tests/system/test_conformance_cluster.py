@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from mm.pb import mmesh
-from tests.system.processes import Mesh, mesh_of
+from tests.system.meshes import Mesh, mesh_of
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(120)]
 
@@ -21,9 +21,7 @@ LARGE_PREDICTS = 20
 @pytest.fixture(scope="module")
 def mesh(dataplane: str, kv_store: str, new_service_name: Callable[[], str]) -> Iterator[Mesh]:
     with mesh_of(kv_store, {"MM_DATAPLANE": dataplane}, new_service_name()) as mesh:
-        with ThreadPoolExecutor() as pool:
-            list(pool.map(mesh.add, ["one", "two", "three"]))
-        mesh.instances.sort(key=lambda instance: instance.instance_id)
+        mesh.add_all("one", "two", "three")
         yield mesh
 
 
@@ -83,8 +81,7 @@ def test_many_callers_one_load(mesh: Mesh) -> None:
 def test_destroy_node(dataplane: str, kv_store: str, new_service_name: Callable[[], str]) -> None:
     """SIGKILL one of three: at the first call its models are served by the others."""
     with mesh_of(kv_store, {"MM_DATAPLANE": dataplane}, new_service_name()) as mesh:
-        with ThreadPoolExecutor() as pool:
-            list(pool.map(mesh.add, ["a", "b", "c"]))
+        mesh.add_all("a", "b", "c")
         ids = [f"node-{number}" for number in range(9)]
         for model_id in ids:
             status = mesh[0].register(model_id, "SIZE_1000000_20_0", load_now=True, sync=True)

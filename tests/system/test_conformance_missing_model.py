@@ -8,7 +8,7 @@ import grpc
 import pytest
 
 from mm.pb import mmesh
-from tests.system.processes import channel_to, mesh_of
+from tests.system.meshes import channel_to, mesh_of
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(60)]
 
@@ -28,7 +28,7 @@ def test_handle_missing_model(
 ) -> None:
     place, switches = VARIANTS[variant]
     with mesh_of(kv_store, {"MM_DATAPLANE": dataplane}, new_service_name()) as mesh:
-        instance = mesh.add("only", [*place, "--start-delay", "0"], switches)
+        instance = mesh.add("only", place, switches)
         status = instance.register("m", "SIZE_1000000_10_0", load_now=True, sync=True)
         assert status.status == mmesh.ModelStatusInfoModelStatus.LOADED
         instance.predict("m")

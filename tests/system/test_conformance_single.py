@@ -10,7 +10,8 @@ import grpc
 import pytest
 
 from mm.pb import mmesh
-from tests.system.processes import Instance, Program, mesh_of
+from tests.system.meshes import Instance, mesh_of
+from tests.system.processes import Program
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(120)]
 
@@ -40,7 +41,7 @@ def instance(
             place = [f"unix://{tmp_path_factory.mktemp('runtime') / 'grpc.sock'}"]
         elif request.param == "legacy-runtime":
             place = ["0", "--legacy"]
-        yield mesh.add("only", [*place, "--start-delay", "0"])
+        yield mesh.add("only", place)
 
 
 @pytest.fixture(params=sorted(SPELLINGS))
@@ -150,7 +151,7 @@ def test_separate_serving_port(
     dataplane: str, kv_store: str, new_service_name: Callable[[], str], tmp_path: Path
 ) -> None:
     with mesh_of(kv_store, {"MM_DATAPLANE": dataplane}, new_service_name()) as mesh:
-        instance = mesh.add("separate", ["0,0", "--start-delay", "0"])
+        instance = mesh.add("separate", ["0,0"])
         instance.register("m", "SIZE_1000000_10_0", load_now=True, sync=True)
         for number in range(20):
             assert_predicts(instance, "m", f"text {number}")

@@ -1,0 +1,101 @@
+"""The records in etcd, read and written behind the mesh's back by grpcio.
+
+Not by the store of the product: what the tests say of keys and JSON is what foreign programs see.
+"""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+from aetcd import rpc
+
+CALL_TIMEOUT_S = 5.0
+WAIT_TIMEOUT_S = 20.0
+Records = dict[str, str]
+
+
+class Keys:
+    """One etcd as its users see it."""
+
+    def __init__(self, endpoint: str) -> None:
+        options = [("grpc.use_local_subchannel_pool", 1)]
+        self._channel = grpc.insecure_channel(endpoint, options=options)
+        # The stubs are written for grpc.aio and ordinary channels alike.
+        self._kv: Any = rpc.KVStub(self._channel)
+        self._watch: Any = rpc.WatchStub(self._channel)
+
+    def put(self, key: str, value: str) -> None:
+        """Write a record, whatever is there."""
+        request = rpc.PutRequest(key=key.encode(), value=value.encode())
+        self._kv.Put(request, timeout=CALL_TIMEOUT_S, wait_for_ready=True)
+
+    def delete(self, key: str) -> None:
+        """Remove a record."""
+        request = rpc.DeleteRangeRequest(key=key.encode())
+        self._kv.DeleteRange(request, timeout=CALL_TIMEOUT_S)
+
+    def get(self, key: str) -> str | None:
+        """Answer a record."""
+        response = self._kv.Range(rpc.RangeRequest(key=key.encode()), timeout=CALL_TIMEOUT_S)
+        return response.kvs[0].value.decode() if response.kvs else None
+
+    def lease_of(self, key: str) -> int:
+        """Answer the lease that a record hangs on; 0: none, or no record."""
+        response = self._kv.Range(rpc.RangeRequest(key=key.encode()), timeout=CALL_TIMEOUT_S)
+        return int(response.kvs[0].lease) if response.kvs else 0
+
+    def table(self, prefix: str) -> Records:
+        """Answer the records under a prefix, by what follows it."""
+        return self._read(prefix)[0]
+
+    def wait(
+        self,
+        prefix: str,
+        condition: Callable[[Records], bool],
+        *,
+        timeout_s: float = WAIT_TIMEOUT_S,
+    ) -> Records:
+        """Answer the table as soon as ``condition`` holds for it; watches, does not poll."""
+        records, revision = self._read(prefix)
+        requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        start, end = _range_of(prefix)
+        create = rpc.WatchCreateRequest(key=start, range_end=end, start_revision=revision + 1)
+        requests.put(rpc.WatchRequest(create_request=create))
+        responses = self._watch.Watch(iter(requests.get, None), timeout=timeout_s)
+        try:
+            while not condition(records):
+                _fold(next(responses), records, len(prefix))
+        except grpc.RpcError as exc:
+            raise AssertionError(f"not in {timeout_s} s under {prefix}: {records}") from exc
+        finally:
+            requests.put(None)
+            responses.cancel()
+        return records
+
+    def close(self) -> None:
+        """Drop the connection."""
+        self._channel.close()
+
+    def _read(self, prefix: str) -> tuple[Records, int]:
+        start, end = _range_of(prefix)
+        request = rpc.RangeRequest(key=start, range_end=end)
+        response = self._kv.Range(request, timeout=CALL_TIMEOUT_S)
+        records = {kv.key.decode()[len(prefix) :]: kv.value.decode() for kv in response.kvs}
+        return records, response.header.revision
+
+
+def _range_of(prefix: str) -> tuple[bytes, bytes]:
+    start = prefix.encode()
+    return start, start[:-1] + bytes([start[-1] + 1])
+
+
+def _fold(response: Any, records: Records, prefix_length: int) -> None:
+    for event in response.events:
+        name = event.kv.key.decode()[prefix_length:]
+        if event.type == rpc.Event.EventType.DELETE:
+            records.pop(name, None)
+        else:
+            records[name] = event.kv.value.decode()

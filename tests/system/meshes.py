@@ -1,0 +1,290 @@
+"""Meshes of real processes, and grpcio clients to call them.
+
+A mesh is a few instances over one store, each a runtime and an `mm serve`; it ends with the test.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import betterproto2
+import grpc
+
+from mm.pb import mmesh
+from tests.system.processes import START_TIMEOUT_S, Program
+
+CALL_TIMEOUT_S = 20.0
+Metadata = Sequence[tuple[str, str | bytes]]
+READY = r"ready: instance .*clients on port (\d+), peers on port (\d+)"
+
+
+@dataclass(slots=True)
+class Instance:
+    """A runtime, its `mm serve`, and a channel to it."""
+
+    instance_id: str
+    runtime: Program
+    serve: Program
+    port: int
+    peer_port: int
+    channel: grpc.Channel
+    settings: dict[str, str] = field(default_factory=dict)
+
+    def call(
+        self,
+        method: str,
+        request: betterproto2.Message | bytes,
+        reply_type: type[betterproto2.Message],
+        metadata: Metadata = (),
+        timeout_s: float = CALL_TIMEOUT_S,
+    ) -> Any:
+        """One unary call by grpcio."""
+        stub = self.channel.unary_unary(
+            method, request_serializer=bytes, response_deserializer=reply_type.parse
+        )
+        return stub(request, metadata=tuple(metadata), timeout=timeout_s)
+
+    def register(
+        self,
+        model_id: str,
+        path: str = "",
+        *,
+        load_now: bool = False,
+        sync: bool = False,
+        model_type: str = "example",
+        method: str = "/mmesh.ModelMesh/registerModel",
+    ) -> mmesh.ModelStatusInfo:
+        """Register a model."""
+        request = mmesh.RegisterModelRequest(
+            model_id=model_id,
+            model_info=mmesh.ModelInfo(type=model_type, path=path),
+            load_now=load_now,
+            sync=sync,
+        )
+        reply = self.call(method, request, mmesh.ModelStatusInfo, timeout_s=60)
+        assert isinstance(reply, mmesh.ModelStatusInfo)
+        return reply
+
+    def unregister(self, model_id: str, method: str = "/mmesh.ModelMesh/unregisterModel") -> None:
+        """Unregister a model."""
+        request = mmesh.UnregisterModelRequest(model_id=model_id)
+        self.call(method, request, mmesh.UnregisterModelResponse)
+
+    def status(self, model_id: str) -> mmesh.ModelStatusInfo:
+        """Ask for a model's status."""
+        request = mmesh.GetStatusRequest(model_id=model_id)
+        reply = self.call("/mmesh.ModelMesh/getModelStatus", request, mmesh.ModelStatusInfo)
+        assert isinstance(reply, mmesh.ModelStatusInfo)
+        return reply
+
+    def predict(
+        self,
+        model_id: str,
+        text: str = "hello",
+        *,
+        model_name: str = "",
+        timeout_s: float = CALL_TIMEOUT_S,
+        metadata: Metadata | None = None,
+    ) -> mmesh.PredictResponse:
+        """Call the example predictor; ``metadata`` replaces the id header."""
+        if metadata is None:
+            metadata = [("mm-model-id", model_id)]
+        reply = self.call(
+            "/mmesh.ExamplePredictor/predict",
+            mmesh.PredictRequest(text=text, model_name=model_name),
+            mmesh.PredictResponse,
+            metadata,
+            timeout_s,
+        )
+        assert isinstance(reply, mmesh.PredictResponse)
+        return reply
+
+    def prefix(self, table: str) -> str:
+        """Answer what the keys of a table begin with: registry, vmodels or instances."""
+        return f"/tas-runtime/{self.settings['MM_SERVICE_NAME']}/{table}/"
+
+    def close(self) -> None:
+        """End both processes."""
+        self.channel.close()
+        self.serve.close()
+        self.runtime.close()
+
+
+class Mesh:
+    """Instances over one store, started and ended by a test."""
+
+    def __init__(self, kv_store: str, settings: Mapping[str, str], service_name: str) -> None:
+        self.instances: list[Instance] = []
+        self.service_name = service_name
+        self.settings = {
+            "KV_STORE": kv_store,
+            "MM_SERVICE_NAME": service_name,
+            "MM_BIND_HOST": "127.0.0.1",
+            "MM_ADVERTISE_ADDRESS": "127.0.0.1",
+            "MM_SVC_GRPC_PORT": "0",
+            "MM_PEER_PORT": "0",
+            **settings,
+        }
+        self._directory = Path(tempfile.mkdtemp(prefix="mm-mesh-"))
+        self._programs: list[Program] = []
+
+    def __getitem__(self, index: int) -> Instance:
+        return self.instances[index]
+
+    def prefix(self, table: str) -> str:
+        """Answer what the keys of a table begin with: registry, vmodels or instances."""
+        return f"/tas-runtime/{self.service_name}/{table}/"
+
+    def add(
+        self,
+        instance_id: str,
+        runtime_args: Sequence[str] = (),
+        runtime_settings: Mapping[str, str] | None = None,
+        settings: Mapping[str, str] | None = None,
+    ) -> Instance:
+        """Start an example runtime and an instance beside it, and wait until it serves.
+
+        The first of ``runtime_args`` may be the place where it listens, else it is a Unix socket
+        and both start at once.
+        """
+        place, rest = _split_place(runtime_args)
+        if place is None:
+            path = self.socket_path(instance_id)
+            args = [f"unix://{path}", "--start-delay", "0", *rest]
+            runtime = self.start_runtime(instance_id, ["example", *args], runtime_settings)
+            own = {"INTERNAL_GRPC_SOCKET_PATH": path}
+        else:
+            args = [place, "--start-delay", "0", *rest]
+            runtime = self.start_runtime(instance_id, ["example", *args], runtime_settings)
+            own = runtime_variables(listening_places(runtime, place.count(",") + 1))
+        return self.add_beside(instance_id, runtime, {**own, **(settings or {})})
+
+    def add_sklearn(
+        self, instance_id: str, root: Path, args: Sequence[str] = (), **settings: str
+    ) -> Instance:
+        """Start a scikit-learn runtime and an instance beside it."""
+        path = self.socket_path(instance_id)
+        command = ["sklearn", "--root", str(root), "--unix-socket", path, *args]
+        runtime = self.start_runtime(instance_id, command)
+        return self.add_beside(
+            instance_id, runtime, {"INTERNAL_GRPC_SOCKET_PATH": path, **settings}
+        )
+
+    def add_all(self, *instance_ids: str) -> None:
+        """Start several at once; ``instances`` has them in this order."""
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(self.add, instance_ids))
+        self.instances.sort(key=lambda instance: instance_ids.index(instance.instance_id))
+
+    def socket_path(self, instance_id: str) -> str:
+        """Answer where the runtime of an instance listens."""
+        return str(self._directory / f"{instance_id}.sock")
+
+    def start_runtime(
+        self, instance_id: str, args: Sequence[str], settings: Mapping[str, str] | None = None
+    ) -> Program:
+        """Start `mm runtime ARGS`; returns at once."""
+        runtime = Program.mm(f"runtime of {instance_id}", "runtime", *args, settings=settings)
+        self._programs.append(runtime)
+        return runtime
+
+    def start_serve(self, instance_id: str, settings: Mapping[str, str]) -> Program:
+        """Start `mm serve`; returns at once."""
+        own = {**self.settings, "MM_INSTANCE_ID": instance_id, **settings}
+        serve = Program.mm(f"instance {instance_id}", "serve", settings=own)
+        self._programs.append(serve)
+        return serve
+
+    def add_beside(
+        self, instance_id: str, runtime: Program, settings: Mapping[str, str]
+    ) -> Instance:
+        """Start an instance beside a runtime, and wait until it serves."""
+        serve = self.start_serve(instance_id, settings)
+        match = serve.wait_line(READY, timeout_s=START_TIMEOUT_S)
+        port, peer_port = int(match.group(1)), int(match.group(2))
+        all_settings = {**self.settings, **settings}
+        instance = Instance(
+            instance_id, runtime, serve, port, peer_port, channel_to(port), all_settings
+        )
+        self.instances.append(instance)
+        return instance
+
+    def close(self) -> None:
+        """End everything."""
+        for instance in self.instances:
+            instance.close()
+        for program in self._programs:
+            program.close()
+        shutil.rmtree(self._directory)
+
+
+def _split_place(args: Sequence[str]) -> tuple[str | None, Sequence[str]]:
+    if args and not args[0].startswith("-"):
+        return args[0], args[1:]
+    return None, args
+
+
+def listening_places(runtime: Program, count: int = 1) -> list[str]:
+    """Answer where a runtime listens: for management first, then for inferences if elsewhere."""
+    places: list[str] = []
+    after = 0
+    while len(places) < count:
+        places.append(runtime.wait_line(r"listening on (\S+)", after=after).group(1))
+        after = next(i for i, line in enumerate(runtime.lines) if line.endswith(places[-1])) + 1
+    return places
+
+
+def runtime_variables(places: Sequence[str]) -> dict[str, str]:
+    """Answer the settings for a runtime that listens there."""
+    variables = {}
+    for name, address in zip(("INTERNAL", "INTERNAL_SERVING"), places, strict=False):
+        if address.startswith("unix:"):
+            variables[f"{name}_GRPC_SOCKET_PATH"] = address.removeprefix("unix:").removeprefix("//")
+        else:
+            variables[f"{name}_GRPC_PORT"] = address.rpartition(":")[2]
+    return variables
+
+
+def channel_to(port: int) -> grpc.Channel:
+    """Answer a grpcio channel that shares no connection with others and repeats no call."""
+    options = [
+        ("grpc.use_local_subchannel_pool", 1),
+        ("grpc.enable_retries", 0),
+        ("grpc.max_receive_message_length", 64 * 2**20),
+        ("grpc.max_send_message_length", 64 * 2**20),
+    ]
+    return grpc.insecure_channel(f"127.0.0.1:{port}", options=options)
+
+
+def refusal(call: Callable[[], object]) -> tuple[grpc.StatusCode, str]:
+    """Answer with which status and text a call fails."""
+    try:
+        answer = call()
+    except grpc.RpcError as exc:
+        return exc.code(), exc.details() or ""
+    raise AssertionError(f"it did not fail: {answer}")
+
+
+def record_of(records: Mapping[str, str], name: str) -> dict[str, Any]:
+    """Answer a record of a table as its JSON."""
+    decoded = json.loads(records[name])
+    assert isinstance(decoded, dict)
+    return decoded
+
+
+@contextmanager
+def mesh_of(kv_store: str, settings: Mapping[str, str], service_name: str) -> Iterator[Mesh]:
+    """A mesh that is taken down at the end."""
+    mesh = Mesh(kv_store, settings, service_name)
+    try:
+        yield mesh
+    finally:
+        mesh.close()

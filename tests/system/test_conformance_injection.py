@@ -1,0 +1,217 @@
+"""Ids in messages, injected and extracted, and which methods are let through (around 22.5, 7)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import ClassVar
+
+import grpc
+import pytest
+
+from mm.pb import mmesh
+from tests.system.etcd import Keys
+from tests.system.meshes import Instance, Mesh, mesh_of, refusal
+from tests.system.processes import eventually
+
+pytestmark = [pytest.mark.system, pytest.mark.timeout(120)]
+
+PREDICT = "mmesh.ExamplePredictor/predict"
+MULTI_PREDICT = "mmesh.ExamplePredictor/multiPredict"
+NO_ID = "must include mm-model-id header"
+SIZE = "SIZE_1000000_10_0"
+
+NewMesh = Callable[[dict[str, str]], AbstractContextManager[Mesh]]
+
+
+@pytest.fixture(scope="module")
+def new_mesh(dataplane: str, kv_store: str, new_service_name: Callable[[], str]) -> NewMesh:
+    def make(settings: dict[str, str]) -> AbstractContextManager[Mesh]:
+        return mesh_of(kv_store, {"MM_DATAPLANE": dataplane, **settings}, new_service_name())
+
+    return make
+
+
+def start(mesh: Mesh, runtime_settings: dict[str, str]) -> Instance:
+    instance = mesh.add("only", runtime_settings=runtime_settings)
+    instance.register("injected", SIZE, load_now=True)
+    return instance
+
+
+def seen_name(instance: Instance, **options: object) -> str:
+    """The model name that was in the message when it reached the runtime."""
+    reply = instance.predict("injected", **options)  # type: ignore[arg-type]
+    assert reply.results[0].category == "classification for hello by model injected"
+    return reply.results[1].category
+
+
+def seen_name_of_many(instance: Instance, model_name: str) -> str:
+    reply = instance.call(
+        f"/{MULTI_PREDICT}",
+        mmesh.PredictRequest(text="hello", model_name=model_name),
+        mmesh.MultiPredictResponse,
+        [("mm-model-id", "injected")],
+    )
+    return str(reply.per_model_results["injected"].results[1].category)
+
+
+class TestOnlyListed:
+    """ModelMeshIdInjectTest: the runtime lists one method, with a path."""
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def instance(cls, new_mesh: NewMesh) -> Iterator[Instance]:
+        with new_mesh({}) as mesh:
+            yield start(mesh, {"RS_METHOD_INFOS": f"{PREDICT}=1"})
+
+    @pytest.mark.parametrize("name", ["", "injected", "other", "x" * 200])
+    def test_id_injection(self, instance: Instance, name: str) -> None:
+        assert seen_name(instance, model_name=name) == "injected"
+
+    def test_no_header(self, instance: Instance) -> None:
+        code, text = refusal(partial(instance.predict, "injected", metadata=[]))
+        assert (code, text) == (grpc.StatusCode.INVALID_ARGUMENT, NO_ID)
+
+    def test_method_that_is_not_listed(self, instance: Instance) -> None:
+        code, text = refusal(partial(seen_name_of_many, instance, ""))
+        assert code == grpc.StatusCode.UNIMPLEMENTED
+        assert text == f"Method not found or not permitted: {MULTI_PREDICT}"
+
+    def test_large_message(self, instance: Instance) -> None:
+        text = "z" * 5_000_000
+        reply = instance.predict("injected", text, model_name="other")
+        assert reply.results[0].category == f"classification for {text} by model injected"
+        assert reply.results[1].category == "injected"
+
+    def test_across_a_hop(self, new_mesh: NewMesh) -> None:
+        """Who injects is the instance at the copy; the other one's runtime lists nothing."""
+        with new_mesh({}) as mesh:
+            holder = start(mesh, {"RS_METHOD_INFOS": f"{PREDICT}=1"})
+            assert seen_name(holder, model_name="other") == "injected"
+            other = mesh.add("without-infos")
+            assert seen_name(other, model_name="other") == "injected"
+
+
+class TestAllowed:
+    """ModelMeshAllowAnyMethodTest and ModelMeshAllowWithNoInjectionTest."""
+
+    PERMISSIONS: ClassVar = {
+        "allow any": {"RS_METHOD_INFOS": f"{PREDICT}=1", "RS_ALLOW_ANY": "true"},
+        "listed without a path": {"RS_METHOD_INFOS": f"{PREDICT}=1;{MULTI_PREDICT}="},
+    }
+
+    @pytest.fixture(scope="class", params=PERMISSIONS)
+    @classmethod
+    def instance(cls, request: pytest.FixtureRequest, new_mesh: NewMesh) -> Iterator[Instance]:
+        with new_mesh({}) as mesh:
+            yield start(mesh, cls.PERMISSIONS[request.param])
+
+    def test_id_injection(self, instance: Instance) -> None:
+        assert seen_name(instance, model_name="other") == "injected"
+        assert seen_name_of_many(instance, "other") == "other"
+
+    @pytest.mark.parametrize(
+        "service", ["mmesh.ModelRuntime", "com.ibm.watson.tas.internal.proto.ModelServer"]
+    )
+    def test_prohibited_management_service(self, instance: Instance, service: str) -> None:
+        unload = partial(
+            instance.call,
+            f"/{service}/unloadModel",
+            mmesh.UnloadModelRequest(model_id="injected"),
+            mmesh.UnloadModelResponse,
+            [("mm-model-id", "injected")],
+        )
+        code, text = refusal(unload)
+        assert code == grpc.StatusCode.UNIMPLEMENTED
+        assert text == f"Method not found or not permitted: {service}/unloadModel"
+
+
+class TestExtraction:
+    """ModelMeshIdExtractTest: the id is in the message, the runtime has it injected, too."""
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def instance(cls, new_mesh: NewMesh) -> Iterator[Instance]:
+        dataplane = {
+            "rpcConfigs": {PREDICT: {"idExtractionPath": [1]}},
+            "allowOtherRpcs": True,
+        }
+        infos = {"RS_METHOD_INFOS": f"{PREDICT}=1;{MULTI_PREDICT}="}
+        with new_mesh({"MM_DATAPLANE_CONFIG": json.dumps(dataplane)}) as mesh:
+            yield start(mesh, infos)
+
+    def test_header_only(self, instance: Instance) -> None:
+        assert seen_name(instance) == "injected"
+
+    def test_message_only(self, instance: Instance) -> None:
+        assert seen_name(instance, model_name="injected", metadata=[]) == "injected"
+
+    def test_message_beats_header(self, instance: Instance) -> None:
+        bogus = [("mm-model-id", "bogus")]
+        assert seen_name(instance, model_name="injected", metadata=bogus) == "injected"
+
+    def test_other_method_by_header(self, instance: Instance) -> None:
+        assert seen_name_of_many(instance, "") == ""
+
+    def test_last_of_two_ids(self, instance: Instance) -> None:
+        """What parsers take is the last one, so that decides, and the runtime sees no other."""
+        request = bytes(mmesh.PredictRequest(text="hello", model_name="bogus")) + bytes(
+            mmesh.PredictRequest(model_name="injected")
+        )
+        reply = instance.call(f"/{PREDICT}", request, mmesh.PredictResponse)
+        assert reply.results[1].category == "injected"
+
+    def test_no_id_anywhere(self, instance: Instance) -> None:
+        refused = refusal(partial(instance.predict, "injected", metadata=[]))
+        assert refused == (grpc.StatusCode.INVALID_ARGUMENT, NO_ID)
+
+    def test_message_that_is_no_protobuf(self, instance: Instance) -> None:
+        """Field 1 as a varint cannot be an id; whatever is said, it is no crash."""
+        call = partial(instance.call, f"/{PREDICT}", b"\x08\x01", mmesh.PredictResponse)
+        assert refusal(call)[0] == grpc.StatusCode.INVALID_ARGUMENT
+        assert seen_name(instance) == "injected"
+
+
+class TestVModelExtraction:
+    """ModelMeshVmIdExtractTest: the id in the message is a vmodel's; other methods are denied."""
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def instance(cls, new_mesh: NewMesh, keys: Keys) -> Iterator[Instance]:
+        dataplane = {"rpcConfigs": {PREDICT: {"idExtractionPath": [1], "vModelId": True}}}
+        with new_mesh({"MM_DATAPLANE_CONFIG": json.dumps(dataplane)}) as mesh:
+            # As the Java mesh writes it: managing vmodels is not here yet.
+            record = {"o": "owner", "amid": "injected", "tmid": "injected"}
+            keys.put(mesh.prefix("vmodels") + "alias", json.dumps(record))
+            yield start(mesh, {"RS_METHOD_INFOS": f"{PREDICT}=1"})
+
+    def test_header(self, instance: Instance) -> None:
+        header = [("mm-vmodel-id", "alias")]
+        assert seen_name(instance, metadata=header) == "injected"
+
+    def test_message(self, instance: Instance) -> None:
+        assert seen_name(instance, model_name="alias", metadata=[]) == "injected"
+
+    def test_model_id_in_the_message_is_no_vmodel(self, instance: Instance) -> None:
+        refused = refusal(partial(instance.predict, "", model_name="injected", metadata=[]))
+        assert refused == (grpc.StatusCode.NOT_FOUND, "vmodel not found")
+
+    def test_other_method_is_denied(self, instance: Instance) -> None:
+        code, text = refusal(partial(seen_name_of_many, instance, ""))
+        assert (code, text) == (grpc.StatusCode.UNIMPLEMENTED, "")
+
+    def test_vmodel_moves_on(self, instance: Instance, keys: Keys) -> None:
+        """The record is watched: a new active model takes over, the runtime sees its id."""
+        instance.register("successor", SIZE, load_now=True, sync=True)
+        key = instance.prefix("vmodels") + "moving"
+
+        def seen() -> str:
+            reply = instance.predict("", metadata=[("mm-vmodel-id", "moving")])
+            return reply.results[1].category
+
+        keys.put(key, json.dumps({"amid": "injected", "tmid": "injected"}))
+        assert seen() == "injected"
+        keys.put(key, json.dumps({"amid": "successor", "tmid": "successor"}))
+        eventually(lambda: seen() == "successor")
