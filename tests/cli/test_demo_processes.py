@@ -75,6 +75,8 @@ def test_a_child_dies_with_a_parent_that_was_killed(tmp_path: Path) -> None:
             "async def main():\n"
             f"    child = processes.ChildProcess('c', [], {{}}, Path({str(log)!r}))\n"
             "    await child.start()\n"
+            "    while not await child.last_words() == '    1':\n"
+            "        await anyio.lowlevel.checkpoint()\n"
             "    print(child.pid, flush=True)\n"
             "    await child.wait()\n"
             "anyio.run(main)\n",

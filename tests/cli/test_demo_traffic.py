@@ -43,6 +43,10 @@ MODEL = TrainedModel(
     samples=(Sample(((1.0, 2.0),), (7,)), Sample(((3.0, 4.0),), (7,))),
 )
 
+#: Encoded here and not in a test: betterproto2 imports pydantic with its first message, if it is
+#: installed, and imports block.
+TYPED, RAW = questions(MODEL)
+
 
 def response(label: int, model_id: str = "m") -> ModelInferResponse:
     output = ModelInferResponseInferOutputTensor(
@@ -238,14 +242,13 @@ async def test_zipf() -> None:
 
 
 async def test_answers_in_both_forms() -> None:
-    typed, raw = questions(MODEL)
-    assert (typed.expected, raw.expected) == ((7,), (7,))
+    assert (TYPED.expected, RAW.expected) == ((7,), (7,))
     assert labels_of(response(7)) == (7,)
     packed = response(7)
     packed.outputs[0].contents = None
     packed.raw_output_contents = [struct.pack("<q", 7)]
     assert labels_of(packed) == (7,)
-    assert difference(raw, packed) is None
+    assert difference(RAW, packed) is None
     assert labels_of(ModelInferResponse()) is None
 
 
