@@ -1,6 +1,6 @@
 """mm: a distributed LRU cache for serving machine learning models.
 
-One process (``mm serve``) runs beside each model runtime; together the processes form one cache over etcd.
+One process (``mm serve``) runs beside each model runtime; together they form one cache over etcd.
 The architecture is told in ``docs/architecture.md``, the words in ``docs/glossary.md``.
 """
 

@@ -6,6 +6,7 @@ Owns the help, logging and the event loop; what runs in it is composed in ``mm.e
 from __future__ import annotations
 
 import os
+import sys
 from typing import Final
 
 import typer
@@ -61,7 +62,6 @@ Behaviour:
   MM_LOAD_FAILURE_EXPIRY_TIME_MS  how long a failed load is not tried again     [900000]
   MM_MIN_CHURN_AGE_MS             refuse loads that would evict a model used more recently
                                   than this; 0 refuses none           [10 x load time]
-  MM_JANITOR_FREQ_SECS            how often copies are compared with the registry [360]
   SHUTDOWN_TIMEOUT_MS             from the signal to the exit         [30000]
   MM_LOG_LEVEL                    debug, info, warning or error       [info]
 
@@ -85,6 +85,9 @@ def serve() -> None:
     config = Config.from_environment(os.environ)
     log_to_stderr(config.log_level)
     config.log_warnings(logging.getLogger("mm.config"))
+    # betterproto2 imports pydantic wherever it is installed, for generated code that asks for its
+    # checks. Ours does not, and it is a third of the time to start and 10 MB: here it is absent.
+    sys.modules.setdefault("pydantic", None)  # type: ignore[arg-type]
     # Only now: a wrong setting is told at once, the imports take a while.
     from mm.edge.app import serve as serve_instance
 

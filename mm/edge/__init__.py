@@ -1,1 +1,1 @@
-"""The outside world on asyncio: gRPC, etcd, runtimes. The only layer that knows wire formats and libraries."""
+"""The outside world on asyncio: gRPC, etcd, runtimes; the only layer that knows their formats."""

@@ -124,9 +124,7 @@ class Instance:
             peer_port = await _open(
                 self._peer_server, config.bind_host, config.peer_port, "MM_PEER_PORT"
             )
-            await stack.enter_async_context(
-                node.running(f"{config.advertise_host}:{peer_port}")
-            )
+            await stack.enter_async_context(node.running(f"{config.advertise_host}:{peer_port}"))
             peer_service.add_statistics(self._peer_services)
             external_server = self._serve_node(node)
             grpc_port = await _open(
@@ -167,9 +165,7 @@ class Instance:
 
     async def _stop(self, node: Node, external_server: GrpcServer) -> None:
         config = self._config
-        grace_s = min(
-            config.drain_timeout_s, max(1.0, config.shutdown_timeout_s - STOP_RESERVE_S)
-        )
+        grace_s = min(config.drain_timeout_s, max(1.0, config.shutdown_timeout_s - STOP_RESERVE_S))
         self._health.set_serving(False)
         with anyio.move_on_after(config.shutdown_timeout_s):
             await node.drain()
@@ -202,9 +198,7 @@ async def open_store(config: Config) -> AsyncIterator[Store]:
 
 
 def _etcd_store(target: EtcdTarget, config: Config) -> EtcdStore:
-    return EtcdStore(
-        target, timeout_s=config.store_timeout_s, silence_s=config.store_silence_max_s
-    )
+    return EtcdStore(target, timeout_s=config.store_timeout_s, silence_s=config.store_silence_max_s)
 
 
 async def _open(server: GrpcServer, host: str, port: int, variable: str) -> int:

@@ -6,11 +6,11 @@ Owns the mapping of field names and the legacy spellings of the service. What th
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 from mm.core.calls import Call, Hop
 from mm.core.hop_headers import read_hop_request
-from mm.core.ids import ModelId
+from mm.core.ids import InstanceId, ModelId
 from mm.core.records import ModelInfo
 from mm.edge.h2 import IncomingCall
 from mm.edge.unary import ServiceTable
@@ -46,10 +46,10 @@ class Management:
             for service in (SERVICE, LEGACY_SERVICE):
                 services.add(service + method, _refuse_vmodels)
 
-    def _add(self, services: ServiceTable, name: str, request_type: type, method: object) -> None:
+    def _add(self, services: ServiceTable, name: str, request_type: type[Any], method: Any) -> None:
         for service in (SERVICE, LEGACY_SERVICE):
             for spelling in (name, LEGACY_METHODS.get(name, name)):
-                services.add_unary(service + spelling, request_type, method)  # type: ignore[arg-type]
+                services.add_unary(service + spelling, request_type, method)
 
     async def register_model(
         self, request: mmesh.RegisterModelRequest, call: IncomingCall
@@ -123,12 +123,12 @@ def status_message(status: ModelStatus) -> mmesh.ModelStatusInfo:
 
 
 def status_of(message: mmesh.ModelStatusInfo) -> ModelStatus:
-    """Answer the status that a message tells; one of a newer peer that we do not know is UNKNOWN."""
+    """Answer the status that a message tells; one that only a newer peer knows is UNKNOWN."""
     return ModelStatus(
         message.status.name or "UNKNOWN",
         tuple(message.errors),
         tuple(
-            CopyStatus(info.location, info.copy_status.name or "UNKNOWN", info.time)  # type: ignore[arg-type]
+            CopyStatus(InstanceId(info.location), info.copy_status.name or "UNKNOWN", info.time)
             for info in message.model_copy_infos
         ),
     )

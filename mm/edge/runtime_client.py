@@ -29,7 +29,7 @@ LEGACY_SERVICE: Final = "/com.ibm.watson.tas.internal.proto.ModelServer/"
 #: A load that the mesh cancels by its own timer needs no deadline on the wire; runtimes may refuse
 #: long ones.
 NO_DEADLINE: Final = None
-#: Doubled for each further poll, up to `runtime_poll_s`: a runtime that starts quickly is not waited for.
+#: Doubled for each further poll, up to `runtime_poll_s`: a quick start is not waited for.
 FIRST_PAUSE_S: Final = 0.05
 #: Runtimes that are still starting are told of this often in the log.
 LOG_EVERY_S: Final = 20.0
@@ -70,7 +70,7 @@ class GrpcRuntime(Runtime):
     async def wait_ready(self) -> RuntimeParameters:
         """Poll every endpoint until one is READY; raises ``StartupError``."""
         limit_s = self._config.runtime_start_timeout_s
-        said = {endpoint: "not asked yet" for endpoint in self._channels}
+        said = dict.fromkeys(self._channels, "not asked yet")
         with anyio.move_on_after(limit_s):
             logged_s = anyio.current_time()
             pause_s = FIRST_PAUSE_S
@@ -150,13 +150,17 @@ class GrpcRuntime(Runtime):
                 timeout_s=NO_DEADLINE,
             )
         except UnreachableError as exc:
-            raise RuntimeUnavailableError(f"the model runtime at {endpoint}: {exc.message}") from exc
+            raise RuntimeUnavailableError(
+                f"the model runtime at {endpoint}: {exc.message}"
+            ) from exc
         except CallError as exc:
             raise RuntimeCallError(exc.code, exc.message) from exc
         except MeshError as exc:  # an answer that is no answer: too long, not the message expected
             raise RuntimeCallError(StatusCode.INTERNAL, exc.message) from exc
 
-    async def _poll(self, endpoint: Endpoint, said: dict[Endpoint, str]) -> RuntimeParameters | None:
+    async def _poll(
+        self, endpoint: Endpoint, said: dict[Endpoint, str]
+    ) -> RuntimeParameters | None:
         """Ask one endpoint once; what it said is kept for the error."""
         try:
             reply = await call_unary(
@@ -206,9 +210,7 @@ def _parameters(reply: mmesh.RuntimeStatusResponse) -> RuntimeParameters:
         default_model_size_bytes=reply.default_model_size_in_bytes,
         loading_concurrency_max=reply.max_loading_concurrency,
         load_timeout_ms=reply.model_loading_timeout_ms,
-        methods={
-            name: tuple(info.id_injection_path) for name, info in reply.method_infos.items()
-        },
+        methods={name: tuple(info.id_injection_path) for name, info in reply.method_infos.items()},
         allow_any_method=reply.allow_any_method,
         limit_model_concurrency=reply.limit_model_concurrency,
         runtime_version=reply.runtime_version,
