@@ -51,6 +51,10 @@ class Call:
     known_size_units: int = 0
     #: Last use to record, ms; 0 means now.
     last_used_ms: int = 0
+    #: Loading it somewhere may help; not after a runtime that has it said UNAVAILABLE.
+    may_load: bool = True
+    #: It waited here for a load: a miss of the cache.
+    has_waited: bool = False
     #: Passes so far; bounded by ``Config.retry_iterations_max``.
     attempts: int = 0
     #: The most telling failure so far: what the client hears when nothing else is left.
@@ -80,6 +84,8 @@ class Outcome(enum.Enum):
     RUNTIME_UNAVAILABLE = "runtime-unavailable"
     #: The load that the peer was asked for failed there (trailer ``mm-hop-result: load-failed``).
     LOAD_FAILED = "load-failed"
+    #: So did this one, by taking longer than the runtime's own limit.
+    LOAD_TIMEOUT = "load-timeout"
 
 
 @dataclass(frozen=True, slots=True)

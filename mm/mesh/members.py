@@ -91,6 +91,10 @@ class Members:
             return None
         return None if self._is_unreachable(instance_id) else handle
 
+    def handle_if_known(self, instance_id: InstanceId) -> int | None:
+        """Answer the table's handle of an instance, reachable or not."""
+        return self._handles.get(instance_id)
+
     def address(self, instance_id: InstanceId) -> str:
         """Answer host:port of an instance that is known."""
         return self._records[instance_id].address
@@ -110,10 +114,22 @@ class Members:
         """It answered."""
         self._unreachable.pop(instance_id, None)
 
+    def next_reachable_ms(self) -> int | None:
+        """Answer in how long one that cannot be reached now is tried again; None if all can be."""
+        now_s = anyio.current_time()
+        waits_s = [until_s - now_s for until_s, _ in self._unreachable.values() if until_s > now_s]
+        return max(1, round(1000 * min(waits_s))) if waits_s else None
+
     def note_sent(self, instance_id: InstanceId, size_units: int) -> None:
         """A load was sent there, of which its record cannot know yet."""
         units, count = self._sent.get(instance_id, (0, 0))
         self._sent[instance_id] = (units + size_units, count + 1)
+
+    def note_ended(self, instance_id: InstanceId) -> None:
+        """A load that was sent there has ended, one way or another."""
+        units, count = self._sent.get(instance_id, _NOTHING_SENT)
+        if count:
+            self._sent[instance_id] = (units, count - 1)
 
     def view(self, now_ms: int) -> ClusterView:
         """Answer the frozen view for one decision, with our own record fresh."""

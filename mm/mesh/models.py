@@ -23,6 +23,8 @@ from mm.errors import (
     ModelExistsError,
     ModelNotFoundError,
     ModelReferencedError,
+    StatusCode,
+    StoreUnavailableError,
 )
 from mm.mesh.copies import Copies
 from mm.mesh.local_copy import LocalCopy
@@ -30,6 +32,7 @@ from mm.mesh.members import Members
 from mm.mesh.ports import Clock, CopyStatus, ModelStatus, PeerCallError, Peers
 from mm.mesh.registry import Registry
 from mm.mesh.router import Router
+from mm.table import ID_BYTES_MAX
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +76,8 @@ class Models:
         self._peers = peers
         self._clock = clock
         self._group: TaskGroup | None = None
+        #: Loads without a waiter that a task sees through.
+        self._followed: set[ModelId] = set()
 
     def open(self, group: TaskGroup) -> None:
         """Name the task group for loads that nobody waits for: the node's."""
@@ -115,6 +120,7 @@ class Models:
         try:
             await self._registry.update(model_id, delete, fresh=True)
         except RecordError:
+            logger.warning("model %s is unregistered although its record is unreadable", model_id)
             await self._registry.delete_corrupt(model_id)
 
     async def status(self, model_id: ModelId, *, ask_peers: bool = True) -> ModelStatus:
@@ -174,10 +180,15 @@ class Models:
             return record
 
         try:
-            await self._registry.update(model_id, change)
-        except ModelExistsError:
-            # The mirror may be a moment behind an unregistration: the store has the last word.
-            await self._registry.update(model_id, change, fresh=True)
+            try:
+                await self._registry.update(model_id, change)
+            except ModelExistsError:
+                created = False
+            if not created:
+                # The mirror may be a moment behind an unregistration: the store has the last word.
+                await self._registry.update(model_id, change, fresh=True)
+        except RecordError as exc:
+            raise MeshError(str(exc), code=StatusCode.FAILED_PRECONDITION) from exc
         return created
 
     async def _ensure(self, request: EnsureRequest, call: Call) -> ModelStatus:
@@ -191,9 +202,7 @@ class Models:
                 return await self._present(request.model_id, "LOADED")
             answer, again = await self._ask_peer(request, call, route, sync=True)
             if answer is not None:
-                # The peer wrote the record a moment ago: the mirror need not have it yet.
-                await self._registry.read(request.model_id)
-                return await self._present(request.model_id, answer.status)
+                return await self._present_new(request.model_id, answer.status)
             if not again:
                 raise call.failure or LoadFailedError("no instance took the load")
 
@@ -232,7 +241,9 @@ class Models:
                     await begun.started.wait()
                 if not begun.settled.is_set():
                     assert self._group is not None, "open() first"
-                    self._group.start_soon(self._follow, request, call)
+                    if request.model_id not in self._followed:
+                        self._followed.add(request.model_id)
+                        self._group.start_soon(self._follow, request, call)
                     return await self._present(request.model_id, "LOADING")
                 if begun.serves:
                     return await self._present(request.model_id, "LOADED")
@@ -240,9 +251,7 @@ class Models:
                 continue
             answer, again = await self._ask_peer(request, call, begun, sync=False)
             if answer is not None:
-                # The peer wrote the record a moment ago: the mirror need not have it yet.
-                await self._registry.read(request.model_id)
-                return await self._present(request.model_id, answer.status)
+                return await self._present_new(request.model_id, answer.status)
             if not again:
                 raise call.failure or LoadFailedError("no instance took the load")
 
@@ -261,6 +270,8 @@ class Models:
             await self._ensure(replace(request, sync=True), call)
         except MeshError as exc:
             logger.warning("model %s is not loaded: %s", request.model_id, exc.message)
+        finally:
+            self._followed.discard(request.model_id)
 
     async def _ask(self, model_id: ModelId, instance_id: InstanceId) -> str:
         """Ask a copy whether it is there; answers UNKNOWN when it cannot be asked."""
@@ -272,10 +283,18 @@ class Models:
             answer = await self._peers.model_status(
                 route, timeout_s=self._config.ensure_loaded_timeout_s
             )
-        except PeerCallError as exc:
+        except (PeerCallError, MeshError) as exc:
             logger.debug("status of model %s at %s: %s", model_id, instance_id, exc.message)
             return "UNKNOWN"
         return answer.status
+
+    async def _present_new(self, model_id: ModelId, status: str) -> ModelStatus:
+        """Present what a peer did a moment ago: the mirror need not have its record yet."""
+        try:
+            await self._registry.read(model_id)
+        except StoreUnavailableError as exc:
+            logger.debug("model %s: presented from the mirror: %s", model_id, exc)
+        return await self._present(model_id, status)
 
     async def _present(self, model_id: ModelId, status: str) -> ModelStatus:
         record = await self._registry.find(model_id)
@@ -289,12 +308,15 @@ class Models:
 
     def _require_writable(self) -> None:
         if self._config.kv_read_only:
-            raise MeshError("model-mesh read-only mode")
+            raise MeshError("model-mesh read-only mode", code=StatusCode.UNAVAILABLE)
 
 
 def _require_id(model_id: str) -> None:
     if not model_id:
         raise InvalidRequestError("must provide non-empty modelId")
+    length = len(model_id.encode())
+    if length > ID_BYTES_MAX:
+        raise InvalidRequestError(f"a modelId has at most {ID_BYTES_MAX} bytes, this one {length}")
 
 
 def _status_of(status: str, record: ModelRecord) -> ModelStatus:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 import anyio
@@ -27,6 +27,7 @@ from mm.mesh.loader import Loader
 from mm.mesh.local_copy import LocalCopy, Phase
 from mm.mesh.members import Members
 from mm.mesh.models import Models
+from mm.mesh.placer import Placer
 from mm.mesh.ports import Clock, Item, Peers, Runtime, RuntimeParameters, Session, Store
 from mm.mesh.pruner import Pruner
 from mm.mesh.publisher import Publisher
@@ -88,24 +89,40 @@ class Node:
         await self._check_store()
         parameters = await self._ports.runtime.wait_ready()
         self._compose(parameters)
-        async with (
-            self._ports.store.session(self._config.lease_ttl_s) as session,
-            anyio.create_task_group() as group,
-        ):
-            await self._join(group, session)
-            logger.info(
-                "instance %s serves: capacity %d units, %d models registered, %d other instances",
-                self._me,
-                self._accounting.capacity_units,
-                len(self._registry),
-                max(0, len(self._members) - 1),
-            )
+        failure: StartupError | None = None
+        async with AsyncExitStack() as stack:
             try:
-                yield
-            finally:
-                with anyio.move_on_after(self._config.close_timeout_s, shield=True):
-                    await self._leave_cluster()
-                group.cancel_scope.cancel()
+                session = await stack.enter_async_context(
+                    self._ports.store.session(self._config.lease_ttl_s)
+                )
+            except StoreUnavailableError as exc:
+                raise StartupError(_went_away(exc)) from exc
+            group = await stack.enter_async_context(anyio.create_task_group())
+            try:
+                await self._join(group, session)
+            except StoreUnavailableError as exc:
+                failure = StartupError(_went_away(exc))
+            except StartupError as exc:
+                failure = exc
+            if failure is None:
+                self._log_start()
+                try:
+                    yield
+                finally:
+                    with anyio.move_on_after(self._config.close_timeout_s, shield=True):
+                        await self._leave_cluster()
+            group.cancel_scope.cancel()
+        if failure is not None:
+            raise failure  # out here, so that it is not wrapped in a group
+
+    def _log_start(self) -> None:
+        logger.info(
+            "instance %s serves: capacity %d units, %d models registered, %d other instances",
+            self._me,
+            self._accounting.capacity_units,
+            len(self._registry),
+            max(0, len(self._members) - 1),
+        )
 
     async def drain(self) -> None:
         """Take no new work: others are told, loads are refused, registrations taken back. Calls in
@@ -120,9 +137,12 @@ class Node:
         for copy in list(self._copies):
             if copy.phase is not Phase.ACTIVE and not copy.serves:
                 self._copies.remove(copy, refusal)
+        await self._tell_others(self._publisher.publish)
+        await self._tell_others(self._registrar.forget_all)
+
+    async def _tell_others(self, write: Callable[[], Awaitable[object]]) -> None:
         try:
-            await self._publisher.publish()
-            await self._registrar.forget_all()
+            await write()
         except StoreUnavailableError as exc:
             logger.warning("stopping without telling the others: %s", exc)
 
@@ -185,12 +205,19 @@ class Node:
         self.router = Router(
             config=config,
             parameters=parameters,
-            default_units=self._sizing.default_units,
             registry=self._registry,
             vmodels=self._vmodels,
             members=self._members,
             copies=self._copies,
             loader=self._loader,
+            placer=Placer(
+                me=self._me,
+                members=self._members,
+                limits=config,
+                failure_expiry_ms=config.load_failure_expiry_in_use_ms,
+                default_units=self._sizing.default_units,
+                rng=ports.rng,
+            ),
             rng=ports.rng,
         )
         self.models = Models(
@@ -217,7 +244,6 @@ class Node:
                 "the records could not be read from the store"
                 f" in {config.store_mirror_timeout_s:g} s"
             )
-        await self._take_id()
         self._copies.open(group)
         self._loader.open(group)
         self.models.open(group)
@@ -237,17 +263,18 @@ class Node:
             limits=config,
         )
         with anyio.move_on_after(config.store_start_timeout_s) as scope:
-            await self._publisher.publish()
+            while not await self._publisher.publish(if_revision=await self._take_id()):
+                logger.info("the record of instance %s changed meanwhile: looking again", self._me)
         if scope.cancelled_caught:
-            raise StartupError("no lease could be had from the store")
+            raise StartupError("this instance could not be published: no lease, or no answer")
         for task in (self._publisher.run, self._registrar.run, pruner.run):
             group.start_soon(task)
 
-    async def _take_id(self) -> None:
+    async def _take_id(self) -> int:
         """Refuse to be a second instance of one id; clean up after a first that is gone (issue:
-        restart).
+        restart). Answers the revision of its record.
         """
-        item = self._members.own_item()
+        item = await self._ports.store.get(self._members.key())
         if item is not None:
             address = _address_of(item)
             if address and address != self._address:
@@ -263,10 +290,12 @@ class Node:
         count = await self._registrar.forget_all()
         if count:
             logger.info("%d copies of an earlier process with this id were taken out", count)
+        return 0 if item is None else item.mod_revision
 
     async def _leave_cluster(self) -> None:
         """The session's lease is revoked by its own exit, which deletes our record."""
         await self.drain()
+        await self._tell_others(self._registrar.forget_all)
 
     # --- views of it ---
 
@@ -314,15 +343,17 @@ class Node:
         gone.
         """
         copy = self._copies.get(model_id)
-        if self._draining:
-            return
         if copy is None:
             if record is not None and self._me in record.copies:
                 # A write that landed although its load had ended.
                 self._registrar.disown(model_id)
-        elif record is None or record.info != copy.info:
+        elif self._draining:
+            return
+        elif record is None:
             self._copies.remove(copy, ModelNotFoundError())
-        elif copy.serves and copy.registered and self._me not in record.copies:
+        elif record.info != copy.info:
+            self._copies.remove(copy)  # registered anew: whoever waits asks again
+        elif copy.registered and copy.phase is not Phase.NEW and self._me not in record.copies:
             self._group.start_soon(self._restore, copy)
 
     async def _restore(self, copy: LocalCopy) -> None:
@@ -330,6 +361,10 @@ class Node:
             await self._registrar.restore(copy)
         except (StoreUnavailableError, RecordError) as exc:
             logger.warning("copy of model %s not registered again: %s", copy.model_id, exc)
+
+
+def _went_away(error: StoreUnavailableError) -> str:
+    return f"Problem connecting to etcd: it went away during the start: {error.message}"
 
 
 def _address_of(item: Item) -> str:

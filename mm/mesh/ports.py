@@ -306,6 +306,10 @@ class Router(Protocol):
         """Answer the active model of a vmodel; raises ``ModelNotFoundError``."""
         ...
 
+    def report_load(self, route: PeerRoute, in_flight: int) -> None:
+        """Note the calls in flight that a peer's copy told of in its reply (``mm-hop-load``)."""
+        ...
+
     def in_flight(self, model_id: ModelId) -> int:
         """Answer the calls that the local copy has in flight, for ``mm-hop-load``."""
         ...

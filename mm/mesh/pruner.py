@@ -42,8 +42,8 @@ class Pruner:
     async def run(self) -> None:
         """Look whenever an instance vanished, and when a grace ends; until cancelled."""
         while True:
-            wait_s = await self._look(anyio.current_time())
             vanished = self._members.somebody_vanished
+            wait_s = await self._look(anyio.current_time())
             with anyio.move_on_after(wait_s):
                 await vanished.wait()
 

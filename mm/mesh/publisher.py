@@ -22,6 +22,9 @@ logger = logging.getLogger(__name__)
 #: Between tries while the store is away; the session tells of its return only when the lease was
 #: lost.
 RETRY_S = 1.0
+#: The age of the oldest model decides where others load; it moves with every call, so it is written
+#: when it moved as much as matters for placement (spec core 5.1).
+LRU_CHANGE_MS = 20_000
 
 
 class Publisher:
@@ -48,26 +51,37 @@ class Publisher:
         self._written: InstanceRecord | None = None
         self._lease_id = 0
 
-    async def publish(self) -> None:
-        """Write the record now, whatever stands there; raises ``StoreUnavailableError``."""
+    async def publish(self, if_revision: int | None = None) -> bool:
+        """Write the record now; answers whether it was, with ``if_revision`` None always.
+
+        Raises ``StoreUnavailableError``.
+        """
         lease_id = self._session.lease_id or await self._session.wait_change(0)
         record = self._own_record()
         result = await self._store.write(
-            Write(self._members.key(), record.encode(), if_revision=None, lease_id=lease_id)
+            Write(self._members.key(), record.encode(), if_revision, lease_id)
         )
-        assert result.item is not None, "an unconditional put always stores"
+        if not result.succeeded:
+            return False
+        assert result.item is not None, "a put always stores"
         self._lease_id = lease_id
         self._written = record
         self._members.written(result.item)
+        return True
 
     async def run(self) -> None:
         """Keep the record true until cancelled."""
+        is_failing = False
         while True:
             try:
                 if self._is_due():
                     await self.publish()
+                    is_failing = False
             except StoreUnavailableError as exc:
-                logger.warning("instance record not published: %s", exc)
+                # Once an outage: the store itself tells of its return.
+                level = logging.DEBUG if is_failing else logging.WARNING
+                logger.log(level, "instance record not published, trying again: %s", exc)
+                is_failing = True
                 await anyio.sleep(RETRY_S)
                 continue
             await anyio.sleep(self._limits.publish_gap_s)
@@ -89,6 +103,7 @@ class Publisher:
             or now.used_units != written.used_units
             or now.capacity_units != written.capacity_units
             or now.loads_in_progress != written.loads_in_progress
+            or abs(now.lru_time_ms - written.lru_time_ms) >= LRU_CHANGE_MS
         )
 
     async def _wait_for_reason(self) -> None:

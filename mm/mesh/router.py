@@ -1,41 +1,39 @@
 """The one question: where does this call go now? (spec core 2.4, design section 2)
 
 Owns the order of attempts of one call: a copy that is ready here, a copy elsewhere, a load. Does
-not move a byte, and
-does not choose between instances itself: ``core.placement`` does.
+not move a byte, and does not choose where to load: ``placer`` does.
 """
 
 from __future__ import annotations
 
-import logging
 import random
-from collections.abc import Callable
 
 import anyio
 
 from mm.config import Config
 from mm.core.calls import Call, Hop, LocalRoute, Outcome, PeerRoute, Route
 from mm.core.ids import InstanceId, ModelId
-from mm.core.placement import PlacementRequest, choose_instance
 from mm.core.records import ModelRecord
 from mm.errors import (
     LoadFailedError,
+    LoadTimeoutError,
     MeshError,
     MethodRefusedError,
     ModelNotFoundError,
     NoRoomError,
+    QueueFullError,
     RuntimeUnavailableError,
 )
 from mm.mesh.copies import Copies
+from mm.mesh.hop_errors import hop_error, hop_result, load_failure
 from mm.mesh.loader import Loader
 from mm.mesh.local_copy import LocalCopy
 from mm.mesh.members import Members
+from mm.mesh.placer import Placer
 from mm.mesh.ports import RuntimeParameters
 from mm.mesh.registry import Registry
 from mm.mesh.vmodels import VModels
 from mm.table import LOCAL, NONE
-
-logger = logging.getLogger(__name__)
 
 #: The service that manages the runtime is never reachable through the mesh (around 6.4).
 MANAGEMENT_SERVICES = ("/mmesh.ModelRuntime/", "/com.ibm.watson.tas.internal.proto.ModelServer/")
@@ -45,10 +43,8 @@ class Router:
     """Answers for every single-model call of this instance, whoever sent it.
 
     A call that came from a client may hop twice: to a copy, or to the instance that is to load, and
-    from there once
-    more to a copy that appeared meanwhile. Each failed attempt rules out the instance it failed at,
-    so that a call
-    ends after at most ``retry_iterations_max`` attempts.
+    from there once more to a copy that appeared meanwhile. Each failed attempt rules out the
+    instance it failed at, so that a call ends after at most ``retry_iterations_max`` attempts.
     """
 
     def __init__(
@@ -56,30 +52,29 @@ class Router:
         *,
         config: Config,
         parameters: RuntimeParameters,
-        default_units: int,
         registry: Registry,
         vmodels: VModels,
         members: Members,
         copies: Copies,
         loader: Loader,
+        placer: Placer,
         rng: random.Random,
     ) -> None:
         self._config = config
         self._me = config.instance_id
         self._parameters = parameters
-        self._default_units = default_units
         self._registry = registry
         self._vmodels = vmodels
         self._members = members
         self._copies = copies
         self._loader = loader
+        self._placer = placer
         self._rng = rng
         self._table = copies.table
         self._counters = copies.counters
         self._clock = copies.clock
         #: Calls between `route` and `finished`.
         self.routes_open = 0
-        self._on_idle: list[Callable[[], None]] = []
 
     # --- the question ---
 
@@ -90,7 +85,7 @@ class Router:
         except MeshError as exc:
             self._refused(call, exc)
             raise
-        self._opened(route)
+        self._opened(call, route)
         return route
 
     async def begin(self, call: Call) -> PeerRoute | LocalCopy:
@@ -104,20 +99,25 @@ class Router:
             self._refused(call, exc)
             raise
         if isinstance(begun, PeerRoute):
-            self._opened(begun)
+            self._opened(call, begun)
         return begun
 
-    def _opened(self, route: Route) -> None:
+    def _opened(self, call: Call, route: Route) -> None:
         self.routes_open += 1
         if isinstance(route, PeerRoute):
             self._counters.forwards += 1
+        elif call.method:
+            self._counters.calls += 1
+            self._counters.hits += not call.has_waited
+            self._counters.misses += call.has_waited
 
     def _refused(self, call: Call, error: MeshError) -> None:
         """Count an error, and translate it for a peer."""
         if call.hop is Hop.EXTERNAL:
             self._counters.failures += 1
+            error.hop_result = None
         elif error.hop_result is None:
-            error.hop_result = _hop_result(error)
+            error.hop_result = hop_result(error)
 
     def finished(self, call: Call, route: Route, outcome: Outcome, message: str = "") -> bool:
         """Give the route back; answers whether asking again makes sense."""
@@ -125,9 +125,10 @@ class Router:
         if isinstance(route, LocalRoute):
             self._table.unpin(route.model_id)
             self._copies.unloader.unpinned(route.model_id)
-        if self.routes_open == 0:
-            for wake in self._on_idle:
-                wake()
+        elif outcome not in (Outcome.UNREACHABLE, Outcome.ABANDONED):
+            self._members.mark_reachable(route.instance_id)
+        if isinstance(route, PeerRoute) and route.hop is Hop.LOAD_LOCAL:
+            self._members.note_ended(route.instance_id)
         if outcome is Outcome.ANSWERED:
             if isinstance(route, LocalRoute):
                 self._copies.answered(route.model_id, route.load_id)
@@ -146,15 +147,11 @@ class Router:
         """Answer the calls that the local copy has in flight."""
         return self._table.in_flight(model_id) if model_id in self._table else 0
 
-    async def wait_idle(self) -> None:
-        """Return when no call is between ``route`` and ``finished``."""
-        while self.routes_open:
-            idle = anyio.Event()
-            self._on_idle.append(idle.set)
-            try:
-                await idle.wait()
-            finally:
-                self._on_idle.remove(idle.set)
+    def report_load(self, route: PeerRoute, in_flight: int) -> None:
+        """Note the calls in flight that a peer's copy told of in its reply (``mm-hop-load``)."""
+        handle = self._members.handle_if_known(route.instance_id)
+        if handle is not None:
+            self._table.report_load(handle, route.model_id, in_flight)
 
     # --- attempts, cheapest first ---
 
@@ -170,16 +167,10 @@ class Router:
             return None
         now_ms = call.last_used_ms or self._clock.now_ms()
         self._table.touch(call.model_id, now_ms)
-        if call.method:
-            self._counters.calls += 1
-            if call.hop is Hop.EXTERNAL and call.attempts == 0:
-                self._counters.hits += 1
         call.attempts += 1
         return LocalRoute(call.model_id, injection_path, copy.load_id)
 
     async def _look(self, call: Call) -> Route:
-        if call.hop is Hop.HIT_ONLY:
-            return await self._wait_here_only(call)
         while True:
             begun = await self._begin(call)
             if isinstance(begun, PeerRoute):
@@ -190,6 +181,8 @@ class Router:
 
     async def _begin(self, call: Call) -> PeerRoute | LocalCopy:
         """One attempt: the copy to wait for here, or the instance to ask."""
+        if call.hop is Hop.HIT_ONLY:
+            return self._copy_here_only(call)
         if call.attempts >= self._config.retry_iterations_max:
             raise call.failure or NoRoomError(
                 f"{self._config.retry_iterations_max} retry iterations exhausted"
@@ -203,28 +196,17 @@ class Router:
             return route
         copy = self._copies.get(call.model_id)
         if copy is None or self._me in call.tried:
-            placed = self._place(call, record)
-            if isinstance(placed, PeerRoute):
-                return placed
-            copy = placed
-        self._count_miss(call)
+            return self._place(call, record)
         return copy
 
-    async def _wait_here_only(self, call: Call) -> LocalRoute:
-        """A peer believes that the copy is here; the load may still be running."""
-        copy = self._copies.get(call.model_id)
-        if copy is not None:
-            self._loader.ensure_awaited(copy)
-            await self._loader.wait(copy)
-            route = self._ready_here(call)
-            if route is not None:
-                return route
-            if copy.failure is not None:
-                raise _copy_of(copy.failure)
-        else:
+    def _copy_here_only(self, call: Call) -> LocalCopy:
+        """A peer believes that the copy is here; its load may still be running."""
+        copy = None if self._me in call.tried else self._copies.get(call.model_id)
+        if copy is None:
             # Registered here but not here: an eviction whose write is under way, or a lost one.
             self._copies.registrar.disown(call.model_id)
-        raise _hop_error(Outcome.NOT_HERE, f"no copy of model {call.model_id} here")
+            raise hop_error(Outcome.NOT_HERE, f"no copy of model {call.model_id} here")
+        return copy
 
     def _hit_elsewhere(self, call: Call, record: ModelRecord) -> PeerRoute | None:
         """Send it to another instance's copy; two random choices on calls in flight as the copies
@@ -250,16 +232,18 @@ class Router:
         if chosen == NONE:
             chosen = self._rng.choice(sorted(usable))
         instance_id = usable[chosen]
-        if call.hop is Hop.EXTERNAL and call.attempts == 1 and call.method:
-            self._counters.hits += 1
+        return self._route_to(call, instance_id, Hop.HIT_ONLY)
+
+    def _route_to(self, call: Call, instance_id: InstanceId, hop: Hop) -> PeerRoute:
         return PeerRoute(
             call.model_id,
             instance_id,
             self._members.address(instance_id),
-            Hop.HIT_ONLY,
+            hop,
             tried=frozenset(call.tried),
-            excludes=frozenset(call.excludes),
+            excludes=frozenset(call.excludes - {instance_id}),
             hops_left=call.hops_left - 1,
+            known_size_units=call.known_size_units,
         )
 
     def _place(self, call: Call, record: ModelRecord) -> PeerRoute | LocalCopy:
@@ -267,53 +251,19 @@ class Router:
         route.
         """
         now_ms = self._clock.now_ms()
-        self._refuse_if_broken(call, record, now_ms)
         if call.hop is Hop.LOAD_LOCAL:
+            self._placer.refuse_if_pointless(call, record, now_ms)
             if self._me in call.excludes:
-                raise call.failure or _hop_error(Outcome.STALE, "loading here was tried already")
+                raise call.failure or hop_error(Outcome.STALE, "loading here was tried already")
             return self._load_here(call, record)
-        # Where a copy failed this call and said why, `excludes` knows; "not here" may well load it.
-        holders = set(record.copies) - call.tried - {self._me}
-        excluded = call.excludes | holders | self._failing(record, now_ms)
-        placement = choose_instance(
-            self._members.view(now_ms),
-            PlacementRequest(
-                model_id=call.model_id,
-                model_type=record.info.model_type,
-                excludes=frozenset(excluded),
-                size_units=call.known_size_units or self._default_units,
-                last_used_ms=call.last_used_ms,
-                favour_self=call.balanced,
-            ),
-            self._rng,
-        )
-        if placement.instance_id is None:
-            raise (
-                call.failure
-                or self._recorded_failure(record)
-                or NoRoomError("Nowhere available to load")
-            )
-        call.excludes.add(placement.instance_id)
-        if placement.instance_id == self._me:
-            return self._load_here(call, record)
-        logger.info(
-            "model %s: load placed on %s: %s",
-            call.model_id,
-            placement.instance_id,
-            placement.reason,
-        )
-        self._count_miss(call)
-        self._members.note_sent(placement.instance_id, call.known_size_units or self._default_units)
-        return PeerRoute(
-            call.model_id,
-            placement.instance_id,
-            self._members.address(placement.instance_id),
-            Hop.LOAD_LOCAL,
-            tried=frozenset(call.tried),
-            excludes=frozenset(call.excludes - {placement.instance_id}),
-            hops_left=call.hops_left - 1,
-            known_size_units=call.known_size_units,
-        )
+        while True:
+            chosen = self._placer.choose(call, record, now_ms)
+            if chosen != self._me:
+                return self._route_to(call, chosen, Hop.LOAD_LOCAL)
+            try:
+                return self._load_here(call, record)
+            except (NoRoomError, QueueFullError) as exc:
+                call.failure = call.failure or exc
 
     def _load_here(self, call: Call, record: ModelRecord) -> LocalCopy:
         self._permit(call)
@@ -331,13 +281,14 @@ class Router:
         """Wait for a load; None means "look again". A failure is remembered, and ends a load-local
         hop.
         """
-        if call.method:
+        if call.method and not copy.settled.is_set():
             self._loader.ensure_awaited(copy)
+            call.has_waited = True
         await self._loader.wait(copy)
         if copy.failure is not None:
-            call.failure = _copy_of(copy.failure)
+            call.failure = load_failure(copy.failure)
             call.excludes.add(self._me)
-            if call.hop is Hop.LOAD_LOCAL or isinstance(copy.failure, ModelNotFoundError):
+            if call.hop is not Hop.EXTERNAL or isinstance(copy.failure, ModelNotFoundError):
                 raise call.failure
             return None
         call.excludes.discard(self._me)
@@ -350,67 +301,51 @@ class Router:
             case Outcome.LOST:
                 return self._copies.lost(call.model_id, route.load_id, anyio.current_time())
             case Outcome.RUNTIME_UNAVAILABLE:
-                # The runtime's own answer: worth another copy, never another load (spec core 10.6).
-                call.tried.add(self._me)
-                record = self._registry.get(call.model_id)
-                others = set() if record is None else set(record.copies) - call.tried
-                return call.hops_left > 0 and any(
-                    self._members.handle(i) is not None for i in others
-                )
+                return self._try_other_copies(call, self._me, message)
             case _:
                 call.tried.add(self._me)
                 call.excludes.add(self._me)
                 call.failure = RuntimeUnavailableError(
                     f"the model runtime of instance {self._me} does not answer: {message}"
                 )
-                if call.hop is Hop.EXTERNAL:
-                    return True
-                call.failure.hop_result = Outcome.UNREACHABLE.value
-                return True
+                if call.hop is not Hop.EXTERNAL:
+                    call.failure.hop_result = Outcome.UNREACHABLE.value
+                return call.hop is Hop.EXTERNAL
 
     def _failed_there(self, call: Call, route: PeerRoute, outcome: Outcome, message: str) -> bool:
         instance_id = route.instance_id
+        if outcome is Outcome.RUNTIME_UNAVAILABLE:
+            return self._try_other_copies(call, instance_id, message)
         call.tried.add(instance_id)
+        if outcome is Outcome.NOT_HERE:
+            return True  # it may load it yet; only as a copy it is out of the question
+        call.excludes.add(instance_id)
         match outcome:
-            case Outcome.RUNTIME_UNAVAILABLE:
-                record = self._registry.get(call.model_id)
-                return record is not None and bool(set(record.copies) - call.tried)
             case Outcome.UNREACHABLE:
                 self._members.mark_unreachable(instance_id, anyio.current_time())
-                call.excludes.add(instance_id)
                 call.failure = call.failure or NoRoomError(
                     f"instance {instance_id} is gone: {message}"
                 )
             case Outcome.LOAD_FAILED:
-                call.excludes.add(instance_id)
                 call.failure = LoadFailedError(message)
-            case Outcome.NOT_HERE:
-                # It may load it yet; only as a copy it is out of the question.
-                pass
-            case _:
-                call.excludes.add(instance_id)
-        return True
+            case Outcome.LOAD_TIMEOUT:
+                call.failure = LoadTimeoutError(message)
+        # The peer has reloaded a lost model, if that could help: it is the model's own answer.
+        return outcome is not Outcome.LOST
 
-    def _refuse_if_broken(self, call: Call, record: ModelRecord, now_ms: int) -> None:
-        """Too many recent failures: the model is at fault, so fail at once (spec core 2.4 f)."""
-        recent = self._failing(record, now_ms)
-        if len(recent) >= self._config.load_failures_max:
-            raise (
-                call.failure or self._recorded_failure(record) or LoadFailedError("the load failed")
-            )
-
-    def _failing(self, record: ModelRecord, now_ms: int) -> set[InstanceId]:
-        """Where loads failed recently; older failures are no reason any more (spec core 3.11,
-        10.1).
-        """
-        oldest_ms = now_ms - self._config.load_failure_expiry_in_use_ms
-        return {i for i, failed_ms in record.failures.items() if failed_ms > oldest_ms}
-
-    def _recorded_failure(self, record: ModelRecord) -> MeshError | None:
-        if not record.failures:
-            return None
-        newest = max(record.failures, key=lambda i: record.failures[i])
-        return LoadFailedError(record.failure_text(newest) or f"the load failed at {newest}")
+    def _try_other_copies(self, call: Call, instance_id: InstanceId, message: str) -> bool:
+        """The runtime's own answer: worth another copy, never another load (spec core 10.6)."""
+        call.tried.add(instance_id)
+        call.may_load = False
+        call.failure = RuntimeUnavailableError(message)
+        if call.hop is Hop.HIT_ONLY:
+            return False
+        copy = self._copies.get(call.model_id)
+        if copy is not None and self._me not in call.tried:
+            return True
+        record = self._registry.get(call.model_id)
+        others = set() if record is None else set(record.copies) - call.tried - {self._me}
+        return call.hops_left > 0 and any(self._members.handle(i) is not None for i in others)
 
     # --- small things ---
 
@@ -426,39 +361,3 @@ class Router:
         ):
             raise MethodRefusedError(f"Method not found or not permitted: {name}")
         return path or ()
-
-    def _count_miss(self, call: Call) -> None:
-        if call.hop is Hop.EXTERNAL and call.attempts == 1 and call.method:
-            self._counters.misses += 1
-
-
-def _hop_error(outcome: Outcome, message: str) -> MeshError:
-    error = NoRoomError(message)
-    error.hop_result = outcome.value
-    return error
-
-
-def _hop_result(error: MeshError) -> str | None:
-    """What a peer should make of an error of ours; None: it is the answer (unknown model, refused
-    method).
-    """
-    if isinstance(error, ModelNotFoundError | MethodRefusedError):
-        return None
-    if isinstance(error, NoRoomError):
-        return Outcome.STALE.value
-    if isinstance(error, RuntimeUnavailableError):
-        return Outcome.UNREACHABLE.value
-    if isinstance(error, LoadFailedError):
-        return Outcome.LOAD_FAILED.value
-    return None
-
-
-def _copy_of(error: MeshError) -> MeshError:
-    """A settled failure is raised to many callers: each gets its own object, tracebacks must not
-    pile up.
-    """
-    return (
-        type(error)(error.message)
-        if type(error) is not ModelNotFoundError
-        else ModelNotFoundError()
-    )

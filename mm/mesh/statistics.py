@@ -12,7 +12,8 @@ class Counters:
     #: Attempts sent to the local runtime, and to peers.
     calls: int = 0
     forwards: int = 0
-    #: Clients' calls that found a ready copy somewhere, and those that had to wait for a load.
+    #: Of the calls to the local runtime, those that found the copy ready, and those that waited
+    #: for its load: a call is counted where it is served, whichever way it came.
     hits: int = 0
     misses: int = 0
     #: Calls that ended in an error of the mesh.

@@ -1,0 +1,50 @@
+"""Errors between instances: what a peer should make of one that ends its call here.
+
+Owns the words of ``mm-hop-result`` for errors of the mesh. What the runtime said is the data
+plane's to pass on.
+"""
+
+from __future__ import annotations
+
+from mm.core.calls import Outcome
+from mm.errors import (
+    LoadFailedError,
+    LoadTimeoutError,
+    MeshError,
+    NoRoomError,
+    QueueFullError,
+    RuntimeUnavailableError,
+)
+
+_RESULTS = (
+    (NoRoomError, Outcome.STALE),
+    (QueueFullError, Outcome.STALE),
+    (RuntimeUnavailableError, Outcome.UNREACHABLE),
+    (LoadFailedError, Outcome.LOAD_FAILED),
+)
+
+
+def hop_error(outcome: Outcome, message: str) -> MeshError:
+    """Answer an error that tells the sender to try elsewhere."""
+    error = NoRoomError(message)
+    error.hop_result = outcome.value
+    return error
+
+
+def hop_result(error: MeshError) -> str | None:
+    """Answer what a peer should make of an error of ours; None: it is the answer to its client."""
+    for kind, outcome in _RESULTS:
+        if isinstance(error, kind):
+            return outcome.value
+    return None
+
+
+def load_failure(error: MeshError) -> MeshError:
+    """Answer the error of a copy's load for one of those who waited for it.
+
+    That the load itself took too long is worth a try elsewhere; that the wait for it did is not.
+    """
+    failure = error.another()
+    if isinstance(failure, LoadTimeoutError):
+        failure.hop_result = Outcome.LOAD_TIMEOUT.value
+    return failure
