@@ -31,6 +31,7 @@ RECEIVE_BYTES_MAX: Final = 256 * 1024 * 1024
 DOWN_WAIT_S: Final = 0.5
 #: Time to connect to one member, if there are many.
 _CONNECT_LIMIT_MIN_S: Final = 0.3
+#: Between attempts while the members are busy with themselves.
 _PAUSE_S: Final = 0.05
 
 #: Read by the Java mesh too to see whether etcd answers; never written (spec core 1.2).
@@ -60,7 +61,7 @@ async def _invoke(method: Any, request: object, limit_s: float, metadata: Metada
 
 
 class Connection:
-    """One channel to one address. ``retired`` is set when it must not be used any longer."""
+    """One channel to one address. Once ``retired`` it is not used any longer."""
 
     def __init__(self, endpoint: Endpoint, address: str) -> None:
         enter_grpc()
@@ -73,7 +74,7 @@ class Connection:
         self._auth = rpc.AuthStub(self._channel)
         self.metadata: Metadata = _REQUIRE_LEADER
         self.heard_s = time.monotonic()
-        self.retired = asyncio.Event()
+        self.retired = False
         self.renewal: asyncio.Task[str] | None = None
 
     def heard(self) -> None:
@@ -124,8 +125,9 @@ class Connector:
         self._target = target
         self._probe_key = target.root_prefix.encode("utf-8", "surrogateescape") + PROBE_KEY
         self._current: Connection | None = None
-        self._round: asyncio.Task[str] | None = None
+        self._round: asyncio.Task[tuple[str, bool]] | None = None
         self._down_reason = ""
+        self._down_since_s = 0.0
         self._closed = False
         self._tasks: set[asyncio.Task[Any]] = set()
         self._closing: set[asyncio.Task[None]] = set()
@@ -154,7 +156,7 @@ class Connector:
 
     def retire(self, connection: Connection, reason: str) -> None:
         """Give a connection up for good; whoever uses it notices, the next call makes a new one."""
-        if connection.retired.is_set():
+        if connection.retired:
             return
         logger.info("leaving etcd at %s: %s", connection.endpoint, reason)
         self._discard(connection)
@@ -175,7 +177,7 @@ class Connector:
         await drain()
 
     def _discard(self, connection: Connection) -> None:
-        connection.retired.set()
+        connection.retired = True
         task = asyncio.get_running_loop().create_task(connection.close())
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
@@ -183,47 +185,46 @@ class Connector:
     # --- calls ---
 
     async def call(
-        self,
-        method: Rpc,
-        request: object,
-        *,
-        limit_s: float | None = None,
-        pass_on: frozenset[CallFault] = frozenset(),
+        self, method: Rpc, request: object, *, pass_on: frozenset[CallFault] = frozenset()
     ) -> tuple[Any, bool]:
-        """Make one call, on another member if need be; answers also whether it was sent twice.
+        """Make one call, on another member if need be; answers also whether it was sent before.
 
         Raises ``CallError`` for the faults in ``pass_on``.
         """
-        now = time.monotonic
-        deadline_s = now() + (self.timeout_s if limit_s is None else limit_s)
+        deadline_s = time.monotonic() + self.timeout_s
+        moves_left = len(self._target.endpoints)
         sent_before = False
         token_renewed = False
         while True:
             connection = await self.connection(deadline_s)
-            started_s = now()
+            started_s = time.monotonic()
             metadata = connection.metadata
+            limit_s = self._attempt_limit_s(deadline_s - started_s)
             try:
-                response = await connection.unary(
-                    method(connection), request, self._attempt_limit_s(deadline_s - started_s)
-                )
-                self._down_reason = ""
-                return response, sent_before
+                response = await connection.unary(method(connection), request, limit_s)
             except CallError as exc:
                 if exc.fault in pass_on:
                     raise
+                error = self.error(exc.reason)
                 sent_before = sent_before or exc.maybe_done
-                if exc.fault is CallFault.FINAL or (exc.fault is CallFault.TOKEN and token_renewed):
-                    raise self.error(exc.reason) from None
-                if exc.fault is CallFault.TOKEN:
+                if exc.fault is CallFault.TOKEN and not token_renewed:
                     token_renewed = True
                     await self.renew_token(connection, metadata, deadline_s)
-                    continue
-                if exc.fault is CallFault.WAIT and len(self._target.endpoints) == 1:
+                elif exc.fault is CallFault.WAIT:
+                    if len(self._target.endpoints) > 1:
+                        self.retire(connection, exc.reason)
                     await asyncio.sleep(_PAUSE_S)
-                elif exc.fault is CallFault.WAIT or connection.heard_s <= started_s:
-                    self.retire(connection, exc.reason)
-                if now() >= deadline_s - _PAUSE_S:
-                    raise self.error(exc.reason) from None
+                elif exc.fault is CallFault.MOVE and moves_left:
+                    moves_left -= 1
+                    if connection.heard_s <= started_s:
+                        self.retire(connection, exc.reason)
+                else:
+                    raise error from None
+                if time.monotonic() >= deadline_s - _PAUSE_S:
+                    raise error from None
+            else:
+                self._down_reason = ""
+                return response, sent_before
 
     def _attempt_limit_s(self, left_s: float) -> float:
         """Leave time for another member if there is one."""
@@ -260,11 +261,23 @@ class Connector:
 
     async def connection(self, deadline_s: float) -> Connection:
         """Answer the connection in use, or make one; raises ``StoreUnavailableError``."""
-        if self._closed:
-            raise self.error("the store is closed")
-        connection = self._in_use()
-        if connection is not None:
-            return connection
+        while True:
+            if self._closed:
+                raise self.error("the store is closed")
+            if self._current is not None:
+                return self._current
+            reason, may_pass = await self._wait_round(deadline_s)
+            if not reason:
+                continue
+            # Members without a leader are electing one, which takes a second or two. If it takes
+            # longer they are too few, and calls fail at once.
+            patience_s = min(deadline_s, self._down_since_s + self.timeout_s)
+            if not may_pass or time.monotonic() >= patience_s - _PAUSE_S:
+                raise self.error(reason)
+            await asyncio.sleep(_PAUSE_S)
+
+    async def _wait_round(self, deadline_s: float) -> tuple[str, bool]:
+        """Wait for the attempt to connect; answer why it failed, and if that may soon pass."""
         if self._round is None or self._round.done():
             self._round = self.spawn(self._connect())
         attempt = self._round
@@ -272,19 +285,16 @@ class Connector:
         limit_s = min(left_s, DOWN_WAIT_S) if self._down_reason else left_s
         await asyncio.wait({attempt}, timeout=max(limit_s, 0.01))
         if not attempt.done() or attempt.cancelled():
-            raise self.error(self._down_reason or f"no answer within {self.timeout_s:g} s")
-        failure = attempt.result()
-        connection = self._in_use()
-        if connection is None:
-            raise self.error(failure or "the connection was lost at once")
-        return connection
+            return self._down_reason or f"no answer within {self.timeout_s:g} s", False
+        return attempt.result()
 
-    def _in_use(self) -> Connection | None:
-        return self._current
+    async def _connect(self) -> tuple[str, bool]:
+        """Try each address once, starting after the one that failed last.
 
-    async def _connect(self) -> str:
-        """Try each address once, starting after the one that failed last; answer why none did."""
+        Answers why none will have us, nothing if one does; and whether that may soon pass.
+        """
         reasons: list[str] = []
+        may_pass = False
         addresses = await self._resolve(reasons)
         limit_s = max(self.timeout_s / max(len(addresses), 1) * 0.9, _CONNECT_LIMIT_MIN_S)
         for _ in range(len(addresses)):
@@ -295,6 +305,7 @@ class Connector:
             except CallError as exc:
                 self._rotation += 1
                 reasons.append(exc.reason if len(addresses) == 1 else f"{endpoint}: {exc.reason}")
+                may_pass = may_pass or exc.fault is CallFault.WAIT
                 self._discard(connection)
                 continue
             except BaseException:
@@ -303,9 +314,11 @@ class Connector:
             logger.info("connected to etcd at %s", endpoint)
             self._current = connection
             self._down_reason = ""
-            return ""
+            return "", False
+        if not self._down_reason:
+            self._down_since_s = time.monotonic()
         self._down_reason = "; ".join(dict.fromkeys(reasons))
-        return self._down_reason
+        return self._down_reason, may_pass
 
     async def _greet(self, connection: Connection, limit_s: float) -> None:
         """See that the member serves; raises ``CallError``."""

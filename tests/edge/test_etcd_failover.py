@@ -9,6 +9,8 @@ from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
 
 import anyio
+import grpc
+import grpc.aio
 import pytest
 from anyio.abc import TaskStatus
 
@@ -214,3 +216,68 @@ async def test_a_write_whose_fate_nobody_can_tell_is_an_error(shared_etcd: EtcdP
             await tg.start(overwrite)
             with pytest.raises(StoreUnavailableError, match="not known"):
                 await store.write(Write("/a", b"mine", 0))
+
+
+class _Member:
+    """A member that refuses as told, then serves reads of an empty store."""
+
+    def __init__(self, *refusals: tuple[grpc.StatusCode, str]) -> None:
+        self.refusals = list(refusals)
+        self.asked_count = 0
+
+    async def range(self, request: bytes, context: grpc.aio.ServicerContext) -> bytes:  # type: ignore[type-arg]
+        self.asked_count += 1
+        if self.refusals:
+            await context.abort(*self.refusals.pop(0))
+        return b""
+
+    @asynccontextmanager
+    async def served(self) -> AsyncIterator[Endpoint]:
+        server = grpc.aio.server()
+        handler = grpc.unary_unary_rpc_method_handler(self.range)
+        server.add_generic_rpc_handlers(
+            [grpc.method_handlers_generic_handler("etcdserverpb.KV", {"Range": handler})]
+        )
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        try:
+            yield Endpoint("127.0.0.1", port)
+        finally:
+            await server.stop(None)
+
+
+_NO_LEADER = (grpc.StatusCode.UNAVAILABLE, "etcdserver: no leader")
+
+
+@pytest.mark.parametrize("members", [1, 2])
+async def test_an_election_is_waited_for(members: int) -> None:
+    member = _Member(*[_NO_LEADER] * 5)
+    async with member.served() as endpoint:
+        async with _store(*[endpoint] * members) as store:
+            assert await store.get("/a") is None
+        assert member.asked_count > 5
+
+
+async def test_an_election_without_end_is_waited_for_once() -> None:
+    member = _Member(*[_NO_LEADER] * 10_000)
+    async with member.served() as endpoint, _store(endpoint) as store:
+        start_s = anyio.current_time()
+        with pytest.raises(StoreUnavailableError, match="no leader"):
+            await store.get("/a")
+        assert 0.5 * TIMEOUT_S < anyio.current_time() - start_s < 1.5 * TIMEOUT_S
+
+        asked_count = member.asked_count
+        with pytest.raises(StoreUnavailableError, match="no leader"):
+            await store.get("/a")
+        assert member.asked_count <= asked_count + 2, "the store is down: calls fail at once"
+
+
+async def test_an_error_that_stays_is_not_asked_for_again_and_again() -> None:
+    broken = (grpc.StatusCode.INTERNAL, "it is broken")
+    member = _Member()
+    async with member.served() as endpoint, _store(endpoint) as store:
+        await store.check()
+        member.refusals = [broken] * 10_000
+        with pytest.raises(StoreUnavailableError, match="it is broken"):
+            await store.get("/a")
+        assert member.asked_count < 10
