@@ -171,10 +171,18 @@ async def test_a_caller_that_gives_up_waiting_passes_its_turn_on() -> None:
             gives_up, waits = _start_call(channel), _start_call(channel)
             while len(channel._waiters) < 2:
                 await asyncio.wait({gives_up, waits}, timeout=0.01)
-            gives_up.cancel()
+            make_room = channel.room_made
+
+            def make_room_and_leave() -> None:
+                # Woken and cancelled in the same turn: the room is there, but not for this one.
+                make_room()
+                gives_up.cancel()
+
+            channel.room_made = make_room_and_leave  # type: ignore[method-assign]
             go_on.set()
             await _finish(first)
             assert (await _finish(waits)).messages == [(False, b"a")]
+            assert gives_up.cancelled()
 
 
 async def test_a_lost_connection_is_replaced() -> None:
@@ -260,9 +268,19 @@ async def test_what_does_not_speak_http2_is_unreachable(greeting: bytes) -> None
 
 
 async def test_callers_share_a_connection_in_the_making() -> None:
-    async with listen(_serve_all) as (address, peers), _channel(address) as channel:
+    async def serve(peer: RawPeer) -> None:
+        accepted.set()
+        await speak.wait()
+        await _serve_all(peer)
+
+    accepted, speak = asyncio.Event(), asyncio.Event()
+    async with listen(serve) as (address, peers), _channel(address) as channel:
         calls = [_start_call(channel) for _ in range(20)]
+        await asyncio.wait_for(accepted.wait(), PATIENCE_S)
+        # The one that asked first leaves; the connection is for the others as well.
         calls[0].cancel()
+        await asyncio.wait({calls[0]})
+        speak.set()
         for call in calls[1:]:
             assert (await _finish(call)).messages == [(False, b"a")]
         assert len(peers) == 1

@@ -151,6 +151,20 @@ async def test_data_after_the_end_resets_the_stream_and_costs_no_window() -> Non
         await assert_serves(peer)
 
 
+async def test_data_of_a_stream_that_is_answered_already_costs_no_window() -> None:
+    limits = replace(EXTERNAL_LIMITS, stream_window_bytes=70_000, connection_window_bytes=140_000)
+    async with serve_echo(limits) as (server, port, _), connect(port) as peer:
+        await peer.read()
+        for _ in range(20):
+            # Written in one go: the data is under way when the headers are refused.
+            stream_id = peer.begin([*REQUEST, (b"connection", b"close")])
+            peer.send(stream_id, bytes(16_000))
+            await peer.wait_answer(stream_id)
+        (link,) = server.links
+        assert link.engine.inbound_flow_control_window > 70_000
+        await assert_serves(peer)
+
+
 async def test_padded_data_is_given_back_whole() -> None:
     limits = replace(EXTERNAL_LIMITS, stream_window_bytes=70_000, connection_window_bytes=140_000)
     async with serve_echo(limits) as (_, port, _), connect(port) as peer:
