@@ -107,6 +107,8 @@ build_extension() {
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps \
         --no-build-isolation --editable .
     "$venv/bin/python" -c 'import mm._lru'
+    # Some environments forbid Python to keep what it compiled: then every start would do it anew.
+    "$venv/bin/python" -m compileall -q mm
 }
 
 case "${1:-}" in

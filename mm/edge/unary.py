@@ -8,6 +8,7 @@ before keeping it, and read gzip and deflate; what they send is uncompressed.
 from __future__ import annotations
 
 import asyncio
+import struct
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 from typing import TypeVar
@@ -18,7 +19,13 @@ from h2.errors import ErrorCodes
 from mm.core.headers import Header, HeaderList, carries_id, format_timeout, read_status
 from mm.edge.h2.client import Channel, UnreachableError
 from mm.edge.h2.incoming import IncomingCall
-from mm.edge.h2.messages import ENCODINGS_READ, MessageSplitter, decompress, frame_message
+from mm.edge.h2.messages import (
+    ENCODINGS_READ,
+    MessageSplitter,
+    TooMuchHeldError,
+    decompress,
+    frame_message,
+)
 from mm.edge.h2.server import Handler
 from mm.edge.h2.stream import FaultKind, RawStream, StreamFault
 from mm.errors import InvalidRequestError, MeshError, MethodRefusedError, StatusCode
@@ -31,6 +38,16 @@ Reply = TypeVar("Reply", bound=betterproto2.Message)
 # installed: hundreds of milliseconds, better spent here than in the event loop.
 bytes(HealthCheckRequest())
 
+#: What betterproto2 raises for bytes that are no message.
+_PARSE_ERRORS = (
+    ValueError,
+    EOFError,
+    LookupError,
+    AttributeError,
+    TypeError,
+    NotImplementedError,
+    struct.error,
+)
 _CONTENT_TYPE = b"application/grpc"
 _USER_AGENT = b"grpc-python-mm"
 
@@ -87,6 +104,8 @@ class MessageStream:
         while not self._messages:
             while self._pieces and not self._messages:
                 data, size = self._pieces.popleft()
+                if not self._call.hold(len(data)):
+                    raise TooMuchHeldError
                 self._messages.extend(self._splitter.feed(data))
                 self._stream.acknowledge(size)
             if self._messages:
@@ -98,6 +117,8 @@ class MessageStream:
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
         compressed, message = self._messages.popleft()
+        if not self._messages and self._splitter.at_boundary:
+            self._call.drop_held()
         if not compressed:
             return message
         return decompress(message, self._call.head.encoding, self._length_max)
@@ -170,7 +191,7 @@ def parse_message(message_type: type[Request], data: bytes) -> Request:
     """Decode a message from outside; raises ``InvalidRequestError`` where it is none."""
     try:
         return message_type.parse(data)
-    except (ValueError, EOFError, TypeError, NotImplementedError, UnicodeError) as error:
+    except _PARSE_ERRORS as error:
         name = message_type.__name__
         raise InvalidRequestError(f"the request is not a valid {name}: {error}") from error
 
