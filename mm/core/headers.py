@@ -27,6 +27,7 @@ HEADER_OVERHEAD_BYTES: Final = 32
 
 #: Remembered well-formed names, so that the pattern runs once a name and not once a header.
 _NAMES_REMEMBERED_MAX: Final = 4096
+_NAME_REMEMBERED_BYTES_MAX: Final = 64
 _NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]+")
 _BAD_VALUE = re.compile(rb"[\x00\r\n]")
 _TIMEOUT = re.compile(rb"([0-9]{1,8})([HMSmun])")
@@ -147,7 +148,7 @@ def _check_name(name: bytes) -> None:
         raise MalformedHeadersError(f"header name {_show(name)} is not allowed")
     if name in _CONNECTION_SPECIFIC:
         raise MalformedHeadersError(f"header {_show(name)} does not belong into HTTP/2")
-    if len(_well_formed_names) < _NAMES_REMEMBERED_MAX:
+    if len(name) <= _NAME_REMEMBERED_BYTES_MAX and len(_well_formed_names) < _NAMES_REMEMBERED_MAX:
         _well_formed_names.add(name)
 
 

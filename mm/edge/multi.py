@@ -58,6 +58,7 @@ class MultiCall:
         self._kind = kind
         self._ids = ids
         self._answers: list[Answer | None] = [None] * len(ids)
+        self._merged_bytes = 0
 
     async def run(self) -> None:
         """Ask every model and send the merged answer. Raises ``MeshError``."""
@@ -82,7 +83,10 @@ class MultiCall:
     async def _work(self, positions: Iterator[int], message: bytes) -> None:
         for position in positions:
             try:
-                self._answers[position] = await self._ask(self._ids[position], message)
+                answer = await self._ask(self._ids[position], message)
+                self._answers[position] = answer
+                self._merged_bytes += sum(len(part) for part in answer.plain_messages())
+                self._check_size()
             except MeshError as error:
                 missing = error.code == StatusCode.NOT_FOUND
                 if not missing or requires_all(self._incoming.head.mesh):
@@ -137,14 +141,17 @@ class MultiCall:
         check_response_headers(answer.trailers or ())
         return answer
 
+    def _check_size(self) -> None:
+        """Stop gathering as soon as the whole is too large."""
+        length_max = self._proxy.message_bytes_max
+        if self._merged_bytes > length_max:
+            raise MessageTooLargeError("merged response", self._merged_bytes, length_max)
+
     def _send(self) -> None:
         answers = [answer for answer in self._answers if answer is not None]
         if not answers:
             raise ModelNotFoundError("none of the requested models were found")
         merged = b"".join(part for answer in answers for part in answer.plain_messages())
-        length_max = self._proxy.message_bytes_max
-        if len(merged) > length_max:
-            raise MessageTooLargeError("merged response", len(merged), length_max)
         headers = _merge(answer.headers for answer in answers)
         trailers = _merge(answer.trailers or [] for answer in answers)
         self._incoming.send_headers(headers)

@@ -36,7 +36,7 @@ from mm.core.protobuf_ids import injection_suffix
 from mm.edge.h2.client import Channel, UnreachableError
 from mm.edge.h2.incoming import IncomingCall
 from mm.edge.h2.injection import Injector
-from mm.edge.h2.messages import ENCODINGS_READ, MessageMeter
+from mm.edge.h2.messages import ENCODINGS_READ, MessageMeter, TooMuchHeldError
 from mm.edge.h2.stream import FaultKind, RawStream, StreamFault
 from mm.errors import MeshError, RuntimeUnavailableError, StatusCode
 
@@ -212,7 +212,12 @@ class ProxiedCall:
         self._ended = self._ended or ended
         if data:
             self._pieces.append((data, size))
-            self._kept_bytes += len(data)
+            if self._keeps:
+                self._kept_bytes += len(data)
+                self._keeps = (
+                    self._kept_bytes <= self.proxy.retry_buffer_bytes_max
+                    and self.incoming.hold(len(data))
+                )
         elif size:
             self.incoming.stream.acknowledge(size)
         attempt = self._attempt
@@ -237,15 +242,19 @@ class ProxiedCall:
             if data:
                 end = self._ended and self._sent_count == count
                 stream.send_data(data, size, end)
+            elif size and not self.incoming.hold(size):
+                self.refuse(TooMuchHeldError())
+                return
             else:
+                # A compressed message gathers in the injector.
                 self.incoming.stream.acknowledge(size)
         if self._ended:
             stream.end()
-        if self._keeps and self._kept_bytes > self.proxy.retry_buffer_bytes_max:
-            self._keeps = False
         if not self._keeps:
             pieces.clear()
             self._sent_count = 0
+            if injector is None:
+                self.incoming.drop_held()
 
     def data_sent(self, size: int) -> None:
         """A piece of the answer has left: the upstream may send more."""

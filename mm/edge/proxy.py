@@ -19,7 +19,7 @@ from mm.core.ids import ModelId
 from mm.core.protobuf_ids import extract_id
 from mm.edge.h2.client import Channel, ChannelPool
 from mm.edge.h2.incoming import IncomingCall
-from mm.edge.h2.messages import ENCODINGS_READ, MessageSplitter, decompress
+from mm.edge.h2.messages import ENCODINGS_READ, MessageSplitter, TooMuchHeldError, decompress
 from mm.edge.multi import MultiCall
 from mm.edge.pipe import ProxiedCall
 from mm.errors import InvalidRequestError, MeshError, MethodRefusedError, ModelNotFoundError
@@ -156,6 +156,8 @@ class _FirstMessage:
         self.pieces.append((data, 0, ended))
         self.incoming.stream.acknowledge(size)
         try:
+            if not self.incoming.hold(len(data)):
+                raise TooMuchHeldError
             self.message = next(self._splitter.feed(data), None)
         except MeshError as error:
             self.error = error

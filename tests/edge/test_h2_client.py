@@ -388,6 +388,42 @@ async def test_slow_consumers_hold_their_stream_alone() -> None:
         stream.reset()
 
 
+async def test_a_connection_full_of_slow_readers_gets_no_more_calls() -> None:
+    async def serve(peer: RawPeer) -> None:
+        peer.start()
+        if len(peers) > 1:
+            await _serve_rest(peer)
+        await peer.wait_on(StreamEnded, 1)
+        peer.h2.send_headers(1, OK)
+        for _ in range(12):
+            peer.h2.send_data(1, bytes(16_000))
+            peer.flush()
+        await peer.wait_closed()
+
+    async def _serve_rest(peer: RawPeer) -> None:
+        ended = await peer.wait_for(StreamEnded)
+        assert ended.stream_id is not None
+        _answer(peer, ended.stream_id)
+        await peer.wait_closed()
+
+    class Lazy(Answer):
+        def data_received(self, data: bytes, size: int, ended: bool) -> None:
+            received.append(len(data))
+            if sum(received) == 192_000:
+                full.set()
+
+    received: list[int] = []
+    full = asyncio.Event()
+    windows = {"stream_window_bytes": 240_000, "connection_window_bytes": 250_000}
+    async with listen(serve) as (address, peers), _channel(address, **windows) as channel:
+        headers = request_headers(channel, "/t.S/M", None)
+        stream = await channel.open(headers, Lazy(2**30), end=True)
+        await asyncio.wait_for(full.wait(), PATIENCE_S)
+        assert (await _finish(_start_call(channel))).messages == [(False, b"a")]
+        assert len(peers) == 2
+        stream.reset()
+
+
 async def test_settings_of_the_client_forbid_pushes() -> None:
     async def serve(peer: RawPeer) -> None:
         peer.start()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import struct
+from dataclasses import replace
 
 import pytest
 from h2.errors import ErrorCodes
@@ -15,11 +16,9 @@ from h2.events import (
     StreamReset,
 )
 from h2.settings import SettingCodes
-from hyperframe.frame import (
-    GoAwayFrame,
-    HeadersFrame,
-)
+from hyperframe.frame import DataFrame, GoAwayFrame, HeadersFrame
 
+import mm.edge.h2.link as link_module
 from mm.edge.h2 import EXTERNAL_LIMITS, GrpcServer
 from mm.edge.h2.messages import frame_message
 from tests.edge.h2_echo import Echo, assert_serves, serve_echo, wait_started
@@ -183,3 +182,22 @@ async def test_unix_sockets(tmp_path: object) -> None:
     await peer.close()
     with pytest.raises(FileNotFoundError):
         await asyncio.open_unix_connection(path)
+
+
+async def test_a_connection_whose_last_words_do_not_leave_is_dropped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(link_module, "_LINGER_S", 0.05)
+    limits = replace(EXTERNAL_LIMITS, message_bytes_max=2**30)
+    async with serve_echo(limits) as (server, port, echo), connect(port) as peer:
+        echo.reply = bytes(64 * 2**20)
+        peer.h2.increment_flow_control_window(2**30)
+        peer.h2.update_settings({SettingCodes.INITIAL_WINDOW_SIZE: 2**30})
+        stream_id = peer.begin()
+        peer.send(stream_id, frame_message(b""), end=True)
+        await peer.wait_on(ResponseReceived, stream_id)
+        # The socket is full of an answer that nobody reads; then the client breaks a rule.
+        peer.writer.transport.pause_reading()
+        peer.send_frame(DataFrame(99, data=b"x"))
+        await server._wait_while(lambda: bool(server.links), PATIENCE_S)
+        assert not server.links

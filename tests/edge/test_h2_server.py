@@ -11,7 +11,9 @@ from h2.events import (
     PingAckReceived,
     StreamReset,
 )
+from h2.settings import SettingCodes
 from hyperframe.frame import (
+    ContinuationFrame,
     DataFrame,
     HeadersFrame,
     PingFrame,
@@ -100,6 +102,27 @@ async def test_headers_far_above_the_limit_end_the_connection() -> None:
         end = await peer.wait_closed()
         assert end is not None
         assert end.error_code == ErrorCodes.ENHANCE_YOUR_CALM
+
+
+async def test_headers_that_never_end_are_not_kept_for_ever() -> None:
+    async with serve_echo() as (_, port, _), connect(port) as peer:
+        await peer.read()
+        peer.send_frame(HeadersFrame(1, data=b"\0" * 16_000))
+        for _ in range(5):
+            peer.send_frame(ContinuationFrame(1, data=b"\0" * 16_000))
+        end = await peer.wait_closed()
+        assert end is None or end.error_code == ErrorCodes.ENHANCE_YOUR_CALM
+
+
+async def test_a_client_cannot_make_us_keep_a_large_compression_table() -> None:
+    async with serve_echo() as (server, port, _), connect(port) as peer:
+        peer.h2.update_settings({SettingCodes.HEADER_TABLE_SIZE: 2**31})
+        peer.flush()
+        for _ in range(3):
+            await assert_serves(peer)
+        (link,) = server.links
+        assert link.engine.remote_settings.header_table_size == 2**31
+        assert link.engine.encoder.header_table_size == 4096
 
 
 async def test_unreadable_compression_ends_the_connection() -> None:

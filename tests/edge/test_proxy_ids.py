@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -11,7 +13,10 @@ import pytest
 
 from mm.core.calls import Outcome
 from mm.core.dataplane import DataplaneConfig, RpcConfig
+from mm.edge.h2 import EXTERNAL_LIMITS
+from mm.edge.h2.messages import frame_message
 from mm.errors import LoadFailedError, ModelNotFoundError, NoRoomError
+from tests.edge.raw_h2 import REQUEST, connect
 from tests.edge.upstream import serve_proxy
 
 pytestmark = pytest.mark.anyio
@@ -290,3 +295,54 @@ async def test_an_id_beyond_ascii_and_a_nested_path() -> None:
         await client.unary_unary("/t.S/Unary")(b"", metadata=metadata)
         inner = b"\x0a" + _varint(len(encoded)) + encoded
         assert stand.runtime.requests == [b"\x12" + _varint(len(inner)) + inner]
+
+
+@pytest.mark.parametrize("reads", ["extraction", "injection"])
+async def test_a_compression_that_cannot_be_read_says_which_can(reads: str) -> None:
+    rules = _rules(Unary=(1,)) if reads == "extraction" else {}
+    async with serve_proxy(**rules) as stand, connect(stand.port) as peer:
+        stand.router.injection_path = (1,)
+        headers = [(b":path", b"/t.S/Unary") if h[0] == b":path" else h for h in REQUEST]
+        extra = [(b"mm-model-id", b"m"), (b"grpc-encoding", b"snappy")]
+        stream_id = peer.begin([*headers, *extra])
+        peer.send(stream_id, frame_message(b"abc", compressed=True), end=True)
+        answer, _ = await peer.wait_answer(stream_id)
+        assert answer[b"grpc-status"] == b"12"
+        assert answer[b"grpc-accept-encoding"] == b"identity,gzip,deflate"
+        # An uncompressed message under the same header can be read.
+        stream_id = peer.begin([*headers, *extra])
+        peer.send(stream_id, frame_message(_named(b"x")), end=True)
+        assert (await peer.wait_answer(stream_id))[0][b"grpc-status"] == b"0"
+
+
+@pytest.mark.parametrize("compression", [None, grpc.Compression.Gzip])
+async def test_what_calls_hold_of_their_requests_is_bounded(compression: Any) -> None:
+    limits = replace(EXTERNAL_LIMITS, held_bytes_max=100_000)
+    async with serve_proxy(limits=limits, **_rules(Unary=(1,))) as stand:
+        async with stand.client(compression=compression) as client:
+            method = client.unary_unary("/t.S/Unary")
+            large = _named(b"m") + b"\x12" + _varint(200_000) + random.Random(1).randbytes(200_000)
+            error = await _fail(method(large))
+            assert error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert error.details() == "too many large requests at once"
+            # What was held is given back: many smaller ones, one after the other, pass.
+            for _ in range(5):
+                small = large[: len(_named(b"m"))] + b"\x12" + _varint(50_000) + bytes(50_000)
+                assert await method(small) == b"echo:" + small
+            assert stand.server.held_bytes == 0
+
+
+async def test_what_cannot_be_held_is_not_tried_again() -> None:
+    limits = replace(EXTERNAL_LIMITS, held_bytes_max=1000)
+    async with serve_proxy(limits=limits) as stand, stand.client() as client:
+        stand.router.again = [True, True]
+        for size, attempts in ((900, 2), (1100, 1)):
+            stand.router.calls.clear()
+            stand.router.answers = [stand.peer_route("m", address="127.0.0.1:1")]
+            call = client.unary_unary("/t.S/Unary")(bytes(size), metadata=ID)
+            if attempts == 2:
+                assert len(await call) == size + 5
+            else:
+                assert (await _fail(call)).code() == grpc.StatusCode.UNAVAILABLE
+            assert len(stand.router.calls) == attempts
+        assert stand.server.held_bytes == 0

@@ -45,7 +45,6 @@ from h2.stream import H2Stream, StreamClosedBy, StreamInputs
 from h2.utilities import is_informational_response
 from h2.windows import WindowManager
 from hpack.exceptions import HPACKError, OversizedHeaderListError
-from hpack.hpack import Decoder
 from hyperframe.frame import (
     DataFrame,
     Frame,
@@ -56,6 +55,7 @@ from hyperframe.frame import (
 )
 
 from mm.core.headers import Header, HeaderList
+from mm.edge.h2.guards import LimitedDecoder, LimitedFrames
 from mm.edge.h2.limits import TransportLimits
 
 _FRAME_HEAD = struct.Struct(">HBBBL")
@@ -64,6 +64,9 @@ _END_STREAM, _END_HEADERS = 1, 4
 _ERROR_CODE = struct.Struct(">L")
 _STREAM_ID_MAX = 2**31 - 1
 _WINDOW_BYTES_DEFAULT = 65_535
+#: The most that a header block may be compressed against. The other side's setting may allow
+#: gigabytes, all of which would be kept here.
+_ENCODER_TABLE_BYTES_MAX = 4096
 #: Frames that we take: larger than HTTP/2's 16 KiB, because a frame costs the same at any size.
 _FRAME_BYTES_MAX = 64 * 1024
 
@@ -142,7 +145,8 @@ class Engine(H2Connection):
             settings[SettingCodes.ENABLE_PUSH] = 0
         self.local_settings = Settings(client=client_side, initial_values=cast(Any, settings))
         self.max_inbound_frame_size = _FRAME_BYTES_MAX
-        self.decoder = _Decoder(limits.header_block_bytes_max)
+        self.incoming_buffer = LimitedFrames(not client_side, limits.header_block_bytes_max)
+        self.decoder = LimitedDecoder(limits.header_block_bytes_max)
         # Priorities are deprecated (RFC 9113, 5.3.2); a strange one must not end the connection.
         self._frame_dispatch_table[PriorityFrame] = _ignore_frame
         self._streams_max = limits.streams_max
@@ -172,9 +176,13 @@ class Engine(H2Connection):
         return len(self.streams)
 
     def can_open(self) -> bool:
-        """Answer whether a further stream may be begun here now."""
+        """Answer whether a further stream may, and should, be begun here now.
+
+        Where many readers are slow, a further stream would wait for them: better elsewhere.
+        """
         return (
             self.goaway_last_id is None
+            and not self.is_backed_up()
             and len(self.streams) < self.remote_settings.max_concurrent_streams
             and self.highest_outbound_stream_id < _STREAM_ID_MAX - 2
         )
@@ -264,7 +272,18 @@ class Engine(H2Connection):
             if increment:
                 self._put_frame(_WINDOW_UPDATE, 0, stream_id, _ERROR_CODE.pack(increment))
 
+    def is_backed_up(self) -> bool:
+        """Answer whether slow readers have used up most of what the other side may send here."""
+        window = self._inbound_flow_control_window_manager
+        return window.current_window_size < window.max_window_size // 4
+
     # --- receiving ---------------------------------------------------------------------------
+
+    def _acknowledge_settings(self) -> list[Frame]:
+        frames = super()._acknowledge_settings()
+        if self.encoder.header_table_size > _ENCODER_TABLE_BYTES_MAX:
+            self.encoder.header_table_size = _ENCODER_TABLE_BYTES_MAX
+        return frames
 
     def _begin_new_stream(self, stream_id: int, allowed_ids: AllowedStreamIDs) -> H2Stream:
         outbound = self._stream_id_is_outbound(stream_id)
@@ -380,20 +399,3 @@ class Engine(H2Connection):
 
 def _ignore_frame(frame: Frame) -> tuple[list[Frame], list[Event]]:
     return [], []
-
-
-class _Decoder(Decoder):
-    """HPACK with a limit of its own: h2 would replace it by the advertised one."""
-
-    def __init__(self, block_bytes_max: int) -> None:
-        super().__init__()
-        self._block_bytes_max = block_bytes_max
-
-    @property
-    def max_header_list_size(self) -> int:
-        """Bytes that one block may expand to."""
-        return self._block_bytes_max
-
-    @max_header_list_size.setter
-    def max_header_list_size(self, value: int) -> None:
-        """Ignore what h2 sets."""

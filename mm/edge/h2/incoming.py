@@ -40,6 +40,7 @@ class IncomingCall:
     __slots__ = (
         "_body",
         "_early",
+        "_held_bytes",
         "_timer",
         "abandoned",
         "deadline_s",
@@ -70,6 +71,7 @@ class IncomingCall:
         self.stream: RawStream
         self.task: asyncio.Task[None]
         self._body: Body | None = None
+        self._held_bytes = 0
         self._early: list[tuple[bytes, int, bool]] = []
         self._timer: asyncio.TimerHandle | None = None
         self.deadline_s: float | None = None
@@ -105,6 +107,20 @@ class IncomingCall:
         """Take back pieces that were read, for the next reader."""
         self._body = None
         self._early = pieces
+
+    def hold(self, size: int) -> bool:
+        """Ask to keep ``size`` bytes of the request beyond its windows, until the call ends."""
+        server = self.link.server
+        if server.held_bytes + size > server.limits.held_bytes_max:
+            return False
+        server.held_bytes += size
+        self._held_bytes += size
+        return True
+
+    def drop_held(self) -> None:
+        """Give back what ``hold`` granted."""
+        self.link.server.held_bytes -= self._held_bytes
+        self._held_bytes = 0
 
     # --- answering ---------------------------------------------------------------------------
 

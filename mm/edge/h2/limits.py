@@ -37,8 +37,11 @@ class TransportLimits:
     ping_timeout_s: float = 10.0
     #: Resets that a client may send before the rate counts, and how many a second come back. A
     #: client that resets what it just asked for makes us work for nothing (CVE-2023-44487).
-    resets_burst: int = 500
-    resets_per_s: float = 100.0
+    resets_burst: int = 1000
+    resets_per_s: float = 200.0
+    #: Bytes of requests that a server holds in all, beside the windows of its streams: to send a
+    #: call again, to look into its first message, to read a message whole.
+    held_bytes_max: int = 256 * 2**20
     #: Bytes of answers to control frames that may pile up towards a client that does not read.
     unread_control_bytes_max: int = 4 * 2**20
 
@@ -53,13 +56,15 @@ class TransportLimits:
 
 
 #: Clients on the external port (design section 5).
-EXTERNAL_LIMITS = TransportLimits(streams_max=1000)
+EXTERNAL_LIMITS = TransportLimits(streams_max=1000, ping_interval_s=300.0, ping_timeout_s=20.0)
 #: Other instances of the mesh, as server and as client.
 PEER_LIMITS = TransportLimits(
     streams_max=20_000,
     header_list_bytes_max=64 * 1024,
     channel_connections_max=4,
     ping_interval_s=10.0,
+    # A peer passes on the cancellations of all its clients.
+    resets_per_s=1e6,
 )
 #: The runtime beside this instance: no pings, which gRPC servers punish when they come often.
 RUNTIME_LIMITS = TransportLimits(header_list_bytes_max=64 * 1024)

@@ -37,6 +37,8 @@ from mm.edge.h2.stream import FaultKind, RawStream, StreamFault
 
 logger = logging.getLogger(__name__)
 
+#: Time for what was written last to leave when a connection closes.
+_LINGER_S = 5.0
 #: Bytes gathered in a turn before they are written without waiting for its end; with the
 #: transport's own mark it bounds what one connection holds for a slow socket.
 _TURN_BYTES_MAX = 256 * 1024
@@ -45,19 +47,24 @@ _TURN_BYTES_MAX = 256 * 1024
 class LinkConnection(Connection):
     """grpclib's connection: keeps the transport alive with pings, and ends it."""
 
+    _abort_timer: asyncio.TimerHandle | None = None
+
     def close(self) -> None:
         """Drop the connection at once; what is not written by now has no reader."""
         self.cancel_timers()
         self._transport.abort()
 
     def close_gently(self) -> None:
-        """Close once all that was written has left."""
-        self.cancel_timers()
-        self._transport.close()
+        """Close once all that was written has left, or does not leave in time."""
+        if not self._transport.is_closing():
+            self.cancel_timers()
+            self._transport.close()
+            loop = asyncio.get_running_loop()
+            self._abort_timer = loop.call_later(_LINGER_S, self._transport.abort)
 
     def cancel_timers(self) -> None:
         """Ask for no more signs of life."""
-        for timer in (self._ping_handle, self._close_by_ping_handler):
+        for timer in (self._ping_handle, self._close_by_ping_handler, self._abort_timer):
             if timer is not None:
                 timer.cancel()
 

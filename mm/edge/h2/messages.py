@@ -28,6 +28,13 @@ class MessageTooLargeError(QueueFullError):
         )
 
 
+class TooMuchHeldError(QueueFullError):
+    """Too many large requests are being read at once."""
+
+    def __init__(self) -> None:
+        super().__init__("too many large requests at once")
+
+
 def frame_message(message: bytes, compressed: bool = False) -> bytes:
     """Put the prefix before a message."""
     return PREFIX.pack(compressed, len(message)) + message

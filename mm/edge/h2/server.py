@@ -167,6 +167,8 @@ class GrpcServer:
         self.external = external
         self.links: set[ServerLink] = set()
         self.calls: set[IncomingCall] = set()
+        #: What calls hold of their requests (``IncomingCall.hold``).
+        self.held_bytes = 0
         self._listener: asyncio.Server | None = None
         self._path: str | None = None
         self._quiet = asyncio.Event()
@@ -206,6 +208,7 @@ class GrpcServer:
             logger.exception("call of %s failed", call.method)
             call.send_status(StatusCode.INTERNAL, "internal error")
         finally:
+            call.drop_held()
             self.calls.discard(call)
             if not self.calls:
                 self._quiet.set()
