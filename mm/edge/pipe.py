@@ -422,7 +422,7 @@ class Attempt:
         if isinstance(self.route, PeerRoute):
             load = read_load(headers)
             if load is not None:
-                self.proxied.proxy.note_load(self.route, load)
+                self.proxied.proxy.router.report_load(self.route, load)
 
     def _spoil(self, code: int, text: str) -> None:
         """Answer in place of an upstream whose answer cannot be passed on."""

@@ -8,10 +8,9 @@ several models ``mm.edge.multi``'s.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 
 from mm.config import Config
-from mm.core.calls import Call, Hop, LocalRoute, PeerRoute, Route
+from mm.core.calls import Call, Hop, LocalRoute, Route
 from mm.core.dataplane import RpcConfig
 from mm.core.headers import IdKind, check_id, is_balanced, read_ids
 from mm.core.hop_headers import HopRequest, read_hop_request
@@ -27,9 +26,6 @@ from mm.mesh.ports import Router
 
 #: The services that manage a runtime are for its own mesh alone (around 6.4).
 _FORBIDDEN = (b"/mmesh.ModelRuntime/", b"/com.ibm.watson.tas.internal.proto.ModelServer/")
-
-#: Told of every ``mm-hop-load`` that a peer sends: the route that was answered, and the count.
-LoadListener = Callable[[PeerRoute, int], None]
 
 
 class Proxy:
@@ -47,7 +43,6 @@ class Proxy:
         peers: ChannelPool,
         config: Config,
         external: bool,
-        on_load: LoadListener | None = None,
     ) -> None:
         self.router = router
         self.runtime = runtime
@@ -56,7 +51,6 @@ class Proxy:
         self.external = external
         self.message_bytes_max = config.message_bytes_max
         self.retry_buffer_bytes_max = config.retry_buffer_bytes_max
-        self._on_load = on_load
 
     async def __call__(self, incoming: IncomingCall) -> None:
         """Serve one call. Raises ``MeshError``."""
@@ -130,11 +124,6 @@ class Proxy:
         if isinstance(route, LocalRoute):
             return self.runtime
         return self.peers.get(route.address, may_wait=route.hop is Hop.LOAD_LOCAL)
-
-    def note_load(self, route: PeerRoute, load: int) -> None:
-        """Pass on how busy a peer's copy is."""
-        if self._on_load is not None:
-            self._on_load(route, load)
 
 
 class _FirstMessage:

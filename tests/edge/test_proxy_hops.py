@@ -45,8 +45,6 @@ def _abort_times(count: int, code: grpc.StatusCode, text: str) -> Any:
 
 async def test_a_call_through_a_peer() -> None:
     async with serve_proxy(external=False) as there, serve_proxy() as here:
-        loads: list[int] = []
-        here.proxy._on_load = lambda route, load: loads.append(load)
         here.router.answers = [
             here.peer_route(
                 "m",
@@ -72,7 +70,7 @@ async def test_a_call_through_a_peer() -> None:
         seen = dict(there.runtime.metadata[0])
         assert (seen["x-own"], seen["mm-model-id"]) == ("1", "m")
         assert not [name for name in seen if name.startswith("mm-hop")]
-        assert loads == [there.router.load]
+        assert here.router.loads == [there.router.load]
 
 
 @pytest.mark.parametrize(

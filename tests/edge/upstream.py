@@ -12,7 +12,7 @@ import grpc
 import grpc.aio
 
 from mm.config import Config
-from mm.core.calls import Call, LocalRoute, Outcome, Route
+from mm.core.calls import Call, Hop, LocalRoute, Outcome, PeerRoute, Route
 from mm.core.ids import InstanceId, ModelId
 from mm.edge.h2 import (
     EXTERNAL_LIMITS,
@@ -47,6 +47,7 @@ class FakeRouter:
         self.vmodels: dict[str, str] = {}
         self.unknown: set[str] = set()
         self.load = 3
+        self.loads: list[int] = []
         self.waiting = 0
         self.waiting_event = asyncio.Event()
 
@@ -76,6 +77,9 @@ class FakeRouter:
         if vmodel_id not in self.vmodels:
             raise ModelNotFoundError("vmodel not found")
         return ModelId(self.vmodels[vmodel_id])
+
+    def report_load(self, route: PeerRoute, in_flight: int) -> None:
+        self.loads.append(in_flight)
 
     def in_flight(self, model_id: ModelId) -> int:
         return self.load
@@ -191,8 +195,6 @@ class Stand:
         return grpc.aio.insecure_channel(self.address, options=settings, **options)
 
     def peer_route(self, model_id: str, **values: Any) -> Any:
-        from mm.core.calls import Hop, PeerRoute
-
         values.setdefault("hop", Hop.HIT_ONLY)
         values.setdefault("address", self.address)
         return PeerRoute(ModelId(model_id), InstanceId("peer"), **values)
