@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
+from mm import _lru, _lru_py
 from mm._lru import Table
 from mm._lru_words import ID_BYTES_MAX, READER_COUNT_MAX
 from mm.table import NONE, CopyState
@@ -354,3 +357,17 @@ def test_memory_is_counted(table: Table) -> None:
     grown = table.memory_bytes()
     assert grown - before > 5_000 * 100
     assert table.memory_bytes() == grown
+
+
+# The two
+
+
+def test_both_have_the_same_methods_with_the_same_arguments() -> None:
+    def shape(table_type: Any) -> dict[str, list[str] | None]:
+        return {
+            name: list(inspect.signature(member).parameters) if callable(member) else None
+            for name, member in inspect.getmembers(table_type)
+            if not name.startswith("_")
+        }
+
+    assert shape(_lru.Table) == shape(_lru_py.Table)

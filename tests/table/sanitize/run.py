@@ -109,9 +109,9 @@ class Suite:
     def built(self, fault: Fault | None = None) -> Path:
         """Build table and readers, with a fault planted if one is given; answer where."""
         began_s = time.monotonic()
-        place = (
-            self.directory / f"{self.sanitizer.name}-{FAULTS.index(fault) if fault else 'right'}"
-        )
+        # By name, so that what an earlier run built for another fault is never taken for this one.
+        variant = fault.name.replace(" ", "-") if fault else "right"
+        place = self.directory / f"{self.sanitizer.name}-{variant}"
         package = place / "mm"
         shutil.rmtree(package, ignore_errors=True)
         package.mkdir(parents=True)
@@ -127,10 +127,8 @@ class Suite:
             for each in (self.directory / f"{self.sanitizer.name}-right").glob("mm/_lru.*.so"):
                 shutil.copy2(each, package)
         else:
-            build(
-                "mm._lru", package / "_lru.pyx", place, extra_args=self.sanitizer.args, root=place
-            )
-        build("mm_test_hammer", readers, place, extra_args=self.sanitizer.args, root=place)
+            self._build("mm._lru", package / "_lru.pyx", place)
+        self._build("mm_test_hammer", readers, place)
         print(f"  built {place.name} in {time.monotonic() - began_s:.0f} s", flush=True)
         return place
 
