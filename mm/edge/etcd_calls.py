@@ -221,6 +221,6 @@ def _brief(code: rpc.StatusCode, details: str) -> str:
     """Take the one telling part out of grpc's nested texts."""
     if "Connection refused" in details:
         return "connection refused"
-    if code is rpc.StatusCode.DEADLINE_EXCEEDED:
+    if code is rpc.StatusCode.DEADLINE_EXCEEDED or "context deadline exceeded" in details:
         return "no answer in time"
     return f"{code.name}: {details}" if details else code.name

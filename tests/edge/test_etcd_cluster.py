@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import random
 import socket
 import tempfile
 from collections.abc import Iterator
@@ -54,12 +56,16 @@ class _Cluster:
 
 
 def _free_ports() -> list[int]:
-    """Ports for the members to know each other by, before they start."""
-    with ExitStack() as stack:
-        holders = [stack.enter_context(socket.socket()) for _ in range(_COUNT)]
-        for holder in holders:
-            holder.bind(("127.0.0.1", 0))
-        return [holder.getsockname()[1] for holder in holders]
+    """Ports for the members to know each other by, before they start.
+
+    Not from the range out of which the kernel gives ports to others meanwhile.
+    """
+    ports = []
+    for port in random.sample(range(20_000, 32_000), 100):
+        with socket.socket() as holder, contextlib.suppress(OSError):
+            holder.bind(("127.0.0.1", port))
+            ports.append(port)
+    return ports[:_COUNT]
 
 
 @pytest.fixture
