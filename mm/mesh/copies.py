@@ -233,14 +233,9 @@ class Copies:
         if not is_believed:
             return False
         logger.warning("the runtime lost model %s; it will be loaded again", model_id)
-        self.table.remove(model_id)
-        self.accounting.left(copy.weight_units, claimed=True)
-        self.table.set_state(model_id, CopyState.ABSENT)
-        if self.accounting.unload_completed(copy.weight_units):
-            self.space.wake()
-        self._end(copy, None)
-        self._tidy(model_id)
-        self._changed()
+        # It may be wrong, and a load of what is loaded a surprise to it: unload first. Not if other
+        # calls are in flight: they do no harm to what is lost, but would hold back its reload.
+        self.remove(copy, nothing_loaded=self.table.in_flight(model_id) > 0)
         return True
 
     def _left(self, evicted: list[Evicted]) -> None:

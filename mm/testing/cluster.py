@@ -89,6 +89,7 @@ class Instance:
             ),
         )
         self.is_serving = False
+        self._prediction_fault: RuntimeCallError | None = None
         self._scope = anyio.CancelScope()
         self._stopping = anyio.Event()
         self._ended = anyio.Event()
@@ -127,6 +128,10 @@ class Instance:
             scope.cancel()
         self._scope.cancel()
         await self._ended.wait()
+
+    def fail_predictions(self, code: int, message: str) -> None:
+        """Let the runtime answer every inference with an error; code 0 ends that."""
+        self._prediction_fault = RuntimeCallError(code, message) if code else None
 
     # --- what a client does -------------------------------------------------------------------
 
@@ -216,6 +221,8 @@ class Instance:
             return await self._attempt_there(call, route)
         assert isinstance(route, LocalRoute), route
         try:
+            if self._prediction_fault is not None:
+                raise self._prediction_fault
             await self.runtime.predict(route.model_id, self.cluster.call_s)
         except RuntimeCallError as exc:
             outcome = {
@@ -298,7 +305,14 @@ class Cluster:
         self.network.listen(instance.address, instance)
         self.instances[name] = instance
         await self._group.start(instance.run)
+        await until(lambda: self._all_know(instance), what=f"all know {name}")
         return instance
+
+    def _all_know(self, instance: Instance) -> bool:
+        """Whether everybody who can hear of it has heard that it is there."""
+        return all(
+            instance.name in each.node._members for each in self.serving if each.store.connected
+        )
 
     def __getitem__(self, name: str) -> Instance:
         return self.instances[name]

@@ -1,0 +1,395 @@
+"""The one question, asked at instances whose peers and runtimes are there, gone or busy."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import anyio
+import pytest
+
+from mm.core.calls import Call, Hop, LocalRoute, Outcome, PeerRoute
+from mm.core.ids import InstanceId, ModelId
+from mm.errors import (
+    LoadFailedError,
+    LoadTimeoutError,
+    MethodRefusedError,
+    ModelNotFoundError,
+    NoRoomError,
+    QueueFullError,
+    RuntimeUnavailableError,
+    StatusCode,
+)
+from mm.mesh.ports import RuntimeParameters
+from mm.testing.cluster import Cluster, Instance, RuntimeAnswerError, running_cluster, until
+from mm.testing.fake_runtime import DEFAULT_PARAMETERS, ModelPlan
+
+pytestmark = pytest.mark.anyio
+
+FAST = ModelPlan(load_s=0.003, unload_s=0.001)
+METHOD = "/pkg.Service/Method"
+A, B, C = InstanceId("a"), InstanceId("b"), InstanceId("c")
+M = ModelId("m")
+
+
+def call_for(model_id: str = "m", **changes: object) -> Call:
+    return replace(Call(ModelId(model_id), method=METHOD), **changes)  # type: ignore[arg-type]
+
+
+async def loaded_at(cluster: Cluster, *names: str, model_id: str = "m") -> None:
+    """Register a model and load it at these instances; all of them know of it."""
+    await cluster[names[0]].register(model_id)
+    for name in names:
+        assert (await cluster[name].load_here(model_id)).status == "LOADED"
+    await cluster.settle()
+
+
+def loads(cluster: Cluster) -> int:
+    return sum(each.runtime.loads_begun.total() for each in cluster.instances.values())
+
+
+async def give_back(instance: Instance, call: Call, outcome: Outcome, message: str = "") -> bool:
+    """Ask, and end the attempt with an outcome of the test's choice."""
+    route = await instance.node.router.route(call)
+    return instance.node.router.finished(call, route, outcome, message)
+
+
+async def test_a_copy_here_is_used_and_pinned() -> None:
+    async with running_cluster("a", "b", plan=FAST) as cluster:
+        await loaded_at(cluster, "a", "b")
+        router = cluster["a"].node.router
+        call = call_for()
+        route = await router.route(call)
+        assert isinstance(route, LocalRoute)
+        assert (router.in_flight(M), router.routes_open) == (1, 1)
+        assert not router.finished(call, route, Outcome.ANSWERED)
+        assert (router.in_flight(M), router.routes_open) == (0, 0)
+        assert router.in_flight(ModelId("unknown")) == 0
+
+
+async def test_a_copy_elsewhere_is_forwarded_to_as_hit_only() -> None:
+    async with running_cluster("a", "b", plan=FAST) as cluster:
+        await loaded_at(cluster, "b")
+        router = cluster["a"].node.router
+        call = call_for()
+        route = await router.route(call)
+        assert route == PeerRoute(M, B, "b:8080", Hop.HIT_ONLY, hops_left=1)
+        assert not router.finished(call, route, Outcome.ANSWERED)
+        assert await cluster["a"].invoke("m") == "b"
+        counters = cluster["b"].node.statistics().counters
+        assert (counters.calls, counters.hits, counters.misses) == (1, 1, 0)
+
+
+async def test_the_copy_with_fewer_calls_in_flight_is_preferred() -> None:
+    async with running_cluster("a", "b", "c", plan=FAST) as cluster:
+        await loaded_at(cluster, "b", "c")
+        router = cluster["a"].node.router
+        for name, in_flight in ((B, 7), (C, 2)):
+            router.report_load(PeerRoute(M, name, "", Hop.HIT_ONLY), in_flight)
+        router.report_load(PeerRoute(M, InstanceId("gone"), "", Hop.HIT_ONLY), 1)
+        for _ in range(10):
+            call = call_for()
+            route = await router.route(call)
+            assert isinstance(route, PeerRoute)
+            assert route.instance_id == C
+            router.finished(call, route, Outcome.ANSWERED)
+
+
+async def test_a_stale_view_costs_a_hop_and_no_more() -> None:
+    """The record names a copy that is not there: it is disowned, and the model loaded."""
+    async with running_cluster("a", "b", plan=FAST) as cluster:
+        await cluster["a"].register("m")
+        registrar, record = cluster["b"].node._registrar, cluster.record("m")
+        assert record is not None
+        await cluster["a"].node._registry.update(M, lambda r: r and r.with_copy(B, 1, 0))
+        await cluster["a"].invoke("m")
+        await cluster.settle()
+        cluster.check()
+        assert registrar.owed_count == 0
+
+
+async def test_hit_only_never_loads_and_never_forwards() -> None:
+    async with running_cluster("a", "b", plan=FAST) as cluster:
+        await loaded_at(cluster, "b")
+        for hops_left in (0, 1, 2):
+            call = call_for(hop=Hop.HIT_ONLY, hops_left=hops_left)
+            with pytest.raises(NoRoomError) as caught:
+                await cluster["a"].node.router.route(call)
+            assert caught.value.hop_result == "not-here"
+            with pytest.raises(NoRoomError) as caught:
+                await cluster["a"].node.router.begin(replace(call, method="", attempts=0))
+            assert caught.value.hop_result == "not-here"
+        assert loads(cluster) == 1
+
+
+async def test_hit_only_waits_for_a_load_that_is_under_way() -> None:
+    async with running_cluster("a", plan=FAST) as cluster:
+        await cluster["a"].register("m")
+        cluster["a"].runtime.plan("m", load_s=0.05)
+        async with anyio.create_task_group() as group:
+            group.start_soon(cluster["a"].invoke, "m")
+            await until(lambda: cluster["a"].runtime.loads_at_once == 1)
+            call = call_for(hop=Hop.HIT_ONLY, hops_left=0)
+            assert await cluster["a"].send(call) == "a"
+        counters = cluster["a"].node.statistics().counters
+        assert (counters.loads, counters.misses, counters.hits) == (1, 2, 0)
+
+
+async def test_load_local_forwards_once_more_to_a_copy_that_appeared() -> None:
+    async with running_cluster("a", "b", plan=FAST) as cluster:
+        await loaded_at(cluster, "b")
+        router = cluster["a"].node.router
+        call = call_for(hop=Hop.LOAD_LOCAL, hops_left=1)
+        route = await router.route(call)
+        assert isinstance(route, PeerRoute)
+        assert (route.instance_id, route.hop, route.hops_left) == (B, Hop.HIT_ONLY, 0)
+        router.finished(call, route, Outcome.ANSWERED)
+        call = call_for(hop=Hop.LOAD_LOCAL, hops_left=0)
+        assert await cluster["a"].serve(call) == "a", "no hop left: it loads"
+
+
+async def test_load_local_is_refused_where_it_was_tried() -> None:
+    async with running_cluster("a", plan=FAST) as cluster:
+        await cluster["a"].register("m")
+        call = call_for(hop=Hop.LOAD_LOCAL, hops_left=1, excludes={A})
+        with pytest.raises(NoRoomError) as caught:
+            await cluster["a"].node.router.route(call)
+        assert caught.value.hop_result == "stale"
+
+
+@pytest.mark.virtual_time
+async def test_an_unreachable_peer_is_left_alone_and_tried_again_later() -> None:
+    async with running_cluster("a", "b", "c", plan=FAST) as cluster:
+        await loaded_at(cluster, "b")
+        cluster.network.close("b:8080")
+        assert await cluster["a"].invoke("m") in ("a", "c")
+        members = cluster["a"].node._members
+        assert members.handle(B) is None
+        arrivals = cluster.network.arrivals["b:8080"]
+        await cluster["a"].invoke("m")
+        assert cluster.network.arrivals["b:8080"] == arrivals
+        await anyio.sleep(0.6)
+        assert members.handle(B) is not None
+        cluster.network.listen("b:8080", cluster["b"])
+
+
+@pytest.mark.virtual_time
+async def test_failures_in_a_row_double_the_rest_until_an_answer_comes() -> None:
+    async with running_cluster("a", "b", plan=FAST) as cluster:
+        await loaded_at(cluster, "b")
+        node = cluster["a"].node
+        for rest_s in (0.5, 1, 2, 4, 8, 10, 10):
+            assert await give_back(cluster["a"], call_for(), Outcome.UNREACHABLE, "refused")
+            assert node._members.next_reachable_ms() == 1000 * rest_s
+            await anyio.sleep(rest_s - 0.01)
+            assert node._members.handle(B) is None
+            await anyio.sleep(0.02)
+            assert node._members.handle(B) is not None
+        await give_back(cluster["a"], call_for(), Outcome.NOT_HERE)
+        await give_back(cluster["a"], call_for(), Outcome.UNREACHABLE, "refused")
+        assert node._members.next_reachable_ms() == 500
+
+
+@pytest.mark.virtual_time
+async def test_nowhere_to_load_tells_when_a_retry_makes_sense() -> None:
+    async with running_cluster("a", "b", plan=FAST) as cluster:
+        await cluster["a"].register("m")
+        cluster["a"].node._members.mark_unreachable(B, anyio.current_time())
+        with pytest.raises(NoRoomError, match="Nowhere available to load") as caught:
+            await cluster["a"].send(call_for(excludes={A}))
+        assert caught.value.retry_after_ms == 500
+        assert caught.value.code == StatusCode.UNAVAILABLE
+
+
+async def test_a_runtime_that_says_unavailable_is_no_reason_to_load() -> None:
+    for holders in (("a",), ("b",), ("a", "b")):
+        async with running_cluster("a", "b", "c", plan=FAST) as cluster:
+            await loaded_at(cluster, *holders)
+            for name in holders:
+                cluster[name].fail_predictions(StatusCode.UNAVAILABLE, "out to lunch")
+            with pytest.raises(RuntimeAnswerError, match="out to lunch") as caught:
+                await cluster["a"].invoke("m")
+            assert caught.value.code == StatusCode.UNAVAILABLE
+            assert loads(cluster) == len(holders)
+            cluster.check()
+
+
+async def test_another_copy_is_tried_when_a_runtime_says_unavailable() -> None:
+    async with running_cluster("a", "b", "c", plan=FAST) as cluster:
+        await loaded_at(cluster, "a", "b")
+        cluster["a"].fail_predictions(StatusCode.UNAVAILABLE, "out to lunch")
+        assert await cluster["a"].invoke("m") == "b"
+        await loaded_at(cluster, "b", "c", model_id="n")
+        cluster["c"].fail_predictions(StatusCode.UNAVAILABLE, "out to lunch")
+        assert {await cluster["a"].invoke("n") for _ in range(8)} == {"b"}
+        assert loads(cluster) == 4
+
+
+async def test_a_copy_that_vanishes_between_two_tries_is_no_reason_to_load_either() -> None:
+    async with running_cluster("a", "b", "c", plan=FAST) as cluster:
+        await loaded_at(cluster, "b", "c")
+        call = call_for()
+        assert await give_back(cluster["a"], call, Outcome.RUNTIME_UNAVAILABLE, "out to lunch")
+        for name in (B, C):
+            cluster["a"].node._members.mark_unreachable(name, anyio.current_time())
+        with pytest.raises(RuntimeUnavailableError, match="out to lunch"):
+            await cluster["a"].node.router.route(call)
+
+
+async def test_a_runtime_that_is_gone_sends_its_calls_elsewhere() -> None:
+    async with running_cluster("a", "b", plan=FAST) as cluster:
+        await loaded_at(cluster, "a")
+        cluster["a"].runtime.stop()
+        assert await cluster["a"].invoke("m") == "b"
+        assert await cluster["b"].invoke("m") == "b"
+        with pytest.raises(RuntimeUnavailableError, match="model runtime of instance a") as caught:
+            await cluster["a"].serve(call_for(hop=Hop.LOAD_LOCAL, hops_left=0))
+        assert caught.value.hop_result == "unreachable"
+        cluster["b"].runtime.stop()
+        with pytest.raises(RuntimeUnavailableError):
+            await cluster["a"].invoke("m")
+
+
+async def test_a_lost_model_is_loaded_again_and_nobody_notices() -> None:
+    async with running_cluster("a", "b", plan=FAST) as cluster:
+        await loaded_at(cluster, "a")
+        cluster["a"].runtime.lose("m")
+        await cluster["a"].invoke("m")
+        await cluster.settle()
+        cluster.check()
+        assert loads(cluster) == 2
+
+
+@pytest.mark.virtual_time
+@pytest.mark.parametrize("caller", ["a", "b"])
+async def test_a_model_that_says_not_found_itself_is_not_loaded_everywhere(caller: str) -> None:
+    async with running_cluster("a", "b", "c", plan=FAST) as cluster:
+        await loaded_at(cluster, "a")
+        for each in cluster.serving:
+            each.fail_predictions(StatusCode.NOT_FOUND, "no such row")
+        loads_seen = []
+        for _ in range(6):
+            with pytest.raises(RuntimeAnswerError, match="no such row"):
+                await cluster[caller].invoke("m")
+            loads_seen.append(loads(cluster))
+        assert len(set(loads_seen[1:])) == 1, loads_seen
+        assert loads_seen[-1] <= 4
+        cluster.check()
+
+
+async def test_a_failed_load_is_tried_elsewhere_and_then_told() -> None:
+    async with running_cluster("a", "b", "c", plan=FAST) as cluster:
+        await cluster["a"].register("m")
+        for each in cluster.serving:
+            each.runtime.fail_loads("m", StatusCode.INTERNAL, f"boom at {each.name}", times=1)
+        with pytest.raises(LoadFailedError, match="INTERNAL: boom at") as caught:
+            await cluster["a"].invoke("m")
+        assert caught.value.code == StatusCode.FAILED_PRECONDITION
+        assert loads(cluster) == 3
+        await cluster.settle()
+        for each in cluster.serving:
+            with pytest.raises(LoadFailedError, match="boom at"):
+                await each.invoke("m")
+        assert loads(cluster) == 3, "three recent failures are enough"
+        cluster.check()
+
+
+async def test_a_load_that_succeeds_elsewhere_is_an_answer() -> None:
+    async with running_cluster("a", "b", "c", plan=FAST) as cluster:
+        await cluster["a"].register("m")
+        for name in "ab":
+            cluster[name].runtime.fail_loads("m", StatusCode.UNKNOWN, "boom")
+        assert await cluster["a"].invoke("m") == "c"
+
+
+@pytest.mark.virtual_time
+async def test_failures_count_for_seven_and_a_half_minutes() -> None:
+    async with running_cluster("a", plan=FAST) as cluster:
+        await cluster["a"].register("m")
+        cluster["a"].runtime.fail_loads("m", StatusCode.INTERNAL, "boom", times=1)
+        for _ in range(3):
+            with pytest.raises(LoadFailedError, match="boom"):
+                await cluster["a"].invoke("m")
+        assert loads(cluster) == 1
+        await anyio.sleep(7.5 * 60)
+        assert await cluster["a"].invoke("m") == "a"
+        await cluster.settle()
+        record = cluster.record("m")
+        assert record is not None
+        assert record.failures == {}
+
+
+@pytest.mark.virtual_time
+@pytest.mark.parametrize("names", [("a",), ("a", "b", "c")])
+async def test_loads_that_take_too_long_end_in_deadline_exceeded(names: tuple[str, ...]) -> None:
+    parameters = replace(DEFAULT_PARAMETERS, load_timeout_ms=2000)
+    async with running_cluster(*names, parameters=parameters) as cluster:
+        await cluster["a"].register("m")
+        for each in cluster.serving:
+            each.runtime.plan("m", load_s=100)
+        with pytest.raises(LoadTimeoutError, match="Load of model m timed out after 2s") as caught:
+            await cluster["a"].invoke("m")
+        assert caught.value.hop_result is None
+        assert anyio.current_time() == pytest.approx(2 * len(names), abs=0.1)
+        await cluster.settle()
+        cluster.check()
+
+
+async def test_methods_that_are_not_permitted_are_refused() -> None:
+    parameters = replace(DEFAULT_PARAMETERS, methods={"pkg.Service/Method": (1, 2)})
+    async with running_cluster("a", plan=FAST, parameters=parameters) as cluster:
+        await loaded_at(cluster, "a")
+        for method in ("/pkg.Service/Other", "/mmesh.ModelRuntime/unloadModel"):
+            with pytest.raises(MethodRefusedError, match=f"not permitted: {method[1:]}"):
+                await cluster["a"].invoke("m", method)
+        router, call = cluster["a"].node.router, call_for()
+        route = await router.route(call)
+        assert isinstance(route, LocalRoute)
+        assert route.injection_path == (1, 2)
+        router.finished(call, route, Outcome.ANSWERED)
+        cluster.check()
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        DEFAULT_PARAMETERS,
+        replace(DEFAULT_PARAMETERS, methods={"x/y": ()}, allow_any_method=True),
+    ],
+)
+async def test_the_service_that_manages_the_runtime_is_never_permitted(
+    parameters: RuntimeParameters,
+) -> None:
+    async with running_cluster("a", plan=FAST, parameters=parameters) as cluster:
+        await loaded_at(cluster, "a")
+        assert await cluster["a"].invoke("m") == "a"
+        for service in ("mmesh.ModelRuntime", "com.ibm.watson.tas.internal.proto.ModelServer"):
+            with pytest.raises(MethodRefusedError):
+                await cluster["a"].invoke("m", f"/{service}/unloadModel")
+
+
+async def test_an_empty_id_is_no_model() -> None:
+    async with running_cluster("a", plan=FAST) as cluster:
+        with pytest.raises(ModelNotFoundError):
+            await cluster["a"].invoke("")
+
+
+async def test_a_full_queue_here_is_no_reason_to_refuse_if_another_takes_it() -> None:
+    async with running_cluster(plan=FAST) as cluster:
+        await cluster.start("a", load_queue_length_max=0)
+        await cluster["a"].register("m")
+        with pytest.raises(QueueFullError, match="loads wait here already") as caught:
+            await cluster["a"].invoke("m")
+        assert caught.value.code == StatusCode.RESOURCE_EXHAUSTED
+        await cluster.start("b")
+        assert await cluster["a"].send(call_for(balanced=True)) == "b"
+        assert await cluster["b"].send(call_for(balanced=True)) == "b"
+
+
+async def test_a_full_queue_at_a_peer_sends_the_call_elsewhere() -> None:
+    async with running_cluster("b", plan=FAST) as cluster:
+        await cluster.start("a", load_queue_length_max=0)
+        await cluster["b"].register("m")
+        with pytest.raises(QueueFullError) as caught:
+            await cluster["a"].serve(call_for(hop=Hop.LOAD_LOCAL, hops_left=1))
+        assert caught.value.hop_result == "stale"
+        assert await cluster["b"].invoke("m") == "b"
