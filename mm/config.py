@@ -116,9 +116,6 @@ class Config(Limits):
 
     #: MM_LOAD_FAILURE_EXPIRY_TIME_MS: how long a failed load keeps an instance from trying again.
     load_failure_expiry_ms: int = 900_000
-    #: MM_MIN_CHURN_AGE_MS: a load that would evict a model used more recently than this is refused.
-    #: None: ten times the assumed load time (spec core 3.1). 0 refuses nothing.
-    churn_age_min_ms: int | None = None
 
     #: SHUTDOWN_TIMEOUT_MS: from the signal to the exit.
     shutdown_timeout_s: float = 30.0
@@ -191,7 +188,6 @@ class Config(Limits):
                 maximum=2**53,
                 meaning="milliseconds",
             ),
-            churn_age_min_ms=_churn_age_min_ms(env),
             shutdown_timeout_s=env.integer(
                 "SHUTDOWN_TIMEOUT_MS",
                 default=30_000,
@@ -365,14 +361,6 @@ def _dataplane_config(env: Environment) -> DataplaneConfig:
             '"vModelId": false}}, "allowOtherRpcs": false}'
         )
         raise wrong(name, value, f"JSON like {shape}; {exc}") from exc
-
-
-def _churn_age_min_ms(env: Environment) -> int | None:
-    name = "MM_MIN_CHURN_AGE_MS"
-    age_ms = env.integer(
-        name, default=0, minimum=0, maximum=30 * 24 * 3600 * 1000, meaning="milliseconds"
-    )
-    return age_ms if env.is_set(name) else None
 
 
 def _log_level(env: Environment) -> LogLevel:

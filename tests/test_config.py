@@ -82,7 +82,6 @@ def test_every_setting_arrives() -> None:
         MM_SVC_GRPC_MAX_HEADERS_SIZE="4096",
         MM_MULTI_PARALLELISM="1",
         MM_LOAD_FAILURE_EXPIRY_TIME_MS="2001",
-        MM_MIN_CHURN_AGE_MS="0",
         SHUTDOWN_TIMEOUT_MS="90500",
         MM_LOG_EACH_INVOKE="TRUE",
         MM_LOG_LEVEL="Debug",
@@ -100,7 +99,6 @@ def test_every_setting_arrives() -> None:
     assert config.headers_bytes_max == 4096
     assert config.multi_parallelism == 1
     assert config.load_failure_expiry_in_use_ms == 1000
-    assert config.churn_age_min_ms == 0
     assert config.shutdown_timeout_s == 90.5
     assert config.log_each_invoke
     assert config.log_level == "debug"
@@ -131,7 +129,6 @@ class TestErrorsNameVariableValueAndWhatIsAllowed:
             ("MM_SVC_GRPC_MAX_HEADERS_SIZE", "10", "1024 to"),
             ("MM_MULTI_PARALLELISM", "0", "1 to"),
             ("MM_LOAD_FAILURE_EXPIRY_TIME_MS", "0", "milliseconds"),
-            ("MM_MIN_CHURN_AGE_MS", "-5", "0 to"),
             ("SHUTDOWN_TIMEOUT_MS", "30s", "milliseconds"),
             ("KV_READ_ONLY", "yes", "true or false"),
             ("MM_LOG_EACH_INVOKE", "1", "true or false"),

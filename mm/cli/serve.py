@@ -60,8 +60,6 @@ Calls:
 \b
 Behaviour:
   MM_LOAD_FAILURE_EXPIRY_TIME_MS  how long a failed load is not tried again     [900000]
-  MM_MIN_CHURN_AGE_MS             refuse loads that would evict a model used more recently
-                                  than this; 0 refuses none           [10 x load time]
   SHUTDOWN_TIMEOUT_MS             from the signal to the exit         [30000]
   MM_LOG_LEVEL                    debug, info, warning or error       [info]
 

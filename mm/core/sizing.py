@@ -28,10 +28,6 @@ class CacheSizing:
     reserve_units: int
     #: An instance with less than this remaining is "full" (spec core 3.1).
     min_space_units: int
-    #: No load while the oldest model is younger and the cache is full; 0 or less: always load.
-    min_churn_age_ms: int
-    #: After this long a copy that somebody else registered is taken as loaded.
-    assume_loaded_ms: int
     load_timeout_ms: int
     loading_concurrency: int
 
@@ -43,12 +39,8 @@ class CacheSizing:
         default_model_size_bytes: int,
         loading_concurrency_max: int,
         load_timeout_ms: int,
-        min_churn_age_ms: int | None = None,
     ) -> CacheSizing:
-        """Answer the sizing; raises ``StartupError`` naming the value and its limit.
-
-        ``min_churn_age_ms`` None means ten times the time after which a load is taken as done.
-        """
+        """Answer the sizing; raises ``StartupError`` naming the value and its limit."""
         _check_positive("capacityInBytes", capacity_bytes)
         _check_positive("defaultModelSizeInBytes", default_model_size_bytes)
         _check_positive("maxLoadingConcurrency", loading_concurrency_max)
@@ -60,16 +52,11 @@ class CacheSizing:
         default = units_of(default_model_size_bytes)
         _check_capacity(capacity_bytes, default * UNIT_BYTES)
         capacity = capacity_bytes // UNIT_BYTES
-        assume_loaded_ms = max(3000, load_timeout_ms // 3)
         return cls(
             capacity_units=capacity,
             default_units=default,
             reserve_units=_reserve_units(capacity, default, loading_concurrency_max),
             min_space_units=max(default, min(default * loading_concurrency_max, capacity // 20)),
-            min_churn_age_ms=10 * assume_loaded_ms
-            if min_churn_age_ms is None
-            else min_churn_age_ms,
-            assume_loaded_ms=assume_loaded_ms,
             load_timeout_ms=load_timeout_ms,
             loading_concurrency=loading_concurrency_max,
         )

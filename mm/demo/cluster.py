@@ -180,8 +180,6 @@ def make_instances(
                 "MM_SVC_GRPC_PORT": str(client_port),
                 "MM_PEER_PORT": str(peer_port),
                 "INTERNAL_GRPC_PORT": str(runtime_port),
-                # Replacing models all the time is what the demo is for.
-                "MM_MIN_CHURN_AGE_MS": "0",
             },
             directory / f"{name}-serve.log",
         )

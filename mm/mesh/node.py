@@ -172,7 +172,6 @@ class Node:
             default_model_size_bytes=parameters.default_model_size_bytes,
             loading_concurrency_max=parameters.loading_concurrency_max,
             load_timeout_ms=parameters.load_timeout_ms,
-            min_churn_age_ms=config.churn_age_min_ms,
         )
         self._accounting = UnloadAccounting(self._sizing.capacity_units, self._sizing.reserve_units)
         table = Table(self._accounting.table_capacity_units)

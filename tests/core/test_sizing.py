@@ -32,8 +32,6 @@ def test_everything_from_one_answer() -> None:
         default_units=128,
         reserve_units=128,
         min_space_units=256,
-        min_churn_age_ms=300_000,
-        assume_loaded_ms=30_000,
         load_timeout_ms=90_000,
         loading_concurrency=2,
     )
@@ -78,20 +76,6 @@ def test_full_means_less_than_what_loads_at_once_but_at_most_a_twentieth(
 def test_min_space_is_at_least_one_default_model() -> None:
     answer = sizing(capacity_bytes=16 * MIB, default_model_size_bytes=MIB)
     assert answer.min_space_units == 128
-
-
-@pytest.mark.parametrize(
-    ("load_timeout_ms", "assume_loaded_ms"), [(100, 3000), (9000, 3000), (9003, 3001)]
-)
-def test_short_time_limits(load_timeout_ms: int, assume_loaded_ms: int) -> None:
-    answer = sizing(load_timeout_ms=load_timeout_ms)
-    assert answer.assume_loaded_ms == assume_loaded_ms
-    assert answer.min_churn_age_ms == 10 * assume_loaded_ms
-
-
-@pytest.mark.parametrize("min_churn_age_ms", [-1, 0, 5000])
-def test_churn_age_can_be_given(min_churn_age_ms: int) -> None:
-    assert sizing(min_churn_age_ms=min_churn_age_ms).min_churn_age_ms == min_churn_age_ms
 
 
 @pytest.mark.parametrize(
