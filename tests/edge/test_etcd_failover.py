@@ -225,7 +225,7 @@ class _Member:
         self.refusals = list(refusals)
         self.asked_count = 0
 
-    async def range(self, request: bytes, context: grpc.aio.ServicerContext) -> bytes:  # type: ignore[type-arg]
+    async def range(self, _: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
         self.asked_count += 1
         if self.refusals:
             await context.abort(*self.refusals.pop(0))
