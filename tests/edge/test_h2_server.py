@@ -179,13 +179,14 @@ async def test_data_of_a_stream_that_is_answered_already_costs_no_window() -> No
     async with serve_echo(limits) as (server, port, _), connect(port) as peer:
         await peer.read()
         for _ in range(20):
-            # Written in one go: the data is under way when the headers are refused.
+            # The first piece comes together with the headers that are refused, the second later.
             stream_id = peer.begin([*REQUEST, (b"connection", b"close")])
             peer.send(stream_id, bytes(16_000))
             await peer.wait_answer(stream_id)
+            peer.send_frame(DataFrame(stream_id, data=bytes(16_000)))
+        await assert_serves(peer)
         (link,) = server.links
         assert link.engine.inbound_flow_control_window > 70_000
-        await assert_serves(peer)
 
 
 async def test_padded_data_is_given_back_whole() -> None:
