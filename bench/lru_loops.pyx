@@ -31,6 +31,8 @@ cdef extern from "chash.h" nogil:
     chash *chash_new(size_t count)
     void chash_put(chash *c, const char *id, size_t length)
     void chash_hit(const chash *c, const char *id, size_t length, int64_t now_ms)
+    void chash_hit_many(const chash *c, const char **ids, const size_t *lengths, size_t count,
+                        int64_t now_ms)
     void chash_free(chash *c)
 
 cdef enum:
@@ -142,15 +144,20 @@ cdef class PlainHash:
     def __dealloc__(self):
         chash_free(self.core)
 
-    def look_up(self, Stream stream not None, int64_t now_ms):
+    def look_up(self, Stream stream not None, int64_t now_ms, bint batched):
         """Find each and do the same work without atomics; answer the seconds it took."""
         cdef double began_s, ended_s
-        cdef size_t i
+        cdef size_t i = 0, n, step = BATCH if batched else 1
         with nogil:
             began_s = seconds()
-            for i in range(stream.count):
-                if i % LOOKUPS_PER_MS == 0:
+            while i < stream.count:
+                if i % LOOKUPS_PER_MS < step:
                     now_ms += 1
-                chash_hit(self.core, stream.ids[i], stream.lengths[i], now_ms)
+                n = min(step, stream.count - i)
+                if batched:
+                    chash_hit_many(self.core, stream.ids + i, stream.lengths + i, n, now_ms)
+                else:
+                    chash_hit(self.core, stream.ids[i], stream.lengths[i], now_ms)
+                i += n
             ended_s = seconds()
         return ended_s - began_s
