@@ -8,11 +8,12 @@ for it: callers wait on the copy, and one that gives up changes nothing.
 from __future__ import annotations
 
 import logging
+from typing import Final
 
 import anyio
 from anyio.abc import TaskGroup
 
-from mm.core.ids import UNIT_BYTES, ModelId, units_of
+from mm.core.ids import NEVER_MS, UNIT_BYTES, ModelId, units_of
 from mm.core.load_errors import failure_message, is_nothing_loaded
 from mm.core.records import ModelRecord
 from mm.errors import (
@@ -34,10 +35,10 @@ from mm.table import CopyState
 logger = logging.getLogger(__name__)
 
 #: Priorities are last-use times in ms, so that preloads are ordered by recency; an awaited load is
-#: ahead of all of
-#: them by two hours, and a queued one is raised to that when somebody begins to wait for it (spec
-#: core 3.7).
-AWAITED_AHEAD_MS = 2 * 3600 * 1000
+#: ahead of all of them, and a queued one becomes awaited when somebody begins to wait for it (spec
+#: core 3.7). Awaited loads are equals, in order of arrival: in the Java mesh the latest goes first,
+#: so that under load those who waited longest wait in vain.
+AWAITED: Final = NEVER_MS
 
 
 class Loader:
@@ -93,8 +94,7 @@ class Loader:
 
         Raises ``NoRoomError`` or ``QueueFullError`` when it cannot be started.
         """
-        now_ms = self._copies.clock.now_ms()
-        priority = now_ms + AWAITED_AHEAD_MS if awaited else (last_used_ms or now_ms)
+        priority = AWAITED if awaited else (last_used_ms or self._copies.clock.now_ms())
         copy = self._copies.get(model_id)
         if copy is not None:
             self._raise(copy, priority)
@@ -113,11 +113,10 @@ class Loader:
 
     def ensure_awaited(self, copy: LocalCopy) -> None:
         """Somebody waits for this load: it goes ahead of all that nobody waits for."""
-        self._raise(copy, self._copies.clock.now_ms() + AWAITED_AHEAD_MS)
+        self._raise(copy, AWAITED)
 
     def _raise(self, copy: LocalCopy, priority: int) -> None:
-        # Once awaited is enough: raised by every caller a load would lose its place among equals.
-        if copy.settled.is_set() or priority - copy.priority < AWAITED_AHEAD_MS // 2:
+        if copy.settled.is_set() or priority <= copy.priority:
             return
         copy.priority = priority
         self._copies.admission.raise_priority(copy)

@@ -51,6 +51,8 @@ class Unloader:
         self._ended: dict[ModelId, anyio.Event] = {}
         self._idle: dict[ModelId, anyio.Event] = {}
         self._lost: set[ModelId] = set()
+        #: Set to try an unload that failed again at once: somebody wants to load the model.
+        self._nudges: dict[ModelId, anyio.Event] = {}
 
     def __contains__(self, model_id: object) -> bool:
         return model_id in self._ended
@@ -74,6 +76,8 @@ class Unloader:
         copy.
         """
         while (ended := self._ended.get(model_id)) is not None:
+            if (nudge := self._nudges.get(model_id)) is not None:
+                nudge.set()
             if model_id in self._lost:
                 raise LoadFailedError(f"Prior unload of model {model_id} failed unrecoverably")
             await ended.wait()
@@ -128,6 +132,15 @@ class Unloader:
                 self._limits.in_flight_wait_s,
             )
 
+    async def _rest(self, model_id: ModelId, seconds: float) -> None:
+        """Wait before the next try, or until a load of the model begins to wait for it."""
+        nudge = self._nudges[model_id] = anyio.Event()
+        try:
+            with anyio.move_on_after(seconds):
+                await nudge.wait()
+        finally:
+            del self._nudges[model_id]
+
     async def _ask(self, model_id: ModelId, weight_units: int) -> None:
         tries = 0
         while True:
@@ -153,7 +166,7 @@ class Unloader:
                     logger.warning(
                         "unload of model %s failed, will be tried again: %s", model_id, exc
                     )
-                await anyio.sleep(1.0 if tries == 1 else self._limits.unload_retry_s)
+                await self._rest(model_id, 1.0 if tries == 1 else self._limits.unload_retry_s)
             else:
                 break
         self._counters.unloads += 1
