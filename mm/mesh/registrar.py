@@ -118,13 +118,18 @@ class Registrar:
                 return record
             return record.with_failure(self._me, self._clock.now_ms(), message)
 
+        # Before the write: its event must not look as if somebody else had taken the copy out.
+        copy.registered = False
+        self._live.pop(copy.model_id, None)
+        is_recorded = False
         try:
             await self._registry.update(copy.model_id, change)
+            is_recorded = True
         except (StoreUnavailableError, RecordError) as exc:
             logger.warning("failure of model %s not recorded: %s", copy.model_id, exc)
-        else:
-            copy.registered = False
-            self._live.pop(copy.model_id, None)
+        finally:
+            if not is_recorded:
+                self._owe(copy.model_id, copy.last_used_ms)
 
     async def forget_all(self) -> int:
         """Take this instance out of every record that names it; answers how many those were.
