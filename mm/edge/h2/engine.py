@@ -55,7 +55,8 @@ from hyperframe.frame import (
 )
 
 from mm.core.headers import Header, HeaderList
-from mm.edge.h2.guards import LimitedDecoder, LimitedFrames
+from mm.edge.h2.compression import LimitedDecoder, RememberingEncoder
+from mm.edge.h2.frames import LimitedFrames
 from mm.edge.h2.limits import TransportLimits
 
 _FRAME_HEAD = struct.Struct(">HBBBL")
@@ -147,6 +148,7 @@ class Engine(H2Connection):
         self.max_inbound_frame_size = _FRAME_BYTES_MAX
         self.incoming_buffer = LimitedFrames(not client_side, limits.header_block_bytes_max)
         self.decoder = LimitedDecoder(limits.header_block_bytes_max)
+        self.encoder = self._encoder = RememberingEncoder()
         # Priorities are deprecated (RFC 9113, 5.3.2); a strange one must not end the connection.
         self._frame_dispatch_table[PriorityFrame] = _ignore_frame
         self._streams_max = limits.streams_max
@@ -196,8 +198,7 @@ class Engine(H2Connection):
             self.state_machine.process_input(ConnectionInputs.SEND_HEADERS)
             stream = self._begin_new_stream(stream_id, AllowedStreamIDs(self.config.client_side))
         stream.state_machine.process_input(StreamInputs.SEND_HEADERS)
-        # Huffman in Python costs more than the bytes it saves.
-        block = self.encoder.encode(headers, huffman=False)
+        block = self._encoder.encode_list(headers)
         flags = _END_STREAM if end_stream else 0
         size_max = self.max_outbound_frame_size
         kind = _HEADERS

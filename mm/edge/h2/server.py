@@ -185,8 +185,17 @@ class GrpcServer:
             return 0
         assert port is not None
         sock = _listen(host, port)
-        self._listener = await loop.create_server(self._make_link, sock=sock, backlog=_BACKLOG)
+        await self.start_on(sock)
         return int(sock.getsockname()[1])
+
+    async def start_on(self, sock: socket.socket) -> None:
+        """Listen on a socket that is bound already, TCP or Unix."""
+        loop = asyncio.get_running_loop()
+        start: Callable[..., Awaitable[asyncio.Server]] = loop.create_server
+        if sock.family == socket.AF_UNIX:
+            self._path = sock.getsockname()
+            start = loop.create_unix_server
+        self._listener = await start(self._make_link, sock=sock, backlog=_BACKLOG)
 
     def _make_link(self) -> ServerLink:
         return ServerLink(self)

@@ -1,10 +1,9 @@
-"""Two parts of h2 with limits of our own: the frame parser and the HPACK decoder."""
+"""h2's frame parser, with a limit of our own."""
 
 from __future__ import annotations
 
 from h2.exceptions import DenialOfServiceError
 from h2.frame_buffer import FrameBuffer
-from hpack.hpack import Decoder
 from hyperframe.frame import Frame
 
 
@@ -20,20 +19,3 @@ class LimitedFrames(FrameBuffer):
         if sum(len(part.data) for part in self._headers_buffer) > self._block_bytes_max:
             raise DenialOfServiceError("header block too large")
         return complete
-
-
-class LimitedDecoder(Decoder):
-    """HPACK with a limit of its own: h2 would replace it by the advertised one."""
-
-    def __init__(self, block_bytes_max: int) -> None:
-        super().__init__()
-        self._block_bytes_max = block_bytes_max
-
-    @property
-    def max_header_list_size(self) -> int:
-        """Bytes that one block may expand to."""
-        return self._block_bytes_max
-
-    @max_header_list_size.setter
-    def max_header_list_size(self, value: int) -> None:
-        """Ignore what h2 sets."""
