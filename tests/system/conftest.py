@@ -10,11 +10,13 @@ import asyncio
 import itertools
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import pytest
 
 from mm.edge.embedded_etcd import EmbeddedEtcd, embedded_etcd
 from tests.system.etcd import Keys
+from tests.system.meshes import Instance, Mesh, mesh_of
 
 _numbers = itertools.count(1)
 
@@ -62,3 +64,35 @@ def keys(etcd: EmbeddedEtcd) -> Iterator[Keys]:
     keys = Keys(str(etcd.endpoint))
     yield keys
     keys.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Two instances, and the model ``echo`` with its one copy at ``holder``."""
+
+    mesh: Mesh
+    holder: Instance
+    other: Instance
+
+    def targets(self) -> dict[str, str]:
+        """Answer where a client can call: 0, 1 or 2 hops before the runtime."""
+        return {
+            "runtime": f"unix:{self.mesh.socket_path(self.holder.instance_id)}",
+            "holder": f"127.0.0.1:{self.holder.port}",
+            "other": f"127.0.0.1:{self.other.port}",
+        }
+
+
+@pytest.fixture(scope="session")
+def pair(dataplane: str, kv_store: str, new_service_name: Callable[[], str]) -> Iterator[Pair]:
+    """A mesh for tests that leave it as it was."""
+    with mesh_of(kv_store, {"MM_DATAPLANE": dataplane}, new_service_name()) as mesh:
+        mesh.add_all("pair-a", "pair-b")
+        status = mesh[0].register("echo", "SIZE_1000000_10_0", load_now=True, sync=True)
+        (copy,) = status.model_copy_infos
+        holder, other = mesh.instances
+        if copy.location != holder.instance_id:
+            holder, other = other, holder
+        yield Pair(mesh, holder, other)
+        # Whatever was called, nobody moved the model: the tests saw the hops that they name.
+        assert [c.location for c in other.status("echo").model_copy_infos] == [holder.instance_id]

@@ -22,6 +22,8 @@ from mm.pb import mmesh
 from tests.system.processes import START_TIMEOUT_S, Program
 
 CALL_TIMEOUT_S = 20.0
+#: The default of MM_SVC_GRPC_MAX_MSG_SIZE.
+MESSAGE_BYTES_MAX = 16 * 2**20
 Metadata = Sequence[tuple[str, str | bytes]]
 READY = r"ready: instance .*clients on port (\d+), peers on port (\d+)"
 
