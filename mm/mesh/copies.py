@@ -39,6 +39,8 @@ LOSSES_MAX = 10_000
 #: After an aborted or timed-out load the runtime may still be at it; it gets this long before the
 #: unload.
 UNLOAD_AFTER_ABORT_S = 0.5
+#: Calls in flight on a model that the runtime says it does not have: others wait for its reload.
+LOST_IN_FLIGHT_WAIT_S = 1.0
 
 
 class Copies:
@@ -190,7 +192,12 @@ class Copies:
     # --- ending ---
 
     def remove(
-        self, copy: LocalCopy, failure: MeshError | None = None, *, nothing_loaded: bool = False
+        self,
+        copy: LocalCopy,
+        failure: MeshError | None = None,
+        *,
+        nothing_loaded: bool = False,
+        in_flight_wait_s: float | None = None,
     ) -> None:
         """Take a copy out: unregistered, abandoned or failed. What it had claimed is unloaded.
 
@@ -203,7 +210,7 @@ class Copies:
         assert removed is not None, copy
         copy.last_used_ms = removed.last_used_ms
         self.space.discard(copy)
-        self._leave(copy, failure, nothing_loaded=nothing_loaded)
+        self._leave(copy, failure, nothing_loaded=nothing_loaded, in_flight_wait_s=in_flight_wait_s)
         self.space.wake()
         self._changed()
 
@@ -233,9 +240,8 @@ class Copies:
         if not is_believed:
             return False
         logger.warning("the runtime lost model %s; it will be loaded again", model_id)
-        # It may be wrong, and a load of what is loaded a surprise to it: unload first. Not if other
-        # calls are in flight: they do no harm to what is lost, but would hold back its reload.
-        self.remove(copy, nothing_loaded=self.table.in_flight(model_id) > 0)
+        # It may be wrong, and a load of what is loaded a surprise to it: it is unloaded first.
+        self.remove(copy, in_flight_wait_s=LOST_IN_FLIGHT_WAIT_S)
         return True
 
     def _left(self, evicted: list[Evicted]) -> None:
@@ -252,7 +258,12 @@ class Copies:
             self.space.wake()
 
     def _leave(
-        self, copy: LocalCopy, failure: MeshError | None, *, nothing_loaded: bool = False
+        self,
+        copy: LocalCopy,
+        failure: MeshError | None,
+        *,
+        nothing_loaded: bool = False,
+        in_flight_wait_s: float | None = None,
     ) -> None:
         """Account for a copy that the table no longer has, and unload what it had claimed."""
         claimed, was_loading = copy.has_claimed, copy.phase is Phase.LOADING
@@ -260,8 +271,13 @@ class Copies:
         self._end(copy, failure)
         if claimed and not nothing_loaded:
             assert self._group is not None, "open() first"
-            delay_s = UNLOAD_AFTER_ABORT_S if was_loading else 0.0
-            self.unloader.begin(self._group, copy.model_id, copy.weight_units, delay_s=delay_s)
+            self.unloader.begin(
+                self._group,
+                copy.model_id,
+                copy.weight_units,
+                delay_s=UNLOAD_AFTER_ABORT_S if was_loading else 0.0,
+                in_flight_wait_s=in_flight_wait_s,
+            )
             return
         if claimed:
             self.accounting.unload_completed(copy.weight_units)

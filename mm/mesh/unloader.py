@@ -83,30 +83,40 @@ class Unloader:
             await ended.wait()
 
     def begin(
-        self, group: TaskGroup, model_id: ModelId, weight_units: int, *, delay_s: float = 0.0
+        self,
+        group: TaskGroup,
+        model_id: ModelId,
+        weight_units: int,
+        *,
+        delay_s: float = 0.0,
+        in_flight_wait_s: float | None = None,
     ) -> None:
         """Unload a copy that left the table and return its memory to the accounting, however long
         that takes. From now on a load of the same model waits.
         """
+        if in_flight_wait_s is None:
+            in_flight_wait_s = self._limits.in_flight_wait_s
         self._table.add(model_id)  # the state must have a place until the unload ended
         previous, ended = self._ended.get(model_id), anyio.Event()
         self._ended[model_id] = ended
-        group.start_soon(self._unload, model_id, weight_units, delay_s, previous, ended)
+        waits_s = (delay_s, in_flight_wait_s)
+        group.start_soon(self._unload, model_id, weight_units, waits_s, previous, ended)
 
     async def _unload(
         self,
         model_id: ModelId,
         weight_units: int,
-        delay_s: float,
+        waits_s: tuple[float, float],
         previous: anyio.Event | None,
         ended: anyio.Event,
     ) -> None:
         try:
             if previous is not None:
                 await previous.wait()
+            delay_s, in_flight_wait_s = waits_s
             if delay_s:
                 await anyio.sleep(delay_s)
-            await self._wait_idle(model_id)
+            await self._wait_idle(model_id, in_flight_wait_s)
             await self._ask(model_id, weight_units)
         finally:
             if self._ended[model_id] is ended:
@@ -114,11 +124,11 @@ class Unloader:
             ended.set()
         self._on_ended(model_id)
 
-    async def _wait_idle(self, model_id: ModelId) -> None:
-        """Return when no call uses the copy, or when ``in_flight_wait_s`` is over."""
+    async def _wait_idle(self, model_id: ModelId, wait_max_s: float) -> None:
+        """Return when no call uses the copy, or when that took too long."""
         idle = self._idle[model_id] = anyio.Event()
         try:
-            with anyio.move_on_after(self._limits.in_flight_wait_s) as waited:
+            with anyio.move_on_after(wait_max_s) as waited:
                 while self._table.begin_unload(model_id) and not idle.is_set():
                     with anyio.move_on_after(IN_FLIGHT_LOOK_S):
                         await idle.wait()
@@ -129,7 +139,7 @@ class Unloader:
                 "model %s is unloaded with %d calls in flight after %.0f s",
                 model_id,
                 self._table.in_flight(model_id),
-                self._limits.in_flight_wait_s,
+                wait_max_s,
             )
 
     async def _rest(self, model_id: ModelId, seconds: float) -> None:

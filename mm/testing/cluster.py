@@ -39,8 +39,9 @@ from mm.testing.fake_runtime import DEFAULT_PARAMETERS, FakeRuntime, ModelPlan
 SERVICE: Final = "test"
 PREFIX: Final = f"/tas-runtime/{SERVICE}"
 INFO: Final = ModelInfo("type", "path")
-#: How often ``until`` looks; real time on asyncio, so short.
-LOOK_S: Final = 0.002
+#: How often ``until`` looks at first and at last; real time on asyncio, so short.
+LOOK_MIN_S: Final = 0.001
+LOOK_MAX_S: Final = 0.05
 
 
 class ConnectionLostError(Exception):
@@ -53,9 +54,11 @@ class RuntimeAnswerError(MeshError):
 
 async def until(condition: Callable[[], bool], timeout_s: float = 10.0, what: str = "") -> None:
     """Return once the condition holds; raises ``AssertionError`` with what did not come true."""
+    pause_s = LOOK_MIN_S
     with anyio.move_on_after(timeout_s):
-        while not condition():  # noqa: ASYNC110  it may look at anything
-            await anyio.sleep(LOOK_S)
+        while not condition():
+            await anyio.sleep(pause_s)
+            pause_s = min(1.5 * pause_s, LOOK_MAX_S)
         return
     raise AssertionError(f"not so after {timeout_s:g} s: {what or condition}")
 

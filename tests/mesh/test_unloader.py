@@ -1,0 +1,176 @@
+"""Unloads: after the calls in flight, again when they fail, and given up without losing count."""
+
+from __future__ import annotations
+
+import logging
+
+import anyio
+import pytest
+
+from mm.core.calls import LocalRoute, Outcome
+from mm.core.ids import ModelId
+from mm.errors import LoadFailedError, StatusCode
+from mm.testing.cluster import Cluster, Instance, running_cluster, small_parameters, until
+from mm.testing.fake_runtime import Held, ModelPlan
+from tests.mesh.calls import FAST, M, call_for
+
+pytestmark = pytest.mark.anyio
+
+MODEL_UNITS = 128
+
+
+def remove(instance: Instance, model_id: str = "m") -> None:
+    """Take a copy out, as an eviction does."""
+    copy = instance.node._copies.get(ModelId(model_id))
+    assert copy is not None
+    instance.node._copies.remove(copy)
+
+
+async def loaded(cluster: Cluster) -> Instance:
+    await cluster["a"].register("m")
+    await cluster["a"].invoke("m")
+    await cluster.settle()
+    return cluster["a"]
+
+
+async def test_an_unload_waits_for_the_last_call_in_flight() -> None:
+    async with running_cluster("a", plan=FAST) as cluster:
+        a = await loaded(cluster)
+        calls = [call_for() for _ in range(3)]
+        routes = [await a.node.router.route(call) for call in calls]
+        remove(a)
+        await anyio.wait_all_tasks_blocked()
+        assert a.runtime.held("m") is Held.LOADED
+        assert a.node._accounting.unloading_units == MODEL_UNITS
+        for call, route in zip(calls, routes, strict=True):
+            assert a.runtime.held("m") is Held.LOADED
+            assert isinstance(route, LocalRoute)
+            a.node.router.finished(call, route, Outcome.ANSWERED)
+        await a.runtime.wait_for(lambda: a.runtime.held("m") is None)
+        await cluster.settle()
+        cluster.check()
+        assert len(a.node._copies.table) == 0
+
+
+@pytest.mark.virtual_time
+async def test_calls_that_never_end_are_not_waited_for_forever(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with running_cluster("a", plan=FAST) as cluster:
+        a = await loaded(cluster)
+        call = call_for()
+        route = await a.node.router.route(call)
+        remove(a)
+        await anyio.sleep(127)
+        assert a.runtime.held("m") is Held.LOADED
+        await anyio.sleep(1)
+        assert a.runtime.held("m") is None
+        assert "unloaded with 1 calls in flight after" in caplog.text
+        assert a.node.router.in_flight(M) == 1
+        a.node.router.finished(call, route, Outcome.ABANDONED)
+        await cluster.settle()
+        cluster.check()
+        assert len(a.node._copies.table) == 0
+
+
+@pytest.mark.virtual_time
+async def test_a_load_of_the_same_model_comes_after_its_unload() -> None:
+    async with running_cluster("a", plan=ModelPlan(load_s=1, unload_s=5)) as cluster:
+        a = await loaded(cluster)
+        remove(a)
+        began_s = anyio.current_time()
+        assert await a.invoke("m") == "a"
+        assert anyio.current_time() - began_s == pytest.approx(6, abs=0.1)
+        assert a.runtime.violations == []
+
+
+@pytest.mark.virtual_time
+async def test_a_failed_unload_is_tried_again(caplog: pytest.LogCaptureFixture) -> None:
+    async with running_cluster("a", plan=FAST) as cluster:
+        a = await loaded(cluster)
+        a.runtime.fail_unloads("m", StatusCode.INTERNAL, "busy", times=5)
+        remove(a)
+        await anyio.sleep(1 + 3 * 10 + 5)
+        assert a.runtime.held("m") is Held.LOADED
+        await anyio.sleep(10)
+        assert a.runtime.held("m") is None
+        await cluster.settle()
+        cluster.check()
+        warnings = [r for r in caplog.records if r.levelno >= logging.WARNING]
+        assert len(warnings) == 1, "said once, not at each try"
+
+
+@pytest.mark.virtual_time
+async def test_an_unload_that_takes_too_long_is_tried_again() -> None:
+    async with running_cluster("a", plan=FAST) as cluster:
+        a = await loaded(cluster)
+        a.runtime.plan("m", unload_s=1000)
+        remove(a)
+        await anyio.sleep(31)
+        a.runtime.plan("m", unload_s=1)
+        await cluster.settle()
+        assert a.runtime.held("m") is None
+
+
+@pytest.mark.virtual_time
+async def test_an_unload_given_up_costs_capacity_until_it_succeeds() -> None:
+    parameters = small_parameters(20)
+    async with running_cluster(
+        "a", plan=FAST, parameters=parameters, unload_retries_max=3
+    ) as cluster:
+        a = await loaded(cluster)
+        capacity_units = a.node._accounting.capacity_units
+        for number in range(18):
+            await a.register(f"n{number}")
+            await a.invoke(f"n{number}")
+        a.runtime.fail_unloads("m", StatusCode.INTERNAL, "stuck")
+        remove(a)
+        await anyio.sleep(12)
+        assert a.node._accounting.capacity_units == capacity_units - MODEL_UNITS
+        assert a.node._copies.table.capacity_units == a.node._accounting.table_capacity_units
+        a.node._copies.check_invariants()
+        record = cluster.instance_record("a")
+        assert record is not None
+        assert record.capacity_units == a.node._accounting.published_capacity_units
+        counters = a.node.statistics().counters
+        assert (counters.unload_failures, counters.unloads) == (1, counters.evictions)
+        with pytest.raises(LoadFailedError, match="Prior unload of model m failed unrecover"):
+            await a.invoke("m")
+        stored = cluster.record("m")
+        assert stored is not None
+        assert stored.failures == {}, "not the model's fault"
+        a.runtime.fail_unloads("m", StatusCode.OK, times=0)
+        await cluster.settle()
+        assert a.node._accounting.capacity_units == capacity_units
+        assert await a.invoke("m") == "a"
+        await cluster.settle()
+        cluster.check()
+
+
+@pytest.mark.virtual_time
+async def test_a_stopped_runtime_costs_no_capacity_once_it_is_back() -> None:
+    async with running_cluster("a", plan=FAST, unload_retries_max=2) as cluster:
+        a = await loaded(cluster)
+        a.runtime.stop()
+        remove(a)
+        await anyio.sleep(60)
+        assert a.node._accounting.lost_units == MODEL_UNITS
+        a.runtime.start()
+        await cluster.settle()
+        assert a.node._accounting.lost_units == 0
+        cluster.check()
+
+
+async def test_a_load_that_is_stopped_is_unloaded() -> None:
+    async with running_cluster("a", plan=ModelPlan(load_s=30, unload_s=0.001)) as cluster:
+        await cluster["a"].register("m")
+        a = cluster["a"]
+        async with anyio.create_task_group() as group:
+            group.start_soon(a.invoke, "m")
+            await until(lambda: a.runtime.held("m") is Held.LOADING)
+            a.runtime.plan("m", load_s=0.001)
+            remove(a)
+        assert a.runtime.unloads_done[M] == 1
+        assert a.runtime.loads_done[M] == 1
+        await cluster.settle()
+        cluster.check()
