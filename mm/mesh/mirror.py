@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import anyio
 from anyio.abc import TaskStatus
@@ -87,6 +88,8 @@ class Mirror:
                     self._removed(key[len(self.prefix) :], mod_revision)
                     self.revision = max(self.revision, mod_revision)
                 case Resync(items, revision):
+                    if revision < self.revision:
+                        self._store_replaced()
                     self._resync(items, revision)
                     self.revision = max(self.revision, revision)
 
@@ -129,12 +132,23 @@ class Mirror:
             del self._items[key_id]
             self._listener(key_id, None)
 
+    def _store_replaced(self) -> None:
+        """The store went back in time: it was emptied, or another took its place.
+
+        What we know is kept, as if it had never been stored: it goes on serving, whatever the new
+        store says of a key wins, and the next change of an entry writes it anew.
+        """
+        logger.warning("the store under %s was emptied or replaced", self.prefix)
+        self.revision = 0
+        self._deleted.clear()
+        self._items = {k: replace(item, mod_revision=0) for k, item in self._items.items()}
+
     def _resync(self, items: Sequence[Item], revision: int) -> None:
         present = {item.key[len(self.prefix) :]: item.mod_revision for item in items}
         gone = [
             key_id
             for key_id, item in self._items.items()
-            if key_id not in present and item.mod_revision <= revision
+            if key_id not in present and 0 < item.mod_revision <= revision
         ]
         # A snapshot that still shows what we deleted is older than the deletion.
         self._deleted = {

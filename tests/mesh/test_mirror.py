@@ -195,3 +195,15 @@ async def test_it_follows_a_store_through_outages(seed: int) -> None:
             assert known == truth == {key: told.mod_revision for key, told in mirror.items()}
             assert mirror.deletions_awaited == 0
         group.cancel_scope.cancel()
+
+
+async def test_a_store_that_was_emptied_does_not_empty_the_mirror() -> None:
+    told = Told()
+    told.resync(10, a=3, b=10)
+    told.delete("b", 11)
+    told.resync(2, c=2)
+    assert {key: told.revision(key) for key in told.mirror} == {"a": 0, "c": 2}
+    told.put("a", 3)  # written anew, with the revisions of the new store
+    assert told.revision("a") == 3
+    told.resync(4, c=2)
+    assert list(told.mirror) == ["c"], "what the new store once had, it may lose"
