@@ -1,0 +1,117 @@
+"""What the mesh itself answers on the external port, to clients that know it by reflection only.
+
+grpcio-reflection's client resolves the services; health checking and the server methods of the
+Open Inference Protocol are the mesh's own as long as a call names no model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf.descriptor_pool import DescriptorPool
+from google.protobuf.message_factory import GetMessageClass
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (  # type: ignore[import-untyped]
+    ProtoReflectionDescriptorDatabase,
+)
+
+import mm
+from tests.system.conftest import Pair
+from tests.system.meshes import channel_to, refusal
+
+pytestmark = [pytest.mark.system, pytest.mark.timeout(60)]
+
+HEALTH = "grpc.health.v1.Health"
+OIP = "inference.GRPCInferenceService"
+TIMEOUT_S = 10.0
+Metadata = tuple[tuple[str, str], ...]
+
+
+class ReflectedClient:
+    """Calls methods with nothing but what reflection tells of them."""
+
+    def __init__(self, channel: grpc.Channel) -> None:
+        self.channel = channel
+        self.database = ProtoReflectionDescriptorDatabase(channel)
+        self.pool: Any = DescriptorPool(self.database)
+
+    def call(self, service: str, method: str, metadata: Metadata = (), /, **fields: Any) -> Any:
+        found = self.pool.FindServiceByName(service).FindMethodByName(method)
+        request = GetMessageClass(found.input_type)(**fields)
+        kind = self.channel.unary_stream if found.server_streaming else self.channel.unary_unary
+        stub: Any = kind(
+            f"/{service}/{method}",
+            request_serializer=lambda message: message.SerializeToString(),
+            response_deserializer=GetMessageClass(found.output_type).FromString,
+        )
+        return stub(request, metadata=metadata, timeout=TIMEOUT_S)
+
+
+@pytest.fixture(scope="module")
+def client(pair: Pair) -> Iterator[ReflectedClient]:
+    with channel_to(pair.other.port) as channel:
+        yield ReflectedClient(channel)
+
+
+def test_services(client: ReflectedClient) -> None:
+    services = set(client.database.get_services())
+    assert services >= {"mmesh.ModelMesh", OIP, HEALTH}
+    # What manages runtimes and peers is nobody's business out here.
+    assert services & {"mmesh.ModelRuntime", "mm.peer.Peer"} == set()
+
+
+def test_management_by_reflection(client: ReflectedClient) -> None:
+    service = "mmesh.ModelMesh"
+    info = {"type": "example", "path": "SIZE_1000000_0_0"}
+    reply = client.call(
+        service, "registerModel", modelId="reflected", modelInfo=info, loadNow=True, sync=True
+    )
+    status = type(reply).DESCRIPTOR.fields_by_name["status"].enum_type.values_by_name
+    assert reply.status == status["LOADED"].number
+    assert client.call(service, "getModelStatus", modelId="reflected").status == reply.status
+    client.call(service, "unregisterModel", modelId="reflected")
+    gone = client.call(service, "getModelStatus", modelId="reflected")
+    assert gone.status == status["NOT_FOUND"].number
+
+
+def test_inference_protocol_without_a_model(client: ReflectedClient) -> None:
+    assert client.call(OIP, "ServerLive").live
+    assert client.call(OIP, "ServerReady").ready
+    metadata = client.call(OIP, "ServerMetadata")
+    assert (metadata.name, metadata.version) == ("mm", mm.__version__)
+
+
+def test_inference_protocol_with_a_model(client: ReflectedClient) -> None:
+    """With an id it is a call for the runtime, which knows no such service here."""
+    header = (("mm-model-id", "echo"),)
+    code, text = refusal(partial(client.call, OIP, "ServerLive", header))
+    assert (code, text) == (grpc.StatusCode.UNIMPLEMENTED, f"unknown method /{OIP}/ServerLive")
+    # The methods for one model are the model's alone.
+    code, text = refusal(partial(client.call, OIP, "ModelReady", name="echo"))
+    assert (code, text) == (grpc.StatusCode.INVALID_ARGUMENT, "must include mm-model-id header")
+
+
+@pytest.mark.parametrize("service", ["", "mmesh.ModelMesh", OIP])
+def test_health(client: ReflectedClient, service: str) -> None:
+    serving = client.call(HEALTH, "Check", service=service)
+    assert serving.status == type(serving).SERVING
+    watch = client.call(HEALTH, "Watch", service=service)
+    assert next(watch).status == serving.status
+    watch.cancel()
+
+
+def test_health_of_what_is_not_here(client: ReflectedClient) -> None:
+    code, _ = refusal(partial(client.call, HEALTH, "Check", service="no.Such"))
+    assert code == grpc.StatusCode.NOT_FOUND
+    watch = client.call(HEALTH, "Watch", service="no.Such")
+    answer = next(watch)
+    assert answer.status == type(answer).SERVICE_UNKNOWN
+    watch.cancel()
+
+
+def test_unknown_symbol(client: ReflectedClient) -> None:
+    with pytest.raises(KeyError, match=r"no\.Such"):
+        client.pool.FindServiceByName("no.Such")
