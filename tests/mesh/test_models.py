@@ -1,0 +1,316 @@
+"""Register, unregister, status and ensure-loaded, at one instance and across several."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import anyio
+import pytest
+
+from mm.core.calls import Call, Hop
+from mm.core.ids import ModelId
+from mm.core.records import ModelInfo, ModelRecord
+from mm.edge.memory_store import Fault
+from mm.errors import (
+    InvalidRequestError,
+    MeshError,
+    ModelExistsError,
+    ModelNotFoundError,
+    ModelReferencedError,
+    NoRoomError,
+    StatusCode,
+    StoreUnavailableError,
+)
+from mm.mesh.models import HOUR_MS, EnsureRequest
+from mm.mesh.ports import CopyStatus, Write
+from mm.testing.cluster import INFO, PREFIX, Cluster, running_cluster, until
+from mm.testing.fake_runtime import ModelPlan
+from tests.mesh.calls import FAST, METHOD, A, B, C, M, loaded_at, loads
+
+pytestmark = pytest.mark.anyio
+
+OTHER = ModelInfo("type", "another path")
+MODEL_KEY = f"{PREFIX}/registry/m"
+
+
+def store(cluster: Cluster, record: ModelRecord | bytes | None) -> None:
+    """Write the record of "m" behind everybody's back."""
+    value = record.encode() if isinstance(record, ModelRecord) else record
+    cluster.server.transact([Write(MODEL_KEY, value, if_revision=None)])
+
+
+def stored(cluster: Cluster) -> ModelRecord:
+    record = cluster.record("m")
+    assert record is not None
+    return record
+
+
+# --- register ------------------------------------------------------------------------------------
+
+
+async def test_registering_twice_is_one_registration() -> None:
+    async with running_cluster("a", "b", plan=FAST) as cluster:
+        assert (await cluster["a"].register("m")).status == "NOT_LOADED"
+        revision = cluster.server.revision
+        for name in "ab":
+            assert (await cluster[name].register("m")).status == "NOT_LOADED"
+        assert cluster.server.revision == revision
+        with pytest.raises(ModelExistsError, match="already exists with different attribute"):
+            await cluster["b"].register("m", OTHER)
+        with pytest.raises(ModelExistsError):
+            await cluster["b"].register("m", replace(INFO, key="other"), load_now=True)
+        assert stored(cluster).info == INFO
+        await cluster["a"].invoke("m")
+        assert (await cluster["b"].register("m")).status == "LOADED"
+
+
+@pytest.mark.parametrize("info", [INFO, OTHER])
+async def test_the_mirror_may_be_behind_an_unregistration(info: ModelInfo) -> None:
+    async with running_cluster("a", "b", plan=FAST) as cluster:
+        await cluster["b"].register("m")
+        await until(lambda: M in list(cluster["a"].node._registry))
+        store(cluster, None)
+        assert (await cluster["a"].register("m", info)).status == "NOT_LOADED"
+        await cluster.settle()
+        assert stored(cluster).info == info
+
+
+@pytest.mark.virtual_time
+async def test_what_counts_as_the_last_use_of_a_new_model() -> None:
+    async with running_cluster("a", plan=FAST) as cluster:
+        a, now_ms = cluster["a"], cluster["a"].clock.now_ms()
+        cases = [(False, 0, 6 * HOUR_MS), (True, 0, HOUR_MS), (False, now_ms - 7, 7)]
+        cases += [(True, now_ms - 7, 7), (False, now_ms + 99_000, 0)]
+        for number, (load_now, last_used_ms, age_ms) in enumerate(cases):
+            model_id = ModelId(f"m{number}")
+            began_ms = a.clock.now_ms()
+            await a.node.models._create(
+                model_id, INFO, load_now=load_now, last_used_ms=last_used_ms
+            )
+            record = cluster.record(model_id)
+            assert record is not None
+            expected_ms = (now_ms if last_used_ms and age_ms else began_ms) - age_ms
+            assert record.last_used_ms == expected_ms, cases[number]
+
+
+@pytest.mark.virtual_time
+async def test_registering_again_raises_the_last_use_by_an_hour_or_not_at_all() -> None:
+    async with running_cluster("a", plan=FAST) as cluster:
+        models, now_ms = cluster["a"].node.models, cluster["a"].clock.now_ms()
+
+        async def register(last_used_ms: int) -> int:
+            await models.register(M, INFO, load_now=False, sync=False, last_used_ms=last_used_ms)
+            return now_ms - stored(cluster).last_used_ms
+
+        assert await register(now_ms - 5 * HOUR_MS) == 5 * HOUR_MS
+        assert await register(now_ms - 4 * HOUR_MS) == 5 * HOUR_MS
+        assert await register(0) == 5 * HOUR_MS
+        assert await register(now_ms - 9 * HOUR_MS) == 5 * HOUR_MS
+        assert await register(now_ms - 3 * HOUR_MS) == 3 * HOUR_MS
+
+
+async def test_ids_and_types_are_needed() -> None:
+    async with running_cluster("a", plan=FAST) as cluster:
+        a, models = cluster["a"], cluster["a"].node.models
+        with pytest.raises(InvalidRequestError, match="non-empty model type"):
+            await a.register("m", ModelInfo(""))
+        for empty in (a.register(""), a.status(""), a.load(""), models.unregister(ModelId(""))):
+            with pytest.raises(InvalidRequestError, match="must provide non-empty modelId"):
+                await empty
+        with pytest.raises(InvalidRequestError, match="at most 65535 bytes, this one 70000"):
+            await a.register("ü" * 35_000)
+        assert cluster.records() == {}
+
+
+async def test_a_read_only_mesh_changes_nothing() -> None:
+    async with running_cluster("a", plan=FAST, kv_read_only=True) as cluster:
+        with pytest.raises(MeshError, match="read-only mode"):
+            await cluster["a"].register("m")
+        with pytest.raises(MeshError, match="read-only mode"):
+            await cluster["a"].node.models.unregister(M)
+
+
+async def test_loading_now_and_waiting_for_it() -> None:
+    async with running_cluster("a", "b", plan=FAST) as cluster:
+        status = await cluster["a"].register("m", load_now=True, sync=True)
+        assert status.status == "LOADED"
+        assert len(status.copies) == 1
+        assert loads(cluster) == 1
+        cluster.check()
+
+
+async def test_loading_now_without_waiting_for_it() -> None:
+    async with running_cluster("a", "b", plan=ModelPlan(load_s=0.02, unload_s=0.01)) as cluster:
+        status = await cluster["a"].register("m", load_now=True)
+        assert status.status == "LOADING"
+        assert [copy.status for copy in status.copies] == ["UNKNOWN"]
+        for name in "ab":
+            await until(lambda n=name: bool(cluster[n].node._registry.holders()))  # type: ignore[misc]
+            assert (await cluster[name].status("m")).status == "LOADING"
+        await cluster.settle()
+        for name in "ab":
+            assert (await cluster[name].status("m")).status == "LOADED"
+        assert loads(cluster) == 1
+
+
+async def test_a_failed_load_is_a_status() -> None:
+    async with running_cluster("a", "b", plan=FAST) as cluster:
+        for each in cluster.serving:
+            each.runtime.fail_loads("m", StatusCode.INTERNAL, f"boom at {each.name}")
+        status = await cluster["a"].register("m", load_now=True, sync=True)
+        assert status.status == "LOADING_FAILED"
+        assert {copy.instance_id for copy in status.copies} == {A, B}
+        assert {copy.status for copy in status.copies} == {"LOADING_FAILED"}
+        await cluster.settle()
+        again = await cluster["b"].status("m")
+        assert again.status == "LOADING_FAILED"
+        newest_first = [copy.instance_id for copy in again.copies]
+        assert list(again.errors) == [f"INTERNAL: boom at {name}" for name in newest_first]
+
+
+async def test_a_load_that_nobody_waits_for_goes_on_elsewhere_when_it_fails() -> None:
+    async with running_cluster("a", "b", "c", plan=FAST) as cluster:
+        for name in "ab":
+            cluster[name].runtime.fail_loads("m", StatusCode.INTERNAL, "boom")
+        assert (await cluster["a"].register("m", load_now=True)).status in ("LOADING", "LOADED")
+        await until(lambda: cluster["c"].runtime.loaded == {M})
+        await cluster.settle()
+        assert (await cluster["b"].status("m")).status == "LOADED"
+        assert not any(each.node.models._followed for each in cluster.serving)
+
+
+async def test_many_that_do_not_wait_are_followed_once() -> None:
+    async with running_cluster("a", plan=ModelPlan(load_s=0.02)) as cluster:
+        await cluster["a"].register("m")
+        for _ in range(20):
+            assert (await cluster["a"].load("m", sync=False)).status == "LOADING"
+        assert len(cluster["a"].node.models._followed) == 1
+        await cluster.settle()
+        assert (await cluster["a"].load("m", sync=False)).status == "LOADED"
+        await until(lambda: not cluster["a"].node.models._followed)
+
+
+# --- ensure-loaded -------------------------------------------------------------------------------
+
+
+async def test_an_unknown_model_cannot_be_loaded() -> None:
+    async with running_cluster("a", plan=FAST) as cluster:
+        for sync in (True, False):
+            with pytest.raises(ModelNotFoundError):
+                await cluster["a"].load("m", sync=sync)
+
+
+@pytest.mark.parametrize("sync", [True, False])
+async def test_a_copy_anywhere_is_enough(sync: bool) -> None:
+    async with running_cluster("a", "b", plan=FAST) as cluster:
+        await loaded_at(cluster, "b")
+        status = await cluster["a"].load("m", sync=sync)
+        assert status.status == "LOADED"
+        assert [copy.instance_id for copy in status.copies] == [B]
+        assert loads(cluster) == 1
+
+
+async def test_a_hit_only_order_from_a_peer_never_loads() -> None:
+    async with running_cluster("a", "b", plan=FAST) as cluster:
+        await cluster["a"].register("m")
+        for sync in (True, False):
+            call = Call(M, hop=Hop.HIT_ONLY, hops_left=1)
+            with pytest.raises(NoRoomError) as caught:
+                await cluster["a"].node.models.ensure_loaded(EnsureRequest(M, sync), call)
+            assert caught.value.hop_result == "not-here"
+        assert loads(cluster) == 0
+
+
+async def test_a_load_ordered_by_a_peer_that_fails_is_an_error_for_it() -> None:
+    async with running_cluster("a", plan=FAST) as cluster:
+        await cluster["a"].register("m")
+        cluster["a"].runtime.fail_loads("m", StatusCode.INTERNAL, "boom")
+        call = Call(M, hop=Hop.LOAD_LOCAL, hops_left=1)
+        with pytest.raises(MeshError, match="boom") as caught:
+            await cluster["a"].node.models.ensure_loaded(EnsureRequest(M, sync=True), call)
+        assert caught.value.hop_result == "load-failed"
+
+
+# --- status --------------------------------------------------------------------------------------
+
+
+async def test_the_status_of_an_unknown_model_is_no_error() -> None:
+    async with running_cluster("a", plan=FAST) as cluster:
+        assert (await cluster["a"].status("m")).status == "NOT_FOUND"
+
+
+async def test_copies_are_told_newest_first() -> None:
+    async with running_cluster("a", plan=FAST) as cluster:
+        record = ModelRecord(INFO, copies={B: 20, C: 40}, failures={A: 30})
+        store(cluster, record)
+        await loaded_at(cluster, "a")
+        copies = (await cluster["a"].status("m")).copies
+        assert copies[1:] == (CopyStatus(C, "UNKNOWN", 40), CopyStatus(B, "UNKNOWN", 20))
+        assert copies[0].instance_id == A
+
+
+async def test_a_copy_that_cannot_be_asked_is_no_loaded_copy() -> None:
+    async with running_cluster("a", "b", plan=FAST) as cluster:
+        await loaded_at(cluster, "b")
+        cluster.network.close("b:8080")
+        assert (await cluster["a"].status("m")).status == "NOT_LOADED"
+
+
+# --- unregister ----------------------------------------------------------------------------------
+
+
+async def test_unregistering_unloads_everywhere() -> None:
+    async with running_cluster("a", "b", "c", plan=FAST) as cluster:
+        await loaded_at(cluster, "a", "b")
+        await cluster["c"].node.models.unregister(M)
+        await cluster["c"].node.models.unregister(M)
+        await cluster.settle()
+        assert cluster.record("m") is None
+        assert [each.runtime.loaded for each in cluster.serving] == [set(), set(), set()]
+        cluster.check()
+        for each in cluster.serving:
+            with pytest.raises(ModelNotFoundError):
+                await each.invoke("m", METHOD)
+
+
+async def test_a_referenced_model_stays() -> None:
+    async with running_cluster("a", plan=FAST) as cluster:
+        store(cluster, ModelRecord(INFO, references=1))
+        with pytest.raises(ModelReferencedError, match="Model m has referents"):
+            await cluster["a"].node.models.unregister(M)
+        assert stored(cluster).references == 1
+
+
+async def test_a_record_that_cannot_be_read_can_be_unregistered() -> None:
+    async with running_cluster("a", plan=FAST) as cluster:
+        store(cluster, b"{")
+        with pytest.raises(MeshError, match="record of model m is unreadable") as caught:
+            await cluster["a"].register("m")
+        assert caught.value.code == StatusCode.FAILED_PRECONDITION
+        assert (await cluster["a"].status("m")).status == "NOT_FOUND"
+        with pytest.raises(ModelNotFoundError):
+            await cluster["a"].invoke("m")
+        await cluster["a"].node.models.unregister(M)
+        assert cluster.server.get(MODEL_KEY) is None
+        await cluster["a"].register("m")
+        assert await cluster["a"].invoke("m") == "a"
+
+
+@pytest.mark.virtual_time
+async def test_without_a_store_changes_fail_fast_and_what_is_loaded_is_told() -> None:
+    async with running_cluster("a", "b", plan=FAST) as cluster:
+        await loaded_at(cluster, "b")
+        for each in cluster.serving:
+            each.store.set_fault(Fault.SILENT)
+        for change in (
+            cluster["a"].register("n"),
+            cluster["a"].register("m"),
+            cluster["a"].node.models.unregister(M),
+        ):
+            with anyio.fail_after(3.6), pytest.raises(StoreUnavailableError) as caught:
+                await change
+            assert caught.value.code == StatusCode.UNAVAILABLE
+        for name in "ab":
+            assert (await cluster[name].status("m")).status == "LOADED"
+            assert (await cluster[name].load("m")).status == "LOADED"
+            assert await cluster[name].invoke("m") == "b"
