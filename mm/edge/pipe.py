@@ -200,6 +200,11 @@ class ProxiedCall:
             error.hop_result = outcome.value
         raise error
 
+    def close(self) -> None:
+        """Let go of the last attempt, which holds this call."""
+        self._attempt = None
+        self._pieces.clear()
+
     # --- the request -------------------------------------------------------------------------
 
     def data_received(self, data: bytes, size: int, ended: bool) -> None:

@@ -98,6 +98,8 @@ class Proxy:
         except MeshError:
             proxied.note_load()
             raise
+        finally:
+            proxied.close()
 
     # --- ids ---------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from dataclasses import replace
 from typing import Any
 
@@ -12,8 +13,9 @@ import pytest
 from h2.events import ResponseReceived
 
 from mm.core.calls import Outcome
-from mm.edge.h2 import EXTERNAL_LIMITS, RUNTIME_LIMITS
+from mm.edge.h2 import EXTERNAL_LIMITS, RUNTIME_LIMITS, Channel
 from mm.edge.h2.messages import frame_message
+from mm.edge.unary import call_raw
 from tests.edge.raw_h2 import REQUEST, connect
 from tests.edge.upstream import PATIENCE_S, serve_proxy
 
@@ -198,3 +200,30 @@ async def test_unix_socket_of_a_runtime(tmp_path: Any) -> None:
     async with serve_runtime(path), serve_proxy(runtime_address=f"unix:{path}") as stand:
         async with stand.client() as client:
             assert await client.unary_unary("/t.S/Unary")(b"u", metadata=ID) == b"echo:u"
+
+
+async def test_finished_calls_need_no_garbage_collector() -> None:
+    """Collecting is slow where many records are in memory, and everything waits for it."""
+    async with serve_proxy() as stand:
+        channel = Channel(stand.address, RUNTIME_LIMITS)
+
+        async def call() -> None:
+            metadata = ((b"mm-model-id", b"m"),)
+            await call_raw(channel, "/t.S/Unary", b"q", timeout_s=5, metadata=metadata)
+
+        await call()
+        gc.collect()
+        gc.disable()
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        try:
+            for _ in range(5):
+                await call()
+            await stand.router.wait_finished(6)
+            gc.collect()
+            left = [type(each) for each in gc.garbage]
+        finally:
+            gc.set_debug(0)
+            gc.garbage.clear()
+            gc.enable()
+        await channel.close()
+        assert [kind.__name__ for kind in left if kind.__module__.startswith("mm.")] == []

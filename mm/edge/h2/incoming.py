@@ -40,6 +40,7 @@ class IncomingCall:
     __slots__ = (
         "_body",
         "_early",
+        "_finished",
         "_held_bytes",
         "_timer",
         "abandoned",
@@ -71,6 +72,7 @@ class IncomingCall:
         self.stream: RawStream
         self.task: asyncio.Task[None]
         self._body: Body | None = None
+        self._finished = False
         self._held_bytes = 0
         self._early: list[tuple[bytes, int, bool]] = []
         self._timer: asyncio.TimerHandle | None = None
@@ -121,6 +123,13 @@ class IncomingCall:
         """Give back what ``hold`` granted."""
         self.link.server.held_bytes -= self._held_bytes
         self._held_bytes = 0
+
+    def finish(self) -> None:
+        """The handler has ended: nobody reads the rest of the request."""
+        self._finished = True
+        self._body = None
+        self._early.clear()
+        self.drop_held()
 
     # --- answering ---------------------------------------------------------------------------
 
@@ -189,6 +198,8 @@ class IncomingCall:
         """Pass on a piece of the body, or keep it until someone reads."""
         if self._body is not None:
             self._body.data_received(data, size, ended)
+        elif self._finished:
+            self.stream.acknowledge(size)
         else:
             self._early.append((data, size, ended))
 

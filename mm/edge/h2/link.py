@@ -105,15 +105,17 @@ class LinkEvents(EventsProcessor):
         if event.stream_ended is None:
             stream.sink.headers_received(event.headers)
         else:
+            sink = stream.sink
             stream.receive_end()
-            stream.sink.trailers_received(event.headers, True)
+            sink.trailers_received(event.headers, True)
 
     def process_trailers_received(self, event: TrailersReceived) -> None:
         """Trailers, which always end the stream."""
         stream = self.link.streams.get(event.stream_id)
         if stream is not None:
+            sink = stream.sink
             stream.receive_end()
-            stream.sink.trailers_received(event.headers, False)
+            sink.trailers_received(event.headers, False)
 
     def process_data_received(self, event: DataReceived) -> None:
         """A piece of body."""
@@ -124,9 +126,10 @@ class LinkEvents(EventsProcessor):
             return
         stream.unacknowledged += size
         ended = event.stream_ended is not None
+        sink = stream.sink
         if ended:
             stream.receive_end()
-        stream.sink.data_received(event.data, size, ended)
+        sink.data_received(event.data, size, ended)
 
     def process_window_updated(self, event: WindowUpdated) -> None:
         """More may be sent, on one stream or on all."""

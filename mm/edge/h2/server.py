@@ -26,7 +26,7 @@ from mm.core.headers import (
 from mm.edge.h2.incoming import IncomingCall
 from mm.edge.h2.limits import TransportLimits
 from mm.edge.h2.link import Link
-from mm.edge.h2.stream import RawStream, StreamFault
+from mm.edge.h2.stream import NOBODY, RawStream
 from mm.errors import MeshError, StatusCode
 
 logger = logging.getLogger(__name__)
@@ -111,7 +111,7 @@ class ServerLink(Link):
         call.task = self.loop.create_task(self.server.serve(call))
 
     def _answer_malformed(self, stream_id: int, error: MalformedHeadersError, ended: bool) -> None:
-        stream = RawStream(self, stream_id, _Nobody())
+        stream = RawStream(self, stream_id, NOBODY)
         self.streams[stream_id] = stream
         stream.remote_ended = ended
         status = b"%d" % error.http_status
@@ -138,20 +138,6 @@ class ServerLink(Link):
         if not self.lost:
             self._flush()
             self.connection.close_gently()
-
-
-class _Nobody:
-    """The sink of a stream that is answered already."""
-
-    def headers_received(self, headers: HeaderList) -> None: ...
-
-    def data_received(self, data: bytes, size: int, ended: bool) -> None: ...
-
-    def trailers_received(self, trailers: HeaderList, initial: bool) -> None: ...
-
-    def data_sent(self, size: int) -> None: ...
-
-    def terminated(self, fault: StreamFault) -> None: ...
 
 
 class GrpcServer:
@@ -217,7 +203,7 @@ class GrpcServer:
             logger.exception("call of %s failed", call.method)
             call.send_status(StatusCode.INTERNAL, "internal error")
         finally:
-            call.drop_held()
+            call.finish()
             self.calls.discard(call)
             if not self.calls:
                 self._quiet.set()

@@ -64,6 +64,23 @@ class StreamSink(Protocol):
         """The stream ended before its time."""
 
 
+class _Nobody:
+    """The sink of a stream that is closed, or answered already."""
+
+    def headers_received(self, headers: HeaderList) -> None: ...
+
+    def data_received(self, data: bytes, size: int, ended: bool) -> None: ...
+
+    def trailers_received(self, trailers: HeaderList, initial: bool) -> None: ...
+
+    def data_sent(self, size: int) -> None: ...
+
+    def terminated(self, fault: StreamFault) -> None: ...
+
+
+NOBODY = _Nobody()
+
+
 class RawStream:
     """Sends on one stream, in order, as windows allow.
 
@@ -179,10 +196,10 @@ class RawStream:
                 queue.popleft()
                 end = self._end_wanted and not queue
                 engine.submit_data(self.id, data, end)
-                if end:
-                    self._ended_here()
                 if size:
                     self.sink.data_sent(size)
+                if end:
+                    self._ended_here()
             self.link.request_flush()
         if queue:
             self.link.blocked[self.id] = self
@@ -199,8 +216,9 @@ class RawStream:
     def terminate(self, fault: StreamFault) -> None:
         """End both directions because the other side, or the connection, did."""
         if not self.closed:
+            sink = self.sink
             self._close()
-            self.sink.terminated(fault)
+            sink.terminated(fault)
 
     def _ended_here(self) -> None:
         self.local_ended = True
@@ -219,8 +237,11 @@ class RawStream:
             self.link.engine.acknowledge(self.id, self.unacknowledged)
             self.unacknowledged = 0
         self.link.release(self)
+        # The stream lets go of its user, who holds the stream: they shall not wait for the
+        # garbage collector together.
+        sink, self.sink = self.sink, NOBODY
         if queue:
             # Whoever waits for room on another stream must not wait for ever.
             for _, size in queue:
                 if size:
-                    self.sink.data_sent(size)
+                    sink.data_sent(size)
