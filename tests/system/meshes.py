@@ -30,10 +30,10 @@ READY = r"ready: instance .*clients on port (\d+), peers on port (\d+)"
 
 @dataclass(slots=True)
 class Instance:
-    """A runtime, its `mm serve`, and a channel to it."""
+    """A runtime if it is a process, its `mm serve`, and a channel to it."""
 
     instance_id: str
-    runtime: Program
+    runtime: Program | None
     serve: Program
     port: int
     peer_port: int
@@ -113,11 +113,18 @@ class Instance:
         """Answer what the keys of a table begin with: registry, vmodels or instances."""
         return f"/tas-runtime/{self.settings['MM_SERVICE_NAME']}/{table}/"
 
+    def kill(self) -> None:
+        """SIGKILL to both processes, as when their machine goes."""
+        self.serve.kill()
+        if self.runtime is not None:
+            self.runtime.kill()
+
     def close(self) -> None:
         """End both processes."""
         self.channel.close()
         self.serve.close()
-        self.runtime.close()
+        if self.runtime is not None:
+            self.runtime.close()
 
 
 class Mesh:
@@ -206,7 +213,7 @@ class Mesh:
         return serve
 
     def add_beside(
-        self, instance_id: str, runtime: Program, settings: Mapping[str, str]
+        self, instance_id: str, runtime: Program | None, settings: Mapping[str, str]
     ) -> Instance:
         """Start an instance beside a runtime, and wait until it serves."""
         serve = self.start_serve(instance_id, settings)

@@ -88,8 +88,7 @@ def test_destroy_node(dataplane: str, kv_store: str, new_service_name: Callable[
             assert status.status == Status.LOADED
         holders = {copy.location for i in ids for copy in mesh[0].status(i).model_copy_infos}
         victim = next(i for i in mesh.instances if i.instance_id in holders)
-        victim.serve.kill()
-        victim.runtime.kill()
+        victim.kill()
         others = [instance for instance in mesh.instances if instance is not victim]
         for number, model_id in enumerate(ids):
             reply = others[number % 2].predict(model_id)
