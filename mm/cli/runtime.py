@@ -14,9 +14,9 @@ from typing import Annotated
 import typer
 
 from mm.errors import StartupError
+from mm.runtime.address import Address
 from mm.runtime.model_files import ModelRoot
 from mm.runtime.process import run
-from mm.runtime.server import Address
 from mm.runtime.spi import RuntimeService
 from mm.testing import example_runtime
 

@@ -73,6 +73,8 @@ class MessageStream:
         self._messages: deque[tuple[bool, bytes]] = deque()
         self._ended = False
         self._waiter: asyncio.Future[None] | None = None
+        # An answer that refuses an encoding must name the others, so errors carry it too.
+        call.initial_headers.append((b"grpc-accept-encoding", ENCODINGS_READ))
         call.read_by(self)
 
     def data_received(self, data: bytes, size: int, ended: bool) -> None:
@@ -91,7 +93,7 @@ class MessageStream:
     async def send(self, message: bytes) -> None:
         """Send a message, and wait while the client is far behind."""
         if not self._call.headers_sent:
-            self._call.send_headers(((b"grpc-accept-encoding", ENCODINGS_READ),))
+            self._call.send_headers()
         framed = frame_message(message)
         self._unsent_bytes += len(framed)
         self._stream.send_data(framed, len(framed))
@@ -123,21 +125,24 @@ class MessageStream:
             return message
         return decompress(message, self._call.head.encoding, self._length_max)
 
+    async def read_only(self) -> bytes:
+        """Answer the message of a request that is to have just one. Raises ``MeshError``."""
+        message = await self.read()
+        if message is None:
+            raise InvalidRequestError("the request has no message")
+        if await self.read() is not None:
+            raise MethodRefusedError(f"{self._call.method} takes one message")
+        return message
+
 
 async def read_request(call: IncomingCall) -> bytes:
     """Answer the one message of a unary call. Raises ``MeshError``."""
-    stream = MessageStream(call)
-    message = await stream.read()
-    if message is None:
-        raise InvalidRequestError("the request has no message")
-    if await stream.read() is not None:
-        raise MethodRefusedError(f"{call.method} takes one message")
-    return message
+    return await MessageStream(call).read_only()
 
 
 def send_reply(call: IncomingCall, message: bytes) -> None:
     """Answer a unary call."""
-    call.send_headers(((b"grpc-accept-encoding", ENCODINGS_READ),))
+    call.send_headers()
     call.stream.send_data(frame_message(message))
     call.send_status(StatusCode.OK)
 

@@ -10,26 +10,43 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any
+from typing import Any, Final
 
 import anyio
 
+from mm.edge.h2 import GrpcServer, Handler, TransportLimits
 from mm.errors import StartupError
+from mm.runtime.address import Address, address_of
 from mm.runtime.base import ModelRuntime
-from mm.runtime.call import Handler
-from mm.runtime.server import Address, GrpcServer, ServerLimits, address_of
 from mm.runtime.spi import RuntimeService
 
 logger = logging.getLogger(__name__)
 
+#: What to serve where.
+Services = Sequence[tuple[Address, Handler]]
+
+#: The mesh sends the calls of all its clients, and their cancellations, over one connection.
+LIMITS: Final = TransportLimits(
+    message_bytes_max=64 * 2**20,
+    header_list_bytes_max=64 * 1024,
+    streams_max=20_000,
+    stream_window_bytes=1 * 2**20,
+    resets_per_s=1e6,
+    held_bytes_max=1 * 2**30,  # sixteen of the largest messages arriving at a time
+)
+#: How long calls in flight may take to end once the server stops.
+STOP_GRACE_S: Final = 5.0
+#: How long a server takes after that to end them and close its connections, with some to spare.
+_CLOSE_TIMEOUT_S: Final = 4.0
+
 
 @asynccontextmanager
 async def listening(
-    services: Sequence[tuple[Address, Mapping[str, Handler]]], limits: ServerLimits | None = None
+    services: Services, limits: TransportLimits = LIMITS, stop_grace_s: float = STOP_GRACE_S
 ) -> AsyncIterator[list[Address]]:
-    """Serve each set of methods at its address; yields the addresses as they really are."""
+    """Serve each handler at its address; yields the addresses as they really are."""
     listeners = []
     try:
         for address, _ in services:
@@ -40,32 +57,30 @@ async def listening(
         raise
     addresses = [address_of(listener) for listener in listeners]
     async with AsyncExitStack() as stack:
-        for listener, (_, methods) in zip(listeners, services, strict=True):
-            server = GrpcServer(methods, limits)
-            await stack.enter_async_context(server.serving([listener]))
+        for listener, (_, handler) in zip(listeners, services, strict=True):
+            server = GrpcServer(handler, limits=limits, external=True)
+            await server.start_on(listener)
+            stack.push_async_callback(server.stop, stop_grace_s)
         yield addresses
 
 
-async def serve_until_signal(
-    services: Sequence[tuple[Address, Mapping[str, Handler]]], limits: ServerLimits | None = None
-) -> None:
+async def serve_until_signal(services: Services, stop_grace_s: float = STOP_GRACE_S) -> None:
     """Serve until SIGTERM or SIGINT, then let calls in flight end.
 
     Prints one line ``listening on ADDRESS`` for each address, as soon as it takes connections:
     who starts the process waits for it.
     """
     with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async with listening(services, limits) as addresses:
+        async with listening(services, stop_grace_s=stop_grace_s) as addresses:
             for address in addresses:
                 print(f"listening on {address}", flush=True)
             async for _ in signals:
                 break
-            _leave_after((limits or ServerLimits()), len(services))
+            _leave_after(len(services) * (stop_grace_s + _CLOSE_TIMEOUT_S))
 
 
-def _leave_after(limits: ServerLimits, servers_count: int) -> None:
+def _leave_after(limit_s: float) -> None:
     """End the process soon even if code of a model does not return: threads cannot be stopped."""
-    limit_s = servers_count * (limits.stop_grace_s + limits.close_timeout_s) + 1.0
 
     def leave() -> None:
         logger.warning("stopping with a load or call that has not ended after %.1f s", limit_s)
@@ -76,16 +91,14 @@ def _leave_after(limits: ServerLimits, servers_count: int) -> None:
     timer.start()
 
 
-def run(
-    services: Sequence[tuple[Address, Mapping[str, Handler]]], limits: ServerLimits | None = None
-) -> None:
+def run(services: Services, stop_grace_s: float = STOP_GRACE_S) -> None:
     """Be a runtime process until SIGTERM or SIGINT; raises ``StartupError``."""
     logging.basicConfig(
         level=logging.INFO,
         stream=sys.stderr,
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
-    anyio.run(serve_until_signal, services, limits, backend_options={"use_uvloop": True})
+    anyio.run(serve_until_signal, services, stop_grace_s, backend_options={"use_uvloop": True})
 
 
 def run_runtime(runtime: ModelRuntime[Any], address: str) -> None:

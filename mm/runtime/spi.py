@@ -14,9 +14,10 @@ Invariants:
 
 from __future__ import annotations
 
+import asyncio
 import enum
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Final, Generic, TypeVar
@@ -25,10 +26,12 @@ import anyio
 import anyio.to_thread
 
 from mm.core.protobuf_ids import extract_id
+from mm.edge.h2 import IncomingCall
+from mm.edge.unary import Reply, Request, parse_message, read_request, send_reply
 from mm.errors import StatusCode
 from mm.pb import mmesh
 from mm.runtime.base import ModelRuntime, ModelT, ServedMethod
-from mm.runtime.call import Call, CallError, Handler, parse_request, unary
+from mm.runtime.call import CallError, Methods, model_ids
 
 logger = logging.getLogger(__name__)
 
@@ -86,23 +89,31 @@ class RuntimeService(Generic[ModelT]):
         # Unloads never wait behind loads: they make room for them.
         self._unload_threads = anyio.CapacityLimiter(runtime.loading_concurrency_max)
         self._calls_waiting = 0
+        self._tasks: set[asyncio.Task[None]] = set()
         #: Set, and replaced, at each change of a copy's state.
         self._changed = anyio.Event()
 
-    def methods(self) -> dict[str, Handler]:
-        """Answer everything to serve, by full name."""
-        spi = "/mmesh.ModelRuntime"
-        handlers = {
-            f"{spi}/loadModel": unary(mmesh.LoadModelRequest, self._load),
-            f"{spi}/unloadModel": unary(mmesh.UnloadModelRequest, self._unload),
-            f"{spi}/predictModelSize": unary(mmesh.PredictModelSizeRequest, self._predict_size),
-            f"{spi}/modelSize": unary(mmesh.ModelSizeRequest, self._model_size),
-            f"{spi}/runtimeStatus": unary(mmesh.RuntimeStatusRequest, self._status),
-        }
+    def methods(self) -> Methods:
+        """Answer everything to serve."""
+        methods = Methods()
+
+        def add(
+            name: str, request_type: type[Request], method: Callable[[Request], Awaitable[Reply]]
+        ) -> None:
+            async def answer(request: Request, call: IncomingCall) -> Reply:
+                return await self._finished(method, request)
+
+            methods.add_unary(f"/mmesh.ModelRuntime/{name}", request_type, answer)
+
+        add("loadModel", mmesh.LoadModelRequest, self._load)
+        add("unloadModel", mmesh.UnloadModelRequest, self._unload)
+        add("predictModelSize", mmesh.PredictModelSizeRequest, self._predict_size)
+        add("modelSize", mmesh.ModelSizeRequest, self._model_size)
+        add("runtimeStatus", mmesh.RuntimeStatusRequest, self._status)
         for served in self._served:
             handle = self._call_model if served.needs_model else self._call_runtime
-            handlers[served.path] = partial(handle, served)
-        return handlers
+            methods.add(served.path, partial(handle, served))
+        return methods
 
     def is_ready(self, model_id: str) -> bool:
         """Answer whether a model can be called."""
@@ -111,8 +122,7 @@ class RuntimeService(Generic[ModelT]):
 
     # --- the SPI --------------------------------------------------------------------------------
 
-    async def _load(self, call: Call, request: mmesh.LoadModelRequest) -> mmesh.LoadModelResponse:
-        del call
+    async def _load(self, request: mmesh.LoadModelRequest) -> mmesh.LoadModelResponse:
         info = (request.model_type, request.model_path, request.model_key)
         if not request.model_id:
             raise CallError(StatusCode.INVALID_ARGUMENT, "model_id is empty")
@@ -140,10 +150,7 @@ class RuntimeService(Generic[ModelT]):
             raise CallError(StatusCode.ABORTED, text)
         return self._loaded(copy)
 
-    async def _unload(
-        self, call: Call, request: mmesh.UnloadModelRequest
-    ) -> mmesh.UnloadModelResponse:
-        del call
+    async def _unload(self, request: mmesh.UnloadModelRequest) -> mmesh.UnloadModelResponse:
         while (copy := self._copies.get(request.model_id)) is not None:
             copy.is_doomed = True
             if copy.state in (State.READY, State.STUCK):
@@ -153,9 +160,8 @@ class RuntimeService(Generic[ModelT]):
         return mmesh.UnloadModelResponse()
 
     async def _predict_size(
-        self, call: Call, request: mmesh.PredictModelSizeRequest
+        self, request: mmesh.PredictModelSizeRequest
     ) -> mmesh.PredictModelSizeResponse:
-        del call
         size_bytes = await anyio.to_thread.run_sync(
             partial(
                 self._from_file,
@@ -172,17 +178,12 @@ class RuntimeService(Generic[ModelT]):
             raise CallError(StatusCode.UNIMPLEMENTED, "this runtime predicts no sizes")
         return mmesh.PredictModelSizeResponse(size_in_bytes=size_bytes)
 
-    async def _model_size(
-        self, call: Call, request: mmesh.ModelSizeRequest
-    ) -> mmesh.ModelSizeResponse:
-        del call
+    async def _model_size(self, request: mmesh.ModelSizeRequest) -> mmesh.ModelSizeResponse:
         copy = self._ready_copy(request.model_id)
         return mmesh.ModelSizeResponse(size_in_bytes=copy.size_bytes)
 
-    async def _status(
-        self, call: Call, request: mmesh.RuntimeStatusRequest
-    ) -> mmesh.RuntimeStatusResponse:
-        del call, request
+    async def _status(self, request: mmesh.RuntimeStatusRequest) -> mmesh.RuntimeStatusResponse:
+        del request
         if not await self._purge():
             return mmesh.RuntimeStatusResponse(status=mmesh.RuntimeStatusResponseStatus.STARTING)
         runtime = self._runtime
@@ -205,9 +206,13 @@ class RuntimeService(Generic[ModelT]):
 
     # --- what clients call ------------------------------------------------------------------------
 
-    async def _call_model(self, served: ServedMethod, call: Call) -> None:
-        data = await call.receive_only()
-        copy = self._ready_copy(model_id_of(call, data, served.id_path))
+    async def _call_model(self, served: ServedMethod, call: IncomingCall) -> None:
+        data = await read_request(call)
+        model_id = model_id_of(call, data, served.id_path)
+        send_reply(call, await self._finished(self._call_copy, served, model_id, data))
+
+    async def _call_copy(self, served: ServedMethod, model_id: str, data: bytes) -> bytes:
+        copy = self._ready_copy(model_id)
         runtime = self._runtime
         if self._calls_waiting >= runtime.call_threads_max + runtime.call_queue_length_max:
             text = f"{runtime.call_queue_length_max} calls are waiting already"
@@ -215,7 +220,7 @@ class RuntimeService(Generic[ModelT]):
         self._calls_waiting += 1
         copy.callers += 1
         try:
-            answer = await anyio.to_thread.run_sync(
+            return await anyio.to_thread.run_sync(
                 self._call_blocking, served, copy, data, limiter=self._call_threads
             )
         finally:
@@ -223,11 +228,34 @@ class RuntimeService(Generic[ModelT]):
             self._calls_waiting -= 1
             if copy.state is State.UNLOADING:
                 self._announce()
-        await call.send(answer)
 
-    async def _call_runtime(self, served: ServedMethod, call: Call) -> None:
-        request = parse_request(served.request_type, await call.receive_only())
-        await call.send(bytes(getattr(self._runtime, served.attribute)(request)))
+    async def _call_runtime(self, served: ServedMethod, call: IncomingCall) -> None:
+        request = parse_message(served.request_type, await read_request(call))
+        method = getattr(self._runtime, served.attribute)
+        send_reply(call, bytes(self._translated(f"answer {served.path}", method, request)))
+
+    async def _finished(self, work: Callable[..., Awaitable[T]], *args: object) -> T:
+        """Answer what ``work`` answers. If the caller is cancelled it goes on till its thread ends.
+
+        The server cancels a call by its task, and from that no scope shields: a thread that still
+        runs would be forgotten. So ``work`` is a task of its own, cancelled by its scope.
+        """
+        scope = anyio.CancelScope()
+        answers: list[T] = []
+
+        async def run() -> None:
+            with scope:
+                answers.append(await work(*args))
+
+        task = asyncio.create_task(run())
+        self._tasks.add(task)  # the loop itself would let it be collected
+        task.add_done_callback(self._tasks.discard)
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            scope.cancel()
+            raise
+        return answers[0]
 
     # --- in worker threads ------------------------------------------------------------------------
 
@@ -244,7 +272,7 @@ class RuntimeService(Generic[ModelT]):
         return model, size_bytes
 
     def _call_blocking(self, served: ServedMethod, copy: Copy[ModelT], data: bytes) -> bytes:
-        request = parse_request(served.request_type, data)
+        request = parse_message(served.request_type, data)
         method = getattr(self._runtime, served.attribute)
         answer = self._translated(f"call model {copy.model_id}", method, copy.model, request)
         return bytes(answer)
@@ -344,9 +372,9 @@ class RuntimeService(Generic[ModelT]):
         self._changed = anyio.Event()
 
 
-def model_id_of(call: Call, data: bytes, id_path: tuple[int, ...]) -> str:
+def model_id_of(call: IncomingCall, data: bytes, id_path: tuple[int, ...]) -> str:
     """Answer the id that a call is about: of the metadata, else of the message."""
-    from_metadata = call.model_ids()
+    from_metadata = model_ids(call)
     if len(from_metadata) > 1:
         text = f"the call names {len(from_metadata)} models; the mesh splits such calls"
         raise CallError(StatusCode.INVALID_ARGUMENT, text)

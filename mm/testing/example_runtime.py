@@ -32,11 +32,12 @@ from typing import Annotated, TypedDict
 import anyio
 import typer
 
+from mm.edge.h2 import IncomingCall
 from mm.errors import StartupError, StatusCode
 from mm.pb import mmesh
-from mm.runtime.call import Call, CallError, Handler, unary
-from mm.runtime.process import run
-from mm.runtime.server import Address
+from mm.runtime.address import Address
+from mm.runtime.call import CallError, Methods, model_ids
+from mm.runtime.process import Services, run
 from mm.testing import echo
 
 MIB = 2**20
@@ -130,32 +131,27 @@ class ExampleRuntime:
         self._models: dict[str, FakeModel] = {}
         self._failed_ids: set[str] = set()
 
-    def management_methods(self) -> dict[str, Handler]:
-        """Answer the SPI."""
+    def add_management(self, methods: Methods) -> None:
+        """Serve the SPI."""
         service = LEGACY_SERVICE if self.settings.is_legacy else SERVICE
-        return {
-            f"/{service}/loadModel": unary(mmesh.LoadModelRequest, self._load),
-            f"/{service}/unloadModel": unary(mmesh.UnloadModelRequest, self._unload),
-            f"/{service}/modelSize": unary(mmesh.ModelSizeRequest, self._model_size),
-            f"/{service}/runtimeStatus": unary(mmesh.RuntimeStatusRequest, self._status),
-        }
+        methods.add_unary(f"/{service}/loadModel", mmesh.LoadModelRequest, self._load)
+        methods.add_unary(f"/{service}/unloadModel", mmesh.UnloadModelRequest, self._unload)
+        methods.add_unary(f"/{service}/modelSize", mmesh.ModelSizeRequest, self._model_size)
+        methods.add_unary(f"/{service}/runtimeStatus", mmesh.RuntimeStatusRequest, self._status)
 
-    def serving_methods(self) -> dict[str, Handler]:
-        """Answer what clients call."""
-        return {
-            "/mmesh.ExamplePredictor/predict": unary(mmesh.PredictRequest, self._predict),
-            "/mmesh.ExamplePredictor/multiPredict": unary(
-                mmesh.PredictRequest, self._multi_predict
-            ),
-            **echo.methods(self.require_model),
-        }
+    def add_serving(self, methods: Methods) -> None:
+        """Serve what clients call."""
+        predictor = "/mmesh.ExamplePredictor"
+        methods.add_unary(f"{predictor}/predict", mmesh.PredictRequest, self._predict)
+        methods.add_unary(f"{predictor}/multiPredict", mmesh.PredictRequest, self._multi_predict)
+        echo.add_methods(methods, self.require_model)
 
-    def require_model(self, call: Call) -> str:
+    def require_model(self, call: IncomingCall) -> str:
         """Answer the id that a call names; ``CallError`` if no such model is loaded."""
-        model_ids = call.model_ids()
-        if not model_ids:
+        ids = model_ids(call)
+        if not ids:
             raise CallError(StatusCode.INVALID_ARGUMENT, "the call names no model")
-        return self._require_loaded(model_ids[0])
+        return self._require_loaded(ids[0])
 
     def _require_loaded(self, model_id: str) -> str:
         if model_id in self._models:
@@ -170,9 +166,9 @@ class ExampleRuntime:
     # --- management -----------------------------------------------------------------------------
 
     async def _status(
-        self, call: Call, request: mmesh.RuntimeStatusRequest
+        self, request: mmesh.RuntimeStatusRequest, call: IncomingCall
     ) -> mmesh.RuntimeStatusResponse:
-        del call, request
+        del request, call
         if time.monotonic() < self._ready_at_s:
             return mmesh.RuntimeStatusResponse(status=mmesh.RuntimeStatusResponseStatus.STARTING)
         if self.settings.is_failing:
@@ -194,7 +190,9 @@ class ExampleRuntime:
             allow_any_method=settings.allow_any_method,
         )
 
-    async def _load(self, call: Call, request: mmesh.LoadModelRequest) -> mmesh.LoadModelResponse:
+    async def _load(
+        self, request: mmesh.LoadModelRequest, call: IncomingCall
+    ) -> mmesh.LoadModelResponse:
         del call
         model = FakeModel.of(request.model_path, self._rng)
         await anyio.sleep(model.load_s)
@@ -206,7 +204,7 @@ class ExampleRuntime:
         return mmesh.LoadModelResponse(max_concurrency=self.settings.model_concurrency_max)
 
     async def _unload(
-        self, call: Call, request: mmesh.UnloadModelRequest
+        self, request: mmesh.UnloadModelRequest, call: IncomingCall
     ) -> mmesh.UnloadModelResponse:
         del call
         model = self._models.pop(request.model_id, None)
@@ -217,7 +215,7 @@ class ExampleRuntime:
         return mmesh.UnloadModelResponse()
 
     async def _model_size(
-        self, call: Call, request: mmesh.ModelSizeRequest
+        self, request: mmesh.ModelSizeRequest, call: IncomingCall
     ) -> mmesh.ModelSizeResponse:
         del call
         await anyio.sleep(0.05)
@@ -228,16 +226,18 @@ class ExampleRuntime:
 
     # --- serving --------------------------------------------------------------------------------
 
-    async def _predict(self, call: Call, request: mmesh.PredictRequest) -> mmesh.PredictResponse:
+    async def _predict(
+        self, request: mmesh.PredictRequest, call: IncomingCall
+    ) -> mmesh.PredictResponse:
         return await self._classify(self.require_model(call), request)
 
     async def _multi_predict(
-        self, call: Call, request: mmesh.PredictRequest
+        self, request: mmesh.PredictRequest, call: IncomingCall
     ) -> mmesh.MultiPredictResponse:
-        model_ids = [self._require_loaded(model_id) for model_id in call.model_ids()]
+        ids = [self._require_loaded(model_id) for model_id in model_ids(call)]
         return mmesh.MultiPredictResponse(
             per_model_results={
-                model_id: await self._classify(model_id, request) for model_id in model_ids
+                model_id: await self._classify(model_id, request) for model_id in ids
             }
         )
 
@@ -266,18 +266,17 @@ class ExampleRuntime:
         )
 
 
-def services(
-    runtime: ExampleRuntime, addresses: str
-) -> list[tuple[Address, Mapping[str, Handler]]]:
+def services(runtime: ExampleRuntime, addresses: str) -> Services:
     """Answer what to serve where; ``addresses`` is one for everything or ``management,serving``."""
     management, comma, serving = addresses.partition(",")
-    if not comma:
-        everything = {**runtime.management_methods(), **runtime.serving_methods()}
-        return [(Address.parse(management), everything)]
-    return [
-        (Address.parse(management), runtime.management_methods()),
-        (Address.parse(serving), runtime.serving_methods()),
-    ]
+    spi = Methods()
+    runtime.add_management(spi)
+    predictors = Methods() if comma else spi
+    runtime.add_serving(predictors)
+    both = [(Address.parse(management), spi)]
+    if comma:
+        both.append((Address.parse(serving), predictors))
+    return both
 
 
 def main(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
 
@@ -10,11 +10,8 @@ import grpc
 import pytest
 from anyio.from_thread import start_blocking_portal
 
-from mm.runtime.call import Handler
-from mm.runtime.process import listening
-from mm.runtime.server import Address, ServerLimits
-
-Services = Sequence[tuple[Address, Mapping[str, Handler]]]
+from mm.edge.h2 import TransportLimits
+from mm.runtime.process import LIMITS, Services, listening
 
 
 class Client:
@@ -43,8 +40,8 @@ def serve() -> Iterator[Callable[..., list[str]]]:
     with ExitStack() as stack:
         portal = stack.enter_context(start_blocking_portal("asyncio"))
 
-        def start(services: Services, limits: ServerLimits | None = None) -> list[str]:
-            manager = portal.wrap_async_context_manager(listening(services, limits))
+        def start(services: Services, limits: TransportLimits = LIMITS, **kwargs: Any) -> list[str]:
+            manager = portal.wrap_async_context_manager(listening(services, limits, **kwargs))
             addresses = stack.enter_context(manager)
             return [f"unix:{a.path}" if a.path else str(a) for a in addresses]
 

@@ -10,7 +10,6 @@ import pytest
 
 from mm.pb import mmesh
 from mm.pb.mm.testing import EchoRequest, EchoResponse
-from mm.runtime.server import Address
 from mm.testing.example_runtime import ExampleRuntime, Settings, services, settings_from_environment
 
 FAST = "SIZE_10000_0_0"
@@ -270,10 +269,3 @@ class TestEcho:
             answers.extend(call)
         assert dict(call.trailing_metadata())["grpc-status-details-bin"] == b"\1\2"
         assert dict(call.trailing_metadata())["echo-trailing-a"] == "two"
-
-
-def test_address_texts() -> None:
-    assert Address.parse("8085") == Address(port=8085)
-    assert Address.parse("0.0.0.0:1") == Address(host="0.0.0.0", port=1)
-    assert Address.parse("unix:///run/x") == Address(path="/run/x")
-    assert Address.parse("unix:rel") == Address(path="rel")

@@ -30,8 +30,8 @@ HUNG_RUNTIME = """
 import time
 from mm.pb.mmesh import PredictRequest
 from mm.runtime import ModelRuntime
+from mm.runtime.address import Address
 from mm.runtime.process import run
-from mm.runtime.server import Address, ServerLimits
 from mm.runtime.spi import RuntimeService
 
 class Hung(ModelRuntime[str]):
@@ -42,7 +42,7 @@ class Hung(ModelRuntime[str]):
     def size(self, model):
         return 1
 
-run([(Address(), RuntimeService(Hung()).methods())], ServerLimits(stop_grace_s=0.1))
+run([(Address(), RuntimeService(Hung()).methods())], stop_grace_s=0.1)
 """
 
 

@@ -14,7 +14,7 @@ from mm.errors import StartupError
 from mm.pb import mmesh
 from mm.runtime import CallError, ModelRuntime, StatusCode, serves
 from mm.runtime import spi as spi_module
-from mm.runtime.server import Address
+from mm.runtime.address import Address
 from mm.runtime.spi import RuntimeService
 
 PREDICT = "/mmesh.ExamplePredictor/predict"
@@ -249,6 +249,38 @@ def test_calls_have_threads_a_queue_and_then_a_refusal(served: Served) -> None:
     gate.opened.set()
     for call in (*running, *(call for call in more if call is not refused)):
         assert call.result().results
+
+
+def test_a_call_given_up_in_the_queue_is_never_made(served: Served) -> None:
+    served.load("m").result()
+    gate = served.gate("predict p")
+    running = [served.predict("m"), served.predict("m")]
+    for _ in running:
+        gate.wait_entered()
+    given_up = served.predict("m")
+    assert status_of(served.predict("m"))[0] == "RESOURCE_EXHAUSTED"  # it has the place
+    given_up.cancel()
+    served.size("m").result()  # sent after the cancellation, so that has arrived
+    gate.opened.set()
+    for call in running:
+        call.result()
+    served.unload("m").result()
+    assert served.runtime.events["predict p"] == 2
+
+
+def test_a_call_given_up_keeps_its_model_while_its_thread_runs(served: Served) -> None:
+    served.load("m").result()
+    gate = served.gate("predict p")
+    call = served.predict("m")
+    gate.wait_entered()
+    call.cancel()
+    unload = served.unload("m")
+    with pytest.raises(grpc.FutureTimeoutError):
+        unload.result(timeout=0.05)
+    assert served.runtime.events["unload p"] == 0
+    gate.opened.set()
+    assert unload.code() is grpc.StatusCode.OK
+    assert served.runtime.events["unload p"] == 1
 
 
 def _as_completed(calls: list[Any]) -> Any:

@@ -24,8 +24,8 @@ from tritonclient.grpc import InferenceServerClient, InferInput, InferRequestedO
 
 from mm.pb import inference as oip
 from mm.pb import mmesh
+from mm.runtime.address import Address
 from mm.runtime.model_files import ModelRoot
-from mm.runtime.server import Address
 from mm.runtime.sklearn import SklearnRuntime
 from mm.runtime.spi import RuntimeService
 
@@ -333,7 +333,7 @@ def test_the_header_names_the_model_before_the_message_does(runtime: Runtime) ->
         runtime.infer(request)
     with fails_with("INVALID_ARGUMENT", "names 2 models"):
         runtime.infer(request, metadata=[("mm-model-id", "a"), ("mm-model-id", "b")])
-    with fails_with("INVALID_ARGUMENT", "mm-model-id-bin is not UTF-8"):
+    with fails_with("INVALID_ARGUMENT", "header mm-model-id-bin cannot be decoded"):
         runtime.infer(request, metadata=[("mm-model-id-bin", b"\xff")])
 
 
