@@ -24,11 +24,12 @@ from mm.core.headers import (
 )
 from mm.core.ids import ModelId
 from mm.core.protobuf_ids import FieldWalk, MalformedMessageError, injection_suffix
+from mm.edge.attempt import judge
 from mm.edge.h2.client import UnreachableError
 from mm.edge.h2.incoming import IncomingCall
 from mm.edge.h2.messages import ENCODINGS_READ, MessageTooLargeError, frame_message
 from mm.edge.h2.stream import FaultKind
-from mm.edge.pipe import judge, upstream_headers
+from mm.edge.pipe import upstream_headers
 from mm.edge.unary import Answer, CallError, exchange, read_request
 from mm.errors import MeshError, ModelNotFoundError, RuntimeUnavailableError, StatusCode
 
