@@ -8,7 +8,6 @@ before keeping it, and read gzip and deflate; what they send is uncompressed.
 from __future__ import annotations
 
 import asyncio
-import struct
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 from typing import TypeVar
@@ -28,6 +27,7 @@ from mm.edge.h2.messages import (
 )
 from mm.edge.h2.server import Handler
 from mm.edge.h2.stream import FaultKind, RawStream, StreamFault
+from mm.edge.protobuf import NotAMessageError, decode
 from mm.errors import InvalidRequestError, MeshError, MethodRefusedError, StatusCode
 from mm.pb.grpc.health.v1 import HealthCheckRequest
 
@@ -38,16 +38,6 @@ Reply = TypeVar("Reply", bound=betterproto2.Message)
 # installed: hundreds of milliseconds, better spent here than in the event loop.
 bytes(HealthCheckRequest())
 
-#: What betterproto2 raises for bytes that are no message.
-_PARSE_ERRORS = (
-    ValueError,
-    EOFError,
-    LookupError,
-    AttributeError,
-    TypeError,
-    NotImplementedError,
-    struct.error,
-)
 _CONTENT_TYPE = b"application/grpc"
 _USER_AGENT = b"grpc-python-mm"
 
@@ -195,10 +185,9 @@ class ServiceTable:
 def parse_message(message_type: type[Request], data: bytes) -> Request:
     """Decode a message from outside; raises ``InvalidRequestError`` where it is none."""
     try:
-        return message_type.parse(data)
-    except _PARSE_ERRORS as error:
-        name = message_type.__name__
-        raise InvalidRequestError(f"the request is not a valid {name}: {error}") from error
+        return decode(message_type, data)
+    except NotAMessageError as error:
+        raise InvalidRequestError(f"the request is {error}") from error
 
 
 # --- calling ---------------------------------------------------------------------------------
