@@ -171,9 +171,15 @@ class Copies:
         """The runtime has it: serve calls from now on."""
         copy.enter(Phase.SIZING)
         copy.ready_s = now_s
+        if copy.is_awaited:
+            self.table.touch(copy.model_id, self.clock.now_ms())
+        else:
+            # While under way it was kept young; a load alone is no use (spec core 3.2). It fits
+            # where it was, so nothing is evicted for it.
+            self.table.remove(copy.model_id)
+            self._left(self.table.put(copy.model_id, copy.weight_units, copy.last_used_ms))
         self.table.set_state(copy.model_id, CopyState.READY)
         self.counters.loads += 1
-        self.table.touch(copy.model_id, self.clock.now_ms())
         copy.settle()
         self.admission.leave(copy)
         self._changed()

@@ -8,12 +8,11 @@ for it: callers wait on the copy, and one that gives up changes nothing.
 from __future__ import annotations
 
 import logging
-from typing import Final
 
 import anyio
 from anyio.abc import TaskGroup
 
-from mm.core.ids import NEVER_MS, UNIT_BYTES, ModelId, units_of
+from mm.core.ids import UNIT_BYTES, ModelId, units_of
 from mm.core.load_errors import failure_message, is_nothing_loaded
 from mm.core.records import ModelRecord
 from mm.errors import (
@@ -26,19 +25,13 @@ from mm.errors import (
 )
 from mm.limits import Limits
 from mm.mesh.copies import Copies
-from mm.mesh.local_copy import CopyGoneError, LocalCopy, Phase
+from mm.mesh.local_copy import AWAITED, CopyGoneError, LocalCopy, Phase
 from mm.mesh.ports import Loaded, Runtime, RuntimeCallError, RuntimeParameters
 from mm.mesh.registrar import CopyElsewhereError, Registrar
 from mm.mesh.turns import LoadTurns
 from mm.table import CopyState
 
 logger = logging.getLogger(__name__)
-
-#: Priorities are last-use times in ms, so that preloads are ordered by recency; an awaited load is
-#: ahead of all of them, and a queued one becomes awaited when somebody begins to wait for it (spec
-#: core 3.7). Awaited loads are equals, in order of arrival: in the Java mesh the latest goes first,
-#: so that under load those who waited longest wait in vain.
-AWAITED: Final = NEVER_MS
 
 
 class Loader:

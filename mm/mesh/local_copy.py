@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import enum
+from typing import Final
 
 import anyio
 
-from mm.core.ids import ModelId
+from mm.core.ids import NEVER_MS, ModelId
 from mm.core.records import ModelInfo
 from mm.errors import MeshError
+
+#: Priorities are last-use times in ms, so that preloads are ordered by recency; an awaited load is
+#: ahead of all of them, and a queued one becomes awaited when somebody begins to wait for it (spec
+#: core 3.7). Awaited loads are equals, in order of arrival: in the Java mesh the latest goes first,
+#: so that under load those who waited longest wait in vain.
+AWAITED: Final = NEVER_MS
 
 
 class Phase(enum.Enum):
@@ -96,6 +103,11 @@ class LocalCopy:
 
     def __repr__(self) -> str:
         return f"<LocalCopy {self.model_id} {self.phase.value}, {self.weight_units} units>"
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether somebody waits for it, so that its load is a use."""
+        return self.priority >= AWAITED
 
     @property
     def serves(self) -> bool:

@@ -137,7 +137,8 @@ class Models:
                 answer = await self._ask(model_id, instance_id)
                 if answer in ("LOADED", "LOADING"):
                     return _status_of(answer, record)
-        return _status_of("LOADING_FAILED" if record.failures else "NOT_LOADED", record)
+        recent = self._without_old_failures(record)
+        return _status_of("LOADING_FAILED" if recent.failures else "NOT_LOADED", recent)
 
     async def ensure_loaded(self, request: EnsureRequest, call: Call | None = None) -> ModelStatus:
         """See that a copy is loaded or loading somewhere. A failed load is a status, not an error.
@@ -147,10 +148,12 @@ class Models:
         _require_id(request.model_id)
         if await self._registry.find(request.model_id) is None:
             raise ModelNotFoundError
+        # Whoever says that it will be used in the future would keep it from eviction for ever.
+        last_used_ms = min(request.last_used_ms, self._clock.now_ms())
+        request = replace(request, last_used_ms=last_used_ms)
         if call is None:
-            call = Call(
-                request.model_id, balanced=request.balanced, last_used_ms=request.last_used_ms
-            )
+            call = Call(request.model_id, balanced=request.balanced)
+        call.last_used_ms = last_used_ms
         try:
             return await self._ensure(request, call)
         except (LoadFailedError, LoadTimeoutError) as exc:
@@ -159,6 +162,14 @@ class Models:
             return await self._failed_status(request.model_id, exc)
 
     # --- behind them ---
+
+    def _without_old_failures(self, record: ModelRecord) -> ModelRecord:
+        """Answer the record with the failures that still count (spec core 3.11)."""
+        oldest_ms = self._clock.now_ms() - self._config.load_failure_expiry_ms
+        if all(failed_ms > oldest_ms for failed_ms in record.failures.values()):
+            return record
+        recent = {i: t for i, t in record.failures.items() if t > oldest_ms}
+        return replace(record, failures=recent)
 
     async def _create(
         self, model_id: ModelId, info: ModelInfo, *, load_now: bool, last_used_ms: int

@@ -167,6 +167,11 @@ class Node:
     def _compose(self, parameters: RuntimeParameters) -> None:
         config, ports = self._config, self._ports
         self._parameters = parameters
+        if parameters.limit_model_concurrency:
+            logger.warning(
+                "the runtime asks for limitModelConcurrency, which is not supported yet:"
+                " it gets calls for one model as they come"
+            )
         self._sizing = CacheSizing.from_runtime(
             capacity_bytes=parameters.capacity_bytes,
             default_model_size_bytes=parameters.default_model_size_bytes,
@@ -259,7 +264,7 @@ class Node:
             members=self._members,
             me=self._me,
             clock=self._ports.clock,
-            limits=config,
+            config=config,
         )
         with anyio.move_on_after(config.store_start_timeout_s) as scope:
             while not await self._publisher.publish(if_revision=await self._take_id()):
@@ -280,7 +285,13 @@ class Node:
                 identity = await self._ports.peers.identify(
                     address, self._config.identity_timeout_s
                 )
-                if identity is not None and identity.instance_id == self._me:
+                # The same start time is ourselves, at an address we had, or have by another name.
+                is_taken = (
+                    identity is not None
+                    and identity.instance_id == self._me
+                    and identity.start_time_ms != self.start_time_ms
+                )
+                if is_taken:
                     raise StartupError(
                         f"instance id {self._me} is taken by the process at {address}:"
                         " give this one another MM_INSTANCE_ID, or stop that one"

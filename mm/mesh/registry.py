@@ -16,6 +16,7 @@ import anyio
 from mm.core.ids import InstanceId, ModelId
 from mm.core.records import ModelRecord, RecordError
 from mm.errors import StoreUnavailableError
+from mm.mesh.instance_index import InstanceIndex
 from mm.mesh.mirror import Mirror
 from mm.mesh.ports import Item, Store, Write
 
@@ -37,6 +38,8 @@ CAS_TRIES_MAX = 64
 #: Linearizable look-ups of ids that the mirror does not know, at a time; the rest wait. Unknown ids
 #: come from clients.
 STRONG_READS_MAX = 64
+#: Attributes of a record that name instances; in its JSON they cannot look otherwise.
+_NAMING = (b'"instanceIds"', b'"failedIn"')
 
 
 class Registry:
@@ -46,8 +49,8 @@ class Registry:
         self._store = store
         self._mirror = Mirror(store, prefix, self._changed)
         self._parsed: OrderedDict[str, tuple[int, ModelRecord]] = OrderedDict()
-        self._held: dict[InstanceId, set[ModelId]] = {}
-        self._holders: dict[str, frozenset[InstanceId]] = {}
+        self._holders = InstanceIndex()
+        self._failed = InstanceIndex()
         self._listeners: list[RecordListener] = []
         self._strong_reads = anyio.Semaphore(STRONG_READS_MAX)
         self._corrupt: dict[str, int] = {}
@@ -93,11 +96,19 @@ class Registry:
 
     def held_by(self, instance_id: InstanceId) -> frozenset[ModelId]:
         """Answer the models that have a copy registered at ``instance_id``."""
-        return frozenset(self._held.get(instance_id, ()))
+        return self._holders.models(instance_id)
 
     def holders(self) -> frozenset[InstanceId]:
         """Answer every instance that is registered as holding a copy of something."""
-        return frozenset(self._held)
+        return self._holders.instances()
+
+    def failed_at(self, instance_id: InstanceId) -> frozenset[ModelId]:
+        """Answer the models with a failed load recorded at ``instance_id``."""
+        return self._failed.models(instance_id)
+
+    def failed(self) -> frozenset[InstanceId]:
+        """Answer every instance at which a failed load is recorded."""
+        return self._failed.instances()
 
     async def update(
         self, model_id: ModelId, change: Change, *, fresh: bool = False
@@ -178,35 +189,19 @@ class Registry:
             return  # a key that is only the prefix is no model
         model_id = ModelId(key_id)
         record: ModelRecord | None = None
-        # Most records name no copy: they stay packed, and no listener has an interest in them.
-        quiet = item is not None and b'"instanceIds"' not in item.value
+        # Most records name no instance: they stay packed, and no listener is interested in them.
+        quiet = item is not None and not any(word in item.value for word in _NAMING)
+        known = key_id in self._holders or key_id in self._failed
         if item is None:
             self._parsed.pop(key_id, None)
             self._corrupt.pop(key_id, None)
-        elif not quiet or key_id in self._holders:
+        elif not quiet or known:
             record = self._parse(key_id, item)
         elif not item.value.startswith(b"{"):
             self._parse(key_id, item)  # for the log
-        holders = frozenset(record.copies) if record is not None else frozenset()
-        known = self._holders.get(key_id, frozenset())
-        if holders != known:
-            self._reindex(model_id, known, holders)
+        self._holders.set(model_id, frozenset(record.copies if record is not None else ()))
+        self._failed.set(model_id, frozenset(record.failures if record is not None else ()))
         if quiet and not known:
             return
         for listener in self._listeners:
             listener(model_id, record)
-
-    def _reindex(
-        self, model_id: ModelId, known: frozenset[InstanceId], holders: frozenset[InstanceId]
-    ) -> None:
-        for instance_id in known - holders:
-            models = self._held[instance_id]
-            models.discard(model_id)
-            if not models:
-                del self._held[instance_id]
-        for instance_id in holders - known:
-            self._held.setdefault(instance_id, set()).add(model_id)
-        if holders:
-            self._holders[model_id] = holders
-        else:
-            self._holders.pop(model_id, None)

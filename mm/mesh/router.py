@@ -6,6 +6,7 @@ not move a byte, and does not choose where to load: ``placer`` does.
 
 from __future__ import annotations
 
+import logging
 import random
 
 import anyio
@@ -34,6 +35,8 @@ from mm.mesh.ports import RuntimeParameters
 from mm.mesh.registry import Registry
 from mm.mesh.vmodels import VModels
 from mm.table import LOCAL, NONE
+
+logger = logging.getLogger(__name__)
 
 #: The service that manages the runtime is never reachable through the mesh (around 6.4).
 MANAGEMENT_SERVICES = ("/mmesh.ModelRuntime/", "/com.ibm.watson.tas.internal.proto.ModelServer/")
@@ -168,6 +171,8 @@ class Router:
         now_ms = call.last_used_ms or self._clock.now_ms()
         self._table.touch(call.model_id, now_ms)
         call.attempts += 1
+        if self._config.log_each_invoke and call.method:
+            logger.info("model %s: invoking %s", call.model_id, call.method[1:])
         return LocalRoute(call.model_id, injection_path, copy.load_id)
 
     async def _look(self, call: Call) -> Route:
