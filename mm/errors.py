@@ -121,9 +121,16 @@ class QueueFullError(MeshError):
 
 
 class StoreUnavailableError(MeshError):
-    """The store (etcd) cannot be reached, so nothing can be written or looked up strongly."""
+    """The store (etcd) cannot be reached, so nothing can be written or looked up strongly.
+
+    ``nobody_listens``: every address refused the connection, so it is not there rather than slow.
+    """
 
     code = StatusCode.UNAVAILABLE
+
+    def __init__(self, message: str, *, nobody_listens: bool = False) -> None:
+        super().__init__(message)
+        self.nobody_listens = nobody_listens
 
 
 class RuntimeUnavailableError(MeshError):

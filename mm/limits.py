@@ -74,6 +74,9 @@ class Limits:
     store_timeout_s: float = 3.5
     #: At start, until the store has answered once. Then the process exits and says so.
     store_start_timeout_s: float = 20.0
+    #: The same if every address refuses the connection: nobody listens there, and whoever started
+    #: us should hear of it soon. Long enough for an etcd that is started together with us.
+    store_refused_timeout_s: float = 2.5
     #: Reading the three tables at start; 5 minutes cover a million models over a slow network.
     store_mirror_timeout_s: float = 300.0
     #: No sign of life from the store in this time: the channel is thrown away for a new one.

@@ -169,6 +169,9 @@ async def drain() -> None:
         await channel.close()
 
 
+#: The reason when the machine answers and nobody listens.
+CONNECTION_REFUSED: Final = "connection refused"
+
 _NEVER_SENT: Final = re.compile(r"failed to connect|connection refused|not ready|dns resol", re.I)
 #: etcd's words -> what to do, what to say (empty: repeat etcd's words), whether it may be done.
 _WORDS: Final[tuple[tuple[str, CallFault, str, bool], ...]] = (
@@ -220,7 +223,7 @@ def fault_of_text(details: str) -> CallFault:
 def _brief(code: rpc.StatusCode, details: str) -> str:
     """Take the one telling part out of grpc's nested texts."""
     if "Connection refused" in details:
-        return "connection refused"
+        return CONNECTION_REFUSED
     if code is rpc.StatusCode.DEADLINE_EXCEEDED or "context deadline exceeded" in details:
         return "no answer in time"
     return f"{code.name}: {details}" if details else code.name

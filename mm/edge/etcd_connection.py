@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from aetcd import rpc
 
-from mm.edge.etcd_calls import CallError, CallFault, drain, enter_grpc, in_own_task
+from mm.edge.etcd_calls import CONNECTION_REFUSED, CallError, CallFault, drain, enter_grpc, in_own_task
 from mm.edge.kv_config import Endpoint, EtcdTarget
 from mm.errors import StoreUnavailableError
 
@@ -128,6 +128,7 @@ class Connector:
         self._round: asyncio.Task[tuple[str, bool]] | None = None
         self._down_reason = ""
         self._down_since_s = 0.0
+        self._nobody_listens = False
         self._closed = False
         self._tasks: set[asyncio.Task[Any]] = set()
         self._closing: set[asyncio.Task[None]] = set()
@@ -145,7 +146,9 @@ class Connector:
 
     def error(self, reason: str) -> StoreUnavailableError:
         """Answer the error to raise: says which store, and why."""
-        return StoreUnavailableError(f"{self._target}: {reason}")
+        return StoreUnavailableError(
+            f"{self._target}: {reason}", nobody_listens=self._nobody_listens
+        )
 
     def spawn(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Run a task that ends at the latest when the connector closes."""
@@ -314,10 +317,12 @@ class Connector:
             logger.info("connected to etcd at %s", endpoint)
             self._current = connection
             self._down_reason = ""
+            self._nobody_listens = False
             return "", False
         if not self._down_reason:
             self._down_since_s = time.monotonic()
         self._down_reason = "; ".join(dict.fromkeys(reasons))
+        self._nobody_listens = all(reason.endswith(CONNECTION_REFUSED) for reason in reasons)
         return self._down_reason, may_pass
 
     async def _greet(self, connection: Connection, limit_s: float) -> None:

@@ -148,20 +148,27 @@ class Node:
 
     async def _check_store(self) -> None:
         """The store must answer before anything else makes sense (spec core 7.1)."""
-        message = "no answer"
-        with anyio.move_on_after(self._config.store_start_timeout_s) as scope:
+        config, message = self._config, "no answer"
+        limit_s = config.store_start_timeout_s
+        nobody_listens = True
+        with anyio.move_on_after(limit_s) as scope:
+            started_s = anyio.current_time()
             while True:
                 try:
                     await self._ports.store.check()
                 except StoreUnavailableError as exc:
                     message = exc.message
+                    nobody_listens = nobody_listens and exc.nobody_listens
+                    limit_s = config.store_start_timeout_s
+                    if nobody_listens:
+                        limit_s = config.store_refused_timeout_s
+                    scope.deadline = started_s + limit_s
                     await anyio.sleep(0.2)
                 else:
                     break
         if scope.cancelled_caught:
             raise StartupError(
-                f"Problem connecting to etcd: {message}"
-                f" (tried for {self._config.store_start_timeout_s:g} s; see KV_STORE)"
+                f"Problem connecting to etcd: {message} (tried for {limit_s:g} s; see KV_STORE)"
             )
 
     def _compose(self, parameters: RuntimeParameters) -> None:
