@@ -19,7 +19,14 @@ from typing import Any, Final
 
 from aetcd import rpc
 
-from mm.edge.etcd_calls import CONNECTION_REFUSED, CallError, CallFault, drain, enter_grpc, in_own_task
+from mm.edge.etcd_calls import (
+    CONNECTION_REFUSED,
+    CallError,
+    CallFault,
+    drain,
+    enter_grpc,
+    in_own_task,
+)
 from mm.edge.kv_config import Endpoint, EtcdTarget
 from mm.errors import StoreUnavailableError
 
