@@ -99,13 +99,12 @@ class Instance:
     def __init__(self, config: Config) -> None:
         self._config = config
         self._peer_services = ServiceTable(_starting)
-        self._peer_server = GrpcServer(
-            self._peer_services,
-            limits=_limits(PEER_LIMITS, config, config.peer_streams_max),
-            external=False,
-        )
-        self._channels = ChannelPool(PEER_LIMITS)
+        peer_limits = _limits(PEER_LIMITS, config, config.peer_streams_max)
+        self._peer_server = GrpcServer(self._peer_services, limits=peer_limits, external=False)
+        self._channels = ChannelPool(peer_limits)
         self._runtime = GrpcRuntime(config)
+        #: For inferences; where that is, is known once the runtime is ready.
+        self._serving_channel: Channel | None = None
         self.serving = False
 
     async def run(self, stopping: anyio.Event) -> None:
@@ -144,7 +143,7 @@ class Instance:
         """Attach everything to the listeners; answers the external one."""
         config = self._config
         serving = config.runtime_serving_endpoint or self._runtime.endpoint
-        runtime_channel = Channel(
+        self._serving_channel = Channel(
             str(serving), _limits(RUNTIME_LIMITS, config, RUNTIME_LIMITS.streams_max)
         )
         services = ServiceTable()
@@ -152,7 +151,7 @@ class Instance:
             Management(node.models, external=external).add_to(table)
             table.fallback = Proxy(
                 node.router,
-                runtime=runtime_channel,
+                runtime=self._serving_channel,
                 peers=self._channels,
                 config=config,
                 external=external,
@@ -160,14 +159,14 @@ class Instance:
         self._health = add_health(services)
         add_reflection(services)
         limits = _limits(EXTERNAL_LIMITS, config, config.external_streams_max)
-        self._runtime_channel = runtime_channel
         return GrpcServer(services, limits=limits, external=True)
 
     async def _stop(self, node: Node, external_server: GrpcServer) -> None:
         config = self._config
-        grace_s = min(config.drain_timeout_s, max(1.0, config.shutdown_timeout_s - STOP_RESERVE_S))
+        limit_s = max(1.0, config.shutdown_timeout_s - STOP_RESERVE_S)
+        grace_s = min(config.drain_timeout_s, limit_s)
         self._health.set_serving(False)
-        with anyio.move_on_after(config.shutdown_timeout_s):
+        with anyio.move_on_after(limit_s):
             await node.drain()
             async with anyio.create_task_group() as group:
                 group.start_soon(external_server.stop, grace_s)
@@ -178,6 +177,8 @@ class Instance:
         with anyio.move_on_after(self._config.close_timeout_s, shield=True):
             await self._peer_server.stop(0)
             await self._channels.close()
+            if self._serving_channel is not None:
+                await self._serving_channel.close()
             await self._runtime.close()
 
 
