@@ -17,7 +17,7 @@ from mm.testing.cluster import Cluster, Instance, running_cluster, small_paramet
 from mm.testing.fake_runtime import MIB
 from tests.mesh.calls import FAST, M, call_for
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.virtual_time]
 
 MODELS = [f"m{number}" for number in range(12)]
 
@@ -116,7 +116,6 @@ class Chaos:
         self.check()
 
 
-@pytest.mark.virtual_time
 @pytest.mark.parametrize("seed", range(12))
 async def test_everything_stays_in_step(seed: int) -> None:
     parameters = replace(small_parameters(12), load_timeout_ms=60_000)
@@ -146,7 +145,6 @@ async def test_everything_stays_in_step(seed: int) -> None:
         assert copies.admission.waiting_count == copies.space.waiting_count == 0
 
 
-@pytest.mark.virtual_time
 async def test_the_least_recently_used_copies_go_first() -> None:
     async with running_cluster("a", plan=FAST, parameters=small_parameters(12)) as cluster:
         a = cluster["a"]
@@ -171,7 +169,6 @@ async def test_an_empty_cache_has_no_oldest_copy() -> None:
         assert cluster["a"].node._copies.oldest_use_ms() == NEVER_MS
 
 
-@pytest.mark.virtual_time
 async def test_what_is_older_than_all_that_is_loaded_is_too_old() -> None:
     async with running_cluster("a", plan=FAST, parameters=small_parameters(10)) as cluster:
         a = cluster["a"]
@@ -194,7 +191,6 @@ async def test_what_is_older_than_all_that_is_loaded_is_too_old() -> None:
         cluster.check()
 
 
-@pytest.mark.virtual_time
 async def test_losses_are_believed_twice_a_minute() -> None:
     async with running_cluster("a", plan=FAST) as cluster:
         a = cluster["a"]

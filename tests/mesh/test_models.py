@@ -145,7 +145,8 @@ async def test_loading_now_without_waiting_for_it() -> None:
         assert status.status == "LOADING"
         assert [copy.status for copy in status.copies] == ["UNKNOWN"]
         for name in "ab":
-            await until(lambda n=name: bool(cluster[n].node._registry.holders()))  # type: ignore[misc]
+            registry = cluster[name].node._registry
+            await until(lambda registry=registry: bool(registry.holders()))  # type: ignore[misc]
             assert (await cluster[name].status("m")).status == "LOADING"
         await cluster.settle()
         for name in "ab":

@@ -61,12 +61,14 @@ class EchoClient:
         self, request: EchoRequest, *metadata: tuple[str, str | bytes]
     ) -> Iterator[EchoResponse]:
         stub = self._stub("unary_stream", "serverStream")
-        return stub(request, metadata=(ID, *metadata), timeout=TIMEOUT_S)  # type: ignore[no-any-return]
+        metadata = (ID, *metadata)
+        replies: Iterator[EchoResponse] = stub(request, metadata=metadata, timeout=TIMEOUT_S)
+        return replies
 
     def client_stream(self, requests: Iterable[EchoRequest]) -> EchoResponse:
         stub = self._stub("stream_unary", "clientStream")
         reply: EchoResponse = stub(iter(requests), metadata=(ID,), timeout=TIMEOUT_S)
-        return reply
+        return replies
 
     def bidi_stream(self, requests: Iterable[EchoRequest]) -> Any:
         stub = self._stub("stream_stream", "bidiStream")
