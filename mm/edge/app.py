@@ -6,6 +6,7 @@ Owns the order of start and stop of one process, and signals. What it serves is 
 from __future__ import annotations
 
 import logging
+import os
 import random
 import signal
 import time
@@ -206,8 +207,10 @@ async def _open(server: GrpcServer, host: str, port: int, variable: str) -> int:
     try:
         return await server.start(host, port)
     except OSError as exc:
+        # Event loops add the address to the text; it is there already.
+        why = os.strerror(exc.errno).lower() if exc.errno else exc
         raise StartupError(
-            f"cannot listen on {host}:{port} ({variable}): {exc.strerror or exc};"
+            f"cannot listen on {host}:{port} ({variable}): {why};"
             " choose another port, or 0 for a free one"
         ) from exc
 

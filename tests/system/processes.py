@@ -32,6 +32,9 @@ class Program:
     def __init__(self, name: str, command: Sequence[str], settings: Mapping[str, str]) -> None:
         self.name = name
         self.lines: list[str] = []
+        self.started_s = time.monotonic()
+        #: When its output ended; 0 until then.
+        self.ended_s = 0.0
         self._grown = threading.Condition()
         self.process = subprocess.Popen(
             command,
@@ -57,6 +60,7 @@ class Program:
             with self._grown:
                 self.lines.append(line.rstrip("\n"))
                 self._grown.notify_all()
+        self.ended_s = time.monotonic()
         with self._grown:
             self.lines.append("<end of output>")
             self._grown.notify_all()
@@ -92,6 +96,15 @@ class Program:
             ) from None
         self._reader.join(5)
         return code
+
+    @property
+    def complaint(self) -> str:
+        """The one line with which it ended; fails if there was more, or a traceback."""
+        complaints = [line for line in self.lines if line.startswith("mm: ")]
+        assert len(complaints) == 1, self.output()
+        assert self.lines[-2:] == [complaints[0], "<end of output>"], self.output()
+        assert "Traceback" not in self.output()
+        return complaints[0]
 
     def terminate(self) -> None:
         """SIGTERM."""

@@ -1,0 +1,220 @@
+"""How `mm serve` ends when it cannot start: soon, with a code, and with one line that says why."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from mm.pb import mmesh
+from tests.system.conftest import Pair
+from tests.system.grpcio_runtime import MIB, GrpcioRuntime, grpcio_runtime
+from tests.system.meshes import READY, mesh_of
+from tests.system.processes import Program
+
+pytestmark = [pytest.mark.system, pytest.mark.timeout(90)]
+
+CANNOT_START, WRONG_SETTING = 1, 2
+#: Generous where the point is that it ends at all.
+END_TIMEOUT_S = 30.0
+#: The time that a store gets which does not answer (`Limits.store_start_timeout_s`).
+STORE_LIMIT_S = 20.0
+
+Serve = Callable[..., Program]
+
+
+@pytest.fixture(scope="module")
+def silent_store_program() -> Iterator[Program]:
+    """An instance whose etcd takes connections and says nothing, from the first test on.
+
+    It is to wait for twenty seconds, which other tests can use.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        program = Program.mm(
+            "silent store", "serve", settings=alone({"KV_STORE": f"etcd:{address}"})
+        )
+        yield program
+        program.close()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _begin_early(silent_store_program: Program) -> None: ...
+
+
+def alone(settings: Mapping[str, str]) -> dict[str, str]:
+    """The settings of an instance that meets no other."""
+    return {
+        "KV_STORE": "memory",
+        "MM_SERVICE_NAME": "alone",
+        "MM_BIND_HOST": "127.0.0.1",
+        "MM_ADVERTISE_ADDRESS": "127.0.0.1",
+        "MM_SVC_GRPC_PORT": "0",
+        "MM_PEER_PORT": "0",
+        "INTERNAL_GRPC_SOCKET_PATH": "/nonexistent/runtime.sock",
+        **settings,
+    }
+
+
+@pytest.fixture
+def serve() -> Iterator[Serve]:
+    programs: list[Program] = []
+
+    def start(**settings: str) -> Program:
+        kept = {name: value for name, value in alone(settings).items() if value != "UNSET"}
+        programs.append(Program.mm("serve", "serve", settings=kept))
+        return programs[-1]
+
+    yield start
+    for program in programs:
+        program.close()
+
+
+@pytest.fixture
+def runtime(tmp_path: Path) -> Iterator[GrpcioRuntime]:
+    with grpcio_runtime(f"unix:{tmp_path}/runtime.sock") as runtime:
+        yield runtime
+
+
+# --- settings -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        (
+            {"KV_STORE": "UNSET"},
+            "mm: KV_STORE is not set; allowed: etcd:<JSON file or host:port[,host:port...]>,"
+            " embedded or memory",
+        ),
+        (
+            {"KV_STORE": "etcd:localhost:2379", "MM_SERVICE_NAME": "UNSET"},
+            "mm: MM_SERVICE_NAME is not set;",
+        ),
+        (
+            {"MM_SVC_GRPC_PORT": "eighty"},
+            'mm: MM_SVC_GRPC_PORT="eighty" is not valid; allowed: an integer from 0 to 65535',
+        ),
+        (
+            {"KV_READ_ONLY": "maybe"},
+            'mm: KV_READ_ONLY="maybe" is not valid; allowed: true or false',
+        ),
+        (
+            {"KV_STORE": "etcd:/no/such/file.json"},
+            "mm: KV_STORE=etcd:/no/such/file.json: there is no such file",
+        ),
+    ],
+    ids=["missing", "missing name", "no port", "neither true nor false", "missing file"],
+)
+def test_settings(serve: Serve, settings: dict[str, str], complaint: str) -> None:
+    """Every value that can be wrong is in tests/test_config.py; this is the process around it."""
+    program = serve(**settings)
+    assert program.wait_end(END_TIMEOUT_S) == WRONG_SETTING
+    assert program.complaint.startswith(complaint)
+
+
+@pytest.mark.parametrize("variable", ["MM_PEER_PORT", "MM_SVC_GRPC_PORT"])
+def test_port_in_use(serve: Serve, runtime: GrpcioRuntime, variable: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        path = runtime.address.removeprefix("unix:")
+        program = serve(**{variable: str(port), "INTERNAL_GRPC_SOCKET_PATH": path})
+        assert program.wait_end(END_TIMEOUT_S) == CANNOT_START
+    assert program.complaint == (
+        f"mm: cannot listen on 127.0.0.1:{port} ({variable}): address already in use;"
+        " choose another port, or 0 for a free one"
+    )
+
+
+# --- the store ----------------------------------------------------------------------------------
+
+
+def test_nobody_listens_where_etcd_should_be(serve: Serve) -> None:
+    """ModelMeshEtcdFailFastTest: the process ends within 5 s, and not with 0."""
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    program = serve(KV_STORE=f"etcd:127.0.0.1:{port}")
+    # Twice the time: this is a test of the limit in the process, not of the machine's haste.
+    assert program.wait_end(10) == CANNOT_START
+    text = f"mm: Problem connecting to etcd: etcd at 127.0.0.1:{port}: connection refused"
+    assert program.complaint.startswith(text)
+    assert "see KV_STORE" in program.complaint
+
+
+# --- the runtime --------------------------------------------------------------------------------
+
+
+def nonsense(**fields: object) -> mmesh.RuntimeStatusResponse:
+    told = {
+        "status": mmesh.RuntimeStatusResponseStatus.READY,
+        "capacity_in_bytes": 1024 * MIB,
+        "max_loading_concurrency": 4,
+        "model_loading_timeout_ms": 30_000,
+        "default_model_size_in_bytes": MIB,
+        **fields,
+    }
+    return mmesh.RuntimeStatusResponse(**told)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("status", "text"),
+    [
+        pytest.param(nonsense(capacity_in_bytes=0), "capacityInBytes 0", id="no capacity"),
+        pytest.param(
+            nonsense(capacity_in_bytes=MIB), f"capacityInBytes {MIB}", id="room for one model"
+        ),
+        pytest.param(
+            nonsense(default_model_size_in_bytes=0), "defaultModelSizeInBytes 0", id="size 0"
+        ),
+        pytest.param(nonsense(max_loading_concurrency=0), "maxLoadingConcurrency 0", id="no loads"),
+        pytest.param(nonsense(model_loading_timeout_ms=0), "modelLoadingTimeoutMs 0", id="no time"),
+        pytest.param(
+            nonsense(status=mmesh.RuntimeStatusResponseStatus.FAILING), "FAILING", id="failing"
+        ),
+    ],
+)
+def test_runtime_that_tells_nonsense(
+    serve: Serve, runtime: GrpcioRuntime, status: mmesh.RuntimeStatusResponse, text: str
+) -> None:
+    runtime.status = status
+    program = serve(INTERNAL_GRPC_SOCKET_PATH=runtime.address.removeprefix("unix:"))
+    assert program.wait_end(END_TIMEOUT_S) == CANNOT_START
+    assert "model runtime" in program.complaint
+    assert text in program.complaint
+
+
+def test_what_listens_is_no_runtime(serve: Serve, pair: Pair) -> None:
+    """The port of some other gRPC server: neither of the services is implemented there."""
+    program = serve(INTERNAL_GRPC_SOCKET_PATH="UNSET", INTERNAL_GRPC_PORT=str(pair.holder.port))
+    assert program.wait_end(END_TIMEOUT_S) == CANNOT_START
+    assert "is no model runtime" in program.complaint
+
+
+def test_runtime_that_comes_late(kv_store: str, new_service_name: Callable[[], str]) -> None:
+    """Absent is waited for, and no client is let in meanwhile; the 180 s are the mesh's tests'."""
+    with mesh_of(kv_store, {}, new_service_name()) as mesh:
+        path = mesh.socket_path("late")
+        program = mesh.start_serve("late", {"INTERNAL_GRPC_SOCKET_PATH": path})
+        program.wait_line("connected to etcd")
+        assert "ready" not in program.output()
+        with grpcio_runtime(f"unix:{path}"):
+            program.wait_line(READY)
+
+
+def test_stopped_while_it_waits(serve: Serve) -> None:
+    program = serve()
+    program.wait_line("KV_STORE=memory")
+    program.terminate()
+    assert program.wait_end(10) == 0
+    assert "Traceback" not in program.output()
+
+
+def test_etcd_that_does_not_answer(silent_store_program: Program) -> None:
+    """The last of the module: it has been waiting since the first. Ends within 5 s of the limit."""
+    assert silent_store_program.wait_end(STORE_LIMIT_S + 15) == CANNOT_START
+    took_s = silent_store_program.ended_s - silent_store_program.started_s
+    assert STORE_LIMIT_S <= took_s <= STORE_LIMIT_S + 5
+    assert silent_store_program.complaint.startswith("mm: Problem connecting to etcd")
+    assert "tried for 20 s" in silent_store_program.complaint
