@@ -68,7 +68,7 @@ class EchoClient:
     def client_stream(self, requests: Iterable[EchoRequest]) -> EchoResponse:
         stub = self._stub("stream_unary", "clientStream")
         reply: EchoResponse = stub(iter(requests), metadata=(ID,), timeout=TIMEOUT_S)
-        return replies
+        return reply
 
     def bidi_stream(self, requests: Iterable[EchoRequest]) -> Any:
         stub = self._stub("stream_stream", "bidiStream")
