@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mm.core.load_errors import LoadFailure, classify, failure_message, is_nothing_loaded
+from mm.core.load_errors import failure_message, is_nothing_loaded
 from mm.errors import StatusCode
 
 S = StatusCode
@@ -30,21 +30,6 @@ def test_failure_message(code: int, description: str, message: str) -> None:
     assert failure_message(code, description) == message
 
 
-@pytest.mark.parametrize(
-    ("failure", "codes"),
-    [
-        (
-            LoadFailure.PERMANENT,
-            {S.INVALID_ARGUMENT, S.NOT_FOUND, S.FAILED_PRECONDITION, S.OUT_OF_RANGE}
-            | {S.UNIMPLEMENTED},
-        ),
-        (LoadFailure.CAPACITY, {S.RESOURCE_EXHAUSTED}),
-    ],
-)
-def test_classify(failure: LoadFailure, codes: set[StatusCode]) -> None:
-    assert {code for code in StatusCode if classify(code) is failure} == codes
-
-
 def test_only_two_codes_promise_that_nothing_was_loaded() -> None:
     promised = {code for code in StatusCode if is_nothing_loaded(code)}
     assert promised == {S.INVALID_ARGUMENT, S.FAILED_PRECONDITION}
@@ -55,5 +40,4 @@ def test_only_two_codes_promise_that_nothing_was_loaded() -> None:
 def test_any_answer_of_a_runtime_has_a_text_and_a_kind(code: int, description: str) -> None:
     assert failure_message(code, description).strip()
     if code not in list(StatusCode):
-        assert classify(code) is LoadFailure.TRANSIENT
         assert not is_nothing_loaded(code)
