@@ -28,6 +28,7 @@ class Held:
     """A call that stays in the runtime until the test releases it or its client is gone."""
 
     def __init__(self, context: grpc.ServicerContext) -> None:
+        self.context = context
         self.ended = threading.Event()
         #: What was left of the client's time.
         self.time_left_s: float | None = context.time_remaining()

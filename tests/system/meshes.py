@@ -19,7 +19,8 @@ import betterproto2
 import grpc
 
 from mm.pb import mmesh
-from tests.system.processes import START_TIMEOUT_S, Program
+from mm.pb.mm import peer
+from tests.system.processes import START_TIMEOUT_S, Program, eventually
 
 CALL_TIMEOUT_S = 20.0
 #: The default of MM_SVC_GRPC_MAX_MSG_SIZE.
@@ -108,6 +109,32 @@ class Instance:
         )
         assert isinstance(reply, mmesh.PredictResponse)
         return reply
+
+    def predict_later(self, model_id: str, text: str) -> Any:
+        """Start a call of the example predictor, and answer its future."""
+        stub: Any = self.channel.unary_unary(
+            "/mmesh.ExamplePredictor/predict",
+            request_serializer=bytes,
+            response_deserializer=mmesh.PredictResponse.parse,
+        )
+        request = mmesh.PredictRequest(text=text)
+        return stub.future(request, metadata=(("mm-model-id", model_id),), timeout=60)
+
+    def statistics(self) -> peer.InstanceStatistics:
+        """Ask the peer port for counters and gauges."""
+        with channel_to(self.peer_port) as channel:
+            stub: Any = channel.unary_unary(
+                "/mm.peer.Peer/statistics",
+                request_serializer=bytes,
+                response_deserializer=peer.InstanceStatistics.parse,
+            )
+            answer = stub(peer.StatisticsRequest(), timeout=CALL_TIMEOUT_S)
+            assert isinstance(answer, peer.InstanceStatistics)
+            return answer
+
+    def wait_in_flight(self, count: int) -> None:
+        """Return when that many calls are on their way to a runtime or peer."""
+        eventually(lambda: self.statistics().calls_in_flight >= count, what="calls in flight")
 
     def prefix(self, table: str) -> str:
         """Answer what the keys of a table begin with: registry, vmodels or instances."""

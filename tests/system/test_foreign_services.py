@@ -14,8 +14,8 @@ import grpc
 import pytest
 from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message_factory import GetMessageClass
-from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
-    ProtoReflectionDescriptorDatabase,
+from grpc_reflection.v1alpha import (  # type: ignore[import-untyped]
+    proto_reflection_descriptor_database as reflection,
 )
 
 import mm
@@ -35,7 +35,7 @@ class ReflectedClient:
 
     def __init__(self, channel: grpc.Channel) -> None:
         self.channel = channel
-        self.database = ProtoReflectionDescriptorDatabase(channel)
+        self.database = reflection.ProtoReflectionDescriptorDatabase(channel)
         self.pool: Any = DescriptorPool(self.database)
 
     def call(self, service: str, method: str, metadata: Metadata = (), /, **fields: Any) -> Any:
