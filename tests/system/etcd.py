@@ -25,6 +25,7 @@ class Keys:
         self._channel = grpc.insecure_channel(endpoint, options=options)
         # The stubs are written for grpc.aio and ordinary channels alike.
         self._kv: Any = rpc.KVStub(self._channel)
+        self._lease: Any = rpc.LeaseStub(self._channel)
         self._watch: Any = rpc.WatchStub(self._channel)
 
     def put(self, key: str, value: str) -> None:
@@ -46,6 +47,10 @@ class Keys:
         """Answer the lease that a record hangs on; 0: none, or no record."""
         response = self._kv.Range(rpc.RangeRequest(key=key.encode()), timeout=CALL_TIMEOUT_S)
         return int(response.kvs[0].lease) if response.kvs else 0
+
+    def revoke(self, lease: int) -> None:
+        """End a lease as if it had run out; its records go."""
+        self._lease.LeaseRevoke(rpc.LeaseRevokeRequest(ID=lease), timeout=CALL_TIMEOUT_S)
 
     def table(self, prefix: str) -> Records:
         """Answer the records under a prefix, by what follows it."""
