@@ -21,6 +21,7 @@ from hyperframe.frame import (
     WindowUpdateFrame,
 )
 
+import mm.edge.h2.link as link_module
 import mm.edge.h2.server as server_module
 from mm.edge.h2 import EXTERNAL_LIMITS
 from mm.edge.h2.messages import frame_message
@@ -329,6 +330,48 @@ async def test_a_client_that_resets_what_it_asks_for_is_dropped(
         # The GOAWAY may be lost: what the client still sends makes TCP drop the connection.
         assert end is None or end.error_code == ErrorCodes.ENHANCE_YOUR_CALM
         assert "it resets streams too fast" in caplog.text
+
+
+async def test_a_client_that_makes_us_reset_what_it_asks_for_is_dropped(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    limits = replace(EXTERNAL_LIMITS, resets_burst=20, resets_per_s=1.0)
+    async with serve_echo(limits) as (_, port, _), connect(port) as peer:
+        for _ in range(40):
+            # More window than there may be: an error of the stream alone.
+            peer.send_frame(WindowUpdateFrame(peer.begin(), window_increment=2**31 - 1))
+        await peer.wait_closed()
+        assert "it resets streams too fast" in caplog.text
+
+
+async def test_a_flood_of_small_frames_lets_others_run() -> None:
+    async with serve_echo() as (server, port, _), connect(port) as peer:
+        await assert_serves(peer)
+        (link,) = server.links
+        link.data_received(PingFrame(0, opaque_data=b"12345678").serialize() * 4000)
+        # Whoever reads a socket until it is empty has to be told to stop.
+        assert not link.transport.is_reading()
+        turn = asyncio.Event()
+        link.loop.call_soon(turn.set)
+        await turn.wait()
+        assert link.transport.is_reading()
+        await assert_serves(peer)
+
+
+async def test_half_a_connection_that_nobody_reads_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(link_module, "_LINGER_S", 0.05)
+    async with serve_echo() as (server, port, echo), connect(port) as peer:
+        peer.h2.update_settings({SettingCodes.INITIAL_WINDOW_SIZE: 2**30})
+        peer.h2.increment_flow_control_window(2**30)
+        await assert_serves(peer)
+        echo.reply = bytes(16 * 2**20)
+        echo.ended.clear()
+        stream_id = peer.begin()
+        peer.send(stream_id, frame_message(b"x"), end=True)
+        await asyncio.wait_for(echo.ended.wait(), PATIENCE_S)
+        peer.writer.write_eof()
+        await server._wait_while(lambda: bool(server.links), PATIENCE_S)
+        assert not server.links
 
 
 async def test_a_client_that_does_not_read_its_ping_answers_is_dropped(

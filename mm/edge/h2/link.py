@@ -42,6 +42,9 @@ _LINGER_S = 5.0
 #: Bytes gathered in a turn before they are written without waiting for its end; with the
 #: transport's own mark it bounds what one connection holds for a slow socket.
 _TURN_BYTES_MAX = 256 * 1024
+#: A read this large may be followed by another at once: uvloop empties a full socket in up to 32
+#: reads before it lets anyone else run, which for frames of nine bytes is most of a minute.
+_LARGE_READ_BYTES = 64 * 1024
 
 
 class LinkConnection(Connection):
@@ -149,8 +152,8 @@ class LinkEvents(EventsProcessor):
     def process_stream_reset(self, event: StreamReset) -> None:
         """The other side gave a stream up, or broke the protocol on it."""
         stream = self.link.streams.get(event.stream_id)
-        if event.remote_reset:
-            self.link.reset_received()
+        # Those that the client makes us send cost the same (CVE-2025-8671).
+        self.link.reset_received()
         if stream is None:
             return
         code = int(event.error_code or 0)
@@ -256,9 +259,18 @@ class Link(H2Protocol):
         self._flush()
         if self.transport.get_write_buffer_size() > self.limits.unread_control_bytes_max:
             self._give_up("it does not read the answers to its own frames")
+        elif len(data) >= _LARGE_READ_BYTES and not self.transport.is_closing():
+            self.transport.pause_reading()
+            self.loop.call_soon(self._read_on)
+
+    def _read_on(self) -> None:
+        if not self.transport.is_closing():
+            self.transport.resume_reading()
 
     def eof_received(self) -> bool:
         """The other side closed its half: nothing more can be answered usefully."""
+        # The transport would wait for ever for someone who does not read what is written already.
+        self.connection.close_gently()
         return False
 
     def connection_lost(self, exc: BaseException | None) -> None:
@@ -335,7 +347,7 @@ class Link(H2Protocol):
         """The other side's limits are known, or new."""
 
     def reset_received(self) -> None:
-        """The other side reset a stream."""
+        """The other side reset a stream, or made us do so."""
 
     def goaway_received(self, last_id: int, code: int) -> None:
         """The other side takes no more streams."""
