@@ -69,6 +69,14 @@ def test_a_log_record_is_one_line() -> None:
     assert formatter.format(record) == "1970-01-01T00:00:00.007Z INFO mm.x: a\\nb c\\rd"
 
 
+def test_a_log_record_cannot_command_a_terminal_or_look_like_two() -> None:
+    text = "\x1b[2J\0\x7f\x85\u2028\u2029\x0b\ttab \u6a21\U0001f600"
+    record = logging.LogRecord("mm.x", logging.INFO, "f", 1, "%s", (text,), None)
+    line = LineFormatter(LINE, TIME).format(record)
+    assert line.endswith(r": \x1b[2J\x00\x7f\x85\u2028\u2029\x0b" "\ttab \u6a21\U0001f600")
+    assert len(line.splitlines()) == 1
+
+
 def test_a_bug_is_logged_with_its_traceback() -> None:
     try:
         raise KeyError("x")
