@@ -61,7 +61,11 @@ def python_client(target: Target, model: TrainedModel) -> str:
 
 
 def grpcurl(target: Target, model: TrainedModel) -> str:
-    """Answer the same call for grpcurl, which learns the messages by reflection."""
+    """Answer the same call for grpcurl, which learns the messages by reflection.
+
+    The header goes with the call alone (-H would send it with the reflection call too, which would
+    then be the model's to answer).
+    """
     sample = model.samples[0]
     message = {
         "model_name": model.model_id,
@@ -75,7 +79,8 @@ def grpcurl(target: Target, model: TrainedModel) -> str:
         ],
     }
     return (
-        f"grpcurl -plaintext -H 'mm-model-id: {model.model_id}' -d '{json.dumps(message)}' "
+        f"grpcurl -plaintext -rpc-header 'mm-model-id: {model.model_id}' "
+        f"-d '{json.dumps(message)}' "
         f"{target.host}:{target.port} inference.GRPCInferenceService/ModelInfer"
     )
 

@@ -33,6 +33,7 @@ NO_DEADLINE: Final = None
 FIRST_PAUSE_S: Final = 0.05
 #: Runtimes that are still starting are told of this often in the log.
 LOG_EVERY_S: Final = 20.0
+LOG_FIRST_S: Final = 2.0
 
 Status = mmesh.RuntimeStatusResponseStatus
 Reply = TypeVar("Reply", bound=betterproto2.Message)
@@ -72,7 +73,8 @@ class GrpcRuntime(Runtime):
         limit_s = self._config.runtime_start_timeout_s
         said = dict.fromkeys(self._channels, "not asked yet")
         with anyio.move_on_after(limit_s):
-            logged_s = anyio.current_time()
+            # A person who started things in the wrong order should not have to wait for a word.
+            logged_s = anyio.current_time() - LOG_EVERY_S + LOG_FIRST_S
             pause_s = FIRST_PAUSE_S
             while True:
                 for endpoint in self._channels:

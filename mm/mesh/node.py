@@ -157,7 +157,9 @@ class Node:
                 try:
                     await self._ports.store.check()
                 except StoreUnavailableError as exc:
-                    message = exc.message
+                    if message != exc.message:
+                        message = exc.message
+                        logger.warning("the store does not answer yet: %s", message)
                     nobody_listens = nobody_listens and exc.nobody_listens
                     limit_s = config.store_start_timeout_s
                     if nobody_listens:
