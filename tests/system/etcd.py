@@ -28,9 +28,10 @@ class Keys:
         self._lease: Any = rpc.LeaseStub(self._channel)
         self._watch: Any = rpc.WatchStub(self._channel)
 
-    def put(self, key: str, value: str) -> None:
+    def put(self, key: str, value: str | bytes) -> None:
         """Write a record, whatever is there."""
-        request = rpc.PutRequest(key=key.encode(), value=value.encode())
+        value = value.encode() if isinstance(value, str) else value
+        request = rpc.PutRequest(key=key.encode(), value=value)
         self._kv.Put(request, timeout=CALL_TIMEOUT_S, wait_for_ready=True)
 
     def delete(self, key: str) -> None:
@@ -88,7 +89,9 @@ class Keys:
         start, end = _range_of(prefix)
         request = rpc.RangeRequest(key=start, range_end=end)
         response = self._kv.Range(request, timeout=CALL_TIMEOUT_S)
-        records = {kv.key.decode()[len(prefix) :]: kv.value.decode() for kv in response.kvs}
+        records = {
+            kv.key.decode()[len(prefix) :]: kv.value.decode(errors="replace") for kv in response.kvs
+        }
         return records, response.header.revision
 
 
@@ -103,4 +106,4 @@ def _fold(response: Any, records: Records, prefix_length: int) -> None:
         if event.type == rpc.Event.EventType.DELETE:
             records.pop(name, None)
         else:
-            records[name] = event.kv.value.decode()
+            records[name] = event.kv.value.decode(errors="replace")

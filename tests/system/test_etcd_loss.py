@@ -1,0 +1,258 @@
+"""etcd goes away for 30 s while two instances serve, in two ways, and comes back.
+
+Stopped: connections are refused. Frozen: they stay open and nothing answers. Both outages run at
+once, each with an etcd and a mesh of its own; what was seen is then judged test by test.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from mm.edge.etcd_process import EtcdProcess, find_binary
+from mm.pb import mmesh
+from tests.system.etcd import Keys, Records
+from tests.system.grpcio_runtime import GrpcioRuntime, grpcio_runtime
+from tests.system.meshes import Instance, Mesh, mesh_of
+from tests.system.processes import eventually
+
+pytestmark = [pytest.mark.system, pytest.mark.timeout(150)]
+
+OUTAGE_S = 30.0
+#: A write may try for this long before it is clear that the store is away (`store_timeout_s`).
+STORE_TIMEOUT_S = 3.5
+RECOVERY_S = 15.0
+LOADED = [f"loaded-{number}" for number in range(4)]
+NAMES = ("first", "second")
+OUTAGES = ("stopped", "frozen")
+
+Code = grpc.StatusCode
+
+
+@dataclass(slots=True)
+class Seen:
+    """What happened in one outage."""
+
+    #: Outcomes of calls to loaded models, made all the time, from before to after.
+    calls: Counter[Code] = field(default_factory=Counter)
+    longest_call_s: float = 0.0
+    #: What was tried during the outage -> its code, and how long it took.
+    during: dict[str, tuple[Code, str, float]] = field(default_factory=dict)
+    writes: list[tuple[Code, float]] = field(default_factory=list)
+    #: From the return of etcd to the first registration, and to both instance records.
+    recovery_s: float = 0.0
+    instances: Records = field(default_factory=dict)
+    registry: Records = field(default_factory=dict)
+    loads: list[str] = field(default_factory=list)
+    after: list[Code] = field(default_factory=list)
+    logs: list[str] = field(default_factory=list)
+
+
+class Outage:
+    """One etcd, one mesh, and callers that never stop."""
+
+    def __init__(self, kind: str, dataplane: str, seen: Seen) -> None:
+        self.kind = kind
+        self.seen = seen
+        self.stack = ExitStack()
+        directory = self.stack.enter_context(tempfile.TemporaryDirectory(prefix="mm-outage-"))
+        self.etcd = EtcdProcess(find_binary(), Path(directory))
+        self.stack.callback(self.etcd.stop)
+        self.etcd.start()
+        store = f"etcd:http://{self.etcd.endpoint}"
+        self.mesh: Mesh = self.stack.enter_context(
+            mesh_of(store, {"MM_DATAPLANE": dataplane}, f"outage-{kind}")
+        )
+        self.runtimes: list[GrpcioRuntime] = []
+        for name in NAMES:
+            path = self.mesh.socket_path(name)
+            self.runtimes.append(self.stack.enter_context(grpcio_runtime(f"unix:{path}")))
+            self.mesh.add_beside(name, None, {"INTERNAL_GRPC_SOCKET_PATH": path})
+        for model_id in LOADED:
+            self.mesh[0].register(model_id, load_now=True, sync=True)
+        self.mesh[0].register("cold")
+        self.stopping = threading.Event()
+
+    def run(self) -> None:
+        """Have the outage, and note what was seen."""
+        with ThreadPoolExecutor() as pool:
+            callers = [pool.submit(self.keep_calling, instance) for instance in self.mesh.instances]
+            try:
+                self.suffer()
+                self.recover()
+            finally:
+                self.stopping.set()
+            for caller in callers:
+                caller.result()
+        self.seen.logs = [instance.serve.output() for instance in self.mesh.instances]
+
+    def keep_calling(self, instance: Instance) -> None:
+        stub: Any = instance.channel.unary_unary("/test.Runtime/echo")
+        number = 0
+        while not self.stopping.wait(0.05):
+            number += 1
+            metadata = (("mm-model-id", LOADED[number % len(LOADED)]),)
+            started_s = time.monotonic()
+            code = stub.future(b"x", metadata=metadata, timeout=10).code()
+            self.seen.calls[code] += 1
+            took_s = time.monotonic() - started_s
+            self.seen.longest_call_s = max(self.seen.longest_call_s, took_s)
+
+    def suffer(self) -> None:
+        before = Counter(self.seen.calls)
+        if self.kind == "stopped":
+            self.etcd.kill()
+        else:
+            self.etcd.pause()
+        end_s = time.monotonic() + OUTAGE_S
+        first, second = self.mesh.instances
+        self.note("register", partial(register, first, "during"))
+        self.note("unregister", partial(unregister, second, LOADED[0]))
+        self.note("load a registered model", partial(echo, second, "cold"))
+        self.note("ask for an unknown model", partial(echo, first, "unknown"))
+        self.note("status of a loaded model", partial(status, second, LOADED[1]))
+        while time.monotonic() < end_s:
+            code, _, took_s = timed(partial(register, second, "during"))
+            self.seen.writes.append((code, took_s))
+            self.stopping.wait(0.5)
+        assert sum(self.seen.calls.values()) > sum(before.values())
+
+    def note(self, name: str, call: Callable[[], Any]) -> None:
+        self.seen.during[name] = timed(call)
+
+    def recover(self) -> None:
+        if self.kind == "stopped":
+            self.etcd.start()
+        else:
+            self.etcd.resume()
+        started_s = time.monotonic()
+        for number, instance in enumerate(self.mesh.instances):
+            registers = partial(register, instance, f"after-{number}")
+            eventually(lambda call=registers: call().code() == Code.OK, timeout_s=60)  # type: ignore[misc]
+        keys = Keys(str(self.etcd.endpoint))
+        self.stack.callback(keys.close)
+        self.seen.instances = keys.wait(
+            self.mesh.prefix("instances"), lambda records: set(records) == set(NAMES), timeout_s=60
+        )
+        self.seen.recovery_s = time.monotonic() - started_s
+        calls = [(instance, model) for instance in self.mesh.instances for model in LOADED]
+        calls += [(instance, "cold") for instance in self.mesh.instances]
+        calls += [(self.mesh[0], "after-1"), (self.mesh[1], "after-0")]
+        self.seen.after = [echo(instance, model).code() for instance, model in calls]
+        self.seen.registry = keys.wait(
+            self.mesh.prefix("registry"),
+            lambda records: all("instanceIds" in records[model] for model in LOADED),
+        )
+        self.seen.loads = [name for runtime in self.runtimes for name in runtime.loads]
+
+
+def timed(call: Callable[[], Any]) -> tuple[Code, str, float]:
+    started_s = time.monotonic()
+    future = call()
+    return future.code(), future.details(), time.monotonic() - started_s
+
+
+def register(instance: Instance, model_id: str) -> Any:
+    info = mmesh.ModelInfo(type="example")
+    request = mmesh.RegisterModelRequest(model_id=model_id, model_info=info)
+    return manage(instance, "registerModel", request)
+
+
+def unregister(instance: Instance, model_id: str) -> Any:
+    return manage(instance, "unregisterModel", mmesh.UnregisterModelRequest(model_id=model_id))
+
+
+def status(instance: Instance, model_id: str) -> Any:
+    return manage(instance, "getModelStatus", mmesh.GetStatusRequest(model_id=model_id))
+
+
+def manage(instance: Instance, method: str, request: Any) -> Any:
+    stub: Any = instance.channel.unary_unary(f"/mmesh.ModelMesh/{method}", request_serializer=bytes)
+    return stub.future(request, timeout=30)
+
+
+def echo(instance: Instance, model_id: str) -> Any:
+    stub: Any = instance.channel.unary_unary("/test.Runtime/echo")
+    return stub.future(b"x", metadata=(("mm-model-id", model_id),), timeout=30)
+
+
+@pytest.fixture(scope="module")
+def outages(dataplane: str) -> dict[str, Seen]:
+    seen = {kind: Seen() for kind in OUTAGES}
+
+    def have(kind: str) -> None:
+        # From start to end in one thread: the etcd dies with the one that started it.
+        outage = Outage(kind, dataplane, seen[kind])
+        with outage.stack:
+            outage.run()
+
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(have, OUTAGES))
+    return seen
+
+
+@pytest.fixture(params=OUTAGES)
+def seen(request: pytest.FixtureRequest, outages: dict[str, Seen]) -> Seen:
+    return outages[request.param]
+
+
+def test_loaded_models_keep_answering(seen: Seen) -> None:
+    """Every single call, before, during and after, at both instances; and none is held up."""
+    assert set(seen.calls) == {Code.OK}
+    assert seen.calls.total() > 300
+    assert seen.longest_call_s < 3.0
+
+
+@pytest.mark.parametrize(
+    "what", ["register", "unregister", "load a registered model", "ask for an unknown model"]
+)
+def test_what_needs_the_store_fails(seen: Seen, what: str) -> None:
+    code, text, took_s = seen.during[what]
+    assert code == Code.UNAVAILABLE
+    assert text.startswith("etcd at 127.0.0.1:")
+    assert took_s < STORE_TIMEOUT_S + 2
+
+
+def test_status_is_answered_from_what_is_known(seen: Seen) -> None:
+    code, _, took_s = seen.during["status of a loaded model"]
+    assert code == Code.OK
+    assert took_s < 2
+
+
+def test_writes_fail_fast_once_it_is_clear(seen: Seen) -> None:
+    assert {code for code, _ in seen.writes} == {Code.UNAVAILABLE}
+    slowest_s = sorted(took_s for _, took_s in seen.writes)
+    # The median: a new try to connect may make one or the other wait.
+    assert slowest_s[len(slowest_s) // 2] < 1.0
+    assert slowest_s[-1] < STORE_TIMEOUT_S + 2
+
+
+def test_recovery_by_itself(seen: Seen) -> None:
+    assert seen.recovery_s < RECOVERY_S
+    assert set(seen.instances) == set(NAMES)
+    assert set(seen.after) == {Code.OK}
+
+
+def test_nothing_was_loaded_twice(seen: Seen) -> None:
+    """The outage is no reason to forget a copy, here or in the registry."""
+    assert [seen.loads.count(model_id) for model_id in LOADED] == [1] * len(LOADED)
+    for model_id in LOADED:
+        assert "instanceIds" in seen.registry[model_id]
+
+
+def test_the_log_tells_of_it_without_a_traceback(seen: Seen) -> None:
+    for log in seen.logs:
+        assert "Traceback" not in log
+        assert "etcd" in log.partition("ready: instance")[2]
