@@ -22,8 +22,7 @@ from mm.errors import (
     StatusCode,
     StoreUnavailableError,
 )
-from mm.mesh.loader import AWAITED
-from mm.mesh.local_copy import LocalCopy, Phase
+from mm.mesh.local_copy import AWAITED, LocalCopy, Phase
 from mm.mesh.models import EnsureRequest
 from mm.testing.cluster import Instance, running_cluster, small_parameters, until
 from mm.testing.fake_runtime import DEFAULT_PARAMETERS, MIB, Held, ModelPlan
