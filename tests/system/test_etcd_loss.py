@@ -55,7 +55,8 @@ class Seen:
     recovery_s: float = 0.0
     instances: Records = field(default_factory=dict)
     registry: Records = field(default_factory=dict)
-    loads: list[str] = field(default_factory=list)
+    #: Loads in order, of each runtime.
+    loads: list[list[str]] = field(default_factory=list)
     after: list[Code] = field(default_factory=list)
     logs: list[str] = field(default_factory=list)
 
@@ -155,7 +156,7 @@ class Outage:
             self.mesh.prefix("registry"),
             lambda records: all("instanceIds" in records[model] for model in LOADED),
         )
-        self.seen.loads = [name for runtime in self.runtimes for name in runtime.loads]
+        self.seen.loads = [list(runtime.loads) for runtime in self.runtimes]
 
 
 def timed(call: Callable[[], Any]) -> tuple[Code, str, float]:
@@ -245,9 +246,14 @@ def test_recovery_by_itself(seen: Seen) -> None:
     assert set(seen.after) == {Code.OK}
 
 
-def test_nothing_was_loaded_twice(seen: Seen) -> None:
-    """The outage is no reason to forget a copy, here or in the registry."""
-    assert [seen.loads.count(model_id) for model_id in LOADED] == [1] * len(LOADED)
+def test_no_instance_forgot_a_copy(seen: Seen) -> None:
+    """What was loaded stayed loaded, and the registry says so still.
+
+    With the leases run out, the instances take each other for gone until they have published
+    themselves again: a call in that moment may have loaded one more copy, elsewhere.
+    """
+    for loads in seen.loads:
+        assert max(Counter(loads).values(), default=0) <= 1, loads
     for model_id in LOADED:
         assert "instanceIds" in seen.registry[model_id]
 

@@ -148,11 +148,12 @@ def test_health_tells_of_a_stop(new_stoppable: Callable[..., Stoppable]) -> None
     )
     answers = watch(HealthCheckRequest(), timeout=30)
     assert next(answers).status.name == "SERVING"
-    stoppable.start_call()
+    call = stoppable.start_call()
     held = stoppable.runtime.next_held()
     stoppable.signal(signal.SIGTERM)
     assert next(answers).status.name == "NOT_SERVING"
     held.release()
+    assert call.result(timeout=10) == b"held"
     assert stoppable.instance.serve.wait_end(SOON_S) == 0
 
 
