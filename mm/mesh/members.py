@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import anyio
 
@@ -29,7 +30,20 @@ UNREACHABLE_MIN_S = 0.5
 UNREACHABLE_MAX_S = 10.0
 
 
+#: Copies of an instance whose record vanished, though it was not shutting down, are still called
+#: this long: a store that was away lets leases run out before anybody can renew them, and then all
+#: instances are gone for a moment. One that is really gone is found out by the first call.
+GONE_CALLED_S = 10.0
 _NOTHING_SENT = (0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class _Gone:
+    """Where an instance was that has no record any more."""
+
+    address: str
+    handle: int
+    until_s: float
 
 
 class Members:
@@ -59,6 +73,7 @@ class Members:
         self._unreachable: dict[InstanceId, tuple[float, float]] = {}
         #: Loads sent to an instance since its record was last seen: (units, count).
         self._sent: dict[InstanceId, tuple[int, int]] = {}
+        self._gone: dict[InstanceId, _Gone] = {}
         self._mirror = Mirror(store, prefix, self._changed)
         self._vanished: set[InstanceId] = set()
         #: Set, and replaced, whenever an instance vanished.
@@ -88,7 +103,10 @@ class Members:
         """Answer the table's handle of an instance that can be called now, else None."""
         handle = self._handles.get(instance_id)
         if handle is None or not self._records[instance_id].address:
-            return None
+            gone = self._gone.get(instance_id)
+            if gone is None or gone.until_s <= anyio.current_time():
+                return None
+            handle = gone.handle
         return None if self._is_unreachable(instance_id) else handle
 
     def handle_if_known(self, instance_id: InstanceId) -> int | None:
@@ -96,8 +114,9 @@ class Members:
         return self._handles.get(instance_id)
 
     def address(self, instance_id: InstanceId) -> str:
-        """Answer host:port of an instance that is known."""
-        return self._records[instance_id].address
+        """Answer host:port of an instance that has a handle."""
+        record = self._records.get(instance_id)
+        return record.address if record is not None else self._gone[instance_id].address
 
     def address_or_none(self, instance_id: InstanceId) -> str | None:
         """Answer host:port of an instance that can be called now, else None."""
@@ -179,22 +198,36 @@ class Members:
         if known is None or known.start_time_ms != record.start_time_ms:
             logger.info("instance %s is there, at %s", instance_id, record.address or "no address")
             self._unreachable.pop(instance_id, None)
+        self._gone.pop(instance_id, None)
         if instance_id not in self._handles:
             self._handles[instance_id] = self._table.add_instance(instance_id)
             for model_id in self._registry.held_by(instance_id):
                 self._record_changed(model_id, self._registry.get(model_id))
 
     def _forget(self, instance_id: InstanceId) -> None:
-        if self._records.pop(instance_id, None) is None:
+        record = self._records.pop(instance_id, None)
+        if record is None:
             return
-        self._unreachable.pop(instance_id, None)
         self._sent.pop(instance_id, None)
         handle = self._handles.pop(instance_id, None)
         if handle is not None:
             logger.info("instance %s is gone", instance_id)
-            self._table.remove_instance(handle)
+            if record.shutting_down or not record.address:
+                self._table.remove_instance(handle)
+            else:
+                until_s = anyio.current_time() + GONE_CALLED_S
+                self._gone[instance_id] = _Gone(record.address, handle, until_s)
+        self._bury(anyio.current_time())
         self.somebody_vanished.set()
         self.somebody_vanished = anyio.Event()
+
+    def _bury(self, now_s: float) -> None:
+        """Forget for good who has been gone long enough."""
+        for instance_id, gone in list(self._gone.items()):
+            if gone.until_s <= now_s:
+                del self._gone[instance_id]
+                self._unreachable.pop(instance_id, None)
+                self._table.remove_instance(gone.handle)
 
     def _record_changed(self, model_id: ModelId, record: ModelRecord | None) -> None:
         """Tell the table where copies are."""

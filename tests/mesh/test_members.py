@@ -11,6 +11,7 @@ from mm.core.calls import Outcome
 from mm.core.ids import NEVER_MS, InstanceId
 from mm.core.records import InstanceRecord, ModelRecord
 from mm.edge.memory_store import Fault
+from mm.mesh.members import GONE_CALLED_S
 from mm.mesh.ports import Write
 from mm.testing.cluster import INFO, PREFIX, Cluster, running_cluster, small_parameters, until
 from tests.mesh.calls import FAST, A, B, C, M, call_for, loaded_at
@@ -162,10 +163,33 @@ async def test_copies_known_before_their_holder_are_found_once_it_is_there() -> 
         put(cluster, "instances/d", InstanceRecord(address="d:1").encode())
         await until(lambda: D in cluster["a"].node._members)
         assert table.peers("m") == [cluster["a"].node._members.handle(D)]
+        put(cluster, "instances/d", InstanceRecord(address="d:1", shutting_down=True).encode())
         put(cluster, "instances/d", None)
         await until(lambda: D not in cluster["a"].node._members)
         assert table.peers("m") == []
         table.check_invariants()
+
+
+@pytest.mark.virtual_time
+async def test_an_instance_that_vanished_is_still_called_for_a_while() -> None:
+    """After an outage of the store all leases have run out: nobody is gone, and nothing is lost."""
+    async with running_cluster("a", plan=FAST) as cluster:
+        await anyio.sleep(1)
+        members, table = cluster["a"].node._members, cluster["a"].node._copies.table
+        put(cluster, "instances/d", InstanceRecord(address="d:1").encode())
+        put(cluster, "instances/e", InstanceRecord(address="e:1").encode())
+        await until(lambda: D in members)
+        handle = members.handle(D)
+        put(cluster, "instances/d", None)
+        await until(lambda: D not in members)
+        assert (members.handle(D), members.address(D)) == (handle, "d:1")
+        assert all(each.instance_id != D for each in members.view(0).instances), "no loads for it"
+        members.mark_unreachable(D, anyio.current_time())
+        assert members.handle(D) is None, "one failed call, and it is gone"
+        await anyio.sleep(GONE_CALLED_S)
+        assert members.handle(D) is None
+        put(cluster, "instances/e", None)
+        await until(lambda: handle is not None and table.instance_of(handle) is None)
 
 
 @pytest.mark.virtual_time
