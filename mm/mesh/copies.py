@@ -24,6 +24,7 @@ from mm.limits import Limits
 from mm.mesh.gates import AdmissionGate, SpaceGate
 from mm.mesh.local_copy import LocalCopy, Phase
 from mm.mesh.registrar import Registrar
+from mm.mesh.seldom import Seldom
 from mm.mesh.statistics import Counters
 from mm.mesh.unloader import Unloader
 from mm.table import CopyState, Evicted, Table
@@ -79,6 +80,7 @@ class Copies:
         self._limits = limits
         self._copies: dict[ModelId, LocalCopy] = {}
         self._losses: OrderedDict[ModelId, tuple[int, float]] = OrderedDict()
+        self._losses_told = Seldom()
         self._load_ids = itertools.count(1)
         self._group: TaskGroup | None = None
         self.closed: MeshError | None = None
@@ -245,7 +247,11 @@ class Copies:
             self._losses.popitem(last=False)
         if not is_believed:
             return False
-        logger.warning("the runtime lost model %s; it will be loaded again", model_id)
+        logger.log(
+            self._losses_told.level(now_s),
+            "the runtime lost model %s; it will be loaded again (others are told at DEBUG)",
+            model_id,
+        )
         # It may be wrong, and a load of what is loaded a surprise to it: it is unloaded first.
         self.remove(copy, in_flight_wait_s=LOST_IN_FLIGHT_WAIT_S)
         return True

@@ -186,13 +186,13 @@ class Router:
 
     async def _begin(self, call: Call) -> PeerRoute | LocalCopy:
         """One attempt: the copy to wait for here, or the instance to ask."""
-        if call.hop is Hop.HIT_ONLY:
-            return self._copy_here_only(call)
         if call.attempts >= self._config.retry_iterations_max:
             raise call.failure or NoRoomError(
                 f"{self._config.retry_iterations_max} retry iterations exhausted"
             )
         call.attempts += 1
+        if call.hop is Hop.HIT_ONLY:
+            return self._copy_here_only(call)
         record = await self._registry.find(call.model_id) if call.model_id else None
         if record is None:
             raise ModelNotFoundError

@@ -17,6 +17,7 @@ from mm.core.ids import ModelId
 from mm.errors import LoadFailedError, RuntimeUnavailableError
 from mm.limits import Limits
 from mm.mesh.ports import Runtime, RuntimeCallError
+from mm.mesh.seldom import Seldom
 from mm.mesh.statistics import Counters
 from mm.table import CopyState, Table
 
@@ -50,6 +51,7 @@ class Unloader:
         self._on_ended = on_ended
         self._ended: dict[ModelId, anyio.Event] = {}
         self._idle: dict[ModelId, anyio.Event] = {}
+        self._failures_told = Seldom()
         self._lost: set[ModelId] = set()
         #: Set to try an unload that failed again at once: somebody wants to load the model.
         self._nudges: dict[ModelId, anyio.Event] = {}
@@ -173,8 +175,12 @@ class Unloader:
                     self._accounting.unload_failed(weight_units)
                     self._on_capacity()
                 elif tries == 1:
-                    logger.warning(
-                        "unload of model %s failed, will be tried again: %s", model_id, exc
+                    logger.log(
+                        self._failures_told.level(anyio.current_time()),
+                        "unload of model %s failed, will be tried again"
+                        " (others are told at DEBUG): %s",
+                        model_id,
+                        exc,
                     )
                 await self._rest(model_id, 1.0 if tries == 1 else self._limits.unload_retry_s)
             else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from contextlib import suppress
 from dataclasses import replace
@@ -229,3 +230,26 @@ async def test_a_closed_cache_raises_its_reason_anew_each_time() -> None:
             assert caught.value is not reason
             assert caught.value.hop_result is None, "this is for a client"
         assert reason.__traceback__ is None
+
+
+@pytest.mark.virtual_time
+async def test_a_runtime_that_lost_everything_does_not_fill_the_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with running_cluster("a", plan=FAST) as cluster:
+        a = cluster["a"]
+        for number in range(40):
+            await a.register(f"m{number}")
+            await a.invoke(f"m{number}")
+        caplog.clear()
+        a.runtime.stop()
+        a.runtime.start()
+        for number in range(40):
+            assert await a.invoke(f"m{number}") == "a"
+        warnings = [record for record in caplog.records if record.levelno >= logging.WARNING]
+        assert len(warnings) == 1
+        assert "the runtime lost model m0" in warnings[0].getMessage()
+        await anyio.sleep(61)
+        a.runtime.lose("m7")
+        await a.invoke("m7")
+        assert "the runtime lost model m7" in caplog.text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 
 import anyio
@@ -254,3 +255,29 @@ async def test_a_model_that_says_not_found_itself_is_not_loaded_everywhere(calle
         assert len(set(loads_seen[1:])) == 1, loads_seen
         assert loads_seen[-1] <= 4
         cluster.check()
+
+
+async def test_a_model_that_fails_at_five_copies_is_not_tried_at_a_sixth() -> None:
+    async with running_cluster(*"abcdefg", plan=FAST) as cluster:
+        await loaded_at(cluster, *"bcdefg")
+        call = call_for()
+        for _ in range(5):
+            assert await give_back(cluster["a"], call, Outcome.NOT_HERE)
+        with pytest.raises(NoRoomError, match="Failed to invoke model loaded in >=5 locations"):
+            await cluster["a"].node.router.route(call)
+
+
+async def test_attempts_are_bounded() -> None:
+    for hop in (Hop.EXTERNAL, Hop.HIT_ONLY, Hop.LOAD_LOCAL):
+        async with running_cluster("a", "b", plan=FAST) as cluster:
+            await cluster["a"].register("m")
+            with pytest.raises(NoRoomError, match="8 retry iterations exhausted"):
+                await cluster["a"].send(call_for(hop=hop, attempts=8))
+
+
+async def test_calls_are_logged_on_request(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    async with running_cluster("a", plan=FAST, log_each_invoke=True) as cluster:
+        await loaded_at(cluster, "a")
+        await cluster["a"].invoke("m")
+        assert caplog.text.count("model m: invoking pkg.Service/Method") == 1
