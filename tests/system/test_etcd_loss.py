@@ -61,6 +61,10 @@ class Seen:
     logs: list[str] = field(default_factory=list)
 
 
+def _is_ok(call: Callable[[], Any]) -> bool:
+    return bool(call().code() == Code.OK)
+
+
 class Outage:
     """One etcd, one mesh, and callers that never stop."""
 
@@ -141,7 +145,7 @@ class Outage:
         started_s = time.monotonic()
         for number, instance in enumerate(self.mesh.instances):
             registers = partial(register, instance, f"after-{number}")
-            eventually(lambda call=registers: call().code() == Code.OK, timeout_s=60)  # type: ignore[misc]
+            eventually(partial(_is_ok, registers), timeout_s=60)
         keys = Keys(str(self.etcd.endpoint))
         self.stack.callback(keys.close)
         self.seen.instances = keys.wait(
