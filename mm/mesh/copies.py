@@ -19,7 +19,7 @@ from anyio.abc import TaskGroup
 from mm.core.accounting import UnloadAccounting
 from mm.core.ids import NEVER_MS, ModelId
 from mm.core.records import ModelRecord
-from mm.errors import MeshError, NoRoomError
+from mm.errors import MeshError
 from mm.limits import Limits
 from mm.mesh.gates import AdmissionGate, SpaceGate
 from mm.mesh.local_copy import LocalCopy, Phase
@@ -121,7 +121,7 @@ class Copies:
         assert self.table.used_units == self.accounting.used_units, self.accounting
         assert self.table.capacity_units == self.accounting.table_capacity_units, self.accounting
         counted = {model_id: weight for model_id, weight, _ in self.table.cached()}
-        assert counted == {copy.model_id: copy.weight_units for copy in self}
+        assert counted == {c.model_id: c.weight_units for c in self if c.phase is not Phase.NEW}
         for copy in self:
             assert copy.phase is not Phase.GONE, copy
             assert copy.settled.is_set() == copy.serves, copy
@@ -133,10 +133,9 @@ class Copies:
     def start(
         self, model_id: ModelId, record: ModelRecord, *, last_used_ms: int, priority: int
     ) -> LocalCopy:
-        """Insert the placeholder of a new copy; the caller sees to its load. There must be none
-        yet.
+        """Begin a copy, which takes no space until it is admitted; the caller sees to its load.
 
-        Raises ``NoRoomError`` when everything here was used more recently.
+        There must be none yet. Raises the reason given to ``close``.
         """
         if self.closed is not None:
             raise self.closed.another()
@@ -151,22 +150,23 @@ class Copies:
             priority=priority,
         )
         self._copies[model_id] = copy
-        self.accounting.inserted(1)
-        self._keep_those_under_way(now_ms)
-        self._left(self.table.put(model_id, 1, copy.last_used_ms))
         self._changed()
-        if copy.phase is Phase.GONE:
-            raise NoRoomError(f"Entry too old for cache for model {model_id}")
         return copy
 
-    def grow(self, copy: LocalCopy, weight_units: int) -> None:
-        """Give an admitted copy its predicted weight; may evict others."""
+    def is_too_old(self, copy: LocalCopy, weight_units: int) -> bool:
+        """Answer whether everything here was used later than a copy that would need its space."""
+        needs_space = self.table.used_units + weight_units > self.table.capacity_units
+        return needs_space and copy.last_used_ms < self.oldest_use_ms() and not copy.is_awaited
+
+    def insert(self, copy: LocalCopy, weight_units: int) -> None:
+        """Give an admitted copy its place, with its predicted weight; may evict others."""
         copy.enter(Phase.QUEUED)
-        self._keep_those_under_way(self.clock.now_ms())
-        self.accounting.grown(weight_units - copy.weight_units)
+        now_ms = self.clock.now_ms()
+        self._keep_those_under_way(now_ms)
+        self.accounting.inserted(weight_units)
         copy.weight_units = weight_units
-        self._left(self.table.set_weight(copy.model_id, weight_units))
-        self.admission.grown(copy)
+        self._left(self.table.put(copy.model_id, weight_units, max(now_ms, copy.last_used_ms)))
+        self.admission.inserted(copy)
         self._changed()
 
     def loaded(self, copy: LocalCopy, now_s: float) -> None:
@@ -213,6 +213,11 @@ class Copies:
         runtime has taken no memory for it, and there is nothing to unload.
         """
         if copy.phase is Phase.GONE:
+            return
+        if copy.phase is Phase.NEW:
+            self._end(copy, failure)
+            self._tidy(copy.model_id)
+            self._changed()
             return
         removed = self.table.remove(copy.model_id)
         assert removed is not None, copy

@@ -69,7 +69,7 @@ class AdmissionGate:
                 self._wake()
                 return
 
-    def grown(self, copy: LocalCopy) -> None:
+    def inserted(self, copy: LocalCopy) -> None:
         """The table counts the copy's weight from now on."""
         if copy in self._admitted:
             self._admitted[copy] = (self._admitted[copy][0], 0)

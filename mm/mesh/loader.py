@@ -85,7 +85,7 @@ class Loader:
     ) -> LocalCopy:
         """Answer the copy of the model here, starting its load if there is none. Never blocks.
 
-        Raises ``NoRoomError`` or ``QueueFullError`` when it cannot be started.
+        Raises ``QueueFullError``, or ``NoRoomError`` when this instance is shutting down.
         """
         priority = AWAITED if awaited else (last_used_ms or self._copies.clock.now_ms())
         copy = self._copies.get(model_id)
@@ -143,6 +143,8 @@ class Loader:
 
     async def _load(self, copy: LocalCopy, basis: ModelRecord, known_size_units: int) -> None:
         size_units = known_size_units or await self._predict(copy)
+        if self._copies.is_too_old(copy, size_units):
+            raise NoRoomError(f"Entry too old for cache for model {copy.model_id}")
         await self._registrar.register(copy, basis)
         accounting = self._copies.accounting
         if not accounting.can_ever_fit(size_units):
@@ -152,7 +154,7 @@ class Loader:
             await self._copies.admission.admit(copy, size_units)
         if waited.cancelled_caught:
             raise NoRoomError(f"no place came free for model {copy.model_id}: loads are too slow")
-        self._copies.grow(copy, size_units)
+        self._copies.insert(copy, size_units)
         with anyio.move_on_after(self._limits.space_wait_s) as waited:
             await self._copies.unloader.wait_ended(copy.model_id)
         if waited.cancelled_caught:

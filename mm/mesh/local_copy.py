@@ -42,11 +42,10 @@ class CopyGoneError(Exception):
 class LocalCopy:
     """The life of one copy. ``settled`` is set once it serves or never will.
 
-    Invariants: 1. it is in the table and in ``Copies`` from creation until GONE; 2. once LOADING
-    its weight is claimed
-    in the accounting, before it is borrowed; 3. ``settled`` with ``failure`` None and phase GONE
-    means "ask again":
-    the copy was evicted, or the registry turned out different.
+    Invariants: 1. it is in ``Copies`` from creation until GONE, and in the table from QUEUED on:
+    what waits for its place takes none, and cannot be evicted; 2. once LOADING its weight is
+    claimed in the accounting, before it is borrowed; 3. ``settled`` with ``failure`` None and phase
+    GONE means "ask again": the copy was evicted, or the registry turned out different.
     """
 
     __slots__ = (

@@ -372,7 +372,7 @@ class Node:
             self._copies.remove(copy, ModelNotFoundError())
         elif record.info != copy.info:
             self._copies.remove(copy)  # registered anew: whoever waits asks again
-        elif copy.registered and copy.phase is not Phase.NEW and self._me not in record.copies:
+        elif copy.registered and copy.started.is_set() and self._me not in record.copies:
             self._group.start_soon(self._restore, copy)
 
     async def _restore(self, copy: LocalCopy) -> None:

@@ -65,3 +65,24 @@ async def test_an_unknown_model_is_not_found_anywhere() -> None:
         with pytest.raises(ModelNotFoundError, match="model not found"):
             await cluster["a"].invoke("nix")
         cluster.check()
+
+
+@pytest.mark.virtual_time
+@pytest.mark.parametrize("names", ["a", "abc"])
+async def test_more_cold_models_at_once_than_fit_are_all_served_in_turn(names: str) -> None:
+    """Nobody's load is evicted, or given up, because of those that wait behind it."""
+    plan = ModelPlan(load_s=1, unload_s=0.2)
+    async with running_cluster(*names, plan=plan, parameters=small_parameters(20)) as cluster:
+        for number in range(200):
+            await cluster["a"].register(f"m{number}")
+        await anyio.sleep(5)
+        async with anyio.create_task_group() as group:
+            for number in range(200):
+                group.start_soon(cluster[names[number % len(names)]].invoke, f"m{number}")
+        assert sum(each.runtime.loads_begun.total() for each in cluster.serving) == 200
+        assert anyio.current_time() < 5 + 1.1 * 100
+        counters = [each.node.statistics().counters for each in cluster.serving]
+        assert sum(c.misses for c in counters) == 200
+        assert sum(c.failures for c in counters) == 0
+        await cluster.settle()
+        cluster.check()

@@ -180,13 +180,14 @@ async def test_what_is_older_than_all_that_is_loaded_is_too_old() -> None:
         await a.register("old")
         record = a.node._registry.get(ModelId("old"))
         assert record is not None
-        with pytest.raises(NoRoomError, match="Entry too old for cache for model old"):
-            a.node._loader.ensure(
-                ModelId("old"),
-                replace(record, last_used_ms=1),
-                last_used_ms=a.clock.now_ms() - 50_000,
-                awaited=False,
-            )
+        used_ms = a.clock.now_ms() - 50_000
+        copy = a.node._loader.ensure(
+            ModelId("old"), replace(record, last_used_ms=1), last_used_ms=used_ms, awaited=False
+        )
+        await copy.settled.wait()
+        assert copy.failure is not None
+        assert copy.failure.message == "Entry too old for cache for model old"
+        assert a.runtime.loads_begun.total() == 9
         assert a.runtime.loaded == {f"m{number}" for number in range(9)}
         await cluster.settle()
         cluster.check()

@@ -44,7 +44,7 @@ async def test_loads_that_evict_take_half_of_the_cache_at_most() -> None:
             await anyio.wait_all_tasks_blocked()
         assert world.passed == ["a", "b"]
         assert world.gate.waiting_count == 1
-        world.gate.grown(copies[0])
+        world.gate.inserted(copies[0])
         await anyio.wait_all_tasks_blocked()
         assert world.passed == ["a", "b"], "the table counts it, but it is still under way"
         world.gate.leave(copies[0])
