@@ -96,6 +96,7 @@ async def test_a_wait_for_a_load_has_an_end_of_its_own() -> None:
         assert await cluster["a"].invoke("o") == "a", "the load went on"
 
 
+@pytest.mark.virtual_time
 @pytest.mark.parametrize(
     ("code", "message", "text", "unloads"),
     [
@@ -136,6 +137,7 @@ async def test_a_model_that_can_never_fit_is_refused_before_it_is_loaded() -> No
         cluster.check()
 
 
+@pytest.mark.virtual_time
 @pytest.mark.parametrize("is_size_told", [True, False])
 async def test_a_model_that_turns_out_too_large_goes_and_takes_none_with_it(
     is_size_told: bool,

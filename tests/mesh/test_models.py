@@ -154,6 +154,7 @@ async def test_loading_now_without_waiting_for_it() -> None:
         assert loads(cluster) == 1
 
 
+@pytest.mark.virtual_time
 async def test_a_failed_load_is_a_status() -> None:
     async with running_cluster("a", "b", plan=FAST) as cluster:
         for each in cluster.serving:
