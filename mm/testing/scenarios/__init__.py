@@ -1,0 +1,17 @@
+"""The scenarios that print figures: ``mm sim NAME``, the same numbers every time for a seed.
+
+Owns their names. Each scenario is a file here, a callable from a seed to its report.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from mm.testing.scenarios.report import Figure, ScenarioReport
+
+__all__ = ["SCENARIOS", "Figure", "Scenario", "ScenarioReport"]
+
+Scenario = Callable[[int], ScenarioReport]
+
+SCENARIOS: Final[Mapping[str, Scenario]] = {}
