@@ -8,10 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Final
 
+from mm.testing.scenarios import cold_burst
 from mm.testing.scenarios.report import Figure, ScenarioReport
 
 __all__ = ["SCENARIOS", "Figure", "Scenario", "ScenarioReport"]
 
 Scenario = Callable[[int], ScenarioReport]
 
-SCENARIOS: Final[Mapping[str, Scenario]] = {}
+SCENARIOS: Final[Mapping[str, Scenario]] = {
+    "cold-burst": cold_burst.run,
+}
