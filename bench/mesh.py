@@ -10,30 +10,20 @@ printed beside bare aetcd transactions of the same run, as the median of alterna
 from __future__ import annotations
 
 import argparse
-import asyncio
-import os
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import aetcd
 import anyio
-import betterproto2
 import grpc.aio
+from _instance import CALL_TIMEOUT_S, Instance, at_once, instance_of, percentile
 
-from mm.demo.processes import ChildProcess, free_ports
 from mm.edge.embedded_etcd import EmbeddedEtcd, embedded_etcd
 from mm.pb import mmesh
-from mm.pb.grpc.health import v1 as health
-
-HOST = "127.0.0.1"
-READY_TIMEOUT_S = 60.0
-CALL_TIMEOUT_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,145 +39,6 @@ class Sizes:
 
 FULL = Sizes(registered=20_000, rounds=5, writes_a_round=2_000, cold_calls=200, starts=5)
 QUICK = Sizes(registered=2_000, rounds=3, writes_a_round=500, cold_calls=40, starts=2)
-
-
-class Instance:
-    """One `mm serve` and its runtime, on free ports."""
-
-    def __init__(self, etcd: EmbeddedEtcd, directory: Path) -> None:
-        client_port, peer_port, runtime_port = free_ports(3)
-        self.runtime = ChildProcess(
-            "runtime",
-            ["runtime", "example", str(runtime_port), "--start-delay", "0"],
-            {},
-            directory / "runtime.log",
-        )
-        self.serve = ChildProcess(
-            "serve",
-            ["serve"],
-            {
-                "MM_SERVICE_NAME": "bench",
-                "KV_STORE": f"etcd:http://{etcd.endpoint}",
-                "MM_INSTANCE_ID": "bench-1",
-                "MM_BIND_HOST": HOST,
-                "MM_ADVERTISE_ADDRESS": HOST,
-                "MM_SVC_GRPC_PORT": str(client_port),
-                "MM_PEER_PORT": str(peer_port),
-                "INTERNAL_GRPC_PORT": str(runtime_port),
-                "MM_LOG_LEVEL": "warning",
-            },
-            directory / "serve.log",
-        )
-        self.address = f"{HOST}:{client_port}"
-        self.runtime_address = f"{HOST}:{runtime_port}"
-        self.channel = grpc.aio.insecure_channel(self.address)
-
-    async def call(
-        self,
-        path: str,
-        request: betterproto2.Message,
-        reply_type: type[betterproto2.Message],
-        timeout_s: float = CALL_TIMEOUT_S,
-        metadata: tuple[tuple[str, str], ...] = (),
-    ) -> betterproto2.Message:
-        """One unary call."""
-        method = self.channel.unary_unary(
-            path, request_serializer=bytes, response_deserializer=reply_type.parse
-        )
-        reply: betterproto2.Message = await method(request, timeout=timeout_s, metadata=metadata)
-        return reply
-
-    def cpu_s(self) -> float:
-        """Answer the processor time that `mm serve` has used."""
-        fields = Path(f"/proc/{self.serve.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-    async def start_serve(self) -> float:
-        """Start `mm serve`; answers the seconds until it serves."""
-        self.channel = grpc.aio.insecure_channel(self.address)
-        began = time.perf_counter()
-        await self.serve.start()
-        while time.perf_counter() - began < READY_TIMEOUT_S:
-            if await self._is_serving():
-                return time.perf_counter() - began
-            await asyncio.sleep(0.01)
-        sys.exit(f"mm serve is not ready after {READY_TIMEOUT_S} s:\n{self.serve.last_words()}")
-
-    async def _is_serving(self) -> bool:
-        try:
-            reply = await self.call(
-                "/grpc.health.v1.Health/Check",
-                health.HealthCheckRequest(),
-                health.HealthCheckResponse,
-                timeout_s=1.0,
-            )
-        except grpc.aio.AioRpcError:
-            return False
-        assert isinstance(reply, health.HealthCheckResponse)
-        return reply.status == health.HealthCheckResponseServingStatus.SERVING
-
-    async def stop_serve(self) -> None:
-        """SIGTERM, and wait."""
-        await self.channel.close()
-        self.serve.terminate()
-        await self.serve.reap(20.0)
-
-    def rss_mib(self) -> float:
-        """Answer the resident memory of `mm serve`."""
-        status = Path(f"/proc/{self.serve.pid}/status").read_text()
-        line = next(line for line in status.splitlines() if line.startswith("VmRSS"))
-        return int(line.split()[1]) / 1024
-
-    async def register(self, model_id: str, path: str) -> None:
-        """Register one model."""
-        await self.call(
-            "/mmesh.ModelMesh/registerModel",
-            mmesh.RegisterModelRequest(
-                model_id=model_id, model_info=mmesh.ModelInfo(type="example", path=path)
-            ),
-            mmesh.ModelStatusInfo,
-        )
-
-    async def predict(self, model_id: str) -> None:
-        """One inference."""
-        reply = await self.call(
-            "/mmesh.ExamplePredictor/predict",
-            mmesh.PredictRequest(text="x"),
-            mmesh.PredictResponse,
-            metadata=(("mm-model-id", model_id),),
-        )
-        assert isinstance(reply, mmesh.PredictResponse)
-        assert reply.results[0].category == f"classification for x by model {model_id}"
-
-
-@asynccontextmanager
-async def instance_of(etcd: EmbeddedEtcd, directory: Path) -> AsyncIterator[Instance]:
-    """An instance with its runtime up and `mm serve` not started."""
-    instance = Instance(etcd, directory)
-    await instance.runtime.start()
-    try:
-        yield instance
-    finally:
-        await instance.channel.close()
-        instance.serve.kill()
-        instance.runtime.kill()
-        await instance.serve.reap()
-        await instance.runtime.reap()
-
-
-async def at_once(count: int, concurrency: int, work: object) -> float:
-    """Run ``work(i)`` for ``count`` numbers, ``concurrency`` at a time; answers runs a second."""
-    numbers = iter(range(count))
-
-    async def worker() -> None:
-        for number in numbers:
-            await work(number)  # type: ignore[operator]
-
-    began = time.perf_counter()
-    async with anyio.create_task_group() as group:
-        for _ in range(concurrency):
-            group.start_soon(worker)
-    return count / (time.perf_counter() - began)
 
 
 async def measure_starts(instance: Instance, sizes: Sizes) -> float:
@@ -266,7 +117,7 @@ async def run(sizes: Sizes) -> None:
             print(f"RSS idle                            {instance.rss_mib():8.0f} MiB  (goal 120)")
             cold, warm = await measure_cold(instance, sizes)
             p50, load_ms = statistics.median(cold), await measure_load(instance, sizes)
-            p99 = sorted(cold)[int(len(cold) * 0.99)]
+            p99 = percentile(cold, 0.99)
             print(f"first call to an unloaded model p50 {p50:8.1f} ms   (p99 {p99:.1f})")
             print(f"  the runtime's own load        p50 {load_ms:8.1f} ms")
             print(f"  what the mesh adds            p50 {p50 - load_ms:8.1f} ms   (goal 10 ms)")

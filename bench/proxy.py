@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 import shutil
 import statistics
 import subprocess
@@ -24,6 +23,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from _instance import cpu_s
 
 HERE = Path(__file__).parent
 METHOD = "/bench.Service/Method"
@@ -206,12 +207,6 @@ def run_python_load(port: int, calls: int) -> float:
     if any(failures):
         raise SystemExit("calls failed")
     return calls / (time.perf_counter() - started_s)
-
-
-def cpu_s(pid: int) -> float:
-    """Answer the CPU time that a process has used."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def measure(rounds: int, calls: int) -> int:
