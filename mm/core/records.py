@@ -12,122 +12,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final, TypeVar
 
-import msgspec
-
+from mm.core.copy_record import CopyRecord, CopyStage
 from mm.core.ids import NEVER_MS, InstanceId, ModelId
+from mm.core.record_json import Attributes, RecordError, encode_object
+
+__all__ = [
+    "DEFAULT_MODEL_TYPE",
+    "InstanceRecord",
+    "ModelInfo",
+    "ModelRecord",
+    "RecordError",
+    "VModelRecord",
+]
 
 #: What an absent ``type`` means (spec core 1.6).
 DEFAULT_MODEL_TYPE: Final = "NLCLASSIFIER"
-
-#: Whole numbers are int64 for everybody who shares the store.
-INT64_MAX: Final = 2**63 - 1
-
-
-class RecordError(ValueError):
-    """A stored value is not a record; the text names the attribute and what was found."""
-
-
-def _decode(value: bytes) -> dict[str, object]:
-    try:
-        decoded = msgspec.json.decode(value)
-    except (ValueError, RecursionError) as exc:
-        # Bad UTF-8, endless nesting and endless numbers raise others than the parser's own.
-        raise RecordError(f"not JSON: {exc}") from exc
-    if not isinstance(decoded, dict):
-        raise RecordError(f"a JSON object expected, found {_kind(decoded)}")
-    return decoded
-
-
-def _encode(unknown: Mapping[str, object], known: Mapping[str, object]) -> bytes:
-    """Write what is unknown as it is, and of the known what differs from absence."""
-    return msgspec.json.encode(
-        {**unknown, **{name: value for name, value in known.items() if value}}
-    )
-
-
-def _kind(value: object) -> str:
-    """Say what was found, but no texts and nothing from inside: it may be a model's key."""
-    match value:
-        case None:
-            return "null"
-        case bool() | int() | float():
-            return msgspec.json.encode(value).decode()
-        case str():
-            return "a text"
-        case list():
-            return "an array"
-        case _:
-            return "an object"
-
-
-class _Attributes:
-    """Takes typed attributes out of a decoded object; what is left over is unknown, and kept."""
-
-    __slots__ = ("_left",)
-
-    def __init__(self, value: bytes) -> None:
-        self._left = _decode(value)
-
-    def unknown(self) -> Mapping[str, object]:
-        return self._left
-
-    def ignore(self, name: str) -> None:
-        self._left.pop(name, None)
-
-    def text(self, name: str) -> str:
-        value = self._left.pop(name, None)
-        if value is None:
-            return ""
-        if not isinstance(value, str):
-            raise RecordError(f"{name}: text expected, found {_kind(value)}")
-        return value
-
-    def required_text(self, name: str) -> str:
-        value = self.text(name)
-        if not value:
-            raise RecordError(f"{name}: missing")
-        return value
-
-    def integer(self, name: str) -> int:
-        return _integer(name, self._left.pop(name, None))
-
-    def boolean(self, name: str) -> bool:
-        value = self._left.pop(name, None)
-        if value is None:
-            return False
-        if not isinstance(value, bool):
-            raise RecordError(f"{name}: true or false expected, found {_kind(value)}")
-        return value
-
-    def object(self, name: str) -> dict[str, object]:
-        value = self._left.pop(name, None)
-        if value is None:
-            return {}
-        if not isinstance(value, dict):
-            raise RecordError(f"{name}: an object expected, found {_kind(value)}")
-        return value
-
-    def times(self, name: str) -> Mapping[InstanceId, int]:
-        entries = self.object(name)
-        return {InstanceId(key): _integer(f"{name}.{key}", value) for key, value in entries.items()}
-
-    def texts(self, name: str) -> tuple[str, ...]:
-        value = self._left.pop(name, None)
-        if value is None:
-            return ()
-        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-            raise RecordError(f"{name}: an array of texts expected")
-        return tuple(value)
-
-
-def _integer(name: str, value: object) -> int:
-    if value is None:
-        return 0
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise RecordError(f"{name}: a whole number expected, found {_kind(value)}")
-    if not -INT64_MAX - 1 <= value <= INT64_MAX:
-        raise RecordError(f"{name}: a whole number of 64 bits expected, found a larger one")
-    return value
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +53,8 @@ class ModelRecord:
     failures: Mapping[InstanceId, int] = field(default_factory=dict)
     #: The raw ``fails`` entries; text under ``msg``, other attributes preserved.
     failure_details: Mapping[str, object] = field(default_factory=dict)
+    #: The raw ``copies`` entries: ask ``copy_state``. Those of other instances are preserved.
+    copy_details: Mapping[str, object] = field(default_factory=dict)
     references: int = 0
     auto_delete: bool = False
     last_used_ms: int = 0
@@ -163,7 +64,7 @@ class ModelRecord:
     @classmethod
     def decode(cls, value: bytes) -> ModelRecord:
         """Read a stored value; raises ``RecordError`` when it is none."""
-        attributes = _Attributes(value)
+        attributes = Attributes(value)
         return cls(
             info=ModelInfo(
                 model_type=attributes.text("type") or DEFAULT_MODEL_TYPE,
@@ -172,7 +73,8 @@ class ModelRecord:
             ),
             copies=attributes.times("instanceIds"),
             failures=attributes.times("failedIn"),
-            failure_details=attributes.object("fails"),
+            failure_details=attributes.mapping("fails"),
+            copy_details=attributes.mapping_if_one("copies"),
             references=attributes.integer("refs"),
             auto_delete=attributes.boolean("autoDel"),
             last_used_ms=attributes.integer("lu"),
@@ -182,7 +84,7 @@ class ModelRecord:
 
     def encode(self) -> bytes:
         """Answer the JSON to store."""
-        return _encode(
+        return encode_object(
             self.unknown,
             {
                 "type": self.info.model_type,
@@ -191,6 +93,7 @@ class ModelRecord:
                 "instanceIds": self.copies,
                 "failedIn": self.failures,
                 "fails": self.failure_details,
+                "copies": self.copy_details,
                 "refs": self.references,
                 "autoDel": self.auto_delete,
                 "lu": self.last_used_ms,
@@ -204,6 +107,13 @@ class ModelRecord:
         message = details.get("msg") if isinstance(details, dict) else None
         return message if isinstance(message, str) else ""
 
+    def copy_state(self, instance_id: InstanceId) -> CopyRecord | None:
+        """Answer how far a copy is; None where nobody says so: then spec core 3.15 guesses."""
+        state = CopyRecord.read(self.copy_details.get(instance_id))
+        if state is None or self.copies.get(instance_id) != state.enqueued_ms:
+            return None
+        return state
+
     def used(self, last_used_ms: int) -> ModelRecord:
         """Answer the record with a later last use; an earlier one changes nothing."""
         if last_used_ms <= self.last_used_ms:
@@ -214,13 +124,42 @@ class ModelRecord:
         self, instance_id: InstanceId, enqueued_ms: int, last_used_ms: int
     ) -> ModelRecord:
         """Answer the record after an instance enqueued a load: its failure is forgotten."""
+        copies = {**self.copies, instance_id: enqueued_ms}
+        state = CopyRecord(enqueued_ms, CopyStage.QUEUED, enqueued_ms)
         return replace(
             self,
-            copies={**self.copies, instance_id: enqueued_ms},
+            copies=copies,
+            copy_details={**self._details_of(copies), instance_id: state.written(None)},
             failures=_without(self.failures, instance_id),
             failure_details=_without(self.failure_details, instance_id),
             last_used_ms=max(self.last_used_ms, last_used_ms),
         )
+
+    def with_copy_state(
+        self, instance_id: InstanceId, stage: CopyStage, since_ms: int, size_units: int = 0
+    ) -> ModelRecord:
+        """Answer the record after a copy came so far; an instance without a copy changes nothing.
+
+        A size that is known already is kept when none is given.
+        """
+        enqueued_ms = self.copies.get(instance_id)
+        if enqueued_ms is None:
+            return self
+        present = self.copy_state(instance_id)
+        if not size_units and present is not None:
+            size_units = present.size_units
+        state = CopyRecord(enqueued_ms, stage, since_ms, size_units)
+        if state == present:
+            return self
+        details = self._details_of(self.copies)
+        details[instance_id] = state.written(details.get(instance_id))
+        return replace(self, copy_details=details)
+
+    def _details_of(self, copies: Mapping[InstanceId, int]) -> dict[str, object]:
+        """Answer ``copy_details`` for these copies. Entries without a copy, which Java leaves
+        behind, go with any change: instances come and go under ever new ids.
+        """
+        return {i: entry for i, entry in self.copy_details.items() if i in copies}
 
     def without_copy(
         self, instance_id: InstanceId, now_ms: int, last_used_ms: int = 0
@@ -230,6 +169,7 @@ class ModelRecord:
         return replace(
             self,
             copies=remaining,
+            copy_details=self._details_of(remaining),
             last_used_ms=max(self.last_used_ms, last_used_ms),
             last_unload_ms=now_ms if len(remaining) > 2 else 0,
         )
@@ -239,9 +179,11 @@ class ModelRecord:
         details = dict(_without(self.failure_details, instance_id))
         if message:
             details[instance_id] = {"msg": message}
+        remaining = _without(self.copies, instance_id)
         return replace(
             self,
-            copies=_without(self.copies, instance_id),
+            copies=remaining,
+            copy_details=self._details_of(remaining),
             failures={**self.failures, instance_id: failed_ms},
             failure_details=details,
         )
@@ -294,7 +236,7 @@ class InstanceRecord:
     @classmethod
     def decode(cls, value: bytes) -> InstanceRecord:
         """Read a stored value; raises ``RecordError`` when it is none."""
-        attributes = _Attributes(value)
+        attributes = Attributes(value)
         attributes.ignore("actionable")
         return cls(
             start_time_ms=attributes.integer("startTime"),
@@ -317,7 +259,7 @@ class InstanceRecord:
 
     def encode(self) -> bytes:
         """Answer the JSON to store."""
-        return _encode(
+        return encode_object(
             self.unknown,
             {
                 "startTime": self.start_time_ms,
@@ -353,7 +295,7 @@ class VModelRecord:
     @classmethod
     def decode(cls, value: bytes) -> VModelRecord:
         """Read a stored value; raises ``RecordError`` when it is none."""
-        attributes = _Attributes(value)
+        attributes = Attributes(value)
         return cls(
             owner=attributes.text("o"),
             active_model_id=ModelId(attributes.required_text("amid")),
@@ -364,7 +306,7 @@ class VModelRecord:
 
     def encode(self) -> bytes:
         """Answer the JSON to store."""
-        return _encode(
+        return encode_object(
             self.unknown,
             {
                 "o": self.owner,
