@@ -20,7 +20,7 @@ def is_nothing_loaded(code: int) -> bool:
     NOT_FOUND, though permanent, is not among the promises: an unload too many costs a call, one too
     few costs memory.
     """
-    return _status(code) in _NOTHING_LOADED
+    return status_of(code) in _NOTHING_LOADED
 
 
 def failure_message(code: int, description: str) -> str:
@@ -29,13 +29,13 @@ def failure_message(code: int, description: str) -> str:
     UNKNOWN says nothing that the description does not say better; without a description only the
     code is left.
     """
-    status, description = _status(code), description.strip()
+    status, description = status_of(code), description.strip()
     if not description:
         return status.name
     return description if status is StatusCode.UNKNOWN else f"{status.name}: {description}"
 
 
-def _status(code: int) -> StatusCode:
+def status_of(code: int) -> StatusCode:
     """Answer the status; as every gRPC client does, take an unlisted number for UNKNOWN."""
     try:
         return StatusCode(code)
