@@ -1,55 +1,48 @@
 """A cluster in one process: real ``Node``s over one memory store, fake runtimes and a fake network.
 
-Owns starting, crashing and stopping instances, a data plane that calls objects instead of moving
-bytes, and the check that everything fits together at rest. Anyio alone: under trio all of it runs
-in virtual time, from a seed.
+Owns what the instances share, their starts, and the check that everything fits together at rest;
+one instance is ``mm.testing.instance``'s. Anyio alone: under trio all of it runs in virtual time,
+from a seed.
 """
 
 from __future__ import annotations
 
-import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any, Final
 
 import anyio
-from anyio.abc import TaskGroup, TaskStatus
+from anyio.abc import TaskGroup
 
 from mm.config import Config
-from mm.core.calls import Call, Hop, LocalRoute, Outcome, PeerRoute, Route
-from mm.core.ids import InstanceId, ModelId
-from mm.core.records import InstanceRecord, ModelInfo, ModelRecord
+from mm.core.ids import InstanceId
+from mm.core.records import InstanceRecord, ModelRecord
 from mm.edge.memory_server import MemoryServer
 from mm.edge.memory_store import Fault, MemoryStore
-from mm.errors import MeshError, NoRoomError, RuntimeUnavailableError, StatusCode
-from mm.mesh.models import EnsureRequest
-from mm.mesh.node import Node, Ports
-from mm.mesh.ports import (
-    ModelStatus,
-    PeerCallError,
-    PeerIdentity,
-    RuntimeCallError,
-    RuntimeParameters,
-)
+from mm.mesh.ports import RuntimeParameters
 from mm.testing.fake_clock import FakeClock
 from mm.testing.fake_network import FakeNetwork
 from mm.testing.fake_runtime import DEFAULT_PARAMETERS, FakeRuntime, ModelPlan
+from mm.testing.instance import INFO, ConnectionLostError, Instance, RuntimeAnswerError
+
+__all__ = [
+    "INFO",
+    "PREFIX",
+    "Cluster",
+    "ConnectionLostError",
+    "Instance",
+    "RuntimeAnswerError",
+    "running_cluster",
+    "small_parameters",
+    "until",
+]
 
 SERVICE: Final = "test"
 PREFIX: Final = f"/tas-runtime/{SERVICE}"
-INFO: Final = ModelInfo("type", "path")
 #: How often ``until`` looks at first and at last; real time on asyncio, so short.
 LOOK_MIN_S: Final = 0.001
 LOOK_MAX_S: Final = 0.05
-
-
-class ConnectionLostError(Exception):
-    """The instance that a client called crashed before it answered."""
-
-
-class RuntimeAnswerError(MeshError):
-    """An error of the runtime itself, passed to the client untouched."""
 
 
 async def until(condition: Callable[[], bool], timeout_s: float = 10.0, what: str = "") -> None:
@@ -61,203 +54,6 @@ async def until(condition: Callable[[], bool], timeout_s: float = 10.0, what: st
             pause_s = min(1.5 * pause_s, LOOK_MAX_S)
         return
     raise AssertionError(f"not so after {timeout_s:g} s: {what or condition}")
-
-
-class Instance:
-    """One instance and all that is beside it; at the same time what listens on its peer port."""
-
-    def __init__(
-        self, cluster: Cluster, config: Config, runtime: FakeRuntime, address: str
-    ) -> None:
-        self.cluster = cluster
-        self.name = config.instance_id
-        self.address = address
-        self.runtime = runtime
-        self.config = config
-        self.store = MemoryStore(
-            cluster.server,
-            timeout_s=config.store_timeout_s,
-            call_delay_s=cluster.store_delay_s,
-            watch_delay_s=cluster.watch_delay_s,
-        )
-        self.clock = FakeClock()
-        self.node = Node(
-            config,
-            Ports(
-                self.store,
-                runtime,
-                cluster.network.peers(self.address),
-                self.clock,
-                random.Random(f"{cluster.seed} {address}"),
-            ),
-        )
-        self.is_serving = False
-        self._has_started = False
-        self._prediction_fault: RuntimeCallError | None = None
-        self._scope = anyio.CancelScope()
-        self._stopping = anyio.Event()
-        self._ended = anyio.Event()
-        self._clients: set[anyio.CancelScope] = set()
-
-    def __repr__(self) -> str:
-        return f"<Instance {self.name}{' serving' if self.is_serving else ''}>"
-
-    # --- life ---------------------------------------------------------------------------------
-
-    async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
-        """Start, serve until told otherwise; raises what ``Node.running`` raises."""
-        try:
-            with self._scope:
-                async with self.node.running(self.address):
-                    self.is_serving = self._has_started = True
-                    task_status.started()
-                    await self._stopping.wait()
-                    self.is_serving = False
-        finally:
-            self.is_serving = False
-            self.cluster.network.close(self.address)
-            self._ended.set()
-
-    async def stop(self) -> None:
-        """Stop in good order: as SIGTERM, without the wait for calls in flight."""
-        self._stopping.set()
-        await self._ended.wait()
-
-    async def crash(self) -> None:
-        """End at once: connections break, the lease runs out, nobody is told."""
-        self.store.set_fault(Fault.REFUSED)
-        self.runtime.stop()
-        self.cluster.network.close(self.address)
-        for scope in list(self._clients):
-            scope.cancel()
-        self._scope.cancel()
-        await self._ended.wait()
-
-    def fail_predictions(self, code: int, message: str) -> None:
-        """Let the runtime answer every inference with an error; code 0 ends that."""
-        self._prediction_fault = RuntimeCallError(code, message) if code else None
-
-    # --- what a client does -------------------------------------------------------------------
-
-    async def invoke(self, model_id: str, method: str = "/pkg.Service/Method") -> InstanceId:
-        """Call a model as a client does; answers which instance served. Raises ``MeshError``."""
-        return await self.send(Call(ModelId(model_id), method=method))
-
-    async def send(self, call: Call) -> InstanceId:
-        """Serve a client's call; raises ``ConnectionLostError`` if this instance crashes."""
-        with anyio.CancelScope() as scope:
-            self._clients.add(scope)
-            try:
-                return await self.serve(call)
-            finally:
-                self._clients.discard(scope)
-        raise ConnectionLostError(self.name)
-
-    async def register(
-        self, model_id: str, info: ModelInfo = INFO, *, load_now: bool = False, sync: bool = False
-    ) -> ModelStatus:
-        """Register a model."""
-        return await self.node.models.register(
-            ModelId(model_id), info, load_now=load_now, sync=sync, last_used_ms=0
-        )
-
-    async def load(self, model_id: str, *, sync: bool = True) -> ModelStatus:
-        """Ensure that a model is loaded somewhere."""
-        return await self.node.models.ensure_loaded(EnsureRequest(ModelId(model_id), sync))
-
-    async def load_here(self, model_id: str) -> ModelStatus:
-        """Load a copy here, whatever placement would say."""
-        call = Call(ModelId(model_id), hop=Hop.LOAD_LOCAL, hops_left=0)
-        return await self.node.models.ensure_loaded(EnsureRequest(ModelId(model_id), True), call)
-
-    async def status(self, model_id: str) -> ModelStatus:
-        """Ask for the status of a model."""
-        return await self.node.models.status(ModelId(model_id))
-
-    # --- what peers do: fake_network.PeerServer -----------------------------------------------
-
-    def identity(self) -> PeerIdentity:
-        """Answer who this is."""
-        return PeerIdentity(self.name, self.node.start_time_ms)
-
-    async def ensure_loaded(self, call: Call, *, sync: bool) -> ModelStatus:
-        """Load by a peer's order."""
-        self._require_started()
-        request = EnsureRequest(call.model_id, sync, last_used_ms=call.last_used_ms)
-        return await self.node.models.ensure_loaded(request, call)
-
-    async def model_status(self, model_id: ModelId) -> ModelStatus:
-        """Answer for the copy here."""
-        self._require_started()
-        return await self.node.models.status(model_id, ask_peers=False)
-
-    async def serve(self, call: Call) -> InstanceId:
-        """Be the data plane: ask, send, and again, until there is an answer."""
-        self._require_started()
-        router = self.node.router
-        while True:
-            route = await router.route(call)
-            outcome, error = Outcome.ABANDONED, None
-            again = False
-            try:
-                served_by, outcome, error = await self._attempt(call, route)
-            finally:
-                message = "" if error is None else error.message
-                again = router.finished(call, route, outcome, message)
-            if error is None:
-                assert served_by is not None
-                return served_by
-            if not again:
-                raise self._passed_on(call, outcome, error)
-
-    def _passed_on(self, call: Call, outcome: Outcome, error: MeshError) -> MeshError:
-        if outcome is not Outcome.ANSWERED:
-            if not isinstance(error, RuntimeAnswerError):
-                error = call.failure or error
-            if call.hop is not Hop.EXTERNAL and error.hop_result is None:
-                error.hop_result = outcome.value
-        return error
-
-    async def _attempt(
-        self, call: Call, route: Route
-    ) -> tuple[InstanceId | None, Outcome, MeshError | None]:
-        if isinstance(route, PeerRoute):
-            return await self._attempt_there(call, route)
-        assert isinstance(route, LocalRoute), route
-        try:
-            if self._prediction_fault is not None:
-                raise self._prediction_fault
-            await self.runtime.predict(route.model_id, self.cluster.call_s)
-        except RuntimeCallError as exc:
-            outcome = {
-                StatusCode.NOT_FOUND: Outcome.LOST,
-                StatusCode.UNAVAILABLE: Outcome.RUNTIME_UNAVAILABLE,
-            }.get(StatusCode(exc.code), Outcome.ANSWERED)
-            return None, outcome, RuntimeAnswerError(exc.message, code=StatusCode(exc.code))
-        except RuntimeUnavailableError as exc:
-            return None, Outcome.UNREACHABLE, exc
-        return self.name, Outcome.ANSWERED, None
-
-    async def _attempt_there(
-        self, call: Call, route: PeerRoute
-    ) -> tuple[InstanceId | None, Outcome, MeshError | None]:
-        peers = self.cluster.network.peers(self.address)
-        try:
-            served_by = await peers.forward(route, call.method)
-        except PeerCallError as exc:
-            cause = exc.__cause__
-            if isinstance(cause, RuntimeAnswerError):
-                return None, exc.outcome, RuntimeAnswerError(cause.message, code=cause.code)
-            return None, exc.outcome, RuntimeUnavailableError(exc.message)
-        except MeshError as exc:
-            return None, Outcome.ANSWERED, exc
-        return served_by, Outcome.ANSWERED, None
-
-    def _require_started(self) -> None:
-        if not self._has_started:
-            error = NoRoomError("this instance is still starting")
-            error.hop_result = Outcome.DRAINING.value
-            raise error
 
 
 class Cluster:
@@ -302,7 +98,7 @@ class Cluster:
             instance_id=InstanceId(name),
             **{**self._limits, **limits},
         )
-        runtime = runtime or FakeRuntime(self.parameters, default_plan=self.plan)
+        runtime = runtime or self.make_runtime(config)
         instance = Instance(self, config, runtime, address or f"{name}:8080")
         if fault is not None:
             instance.store.set_fault(fault)
@@ -311,6 +107,25 @@ class Cluster:
         await self._group.start(instance.run)
         await until(lambda: self._all_know(instance), what=f"all know {name}")
         return instance
+
+    # --- what is beside an instance: a simulator makes it worse ----------------------------------
+
+    def make_store(self, config: Config) -> MemoryStore:
+        """Answer the store of an instance that is about to start."""
+        return MemoryStore(
+            self.server,
+            timeout_s=config.store_timeout_s,
+            call_delay_s=self.store_delay_s,
+            watch_delay_s=self.watch_delay_s,
+        )
+
+    def make_clock(self, config: Config) -> FakeClock:
+        """Answer its clock."""
+        return FakeClock()
+
+    def make_runtime(self, config: Config) -> FakeRuntime:
+        """Answer its runtime."""
+        return FakeRuntime(self.parameters, default_plan=self.plan)
 
     def _all_know(self, instance: Instance) -> bool:
         """Whether everybody who can hear of it has heard that it is there."""
