@@ -128,6 +128,9 @@ class Table:
     def peers(self, model_id: str) -> list[int]:
         """Answer the live handles in the order given."""
 
+    def peer_loads(self, model_id: str) -> list[tuple[int, int]]:
+        """Answer (handle, calls in flight as that copy told last) of the live peers, in order."""
+
     def report_load(self, handle: int, model_id: str, in_flight: int) -> None:
         """Note the calls in flight that a copy told of; one that is no peer is left alone."""
 

@@ -316,6 +316,19 @@ cdef class Table:
                 handles.append(entry >> 32)
         return handles
 
+    def peer_loads(self, str model_id not None):
+        """Answer (handle, calls in flight as that copy told last) of the live peers, in order."""
+        cdef slot_t *s = &self.core.slots[found(self, id_from(model_id))]
+        cdef peers_t *more = <peers_t *>load_ptr(&s.more_peers, relaxed)
+        cdef uint32_t i
+        cdef uint64_t entry
+        cdef list loads = []
+        for i in range(peer_count(more)):
+            entry = load_u64(peer_at(s, more, i), relaxed)
+            if entry != 0 and live(self.core, <uint32_t>(entry >> 32)):
+                loads.append((entry >> 32, <uint32_t>entry))
+        return loads
+
     def report_load(self, object handle, str model_id not None, object in_flight):
         """Note the calls in flight that a copy told of; one that is no peer is left alone."""
         cdef slot_t *s = &self.core.slots[found(self, id_from(model_id))]

@@ -256,6 +256,12 @@ class Table:
             else [handle for handle in slot.peers if self._instances.live(handle)]
         )
 
+    def peer_loads(self, model_id: str) -> list[tuple[int, int]]:
+        """Answer (handle, calls in flight as that copy told last) of the live peers, in order."""
+        slot = self._slots.get(checked_id(model_id))
+        peers = {} if slot is None else slot.peers
+        return [item for item in peers.items() if self._instances.live(item[0])]
+
     def report_load(self, handle: int, model_id: str, in_flight: int) -> None:
         """Note the calls in flight that a copy told of; one that is no peer is left alone."""
         slot = self._slots.get(checked_id(model_id))

@@ -64,6 +64,7 @@ class Pair:
             for ask in ("state", "weight", "last_used", "in_flight", "flags", "concurrency_max"):
                 self.do(ask, model_id)
             self.do("peers", model_id)
+            self.do("peer_loads", model_id)
         self.fast.check_invariants()
         self.plain.check_invariants()
 

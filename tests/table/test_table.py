@@ -107,6 +107,7 @@ def test_what_is_asked_of_an_unknown_model_is_as_of_one_without_copies(table: Ta
     assert table.flags("m") == 0
     assert table.concurrency_max("m") == 0
     assert table.peers("m") == []
+    assert table.peer_loads("m") == []
     assert table.choose("m", 0) == NONE
     assert table.resolve("v") is None
     table.remove_alias("v")
