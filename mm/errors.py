@@ -120,6 +120,12 @@ class QueueFullError(MeshError):
     code = StatusCode.RESOURCE_EXHAUSTED
 
 
+class WaitersFullError(MeshError):
+    """Too many calls wait for loads. Not worth a try elsewhere: it would be loaded twice for it."""
+
+    code = StatusCode.RESOURCE_EXHAUSTED
+
+
 class StoreUnavailableError(MeshError):
     """The store (etcd) cannot be reached, so nothing can be written or looked up strongly.
 

@@ -29,6 +29,19 @@ class Limits:
     #: A call waits for a load at most this many load time limits: one for the load itself, the
     #: others for loads queued before it and for room.
     load_wait_factor: int = 5
+    #: Calls that wait here for loads, all together. Twice what the design promises to bear (10,000)
+    #: without hits noticing; each takes some 10 KB, so this is 200 MB at worst. More would find
+    #: their deadline before their turn.
+    waiting_calls_max: int = 20_000
+    #: Bytes of their requests, a budget of their own, so that waiting never takes from hits: room
+    #: for five hundred that fill their stream's window (256 KiB), and no limit for usual ones.
+    waiting_bytes_max: int = 128 * MIB
+    #: Of those whose model is there now, this many are under way at a time; the next go on when
+    #: they are answered. Two batches: one in the runtime, one on its way there.
+    released_calls_max: int = 8
+    #: Those that take longer than this are left to the runtime, which may well run many at a time:
+    #: at the worst four hundred are let go in a second, whatever an inference takes.
+    release_pause_s: float = 0.02
     #: Request bytes kept so that a call can be sent again. Covers nearly all unary calls; past it
     #: a call gets one attempt (design section 5).
     retry_buffer_bytes_max: int = MIB

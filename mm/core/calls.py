@@ -10,6 +10,7 @@ once more. The data plane never decides; the router never touches a byte.
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from mm.core.ids import InstanceId, ModelId
@@ -55,10 +56,23 @@ class Call:
     may_load: bool = True
     #: It waited here for a load: a miss of the cache.
     has_waited: bool = False
+    #: It does so now.
+    waits: bool = False
+    #: Bytes of its request that are kept here, as far as they have come; whoever waits answers for
+    #: them.
+    request_bytes: int = 0
+    #: Told once when the call ends that was let go after a wait, or begins to wait again.
+    on_turn_ended: Callable[[], None] | None = None
     #: Passes so far; bounded by ``Config.retry_iterations_max``.
     attempts: int = 0
     #: The most telling failure so far: what the client hears when nothing else is left.
     failure: MeshError | None = None
+
+    def end_turn(self) -> None:
+        """Let the next one go, if this call was let go after a wait."""
+        if self.on_turn_ended is not None:
+            on_turn_ended, self.on_turn_ended = self.on_turn_ended, None
+            on_turn_ended()
 
 
 class Outcome(enum.Enum):

@@ -61,9 +61,9 @@ class Loader:
         return self._parameters.load_timeout_ms / 1000
 
     @property
-    def wait_timeout_s(self) -> float:
-        """How long a call waits for a load at most (spec core 2.8)."""
-        return self._limits.load_wait_factor * self.load_timeout_s
+    def running_count(self) -> int:
+        """Loads in the runtime, or waiting there for memory."""
+        return self._turns.running_count
 
     @property
     def queue_length(self) -> int:
@@ -115,13 +115,6 @@ class Loader:
         self._copies.admission.raise_priority(copy)
         self._turns.raise_priority(copy, priority)
         self._copies.space.raise_priority(copy)
-
-    async def wait(self, copy: LocalCopy) -> None:
-        """Return when the copy is settled; raises ``LoadTimeoutError`` after ``wait_timeout_s``."""
-        with anyio.move_on_after(self.wait_timeout_s):
-            await copy.settled.wait()
-        if not copy.settled.is_set():
-            raise LoadTimeoutError(f"Timeout waiting for load of model {copy.model_id}")
 
     async def _run(self, copy: LocalCopy, basis: ModelRecord, known_size_units: int) -> None:
         """One load, start to end; every outcome settles the copy."""
@@ -210,6 +203,8 @@ class Loader:
             raise LoadRefusedError(
                 failure_message(exc.code, exc.message), nothing_loaded=is_nothing_loaded(exc.code)
             ) from exc
+        finally:
+            self._copies.counters.loading_s += anyio.current_time() - copy.loading_since_s
 
     async def _measure(self, copy: LocalCopy) -> int:
         """Answer the loaded size in bytes, 0 to keep the prediction. Calls are served meanwhile."""

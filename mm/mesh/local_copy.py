@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable
 from typing import Final
 
 import anyio
@@ -58,6 +59,7 @@ class LocalCopy:
         "load_id",
         "loading_since_s",
         "model_id",
+        "on_settled",
         "phase",
         "priority",
         "ready_s",
@@ -98,6 +100,8 @@ class LocalCopy:
         #: Set when the copy is registered and queued, or settled: enough for an answer LOADING.
         self.started = anyio.Event()
         self.settled = anyio.Event()
+        #: Told the same, for those who wait in lines rather than for the event.
+        self.on_settled: Callable[[LocalCopy], None] | None = None
         self.scope = anyio.CancelScope()
 
     def __repr__(self) -> str:
@@ -132,3 +136,5 @@ class LocalCopy:
             self.failure = failure
             self.started.set()
             self.settled.set()
+            if self.on_settled is not None:
+                self.on_settled(self)

@@ -36,6 +36,7 @@ from mm.mesh.registry import Registry
 from mm.mesh.router import Router
 from mm.mesh.statistics import Counters, InstanceStatistics
 from mm.mesh.vmodels import VModels
+from mm.mesh.waiters import Waiters
 from mm.table import Table
 
 logger = logging.getLogger(__name__)
@@ -215,6 +216,11 @@ class Node:
             parameters=parameters,
             limits=config,
         )
+        self._waiters = Waiters(
+            config,
+            self._counters,
+            wait_timeout_s=config.load_wait_factor * self._loader.load_timeout_s,
+        )
         self.router = Router(
             config=config,
             parameters=parameters,
@@ -223,6 +229,7 @@ class Node:
             members=self._members,
             copies=self._copies,
             loader=self._loader,
+            waiters=self._waiters,
             placer=Placer(
                 me=self._me,
                 members=self._members,
@@ -280,7 +287,7 @@ class Node:
                 logger.info("the record of instance %s changed meanwhile: looking again", self._me)
         if scope.cancelled_caught:
             raise StartupError("this instance could not be published: no lease, or no answer")
-        for task in (self._publisher.run, self._registrar.run, pruner.run):
+        for task in (self._waiters.run, self._publisher.run, self._registrar.run, pruner.run):
             group.start_soon(task)
 
     async def _take_id(self) -> int:
@@ -349,6 +356,10 @@ class Node:
             used_units=self._accounting.used_units,
             unloading_units=self._accounting.unloading_units,
             calls_in_flight=self.router.routes_open,
+            waiting_calls=self._waiters.calls,
+            waiting_bytes=self._waiters.request_bytes,
+            loads_running=self._loader.running_count,
+            loads_queued=self._loader.queue_length,
             store_connected=self._ports.store.connected,
             registered_models=len(self._registry),
             instances=len(self._members),

@@ -302,6 +302,12 @@ class Router(Protocol):
         """
         ...
 
+    def request_grew(self, call: Call, size_bytes: int) -> None:
+        """Hear of more bytes of a request that are kept here while ``route`` is asked; raises
+        ``MeshError`` if they are too many.
+        """
+        ...
+
     async def resolve(self, vmodel_id: str) -> ModelId:
         """Answer the active model of a vmodel; raises ``ModelNotFoundError``."""
         ...

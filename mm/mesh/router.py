@@ -34,6 +34,7 @@ from mm.mesh.placer import Placer
 from mm.mesh.ports import RuntimeParameters
 from mm.mesh.registry import Registry
 from mm.mesh.vmodels import VModels
+from mm.mesh.waiters import Waiters
 from mm.table import LOCAL, NONE
 
 logger = logging.getLogger(__name__)
@@ -60,6 +61,7 @@ class Router:
         members: Members,
         copies: Copies,
         loader: Loader,
+        waiters: Waiters,
         placer: Placer,
         rng: random.Random,
     ) -> None:
@@ -71,6 +73,7 @@ class Router:
         self._members = members
         self._copies = copies
         self._loader = loader
+        self._waiters = waiters
         self._placer = placer
         self._rng = rng
         self._table = copies.table
@@ -85,11 +88,20 @@ class Router:
         """Answer where to send the call now; waits for loads. Raises ``MeshError``."""
         try:
             route = self._ready_here(call) or await self._look(call)
-        except MeshError as exc:
-            self._refused(call, exc)
+        except BaseException as exc:
+            call.end_turn()
+            if isinstance(exc, MeshError):
+                self._refused(call, exc)
             raise
         self._opened(call, route)
         return route
+
+    def request_grew(self, call: Call, size_bytes: int) -> None:
+        """Hear of more bytes of a request that is kept; raises ``WaitersFullError``."""
+        if call.waits:
+            self._waiters.grew(call, size_bytes)
+        else:
+            call.request_bytes += size_bytes
 
     async def begin(self, call: Call) -> PeerRoute | LocalCopy:
         """Like ``route`` for ensure-loaded, but answer a copy of ours without waiting for its load.
@@ -125,6 +137,7 @@ class Router:
     def finished(self, call: Call, route: Route, outcome: Outcome, message: str = "") -> bool:
         """Give the route back; answers whether asking again makes sense."""
         self.routes_open -= 1
+        call.end_turn()
         if isinstance(route, LocalRoute):
             self._table.unpin(route.model_id)
             self._copies.unloader.unpinned(route.model_id)
@@ -289,7 +302,7 @@ class Router:
         if call.method and not copy.settled.is_set():
             self._loader.ensure_awaited(copy)
             call.has_waited = True
-        await self._loader.wait(copy)
+        await self._waiters.wait(copy, call)
         if copy.failure is not None:
             call.failure = load_failure(copy.failure)
             call.excludes.add(self._me)

@@ -23,6 +23,10 @@ class Counters:
     evictions: int = 0
     unloads: int = 0
     unload_failures: int = 0
+    #: Calls that would have waited for a load, had there not been too many already.
+    waiting_refused: int = 0
+    #: Time that loads held one of the runtime's loading slots, summed over the slots.
+    loading_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +41,12 @@ class InstanceStatistics:
     used_units: int
     unloading_units: int
     calls_in_flight: int
+    #: Calls that wait here for a load, and the bytes of their requests.
+    waiting_calls: int
+    waiting_bytes: int
+    #: Loads in the runtime, and loads on their way there.
+    loads_running: int
+    loads_queued: int
     store_connected: bool
     registered_models: int
     instances: int

@@ -134,6 +134,26 @@ class InstanceStatistics(betterproto2.Message):
 
     instances: "int" = betterproto2.field(20, betterproto2.TYPE_UINT64)
 
+    waiting_calls: "int" = betterproto2.field(21, betterproto2.TYPE_UINT64)
+    """
+    Calls that wait here for a load: a gauge, the bytes of their requests, and a counter of those refused because there
+    were too many.
+    """
+
+    waiting_bytes: "int" = betterproto2.field(22, betterproto2.TYPE_UINT64)
+
+    waiting_refused: "int" = betterproto2.field(23, betterproto2.TYPE_UINT64)
+
+    loads_running: "int" = betterproto2.field(24, betterproto2.TYPE_UINT64)
+    """
+    Loads in the runtime and loads queued for it: gauges; and the time that loads held a slot, summed: its rise over a
+    second is the mean number of busy slots.
+    """
+
+    loads_queued: "int" = betterproto2.field(25, betterproto2.TYPE_UINT64)
+
+    loading_ms: "int" = betterproto2.field(26, betterproto2.TYPE_UINT64)
+
 
 default_message_pool.register_message("mm.peer", "InstanceStatistics", InstanceStatistics)
 
