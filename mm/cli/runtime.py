@@ -13,8 +13,10 @@ from typing import Annotated
 
 import typer
 
+from mm.core.ids import UNIT_BYTES
 from mm.errors import StartupError
 from mm.runtime.address import Address
+from mm.runtime.base import capacity_bytes_min
 from mm.runtime.model_files import ModelRoot
 from mm.runtime.process import run
 from mm.runtime.spi import RuntimeService
@@ -46,6 +48,22 @@ def parse_size_bytes(option: str, text: str) -> int:
         allowed = ", ".join(filter(None, _SIZE_UNITS))
         raise typer.BadParameter(f"{option} {text!r}; allowed are a number and one of {allowed}")
     return int(match[1]) * _SIZE_UNITS[match[2]]
+
+
+def _check_sizes(
+    capacity: str, capacity_bytes: int, default_size: str, default_size_bytes: int
+) -> None:
+    """Say what the mesh would refuse, in the words of the options."""
+    if default_size_bytes < UNIT_BYTES:
+        raise typer.BadParameter(
+            f"--default-size {default_size!r}; at least {UNIT_BYTES} bytes are needed"
+        )
+    needed_bytes = capacity_bytes_min(default_size_bytes)
+    if capacity_bytes < needed_bytes:
+        raise typer.BadParameter(
+            f"--capacity {capacity!r}; with --default-size {default_size} at least"
+            f" {needed_bytes} bytes are needed"
+        )
 
 
 @app.command("sklearn")
@@ -83,8 +101,9 @@ def run_sklearn(
     Models are .joblib, .pkl, .pickle or .skops files below --root. A joblib or pickle file runs
     code of its maker's choice when it is loaded: load only what you trust, or use --skops-only.
     """
-    capacity_bytes = parse_size_bytes("--capacity", capacity)
     default_size_bytes = parse_size_bytes("--default-size", default_size)
+    capacity_bytes = parse_size_bytes("--capacity", capacity)
+    _check_sizes(capacity, capacity_bytes, default_size, default_size_bytes)
     model_root = ModelRoot(root)
     for variable in _NATIVE_THREADS:
         os.environ.setdefault(variable, "1")

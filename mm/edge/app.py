@@ -5,6 +5,7 @@ Owns the order of start and stop of one process, and signals. What it serves is 
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import random
@@ -206,13 +207,23 @@ def _etcd_store(target: EtcdTarget, config: Config) -> EtcdStore:
 async def _open(server: GrpcServer, host: str, port: int, variable: str) -> int:
     try:
         return await server.start(host, port)
-    except OSError as exc:
-        # Event loops add the address to the text; it is there already.
-        why = os.strerror(exc.errno).lower() if exc.errno else exc
+    except (OSError, UnicodeError) as exc:
         raise StartupError(
-            f"cannot listen on {host}:{port} ({variable}): {why};"
-            " choose another port, or 0 for a free one"
+            f"cannot listen on {host}:{port} {_why_not_bound(exc, variable)}"
         ) from exc
+
+
+def _why_not_bound(error: OSError | UnicodeError, variable: str) -> str:
+    """Answer which setting is at fault, why, and what to do about it."""
+    bad_host = "set an address of this machine, or 0.0.0.0 for all"
+    # What the resolver says has numbers of its own, below 0.
+    if isinstance(error, UnicodeError) or (error.errno or 0) < 0:
+        return f"(MM_BIND_HOST): no such host; {bad_host}"
+    # Event loops add the address to the text; it is there already.
+    why = os.strerror(error.errno).lower() if error.errno else str(error)
+    if error.errno == errno.EADDRNOTAVAIL:
+        return f"(MM_BIND_HOST): {why}; {bad_host}"
+    return f"({variable}): {why}; choose another port, or 0 for a free one"
 
 
 async def _starting(_call: IncomingCall) -> None:

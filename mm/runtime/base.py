@@ -142,10 +142,9 @@ class ModelRuntime(ABC, Generic[ModelT]):
     def check(self) -> None:
         """Raise ``StartupError`` for settings that the mesh would refuse (spec around 8)."""
         default_bytes = self.default_model_size_bytes
-        capacity_bytes_min = max(2 * default_bytes, min(512 * MIB, 10 * default_bytes))
         checks = [
             ("default_model_size_bytes", default_bytes, UNIT_BYTES),
-            ("capacity_bytes", self.capacity_bytes, capacity_bytes_min),
+            ("capacity_bytes", self.capacity_bytes, capacity_bytes_min(default_bytes)),
             ("loading_concurrency_max", self.loading_concurrency_max, 1),
             ("load_timeout_s", self.load_timeout_s, self._LOAD_TIMEOUT_S_MIN),
             ("call_threads_max", self.call_threads_max, 1),
@@ -155,3 +154,8 @@ class ModelRuntime(ABC, Generic[ModelT]):
         for name, value, minimum in checks:
             if value < minimum:
                 raise StartupError(f"{name} is {value}; at least {minimum} is needed")
+
+
+def capacity_bytes_min(default_model_size_bytes: int) -> int:
+    """Answer the smallest capacity that the mesh starts with (spec core 3.1)."""
+    return max(2 * default_model_size_bytes, min(512 * MIB, 10 * default_model_size_bytes))

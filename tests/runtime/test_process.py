@@ -179,6 +179,12 @@ def test_a_load_that_never_ends_does_not_hold_up_the_stop(start: Any, connect: A
         (["example"], {"RS_METHOD_INFOS": "a.B/c=x"}, "RS_METHOD_INFOS: 'a.B/c=x'; allowed is"),
         (["sklearn", "--root", "/nowhere"], {}, "the model root '/nowhere' is no directory"),
         (["sklearn", "--root", "/", "--capacity", "much"], {}, "--capacity 'much'; allowed are"),
+        (
+            ["sklearn", "--capacity", "0"],
+            {},
+            "--capacity '0'; with --default-size 1MiB at least 10485760 bytes are needed",
+        ),
+        (["sklearn", "--default-size", "0"], {}, "--default-size '0'; at least 8192 bytes"),
     ],
 )
 def test_what_prevents_the_start_is_one_line(

@@ -128,6 +128,25 @@ def test_port_in_use(serve: Serve, runtime: GrpcioRuntime, variable: str) -> Non
     )
 
 
+@pytest.mark.parametrize(
+    ("host", "why"),
+    [
+        ("203.0.113.7", "cannot assign requested address"),
+        ("mm..local", "no such host"),
+    ],
+)
+def test_address_that_is_not_ours(
+    serve: Serve, runtime: GrpcioRuntime, host: str, why: str
+) -> None:
+    path = runtime.address.removeprefix("unix:")
+    program = serve(MM_BIND_HOST=host, INTERNAL_GRPC_SOCKET_PATH=path)
+    assert program.wait_end(END_TIMEOUT_S) == CANNOT_START
+    assert program.complaint == (
+        f"mm: cannot listen on {host}:0 (MM_BIND_HOST): {why};"
+        " set an address of this machine, or 0.0.0.0 for all"
+    )
+
+
 # --- the store ----------------------------------------------------------------------------------
 
 
