@@ -16,6 +16,7 @@ from typing import Final, Literal, Self
 
 from mm.core.dataplane import DataplaneConfig, parse_dataplane_config
 from mm.core.ids import InstanceId
+from mm.core.load_failures import FailureRules
 from mm.environment import Environment, wrong
 from mm.errors import ConfigError
 from mm.known_variables import ELSEWHERE, MEANINGLESS, NOT_YET, TLS_NOT_YET
@@ -128,9 +129,13 @@ class Config(Limits):
     warnings: tuple[str, ...] = ()
 
     @property
-    def load_failure_expiry_in_use_ms(self) -> int:
-        """The expiry for a model that is being asked for: half (spec core 3.11)."""
-        return self.load_failure_expiry_ms // 2
+    def failure_rules(self) -> FailureRules:
+        """How long failed loads count, and how many are enough."""
+        return FailureRules(
+            expiry_ms=self.load_failure_expiry_ms,
+            pause_first_ms=round(self.load_pause_first_s * 1000),
+            failures_max=self.load_failures_max,
+        )
 
     def log_warnings(self, logger: logging.Logger) -> None:
         """Say once what was odd about the environment."""

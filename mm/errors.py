@@ -97,9 +97,16 @@ class MethodRefusedError(MeshError):
 
 
 class LoadFailedError(MeshError):
-    """The model could not be loaded anywhere; the message ends in the runtime's own text."""
+    """The model could not be loaded anywhere; the message ends in the runtime's own text.
+
+    ``is_permanent``: it is the model's fault, and no other instance need be tried.
+    """
 
     code = StatusCode.FAILED_PRECONDITION
+
+    def __init__(self, message: str, *, is_permanent: bool = False) -> None:
+        super().__init__(message)
+        self.is_permanent = is_permanent
 
 
 class LoadTimeoutError(MeshError):

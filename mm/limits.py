@@ -26,6 +26,10 @@ class Limits:
     #: Recent load failures after which no further instance is asked to load the model: it is the
     #: model that is at fault then, and trying on would evict good models everywhere.
     load_failures_max: int = 3
+    #: After a load that failed for a passing reason, an instance is spared this long, then twice as
+    #: long, up to `load_failure_expiry_ms`. A download that broke or a runtime that restarts is
+    #: mended within seconds; a quarter of an hour for everything, as in Java, is no answer to it.
+    load_pause_first_s: float = 10.0
     #: A call waits for a load at most this many load time limits: one for the load itself, the
     #: others for loads queued before it and for room.
     load_wait_factor: int = 5

@@ -12,6 +12,7 @@ import pytest
 from mm.config import Config, TcpEndpoint, UnixEndpoint
 from mm.core.dataplane import DataplaneConfig, RpcConfig, parse_dataplane_config
 from mm.core.ids import InstanceId
+from mm.core.load_failures import FailureRules
 from mm.errors import ConfigError
 from mm.known_variables import ELSEWHERE, MEANINGLESS, NOT_YET, TLS_NOT_YET
 from mm.limits import Limits
@@ -49,7 +50,7 @@ def test_defaults_are_those_of_the_java_mesh() -> None:
     assert config.headers_bytes_max == 8192
     assert config.multi_parallelism == 4
     assert config.load_failure_expiry_ms == 900_000
-    assert config.load_failure_expiry_in_use_ms == 450_000
+    assert config.failure_rules == FailureRules(900_000, 10_000, 3)
     assert config.shutdown_timeout_s == 30
     assert config.dataplane == "python"
     assert config.dataplane_config == DataplaneConfig()
@@ -98,7 +99,7 @@ def test_every_setting_arrives() -> None:
     assert config.message_bytes_max == 1000
     assert config.headers_bytes_max == 4096
     assert config.multi_parallelism == 1
-    assert config.load_failure_expiry_in_use_ms == 1000
+    assert config.failure_rules.expiry_ms == 2001
     assert config.shutdown_timeout_s == 90.5
     assert config.log_each_invoke
     assert config.log_level == "debug"

@@ -98,6 +98,8 @@ class Outcome(enum.Enum):
     RUNTIME_UNAVAILABLE = "runtime-unavailable"
     #: The load that the peer was asked for failed there (trailer ``mm-hop-result: load-failed``).
     LOAD_FAILED = "load-failed"
+    #: So did this one, and it would at any other instance: the model is at fault.
+    LOAD_REFUSED = "load-refused"
     #: So did this one, by taking longer than the runtime's own limit.
     LOAD_TIMEOUT = "load-timeout"
 

@@ -9,7 +9,7 @@ Owns the kinds, the back-off and the attributes of a failure in a model record. 
 Otherwise leave out the instances in ``verdict.excluded``, and all whose whole capacity is below
 ``verdict.needed_units`` (0: nobody knows). Whoever records a failure counts it with
 ``FailureRules.count_next`` and stores ``LoadFailure.written_to``. Whoever cleans records drops a
-failure once ``FailureRules.is_forgotten``.
+failure at ``FailureRules.forgotten_ms``.
 """
 
 from __future__ import annotations
@@ -161,12 +161,11 @@ class FailureRules:
         quarter = zlib.crc32(name.encode("utf-8", "surrogatepass")) % 1024
         return failure.failed_ms + pause_ms - pause_ms * quarter // 4096
 
-    def is_forgotten(self, model_id: ModelId, failure: LoadFailure, now_ms: int) -> bool:
-        """Answer whether a failure tells nothing any more, not even how long the next pause is."""
-        over_ms = self.over_ms(model_id, failure, in_use=False)
+    def forgotten_ms(self, failure: LoadFailure) -> int:
+        """Answer when a failure tells nothing any more, not even how long the next pause is."""
         if failure.kind in (None, FailureKind.PERMANENT):
-            return now_ms >= over_ms
-        return now_ms >= max(over_ms, failure.failed_ms + 2 * self.expiry_ms)
+            return failure.failed_ms + self.expiry_ms
+        return failure.failed_ms + 2 * self.expiry_ms
 
     def counting(
         self, model_id: ModelId, record: ModelRecord, now_ms: int, *, in_use: bool = True
@@ -188,7 +187,7 @@ class FailureRules:
         count = 1
         for instance_id in record.failures:
             failure = LoadFailure.read(record, instance_id)
-            if not self.is_forgotten(model_id, failure, now_ms):
+            if now_ms < self.forgotten_ms(failure):
                 is_over = now_ms >= self.over_ms(model_id, failure)
                 count = max(count, failure.count + is_over)
         return min(count, COUNT_MAX)

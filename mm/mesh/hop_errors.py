@@ -33,6 +33,8 @@ def hop_error(outcome: Outcome, message: str) -> MeshError:
 
 def hop_result(error: MeshError) -> str | None:
     """Answer what a peer should make of an error of ours; None: it is the answer to its client."""
+    if isinstance(error, LoadFailedError) and error.is_permanent:
+        return Outcome.LOAD_REFUSED.value
     for kind, outcome in _RESULTS:
         if isinstance(error, kind):
             return outcome.value

@@ -14,6 +14,7 @@ from anyio.abc import TaskGroup
 
 from mm.core.ids import UNIT_BYTES, ModelId, units_of
 from mm.core.load_errors import failure_message, is_nothing_loaded
+from mm.core.load_failures import FailureKind, FailureRules, LoadFailure, kind_of
 from mm.core.records import ModelRecord
 from mm.errors import (
     LoadFailedError,
@@ -45,12 +46,14 @@ class Loader:
         runtime: Runtime,
         parameters: RuntimeParameters,
         limits: Limits,
+        failure_rules: FailureRules,
     ) -> None:
         self._copies = copies
         self._registrar = registrar
         self._runtime = runtime
         self._parameters = parameters
         self._limits = limits
+        self._failure_rules = failure_rules
         self._turns = LoadTurns(parameters.loading_concurrency_max)
         self._group: TaskGroup | None = None
         self._under_way = 0
@@ -130,7 +133,7 @@ class Loader:
                     # Of the store, the queue or space: nothing that would be the model's fault.
                     self._copies.remove(copy, exc)
                 except LoadRefusedError as exc:
-                    await self._failed(copy, exc)
+                    await self._failed(copy, basis, exc)
         finally:
             self._under_way -= 1
 
@@ -141,7 +144,11 @@ class Loader:
         await self._registrar.register(copy, basis)
         accounting = self._copies.accounting
         if not accounting.can_ever_fit(size_units):
-            raise LoadRefusedError(accounting.too_large_message(copy.model_id, size_units))
+            raise LoadRefusedError(
+                accounting.too_large_message(copy.model_id, size_units),
+                FailureKind.CAPACITY,
+                needed_units=size_units,
+            )
         copy.started.set()
         with anyio.move_on_after(self._limits.space_wait_s) as waited:
             await self._copies.admission.admit(copy, size_units)
@@ -201,7 +208,9 @@ class Loader:
             raise LoadRefusedError(message, timed_out=True) from None
         except RuntimeCallError as exc:
             raise LoadRefusedError(
-                failure_message(exc.code, exc.message), nothing_loaded=is_nothing_loaded(exc.code)
+                failure_message(exc.code, exc.message),
+                kind_of(exc.code, exc.message),
+                nothing_loaded=is_nothing_loaded(exc.code),
             ) from exc
         finally:
             self._copies.counters.loading_s += anyio.current_time() - copy.loading_since_s
@@ -224,25 +233,50 @@ class Loader:
             capacity_bytes = accounting.table_capacity_units * UNIT_BYTES
             raise LoadRefusedError(
                 f"Size of {size_bytes} bytes of model {copy.model_id} is larger than total"
-                f" effective capacity of {capacity_bytes} bytes"
+                f" effective capacity of {capacity_bytes} bytes",
+                FailureKind.CAPACITY,
+                needed_units=units_of(size_bytes),
             )
 
-    async def _failed(self, copy: LocalCopy, refused: LoadRefusedError) -> None:
+    async def _failed(self, copy: LocalCopy, basis: ModelRecord, refused: LoadRefusedError) -> None:
         """Tell the registry, then those who wait: whoever asks after them must find the failure."""
-        logger.warning("load of model %s failed: %s", copy.model_id, refused)
+        message, rules, now_ms = str(refused), self._failure_rules, self._copies.clock.now_ms()
+        logger.warning("load of model %s failed: %s", copy.model_id, message)
         self._copies.counters.load_failures += 1
-        await self._registrar.record_failure(copy, str(refused))
-        failure = LoadTimeoutError if refused.timed_out else LoadFailedError
-        self._copies.remove(copy, failure(str(refused)), nothing_loaded=refused.nothing_loaded)
+        failure = LoadFailure(
+            self._registrar.instance_id,
+            now_ms,
+            message,
+            refused.kind,
+            # Registering this copy has taken out what the record told of this instance.
+            rules.count_next(copy.model_id, basis, copy.enqueued_ms),
+            refused.needed_units,
+        )
+        await self._registrar.record_failure(copy, failure, rules)
+        error: MeshError = LoadFailedError(
+            message, is_permanent=refused.kind is FailureKind.PERMANENT
+        )
+        if refused.timed_out:
+            error = LoadTimeoutError(message)
+        self._copies.remove(copy, error, nothing_loaded=refused.nothing_loaded)
 
 
 class LoadRefusedError(Exception):
     """The runtime did not load the model; the text is for the failure record."""
 
     def __init__(
-        self, message: str, *, timed_out: bool = False, nothing_loaded: bool = False
+        self,
+        message: str,
+        kind: FailureKind = FailureKind.TRANSIENT,
+        *,
+        needed_units: int = 0,
+        timed_out: bool = False,
+        nothing_loaded: bool = False,
     ) -> None:
         super().__init__(message)
+        self.kind = kind
+        #: What the model needs, if that is more than this instance has at all.
+        self.needed_units = needed_units
         self.timed_out = timed_out
         #: The runtime promises that it took no memory.
         self.nothing_loaded = nothing_loaded

@@ -215,6 +215,7 @@ class Node:
             runtime=ports.runtime,
             parameters=parameters,
             limits=config,
+            failure_rules=config.failure_rules,
         )
         self._waiters = Waiters(
             config,
@@ -233,8 +234,7 @@ class Node:
             placer=Placer(
                 me=self._me,
                 members=self._members,
-                limits=config,
-                failure_expiry_ms=config.load_failure_expiry_in_use_ms,
+                failure_rules=config.failure_rules,
                 default_units=self._sizing.default_units,
                 rng=ports.rng,
             ),

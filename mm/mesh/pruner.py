@@ -15,6 +15,7 @@ import anyio
 
 from mm.config import Config
 from mm.core.ids import InstanceId, ModelId
+from mm.core.load_failures import LoadFailure
 from mm.core.records import ModelRecord, RecordError
 from mm.errors import StoreUnavailableError
 from mm.mesh.members import Members
@@ -88,22 +89,23 @@ class Pruner:
 
     async def _drop_expired_failures(self) -> float:
         """Forget our own failures that are over; answers the seconds until the next one is."""
-        expiry_ms = self._config.load_failure_expiry_ms
-        now_ms = self._clock.now_ms()
-        ages_ms = {}
+        rules, now_ms = self._config.failure_rules, self._clock.now_ms()
+        ends_ms = {}
         for model_id in self._registry.failed_at(self._me):
             record = self._registry.get(model_id)
             if record is not None and self._me in record.failures:
-                ages_ms[model_id] = now_ms - record.failures[self._me]
+                failure = LoadFailure.read(record, self._me)
+                ends_ms[model_id] = rules.forgotten_ms(failure)
 
         def change(record: ModelRecord | None) -> ModelRecord | None:
-            if record is None or now_ms - record.failures.get(self._me, now_ms) < expiry_ms:
+            if record is None or self._me not in record.failures:
                 return record
-            return record.without_failure(self._me)
+            is_over = rules.forgotten_ms(LoadFailure.read(record, self._me)) <= now_ms
+            return record.without_failure(self._me) if is_over else record
 
-        await self._update_all({m for m, age_ms in ages_ms.items() if age_ms >= expiry_ms}, change)
-        left_ms = [expiry_ms - age_ms for age_ms in ages_ms.values() if age_ms < expiry_ms]
-        return max(1.0, min(left_ms, default=expiry_ms) / 1000)
+        await self._update_all({m for m, end_ms in ends_ms.items() if end_ms <= now_ms}, change)
+        left_ms = [end_ms - now_ms for end_ms in ends_ms.values() if end_ms > now_ms]
+        return max(1.0, min(left_ms, default=rules.expiry_ms) / 1000)
 
     async def _update_all(self, models: Collection[ModelId], change: Change) -> None:
         limiter = anyio.CapacityLimiter(CONCURRENCY)

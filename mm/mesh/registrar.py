@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection
+from dataclasses import replace
 
 import anyio
 
 from mm.core.ids import InstanceId, ModelId
+from mm.core.load_failures import FailureRules, LoadFailure
 from mm.core.records import ModelRecord, RecordError
 from mm.errors import ModelNotFoundError, StoreUnavailableError
 from mm.mesh.local_copy import LocalCopy
@@ -42,7 +44,7 @@ class Registrar:
 
     def __init__(self, registry: Registry, instance_id: InstanceId, clock: Clock) -> None:
         self._registry = registry
-        self._me = instance_id
+        self._me = self.instance_id = instance_id
         self._clock = clock
         #: The value under which the present copy of a model is registered, or is about to be.
         self._live: dict[ModelId, int] = {}
@@ -106,9 +108,11 @@ class Registrar:
         self._owed[model_id] = max(last_used_ms, self._owed.get(model_id, 0))
         self._something_owed.set()
 
-    async def record_failure(self, copy: LocalCopy, message: str) -> None:
+    async def record_failure(
+        self, copy: LocalCopy, failure: LoadFailure, rules: FailureRules
+    ) -> None:
         """Replace the copy by a failure, for status answers and for placement elsewhere (spec core
-        3.10).
+        3.10). It is counted by the record as the store has it, ``failure.count`` at least.
         """
 
         def change(record: ModelRecord | None) -> ModelRecord | None:
@@ -116,7 +120,9 @@ class Registrar:
                 return record
             if record.copies.get(self._me, copy.enqueued_ms) != copy.enqueued_ms:
                 return record
-            return record.with_failure(self._me, self._clock.now_ms(), message)
+            now_ms = self._clock.now_ms()
+            count = max(failure.count, rules.count_next(copy.model_id, record, now_ms))
+            return replace(failure, failed_ms=now_ms, count=count).written_to(record)
 
         # Before the write: its event must not look as if somebody else had taken the copy out.
         copy.registered = False

@@ -308,6 +308,8 @@ class Router:
             call.excludes.add(self._me)
             if call.hop is not Hop.EXTERNAL or isinstance(copy.failure, ModelNotFoundError):
                 raise call.failure
+            if isinstance(copy.failure, LoadFailedError) and copy.failure.is_permanent:
+                call.may_load = False
             return None
         call.excludes.discard(self._me)
         return self._ready_here(call)
@@ -346,6 +348,9 @@ class Router:
                 )
             case Outcome.LOAD_FAILED:
                 call.failure = LoadFailedError(message)
+            case Outcome.LOAD_REFUSED:
+                call.failure = LoadFailedError(message, is_permanent=True)
+                call.may_load = False
             case Outcome.LOAD_TIMEOUT:
                 call.failure = LoadTimeoutError(message)
         # The peer has reloaded a lost model, if that could help: it is the model's own answer.

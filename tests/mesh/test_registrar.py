@@ -9,6 +9,7 @@ import anyio
 import pytest
 
 from mm.core.ids import InstanceId, ModelId
+from mm.core.load_failures import FailureKind, FailureRules, LoadFailure
 from mm.core.records import ModelInfo, ModelRecord
 from mm.edge.memory_server import MemoryServer
 from mm.edge.memory_store import Fault, MemoryStore
@@ -27,6 +28,8 @@ M = ModelId("m")
 ME, OTHER = InstanceId("me"), InstanceId("other")
 INFO = ModelInfo("type", "path")
 RECORD = ModelRecord(INFO, last_used_ms=5)
+FAILURE = LoadFailure(ME, 1, "out of luck", FailureKind.TRANSIENT, 2)
+RULES = FailureRules(900_000, 10_000, 3)
 
 
 def copy_at(enqueued_ms: int, last_used_ms: int = 0, info: ModelInfo = INFO) -> LocalCopy:
@@ -221,11 +224,12 @@ async def test_a_failure_takes_the_place_of_the_copy() -> None:
     async with running() as world:
         copy = copy_at(10)
         await world.registrar.register(copy, RECORD)
-        await world.registrar.record_failure(copy, "out of luck")
+        await world.registrar.record_failure(copy, FAILURE, RULES)
         stored = world.record()
         assert stored is not None
         assert stored.copies == {}
-        assert stored.failure_text(ME) == "out of luck"
+        assert stored.failure_details == {ME: {"msg": "out of luck", "kind": "transient", "n": 2}}
+        assert stored.failures[ME] > 1
         assert not copy.registered
 
 
@@ -235,7 +239,7 @@ async def test_a_failure_that_cannot_be_recorded_is_at_least_a_copy_less() -> No
         copy = copy_at(10)
         await world.registrar.register(copy, RECORD)
         world.store.set_fault(Fault.REFUSED)
-        await world.registrar.record_failure(copy, "out of luck")
+        await world.registrar.record_failure(copy, FAILURE, RULES)
         world.registrar.deregister(copy)  # as for every copy that ends
         world.store.set_fault(None)
         await until(lambda: world.copies() == {})
@@ -247,7 +251,7 @@ async def test_a_failure_is_not_held_against_another_model_of_the_same_id() -> N
         await world.registrar.register(copy, RECORD)
         other = ModelRecord(ModelInfo("type", "another path"))
         world.put(other)
-        await world.registrar.record_failure(copy, "out of luck")
+        await world.registrar.record_failure(copy, FAILURE, RULES)
         assert world.record() == other
 
 

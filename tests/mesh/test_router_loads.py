@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import anyio
@@ -17,8 +18,8 @@ from mm.errors import (
     StatusCode,
 )
 from mm.mesh.ports import RuntimeParameters
-from mm.testing.cluster import running_cluster
-from mm.testing.fake_runtime import DEFAULT_PARAMETERS
+from mm.testing.cluster import running_cluster, small_parameters
+from mm.testing.fake_runtime import DEFAULT_PARAMETERS, MIB, FakeRuntime
 from tests.mesh.calls import FAST, call_for, loaded_at, loads
 
 pytestmark = pytest.mark.anyio
@@ -50,20 +51,100 @@ async def test_a_load_that_succeeds_elsewhere_is_an_answer() -> None:
 
 
 @pytest.mark.virtual_time
-async def test_failures_count_for_seven_and_a_half_minutes() -> None:
+@pytest.mark.parametrize(
+    ("code", "kind", "longest_s"),
+    [(StatusCode.INTERNAL, "transient", 10), (StatusCode.NOT_FOUND, "permanent", 450)],
+)
+async def test_failures_count_for_a_time_that_fits_their_kind(
+    code: StatusCode, kind: str, longest_s: float
+) -> None:
     async with running_cluster("a", plan=FAST) as cluster:
         await cluster["a"].register("m")
-        cluster["a"].runtime.fail_loads("m", StatusCode.INTERNAL, "boom", times=1)
+        cluster["a"].runtime.fail_loads("m", code, "boom", times=1)
         for _ in range(3):
             with pytest.raises(LoadFailedError, match="boom"):
                 await cluster["a"].invoke("m")
+        record = cluster.record("m")
+        assert record is not None
+        assert record.failure_details["a"] == {"msg": f"{code.name}: boom", "kind": kind, "n": 1}
+        await anyio.sleep(longest_s * 0.7)
+        with pytest.raises(LoadFailedError, match="boom"):
+            await cluster["a"].invoke("m")
         assert loads(cluster) == 1
-        await anyio.sleep(7.5 * 60)
+        await anyio.sleep(longest_s * 0.3)
         assert await cluster["a"].invoke("m") == "a"
         await cluster.settle()
         record = cluster.record("m")
         assert record is not None
         assert record.failures == {}
+
+
+@pytest.mark.virtual_time
+async def test_each_failure_in_a_row_makes_the_pause_longer() -> None:
+    async with running_cluster("a", plan=FAST) as cluster:
+        await cluster["a"].register("m")
+        cluster["a"].runtime.fail_loads("m", StatusCode.UNKNOWN, "boom")
+        begun_s: list[float] = []
+        while anyio.current_time() < 700:
+            with pytest.raises(LoadFailedError, match="boom"):
+                await cluster["a"].invoke("m")
+            if loads(cluster) > len(begun_s):
+                begun_s.append(anyio.current_time())
+            await anyio.sleep(0.4)
+        pauses_s = [after - before for before, after in itertools.pairwise(begun_s)]
+        assert len(pauses_s) == 6
+        for number, pause_s in enumerate(pauses_s):
+            assert 7.5 * 2**number <= pause_s <= 10 * 2**number + 1
+
+
+async def test_a_permanent_failure_is_not_tried_on_other_instances() -> None:
+    """Neither by the call that met it at a peer or here, nor by the next one anywhere."""
+    async with running_cluster("a", "b", "c", plan=FAST) as cluster:
+        for each in cluster.serving:
+            each.runtime.fail_loads("m", StatusCode.INVALID_ARGUMENT, "no such type")
+            each.runtime.fail_loads("n", StatusCode.INVALID_ARGUMENT, "no such type")
+        for number, (model_id, balanced) in enumerate((("m", False), ("n", True)), start=1):
+            await cluster["a"].register(model_id)
+            with pytest.raises(LoadFailedError, match="no such type") as caught:
+                await cluster["a"].send(call_for(model_id, balanced=balanced))
+            assert caught.value.hop_result is None
+            await cluster.settle()
+            for each in cluster.serving:
+                with pytest.raises(LoadFailedError, match="no such type"):
+                    await each.invoke(model_id)
+            assert loads(cluster) == number
+
+
+def runtime_of(capacity_mib: int) -> FakeRuntime:
+    return FakeRuntime(small_parameters(capacity_mib), default_plan=FAST)
+
+
+async def test_a_model_too_large_for_some_is_loaded_where_there_is_memory() -> None:
+    async with running_cluster(plan=FAST) as cluster:
+        for name in "abcd":
+            await cluster.start(name, runtime=runtime_of(20))
+        await cluster.start("e", runtime=runtime_of(60))
+        await cluster["a"].register("m")
+        for each in cluster.serving:
+            each.runtime.plan("m", predicted_bytes=40 * MIB, size_bytes=40 * MIB)
+        assert await cluster["a"].invoke("m") == "e"
+        assert loads(cluster) == 1
+        await cluster.settle()
+        cluster.check()
+
+
+async def test_a_model_too_large_for_all_is_not_asked_of_all() -> None:
+    async with running_cluster(plan=FAST) as cluster:
+        for name in "abcdef":
+            await cluster.start(name, runtime=runtime_of(20))
+        await cluster["a"].register("m")
+        for each in cluster.serving:
+            each.runtime.plan("m", predicted_bytes=40 * MIB, size_bytes=40 * MIB)
+        for _ in range(2):
+            with pytest.raises(LoadFailedError, match="is larger than total effective capacity"):
+                await cluster["a"].invoke("m")
+            await cluster.settle()
+        assert sum(each.runtime.predictions.total() for each in cluster.serving) <= 3
 
 
 @pytest.mark.virtual_time
