@@ -72,6 +72,9 @@ class Settings:
     unload_returns_not_found: bool = False
     triton_not_found: bool = False
     mlserver_not_found: bool = False
+    #: Implement predictModelSize, and let loadModel tell the size that modelSize would measure.
+    predicts_sizes: bool = False
+    tells_loaded_sizes: bool = False
 
 
 class _FromEnvironment(TypedDict):
@@ -138,6 +141,9 @@ class ExampleRuntime:
         methods.add_unary(f"/{service}/unloadModel", mmesh.UnloadModelRequest, self._unload)
         methods.add_unary(f"/{service}/modelSize", mmesh.ModelSizeRequest, self._model_size)
         methods.add_unary(f"/{service}/runtimeStatus", mmesh.RuntimeStatusRequest, self._status)
+        if self.settings.predicts_sizes:
+            request_type = mmesh.PredictModelSizeRequest
+            methods.add_unary(f"/{service}/predictModelSize", request_type, self._predict_size)
 
     def add_serving(self, methods: Methods) -> None:
         """Serve what clients call."""
@@ -201,7 +207,10 @@ class ExampleRuntime:
             raise CallError(StatusCode.INTERNAL, request.model_path.removeprefix("FAIL_"))
         self._models[request.model_id] = model
         # Size 0: the mesh asks modelSize.
-        return mmesh.LoadModelResponse(max_concurrency=self.settings.model_concurrency_max)
+        return mmesh.LoadModelResponse(
+            size_in_bytes=model.size_bytes if self.settings.tells_loaded_sizes else 0,
+            max_concurrency=self.settings.model_concurrency_max,
+        )
 
     async def _unload(
         self, request: mmesh.UnloadModelRequest, call: IncomingCall
@@ -213,6 +222,15 @@ class ExampleRuntime:
         elif self.settings.unload_returns_not_found:
             raise CallError(StatusCode.NOT_FOUND, f"model {request.model_id} is not loaded")
         return mmesh.UnloadModelResponse()
+
+    async def _predict_size(
+        self, request: mmesh.PredictModelSizeRequest, call: IncomingCall
+    ) -> mmesh.PredictModelSizeResponse:
+        del call
+        sized = _SIZED.fullmatch(request.model_path)
+        # Models of random size have none before they are loaded.
+        size_bytes = int(sized[1]) if sized else self.settings.default_model_size_bytes
+        return mmesh.PredictModelSizeResponse(size_in_bytes=size_bytes)
 
     async def _model_size(
         self, request: mmesh.ModelSizeRequest, call: IncomingCall
@@ -293,6 +311,12 @@ def main(
     loading_concurrency: Annotated[int, typer.Option(help="Loads at a time", min=0)] = 6,
     failing: Annotated[bool, typer.Option("--failing", help="Answer FAILING, not READY")] = False,
     legacy: Annotated[bool, typer.Option("--legacy", help="Old name of the SPI only")] = False,
+    predict_sizes: Annotated[
+        bool, typer.Option("--predict-sizes", help="Implement predictModelSize")
+    ] = False,
+    tell_sizes: Annotated[
+        bool, typer.Option("--tell-sizes", help="Tell sizes in the answers of loadModel")
+    ] = False,
     seed: Annotated[int | None, typer.Option(help="Seed of random sizes and times")] = None,
 ) -> None:
     """Serve the example runtime: fake models of any size, for tests and demonstrations."""
@@ -305,6 +329,8 @@ def main(
         model_concurrency_max=max_concurrency,
         is_failing=failing,
         is_legacy=legacy,
+        predicts_sizes=predict_sizes,
+        tells_loaded_sizes=tell_sizes,
         **settings_from_environment(os.environ),
     )
     run(services(ExampleRuntime(settings, random.Random(seed)), address))

@@ -100,6 +100,19 @@ def test_load_size_predict_unload(start: Any) -> None:
     runtime.unload("m")
 
 
+def test_sizes_before_and_with_the_load_are_options(start: Any) -> None:
+    request = mmesh.PredictModelSizeRequest(model_id="m", model_path=FAST)
+    with pytest.raises(grpc.RpcError, check=lambda e: e.code().name == "UNIMPLEMENTED"):
+        start().spi("predictModelSize", request, mmesh.PredictModelSizeResponse)
+    runtime = start(predicts_sizes=True, tells_loaded_sizes=True)
+    answer = runtime.spi("predictModelSize", request, mmesh.PredictModelSizeResponse)
+    assert answer.size_in_bytes == 10_000
+    assert runtime.load("m").size_in_bytes == 10_000
+    other = mmesh.PredictModelSizeRequest(model_id="n", model_path="somewhere")
+    answer = runtime.spi("predictModelSize", other, mmesh.PredictModelSizeResponse)
+    assert answer.size_in_bytes == 50 * 2**20
+
+
 def test_a_late_status_request_purges_the_models(start: Any) -> None:
     runtime = start()
     runtime.load("m")
