@@ -182,6 +182,7 @@ class Copies:
             self._left(self.table.put(copy.model_id, copy.weight_units, copy.last_used_ms))
         self.table.set_state(copy.model_id, CopyState.READY)
         self.counters.loads += 1
+        self.registrar.progressed(copy)
         copy.settle()
         self.admission.leave(copy)
         self._changed()
@@ -192,6 +193,7 @@ class Copies:
         freed = self.accounting.measured(weight_units - copy.weight_units)
         copy.weight_units = weight_units
         self._keep_those_under_way(self.clock.now_ms())
+        self.registrar.progressed(copy)
         self._left(self.table.set_weight(copy.model_id, weight_units))
         if freed:
             self.space.wake()

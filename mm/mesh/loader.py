@@ -200,6 +200,7 @@ class Loader:
         copy.enter(Phase.LOADING)  # claimed; but it may have left before this task ran again
         self._copies.table.set_state(copy.model_id, CopyState.LOADING)
         copy.loading_since_s = anyio.current_time()
+        self._registrar.progressed(copy)
         try:
             with anyio.fail_after(self.load_timeout_s):
                 return await self._runtime.load(copy.model_id, copy.info)

@@ -24,7 +24,7 @@ from mm.core.sizing import CacheSizing
 from mm.errors import ModelNotFoundError, NoRoomError, StartupError, StoreUnavailableError
 from mm.mesh.copies import Copies
 from mm.mesh.loader import Loader
-from mm.mesh.local_copy import LocalCopy, Phase
+from mm.mesh.local_copy import Phase
 from mm.mesh.members import Members
 from mm.mesh.models import Models
 from mm.mesh.placer import Placer
@@ -384,13 +384,7 @@ class Node:
         elif record.info != copy.info:
             self._copies.remove(copy)  # registered anew: whoever waits asks again
         elif copy.registered and copy.started.is_set() and self._me not in record.copies:
-            self._group.start_soon(self._restore, copy)
-
-    async def _restore(self, copy: LocalCopy) -> None:
-        try:
-            await self._registrar.restore(copy)
-        except (StoreUnavailableError, RecordError) as exc:
-            logger.warning("copy of model %s not registered again: %s", copy.model_id, exc)
+            self._registrar.restore(copy)
 
 
 def _went_away(error: StoreUnavailableError) -> str:
