@@ -54,6 +54,16 @@ class Call:
     last_used_ms: int = 0
     #: Loading it somewhere may help; not after a runtime that has it said UNAVAILABLE.
     may_load: bool = True
+    #: The peer that passed it on, which hears how busy the copy is; none if it did not say.
+    sender: InstanceId | None = None
+    #: The sender could use another copy, and has not been sent away yet.
+    may_redirect: bool = False
+    #: The copy that was too busy for it, and sent it away.
+    busy: InstanceId | None = None
+    #: How often a runtime answered RESOURCE_EXHAUSTED.
+    exhausted_count: int = 0
+    #: How many instances failed to load it for this call.
+    load_failures_count: int = 0
     #: It waited here for a load: a miss of the cache.
     has_waited: bool = False
     #: It does so now.
@@ -96,6 +106,10 @@ class Outcome(enum.Enum):
     UNREACHABLE = "unreachable"
     #: The runtime answered UNAVAILABLE.
     RUNTIME_UNAVAILABLE = "runtime-unavailable"
+    #: The runtime, or the limit of calls for one copy, answered RESOURCE_EXHAUSTED.
+    EXHAUSTED = "exhausted"
+    #: The copy is busier than its runtime likes, and the sender knows of another one.
+    REDIRECT = "redirect"
     #: The load that the peer was asked for failed there (trailer ``mm-hop-result: load-failed``).
     LOAD_FAILED = "load-failed"
     #: So did this one, and it would at any other instance: the model is at fault.
@@ -129,6 +143,13 @@ class PeerRoute:
     excludes: frozenset[InstanceId] = frozenset()
     hops_left: int = 1
     known_size_units: int = 0
+    #: Who sends it.
+    sender: InstanceId | None = None
+    #: The copy there is on its way, or is to be made: the call must not keep hits waiting.
+    may_wait: bool = False
+    #: There is another ready copy: the one there may send the call back, if all of it can be sent
+    #: again.
+    may_redirect: bool = False
 
 
 Route = LocalRoute | PeerRoute

@@ -28,6 +28,8 @@ LEFT: Final = b"mm-hop-left"
 TRIED: Final = b"mm-hop-tried"
 EXCLUDES: Final = b"mm-hop-excludes"
 SIZE: Final = b"mm-hop-size"
+FROM: Final = b"mm-hop-from"
+REDIRECT: Final = b"mm-hop-redirect"
 LOAD: Final = b"mm-hop-load"
 RESULT: Final = b"mm-hop-result"
 
@@ -41,6 +43,8 @@ class HopRequest:
     tried: frozenset[InstanceId] = frozenset()
     excludes: frozenset[InstanceId] = frozenset()
     known_size_units: int = 0
+    sender: InstanceId | None = None
+    may_redirect: bool = False
 
     def to_call(self, model_id: ModelId, method: str, deadline_s: float | None) -> Call:
         """Answer the call as the router here is asked about it."""
@@ -53,11 +57,17 @@ class HopRequest:
             excludes=set(self.excludes),
             hops_left=self.hops_left,
             known_size_units=self.known_size_units,
+            sender=self.sender,
+            may_redirect=self.may_redirect,
         )
 
 
-def write_hop_request(route: PeerRoute) -> HeaderList:
-    """Answer the headers that go with a call to a peer."""
+def write_hop_request(route: PeerRoute, *, is_kept: bool = False) -> HeaderList:
+    """Answer the headers that go with a call to a peer.
+
+    ``is_kept``: the whole request is here and can be sent again, whatever happens; only then may
+    the peer send the call back.
+    """
     headers = [
         (VERSION, b"%d" % HOP_VERSION),
         (KIND, route.hop.value.encode()),
@@ -69,6 +79,10 @@ def write_hop_request(route: PeerRoute) -> HeaderList:
         headers.append((EXCLUDES, _write_instances(route.excludes)))
     if route.known_size_units:
         headers.append((SIZE, b"%d" % route.known_size_units))
+    if route.sender:
+        headers.append((FROM, quote(route.sender, safe="").encode()))
+    if route.may_redirect and is_kept:
+        headers.append((REDIRECT, b"1"))
     return headers
 
 
@@ -84,6 +98,8 @@ def read_hop_request(mesh: Sequence[Header]) -> HopRequest:
         tried=_read_instances(values.get(TRIED)),
         excludes=_read_instances(values.get(EXCLUDES)),
         known_size_units=_read_number(values.get(SIZE), 0),
+        sender=next(iter(_read_instances(values.get(FROM))), None),
+        may_redirect=values.get(REDIRECT) == b"1",
     )
 
 

@@ -189,4 +189,6 @@ def judge(route: Route, status: Status) -> Outcome:
         return Outcome.LOST
     if status.code == StatusCode.UNAVAILABLE:
         return Outcome.RUNTIME_UNAVAILABLE
+    if status.code == StatusCode.RESOURCE_EXHAUSTED:
+        return Outcome.EXHAUSTED
     return Outcome.ANSWERED

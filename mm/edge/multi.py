@@ -134,7 +134,9 @@ class MultiCall:
             if not walk.at_boundary:
                 raise MalformedMessageError("the request message is cut off")
             message = message + injection_suffix(route.injection_path, route.model_id)
-        headers = upstream_headers(self._incoming, route, channel, b"", ENCODINGS_READ)
+        headers = upstream_headers(
+            self._incoming, route, channel, b"", ENCODINGS_READ, is_kept=True
+        )
         answer = await exchange(channel, headers, frame_message(message))
         if answer.error is not None:
             raise answer.error

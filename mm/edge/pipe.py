@@ -43,9 +43,18 @@ _REFUSALS_MAX = 3
 
 
 def upstream_headers(
-    incoming: IncomingCall, route: Route, channel: Channel, encoding: bytes, accepted: bytes
+    incoming: IncomingCall,
+    route: Route,
+    channel: Channel,
+    encoding: bytes,
+    accepted: bytes,
+    *,
+    is_kept: bool,
 ) -> HeaderList:
-    """Answer the headers with which a call goes on (spec core 2.12)."""
+    """Answer the headers with which a call goes on (spec core 2.12).
+
+    ``is_kept``: the whole request is here and can be sent again.
+    """
     head = incoming.head
     headers = [
         (b":method", b"POST"),
@@ -62,7 +71,7 @@ def upstream_headers(
     if encoding:
         headers.append((b"grpc-encoding", encoding))
     if isinstance(route, PeerRoute):
-        headers += write_hop_request(route)
+        headers += write_hop_request(route, is_kept=is_kept)
     if incoming.deadline_s is not None:
         left_s = incoming.deadline_s - incoming.link.loop.time()
         if left_s <= 0:
@@ -153,7 +162,10 @@ class ProxiedCall:
         attempt = Attempt(self, route)
         encoding = b"" if attempt.injector else self.incoming.head.encoding
         accepted = self.incoming.head.accept_encoding
-        headers = upstream_headers(self.incoming, route, channel, encoding, accepted)
+        is_kept = self._ended and self._keeps
+        headers = upstream_headers(
+            self.incoming, route, channel, encoding, accepted, is_kept=is_kept
+        )
         end = self._ended and not self._pieces
         stream = channel.try_open(headers, attempt, end)
         if stream is None:

@@ -125,7 +125,7 @@ class Proxy:
         """Answer the channel that a route takes."""
         if isinstance(route, LocalRoute):
             return self.runtime
-        return self.peers.get(route.address, may_wait=route.hop is Hop.LOAD_LOCAL)
+        return self.peers.get(route.address, may_wait=route.may_wait)
 
 
 class _FirstMessage:

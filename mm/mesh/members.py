@@ -13,11 +13,13 @@ from dataclasses import dataclass
 
 import anyio
 
+from mm.core.copy_record import CopyStage
 from mm.core.ids import InstanceId, ModelId
 from mm.core.placement import ClusterView, InstanceView
 from mm.core.records import InstanceRecord, ModelRecord, RecordError
+from mm.core.routing import ComingCopy, ReadyCopy, is_ready
 from mm.mesh.mirror import Mirror
-from mm.mesh.ports import Item, Store
+from mm.mesh.ports import Clock, Item, Store
 from mm.mesh.registry import Registry
 from mm.table import Table
 
@@ -61,12 +63,16 @@ class Members:
         registry: Registry,
         min_space_units: int,
         own_record: Callable[[], InstanceRecord],
+        clock: Clock,
+        assumed_load_ms: Callable[[str], int],
     ) -> None:
         self._me = me
         self._table = table
         self._registry = registry
         self._min_space_units = min_space_units
         self._own_record = own_record
+        self._clock = clock
+        self._assumed_load_ms = assumed_load_ms
         self._records: dict[InstanceId, InstanceRecord] = {}
         self._handles: dict[InstanceId, int] = {}
         #: instance -> (until, current back-off), on the clock of anyio.
@@ -112,6 +118,42 @@ class Members:
     def handle_if_known(self, instance_id: InstanceId) -> int | None:
         """Answer the table's handle of an instance, reachable or not."""
         return self._handles.get(instance_id)
+
+    def instance_of(self, handle: int) -> InstanceId | None:
+        """Answer the instance of a handle, None if it cannot be called now."""
+        name = self._table.instance_of(handle)
+        if name is None or self.handle(InstanceId(name)) != handle:
+            return None
+        return InstanceId(name)
+
+    def copies_of(
+        self, model_id: ModelId, record: ModelRecord, now_ms: int
+    ) -> tuple[list[ReadyCopy], list[ComingCopy]]:
+        """Answer the copies of a model at other instances that can be called now: those that serve,
+        with the calls in flight that they told of, and those on their way.
+        """
+        ready: list[ReadyCopy] = []
+        coming: list[ComingCopy] = []
+        loads = dict(self._table.peer_loads(model_id))
+        is_table_late = False
+        for instance_id, enqueued_ms in record.copies.items():
+            handle = None if instance_id == self._me else self.handle(instance_id)
+            if handle is None:
+                continue
+            if self._is_ready(record, instance_id, now_ms):
+                is_table_late = is_table_late or handle not in loads
+                ready.append(ReadyCopy(instance_id, loads.get(handle, 0)))
+                continue
+            state = record.copy_state(instance_id)
+            if state is None:
+                coming.append(ComingCopy(instance_id, enqueued_ms))
+            else:
+                is_queued = state.stage is CopyStage.QUEUED
+                coming.append(ComingCopy(instance_id, state.since_ms, is_queued))
+        if is_table_late:
+            # One that says nothing of its state, and has had the time to load since.
+            self._record_changed(model_id, record)
+        return ready, coming
 
     def address(self, instance_id: InstanceId) -> str:
         """Answer host:port of an instance that has a handle."""
@@ -229,10 +271,27 @@ class Members:
                 self._unreachable.pop(instance_id, None)
                 self._table.remove_instance(gone.handle)
 
+    def _is_ready(self, record: ModelRecord, instance_id: InstanceId, now_ms: int) -> bool:
+        return is_ready(record, instance_id, now_ms, self._assumed_load_ms(record.info.model_type))
+
+    def _known_handle(self, instance_id: InstanceId) -> int | None:
+        """Answer the handle of an instance that is there, or was a moment ago."""
+        handle = self._handles.get(instance_id)
+        if handle is None and instance_id in self._gone:
+            handle = self._gone[instance_id].handle
+        return handle
+
     def _record_changed(self, model_id: ModelId, record: ModelRecord | None) -> None:
-        """Tell the table where copies are."""
-        copies = () if record is None else record.copies
-        handles = [self._handles[i] for i in copies if i in self._handles]
+        """Tell the table where ready copies are: those on their way are no hits."""
+        handles = []
+        if record is not None:
+            now_ms = self._clock.now_ms()
+            handles = [
+                handle
+                for instance_id in record.copies
+                if (handle := self._known_handle(instance_id)) is not None
+                and self._is_ready(record, instance_id, now_ms)
+            ]
         self._table.set_peers(model_id, handles)
         if not handles and self._table.state(model_id) == 0 and not self._table.weight(model_id):
             self._table.discard(model_id)

@@ -208,6 +208,8 @@ class Node:
             registry=self._registry,
             min_space_units=self._sizing.min_space_units,
             own_record=self.own_record,
+            clock=ports.clock,
+            assumed_load_ms=lambda _type: max(3000, parameters.load_timeout_ms // 3),
         )
         self._loader = Loader(
             copies=self._copies,

@@ -12,35 +12,43 @@ import random
 import anyio
 
 from mm.config import Config
+from mm.core import routing
 from mm.core.calls import Call, Hop, LocalRoute, Outcome, PeerRoute, Route
 from mm.core.ids import InstanceId, ModelId
 from mm.core.records import ModelRecord
+from mm.core.routing import (
+    Action,
+    Again,
+    ComingCopy,
+    Here,
+    ReadyCopy,
+    Reason,
+    RoutingLimits,
+    RoutingView,
+)
 from mm.errors import (
     LoadFailedError,
     LoadTimeoutError,
     MeshError,
-    MethodRefusedError,
     ModelNotFoundError,
     NoRoomError,
     QueueFullError,
-    RuntimeUnavailableError,
 )
 from mm.mesh.copies import Copies
 from mm.mesh.hop_errors import hop_error, hop_result, load_failure
 from mm.mesh.loader import Loader
 from mm.mesh.local_copy import LocalCopy
 from mm.mesh.members import Members
+from mm.mesh.permissions import Permissions
 from mm.mesh.placer import Placer
 from mm.mesh.ports import RuntimeParameters
 from mm.mesh.registry import Registry
+from mm.mesh.retries import Retries
 from mm.mesh.vmodels import VModels
 from mm.mesh.waiters import Waiters
 from mm.table import LOCAL, NONE
 
 logger = logging.getLogger(__name__)
-
-#: The service that manages the runtime is never reachable through the mesh (around 6.4).
-MANAGEMENT_SERVICES = ("/mmesh.ModelRuntime/", "/com.ibm.watson.tas.internal.proto.ModelServer/")
 
 
 class Router:
@@ -76,9 +84,16 @@ class Router:
         self._waiters = waiters
         self._placer = placer
         self._rng = rng
+        self._permissions = Permissions(parameters)
+        self._retries = Retries(self._me, members, copies.counters)
         self._table = copies.table
         self._counters = copies.counters
         self._clock = copies.clock
+        self._limits = RoutingLimits(
+            attempts_max=config.retry_iterations_max,
+            copies_tried_max=config.copies_tried_max,
+            load_failures_max=config.load_failures_max,
+        )
         #: Calls between `route` and `finished`.
         self.routes_open = 0
 
@@ -87,7 +102,7 @@ class Router:
     async def route(self, call: Call) -> Route:
         """Answer where to send the call now; waits for loads. Raises ``MeshError``."""
         try:
-            route = self._ready_here(call) or await self._look(call)
+            route = self._hit(call) or await self._look(call)
         except BaseException as exc:
             call.end_turn()
             if isinstance(exc, MeshError):
@@ -151,9 +166,19 @@ class Router:
             return False
         if outcome is Outcome.ABANDONED:
             return False
-        if isinstance(route, LocalRoute):
-            return self._failed_here(call, route, outcome, message)
-        return self._failed_there(call, route, outcome, message)
+        if isinstance(route, PeerRoute):
+            again = self._retries.failed_there(call, route, outcome, message)
+        elif outcome is Outcome.LOST:
+            return self._copies.lost(call.model_id, route.load_id, anyio.current_time())
+        else:
+            again = self._retries.failed_here(call, outcome, message)
+        return again is Again.YES or (again is Again.IF_COPY and self._has_copy(call))
+
+    def _has_copy(self, call: Call) -> bool:
+        """Answer whether there is a copy, ready or on its way, that the call may still use."""
+        record = self._registry.get(call.model_id)
+        action = routing.decide(self._view(call, record), self._limits, self._rng).action
+        return action not in (Action.FAIL, Action.LOAD)
 
     async def resolve(self, vmodel_id: str) -> ModelId:
         """Answer the active model of a vmodel; raises ``ModelNotFoundError``."""
@@ -171,19 +196,51 @@ class Router:
 
     # --- attempts, cheapest first ---
 
-    def _ready_here(self, call: Call) -> LocalRoute | None:
-        """The hit path: no await, no record, one look into the table."""
-        if self._me in call.tried:
+    def _hit(self, call: Call) -> Route | None:
+        """The hit path: no await, no record, a look or two into the table; None if it takes more.
+
+        It answers what ``routing.decide`` would.
+        """
+        if call.attempts or call.tried:
             return None
-        copy = self._copies.get(call.model_id)
-        if copy is None or not copy.serves:
+        model_id = call.model_id
+        copy = self._copies.get(model_id)
+        if copy is not None and copy.serves:
+            if call.may_redirect and self._is_busy(model_id):
+                raise hop_error(Outcome.REDIRECT, f"the copy of model {model_id} here is busy")
+            if routing.stays(call.hop, self._favours_self(call), self._table.in_flight(model_id)):
+                call.attempts += 1
+                return self._pin(call, copy)
+        elif call.hop is not Hop.EXTERNAL or model_id not in self._table:
             return None
-        injection_path = self._permit(call)
+        chosen = self._table.choose(model_id, self._rng.getrandbits(64))
+        if chosen == LOCAL and copy is not None:
+            call.attempts += 1
+            return self._pin(call, copy)
+        instance_id = None if chosen == NONE else self._members.instance_of(chosen)
+        if instance_id is None:
+            return None
+        call.attempts += 1
+        may_redirect = copy is not None or len(self._table.peers(model_id)) > 1
+        return self._route_to(call, instance_id, Hop.HIT_ONLY, may_redirect=may_redirect)
+
+    def _favours_self(self, call: Call) -> bool:
+        """Answer whether a copy here is as good as any (spec core 2.4 step 2)."""
+        if not call.method:
+            return True
+        return call.balanced and not self._parameters.limit_model_concurrency
+
+    def _is_busy(self, model_id: ModelId) -> bool:
+        """Answer whether the copy here has as many calls as its runtime likes, or more."""
+        return 0 < self._table.concurrency_max(model_id) <= self._table.in_flight(model_id)
+
+    def _pin(self, call: Call, copy: LocalCopy) -> LocalRoute | None:
+        """Send it to the copy here; None if that is about to leave."""
+        injection_path = self._permissions.injection_path(call.method)
         if not self._table.pin(call.model_id):
             return None
         now_ms = call.last_used_ms or self._clock.now_ms()
         self._table.touch(call.model_id, now_ms)
-        call.attempts += 1
         if self._config.log_each_invoke and call.method:
             logger.info("model %s: invoking %s", call.model_id, call.method[1:])
         return LocalRoute(call.model_id, injection_path, copy.load_id)
@@ -198,61 +255,88 @@ class Router:
                 return found
 
     async def _begin(self, call: Call) -> PeerRoute | LocalCopy:
-        """One attempt: the copy to wait for here, or the instance to ask."""
-        if call.attempts >= self._config.retry_iterations_max:
-            raise call.failure or NoRoomError(
-                f"{self._config.retry_iterations_max} retry iterations exhausted"
-            )
+        """One attempt: the copy to use, or wait for, here; or the instance to ask."""
+        record = None
+        if call.hop is not Hop.HIT_ONLY:
+            record = await self._registry.find(call.model_id) if call.model_id else None
+            if record is None:
+                raise ModelNotFoundError
+        decision = routing.decide(self._view(call, record), self._limits, self._rng)
         call.attempts += 1
-        if call.hop is Hop.HIT_ONLY:
-            return self._copy_here_only(call)
-        record = await self._registry.find(call.model_id) if call.model_id else None
-        if record is None:
-            raise ModelNotFoundError
-        route = self._hit_elsewhere(call, record)
-        if route is not None:
-            return route
+        match decision.action:
+            case Action.SERVE | Action.WAIT_HERE:
+                copy = self._copies.get(call.model_id)
+                assert copy is not None, decision
+                return copy
+            case Action.FORWARD | Action.WAIT_THERE:
+                assert decision.instance_id is not None, decision
+                return self._route_to(
+                    call,
+                    decision.instance_id,
+                    Hop.HIT_ONLY,
+                    may_wait=decision.action is Action.WAIT_THERE,
+                    may_redirect=decision.may_redirect,
+                )
+            case Action.LOAD:
+                assert record is not None, decision
+                return self._place(call, record)
+            case Action.FAIL:
+                raise self._failure(call, decision.reason)
+
+    def _view(self, call: Call, record: ModelRecord | None) -> RoutingView:
+        """Answer what is known for a decision about this call."""
+        now_ms = self._clock.now_ms()
         copy = self._copies.get(call.model_id)
-        if copy is None or self._me in call.tried:
-            return self._place(call, record)
-        return copy
+        here = Here.ABSENT
+        if copy is not None:
+            here = Here.READY if copy.serves else Here.COMING
+        ready: list[ReadyCopy] = []
+        coming: list[ComingCopy] = []
+        if record is not None:
+            ready, coming = self._members.copies_of(call.model_id, record, now_ms)
+        return RoutingView(
+            hop=call.hop,
+            hops_left=call.hops_left,
+            here=here,
+            here_since_ms=0 if copy is None else copy.enqueued_ms,
+            here_calls_count=self._table.in_flight(call.model_id) if copy is not None else 0,
+            is_here_tried=self._me in call.tried,
+            ready=ready,
+            coming=coming,
+            tried=call.tried,
+            busy=call.busy,
+            favour_self=self._favours_self(call),
+            may_load=call.may_load,
+            load_failures_count=call.load_failures_count,
+            attempts_count=call.attempts,
+            now_ms=now_ms,
+        )
 
-    def _copy_here_only(self, call: Call) -> LocalCopy:
-        """A peer believes that the copy is here; its load may still be running."""
-        copy = None if self._me in call.tried else self._copies.get(call.model_id)
-        if copy is None:
-            # Registered here but not here: an eviction whose write is under way, or a lost one.
-            self._copies.registrar.disown(call.model_id)
-            raise hop_error(Outcome.NOT_HERE, f"no copy of model {call.model_id} here")
-        return copy
+    def _failure(self, call: Call, reason: Reason) -> MeshError:
+        """Answer what a call hears that ends here: the most telling failure, if there was one."""
+        match reason:
+            case Reason.NOT_HERE:
+                # Registered here but not here: an eviction whose write is under way, or lost.
+                self._copies.registrar.disown(call.model_id)
+                return hop_error(Outcome.NOT_HERE, f"no copy of model {call.model_id} here")
+            case Reason.ATTEMPTS_SPENT:
+                failure = NoRoomError(f"{self._limits.attempts_max} retry iterations exhausted")
+            case Reason.COPIES_FAILED:
+                count = self._limits.copies_tried_max
+                failure = NoRoomError(f"Failed to invoke model loaded in >={count} locations")
+            case _:
+                failure = NoRoomError("Nowhere available to load")
+        return call.failure or failure
 
-    def _hit_elsewhere(self, call: Call, record: ModelRecord) -> PeerRoute | None:
-        """Send it to another instance's copy; two random choices on calls in flight as the copies
-        count them.
-        """
-        if call.hops_left == 0:
-            return None
-        usable = {
-            handle: instance_id
-            for instance_id in record.copies
-            if instance_id != self._me
-            and instance_id not in call.tried
-            and (handle := self._members.handle(instance_id)) is not None
-        }
-        if not usable:
-            return None
-        if len(call.tried) >= self._config.copies_tried_max:
-            raise call.failure or NoRoomError(
-                f"Failed to invoke model loaded in >={self._config.copies_tried_max} locations"
-            )
-        excluded = [LOCAL, *(h for h in self._table.peers(call.model_id) if h not in usable)]
-        chosen = self._table.choose(call.model_id, self._rng.getrandbits(64), excluded)
-        if chosen == NONE:
-            chosen = self._rng.choice(sorted(usable))
-        instance_id = usable[chosen]
-        return self._route_to(call, instance_id, Hop.HIT_ONLY)
-
-    def _route_to(self, call: Call, instance_id: InstanceId, hop: Hop) -> PeerRoute:
+    def _route_to(
+        self,
+        call: Call,
+        instance_id: InstanceId,
+        hop: Hop,
+        *,
+        may_wait: bool = False,
+        may_redirect: bool = False,
+    ) -> PeerRoute:
         return PeerRoute(
             call.model_id,
             instance_id,
@@ -262,6 +346,9 @@ class Router:
             excludes=frozenset(call.excludes - {instance_id}),
             hops_left=call.hops_left - 1,
             known_size_units=call.known_size_units,
+            sender=self._me,
+            may_wait=may_wait,
+            may_redirect=may_redirect,
         )
 
     def _place(self, call: Call, record: ModelRecord) -> PeerRoute | LocalCopy:
@@ -277,14 +364,14 @@ class Router:
         while True:
             chosen = self._placer.choose(call, record, now_ms)
             if chosen != self._me:
-                return self._route_to(call, chosen, Hop.LOAD_LOCAL)
+                return self._route_to(call, chosen, Hop.LOAD_LOCAL, may_wait=True)
             try:
                 return self._load_here(call, record)
             except (NoRoomError, QueueFullError) as exc:
                 call.failure = call.failure or exc
 
     def _load_here(self, call: Call, record: ModelRecord) -> LocalCopy:
-        self._permit(call)
+        self._permissions.injection_path(call.method)
         call.excludes.add(self._me)
         call.tried.discard(self._me)
         return self._loader.ensure(
@@ -299,12 +386,16 @@ class Router:
         """Wait for a load; None means "look again". A failure is remembered, and ends a load-local
         hop.
         """
+        if copy.serves:
+            return self._pin(call, copy)
         if call.method and not copy.settled.is_set():
             self._loader.ensure_awaited(copy)
             call.has_waited = True
         await self._waiters.wait(copy, call)
         if copy.failure is not None:
             call.failure = load_failure(copy.failure)
+            if isinstance(copy.failure, LoadFailedError | LoadTimeoutError):
+                call.load_failures_count += 1
             call.excludes.add(self._me)
             if call.hop is not Hop.EXTERNAL or isinstance(copy.failure, ModelNotFoundError):
                 raise call.failure
@@ -312,75 +403,4 @@ class Router:
                 call.may_load = False
             return None
         call.excludes.discard(self._me)
-        return self._ready_here(call)
-
-    # --- what went wrong ---
-
-    def _failed_here(self, call: Call, route: LocalRoute, outcome: Outcome, message: str) -> bool:
-        match outcome:
-            case Outcome.LOST:
-                return self._copies.lost(call.model_id, route.load_id, anyio.current_time())
-            case Outcome.RUNTIME_UNAVAILABLE:
-                return self._try_other_copies(call, self._me, message)
-            case _:
-                call.tried.add(self._me)
-                call.excludes.add(self._me)
-                call.failure = RuntimeUnavailableError(
-                    f"the model runtime of instance {self._me} does not answer: {message}"
-                )
-                if call.hop is not Hop.EXTERNAL:
-                    call.failure.hop_result = Outcome.UNREACHABLE.value
-                return call.hop is Hop.EXTERNAL
-
-    def _failed_there(self, call: Call, route: PeerRoute, outcome: Outcome, message: str) -> bool:
-        instance_id = route.instance_id
-        if outcome is Outcome.RUNTIME_UNAVAILABLE:
-            return self._try_other_copies(call, instance_id, message)
-        call.tried.add(instance_id)
-        if outcome is Outcome.NOT_HERE:
-            return True  # it may load it yet; only as a copy it is out of the question
-        call.excludes.add(instance_id)
-        match outcome:
-            case Outcome.UNREACHABLE:
-                self._members.mark_unreachable(instance_id, anyio.current_time())
-                call.failure = call.failure or NoRoomError(
-                    f"instance {instance_id} is gone: {message}"
-                )
-            case Outcome.LOAD_FAILED:
-                call.failure = LoadFailedError(message)
-            case Outcome.LOAD_REFUSED:
-                call.failure = LoadFailedError(message, is_permanent=True)
-                call.may_load = False
-            case Outcome.LOAD_TIMEOUT:
-                call.failure = LoadTimeoutError(message)
-        # The peer has reloaded a lost model, if that could help: it is the model's own answer.
-        return outcome is not Outcome.LOST
-
-    def _try_other_copies(self, call: Call, instance_id: InstanceId, message: str) -> bool:
-        """The runtime's own answer: worth another copy, never another load (spec core 10.6)."""
-        call.tried.add(instance_id)
-        call.may_load = False
-        call.failure = RuntimeUnavailableError(message)
-        if call.hop is Hop.HIT_ONLY:
-            return False
-        copy = self._copies.get(call.model_id)
-        if copy is not None and self._me not in call.tried:
-            return True
-        record = self._registry.get(call.model_id)
-        others = set() if record is None else set(record.copies) - call.tried - {self._me}
-        return call.hops_left > 0 and any(self._members.handle(i) is not None for i in others)
-
-    # --- small things ---
-
-    def _permit(self, call: Call) -> tuple[int, ...]:
-        """Answer the injection path of the method; raises ``MethodRefusedError`` (around 6.4)."""
-        if not call.method:
-            return ()
-        name = call.method[1:]
-        methods = self._parameters.methods
-        path = methods.get(name)
-        if call.method.startswith(MANAGEMENT_SERVICES) or (
-            path is None and methods and not self._parameters.allow_any_method
-        ):
-            raise MethodRefusedError(f"Method not found or not permitted: {name}")
-        return path or ()
+        return self._pin(call, copy)

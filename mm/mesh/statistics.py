@@ -12,6 +12,8 @@ class Counters:
     #: Attempts sent to the local runtime, and to peers.
     calls: int = 0
     forwards: int = 0
+    #: Of the forwards, those that a busy copy sent back.
+    redirects: int = 0
     #: Of the calls to the local runtime, those that found the copy ready, and those that waited
     #: for its load: a call is counted where it is served, whichever way it came.
     hits: int = 0

@@ -182,4 +182,5 @@ async def _identity(server: PeerServer) -> PeerIdentity:
 
 def _call_of(route: Route, method: str) -> Call:
     assert isinstance(route, PeerRoute), route
-    return read_hop_request(write_hop_request(route)).to_call(route.model_id, method, None)
+    request = read_hop_request(write_hop_request(route, is_kept=True))
+    return request.to_call(route.model_id, method, None)

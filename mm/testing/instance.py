@@ -201,6 +201,7 @@ class Instance:
             outcome = {
                 StatusCode.NOT_FOUND: Outcome.LOST,
                 StatusCode.UNAVAILABLE: Outcome.RUNTIME_UNAVAILABLE,
+                StatusCode.RESOURCE_EXHAUSTED: Outcome.EXHAUSTED,
             }.get(StatusCode(exc.code), Outcome.ANSWERED)
             return None, outcome, RuntimeAnswerError(exc.message, code=StatusCode(exc.code))
         except RuntimeUnavailableError as exc:

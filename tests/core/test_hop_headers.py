@@ -27,6 +27,9 @@ _instances = st.frozensets(st.text(min_size=1, max_size=12).map(InstanceId), max
     _instances,
     st.integers(0, 9),
     st.integers(0, 2**40),
+    st.none() | st.text(min_size=1, max_size=12).map(InstanceId),
+    st.booleans(),
+    st.booleans(),
 )
 def test_what_is_written_is_read(
     hop: Hop,
@@ -34,6 +37,9 @@ def test_what_is_written_is_read(
     excludes: frozenset[InstanceId],
     left: int,
     size: int,
+    sender: InstanceId | None,
+    may_redirect: bool,
+    is_kept: bool,
 ) -> None:
     route = PeerRoute(
         ModelId("m"),
@@ -44,11 +50,14 @@ def test_what_is_written_is_read(
         excludes=excludes,
         hops_left=left,
         known_size_units=size,
+        sender=sender,
+        may_redirect=may_redirect,
     )
-    read = read_hop_request(write_hop_request(route))
-    assert read == HopRequest(hop, left, tried, excludes, size)
+    read = read_hop_request(write_hop_request(route, is_kept=is_kept))
+    assert read == HopRequest(hop, left, tried, excludes, size, sender, may_redirect and is_kept)
     call = read.to_call(ModelId("m"), "/p.S/M", 5.0)
     assert (call.hop, call.hops_left, call.tried, call.deadline_s) == (hop, left, tried, 5.0)
+    assert (call.sender, call.may_redirect) == (sender, may_redirect and is_kept)
 
 
 @pytest.mark.parametrize(

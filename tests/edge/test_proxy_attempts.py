@@ -55,6 +55,7 @@ def _abort_times(count: int, code: grpc.StatusCode, text: str) -> Any:
         (grpc.StatusCode.UNAVAILABLE, "'m' has no available versions", Outcome.LOST),
         (grpc.StatusCode.INVALID_ARGUMENT, "Model m with version  not found", Outcome.LOST),
         (grpc.StatusCode.UNAVAILABLE, "busy", Outcome.RUNTIME_UNAVAILABLE),
+        (grpc.StatusCode.RESOURCE_EXHAUSTED, "queue full", Outcome.EXHAUSTED),
     ],
 )
 @pytest.mark.parametrize("again", [True, False])
@@ -75,7 +76,7 @@ async def test_a_failure_is_tried_again_or_passed_on(
 
 
 @pytest.mark.parametrize(
-    "code", [code for code in grpc.StatusCode if code.value[0] not in (0, 5, 14)]
+    "code", [code for code in grpc.StatusCode if code.value[0] not in (0, 5, 8, 14)]
 )
 async def test_any_other_status_is_the_answer(code: grpc.StatusCode) -> None:
     async with serve_proxy() as stand, stand.client() as client:

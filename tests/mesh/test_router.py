@@ -40,7 +40,7 @@ async def test_a_copy_elsewhere_is_forwarded_to_as_hit_only() -> None:
         router = cluster["a"].node.router
         call = call_for()
         route = await router.route(call)
-        assert route == PeerRoute(M, B, "b:8080", Hop.HIT_ONLY, hops_left=1)
+        assert route == PeerRoute(M, B, "b:8080", Hop.HIT_ONLY, hops_left=1, sender=A)
         assert not router.finished(call, route, Outcome.ANSWERED)
         assert await cluster["a"].invoke("m") == "b"
         counters = cluster["b"].node.statistics().counters
