@@ -36,7 +36,8 @@ class MemoryStore(Store):
     ``call_delay_s`` is spent half before and half after each call takes effect, ``watch_delay_s``
     before events are delivered. A session's lease needs no upkeep: it lives as long as this
     client has no fault and the session is open. Set a fault before cancelling a simulated
-    instance to make that a crash: nothing is revoked then.
+    instance to make that a crash: nothing is revoked then. The simulator's store has more ways to
+    be wrong: it overrides ``_apply``, ``_delay``, ``_be_late`` and ``_hears``.
     """
 
     def __init__(
@@ -110,7 +111,7 @@ class MemoryStore(Store):
     async def transact(self, writes: Sequence[Write]) -> tuple[bool, Sequence[Item | None]]:
         """All writes or none; then what is stored under each key, in the order given."""
         await self._reach()
-        outcome = self.server.transact(writes)
+        outcome = self._apply(writes)
         await self._reply()
         return outcome
 
@@ -120,7 +121,7 @@ class MemoryStore(Store):
         watcher = self.server.attach(prefix)
         self._watchers.add(watcher)
         try:
-            yield _Batches(self, watcher, self._watch_delay_s)
+            yield _Batches(self, watcher)
         finally:
             self._watchers.discard(watcher)
             self.server.detach(watcher)
@@ -163,28 +164,40 @@ class MemoryStore(Store):
                 f"the memory store did not answer within {self._timeout_s:g} s (fault)"
             )
 
+    def _apply(self, writes: Sequence[Write]) -> tuple[bool, Sequence[Item | None]]:
+        """Have a transaction that arrived take effect."""
+        return self.server.transact(writes)
+
     async def _delay(self) -> None:
+        """Be on the way to the server, or back."""
         if self._call_delay_s:
             await anyio.sleep(self._call_delay_s / 2)
+
+    async def _be_late(self) -> None:
+        """Have events be on their way."""
+        if self._watch_delay_s:
+            await anyio.sleep(self._watch_delay_s)
+
+    def _hears(self, watcher: Watcher) -> bool:
+        """Answer whether events get through to a watch."""
+        return self._fault is None
 
 
 class _Batches(AsyncIterator[Sequence[WatchEvent]]):
     """What a watch yields. It ends leases that run out meanwhile: nobody else may be awake."""
 
-    def __init__(self, store: MemoryStore, watcher: Watcher, delay_s: float) -> None:
+    def __init__(self, store: MemoryStore, watcher: Watcher) -> None:
         self._store = store
         self._watcher = watcher
-        self._delay_s = delay_s
 
     async def __anext__(self) -> Sequence[WatchEvent]:
         await anyio.lowlevel.checkpoint()
-        server, watcher = self._store.server, self._watcher
+        store, server, watcher = self._store, self._store.server, self._watcher
         while True:
             server.expire_leases()
-            if self._store.connected and (watcher.pending or watcher.resync_due):
-                if self._delay_s:
-                    await anyio.sleep(self._delay_s)
-                if self._store.connected:
+            if store._hears(watcher) and (watcher.pending or watcher.resync_due):
+                await store._be_late()
+                if store._hears(watcher):
                     return server.take(watcher)
             watcher.changed = anyio.Event()
             with anyio.CancelScope(deadline=server.next_expiry_s()):

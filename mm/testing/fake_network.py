@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Iterable
-from itertools import permutations
+from itertools import permutations, product
 from typing import Protocol, TypeVar
 
 import anyio
@@ -54,10 +54,16 @@ class FakeNetwork:
 
     def __init__(self, *, latency_s: float = 0.0, forward_timeout_s: float = 60.0) -> None:
         self.latency_s = latency_s
+        #: Instead of ``latency_s``: what the next message from one address to another takes.
+        self.delay_s: Callable[[str, str], float] | None = None
+        #: Whether the connection breaks under the next message from one address to another.
+        self.loses: Callable[[str, str], bool] | None = None
         #: How long a proxied call, which has no time limit of its own, stays on a dead wire.
         self.forward_timeout_s = forward_timeout_s
         #: Calls that arrived, by address.
         self.arrivals: Counter[str] = Counter()
+        #: How often something went wrong between two addresses, by source and target.
+        self.disturbances: Counter[tuple[str, str]] = Counter()
         self._servers: dict[str, PeerServer] = {}
         self._cut: set[tuple[str, str]] = set()
         self._open: defaultdict[str, set[anyio.CancelScope]] = defaultdict(set)
@@ -79,17 +85,31 @@ class FakeNetwork:
     def cut(self, source: str, target: str) -> None:
         """Swallow whatever goes from one address to another; the other way still works."""
         self._cut.add((source, target))
+        self.disturbances[source, target] += 1
 
     def split(self, *groups: Iterable[str]) -> None:
         """Cut all wires between addresses of different groups, both ways."""
         for here, there in permutations([list(group) for group in groups], 2):
-            self._cut.update((source, target) for source in here for target in there)
+            for source, target in product(here, there):
+                self.cut(source, target)
+
+    def mend(self, source: str, target: str) -> None:
+        """End ``cut``: what was sent meanwhile arrives now, unless its sender gave up."""
+        self._cut.discard((source, target))
+        self._wake()
 
     def heal(self) -> None:
-        """Mend everything; what was sent meanwhile arrives now, unless its sender gave up."""
+        """Mend everything."""
         self._cut.clear()
+        self._wake()
+
+    def _wake(self) -> None:
         self._changed.set()
         self._changed = anyio.Event()
+
+    def is_cut(self, source: str, target: str) -> bool:
+        """Answer whether what goes from one address to another is swallowed."""
+        return (source, target) in self._cut
 
     def peers(self, address: str) -> FakePeers:
         """Answer the port through which the instance at an address calls others."""
@@ -117,7 +137,10 @@ class FakeNetwork:
         raise PeerCallError(Outcome.UNREACHABLE, f"{target}: no answer in {timeout_s:g} s")
 
     async def _travel(self, source: str, target: str) -> None:
-        await anyio.sleep(self.latency_s)
+        await anyio.sleep(self.delay_s(source, target) if self.delay_s else self.latency_s)
+        if self.loses is not None and self.loses(source, target):
+            self.disturbances[source, target] += 1
+            raise PeerCallError(Outcome.UNREACHABLE, f"{target}: connection broke")
         while (source, target) in self._cut:
             await self._changed.wait()
 

@@ -97,6 +97,12 @@ class FakeRuntime:
         self.start_timeout_s = start_timeout_s
         #: Breaches of the contract by the mesh; a test expects none.
         self.violations: list[str] = []
+        #: Told of what happens to a model here.
+        self.tell: Callable[[ModelId, str], None] = _tell_nobody
+        #: Everything takes this many times as long.
+        self.slowness = 1.0
+        #: How often a model was lost behind the mesh's back.
+        self.losses: Counter[ModelId] = Counter()
         self.loads_begun: Counter[ModelId] = Counter()
         self.loads_done: Counter[ModelId] = Counter()
         self.unloads_done: Counter[ModelId] = Counter()
@@ -134,12 +140,15 @@ class FakeRuntime:
     def lose(self, model_id: str) -> None:
         """Forget a loaded model, as a runtime does that was restarted behind the mesh's back."""
         assert self._models[ModelId(model_id)].held is Held.LOADED, model_id
+        self.losses[ModelId(model_id)] += 1
+        self.tell(ModelId(model_id), "lost by the runtime")
         self._drop(ModelId(model_id))
 
     def stop(self) -> None:
         """Crash: everything is gone, calls in progress break, and nothing answers."""
         self._is_up = False
-        for model in self._models.values():
+        for model_id, model in self._models.items():
+            self.losses[model_id] += 1
             model.interrupt(RuntimeUnavailableError("model runtime closed the connection"))
         self._models.clear()
         self._notify()
@@ -195,11 +204,12 @@ class FakeRuntime:
         await self._reach()
         plan, present = self._plan(model_id), self._models.get(model_id)
         if present is not None:
-            self.violations.append(f"load of {model_id} while {present.held.value}")
+            self._violated(model_id, f"load of {model_id} while {present.held.value}")
             raise RuntimeCallError(StatusCode.ALREADY_EXISTS, f"{model_id} is there already")
         model = self._models[model_id] = _Model(Held.LOADING, plan.size_bytes)
         self.loads_begun[model_id] += 1
-        self._took_memory()
+        self.tell(model_id, "load begins")
+        self._took_memory(model_id)
         try:
             await self._pass_time(model, plan.load_s)
             self._fail_if_arranged(self._load_faults, model_id)
@@ -207,10 +217,12 @@ class FakeRuntime:
             model.held = Held.REMAINS
             if isinstance(exc, RuntimeCallError) and is_nothing_loaded(exc.code):
                 self._drop(model_id)
+            self.tell(model_id, f"load ends with {exc!r}")
             self._notify()
             raise
         model.held = Held.LOADED
         self.loads_done[model_id] += 1
+        self.tell(model_id, "loaded")
         self._notify()
         return Loaded(plan.size_bytes if plan.is_size_told else 0, plan.concurrency_max)
 
@@ -221,32 +233,35 @@ class FakeRuntime:
         if model is None:
             return
         if model.held is Held.UNLOADING:
-            self.violations.append(f"unload of {model_id} while unloading")
+            self._violated(model_id, f"unload of {model_id} while unloading")
         if model.held is Held.LOADING:
             model.interrupt(RuntimeCallError(StatusCode.ABORTED, f"{model_id} is unloaded"))
         before = Held.REMAINS if model.held is Held.LOADING else model.held
         model = self._models[model_id] = _Model(Held.UNLOADING, model.size_bytes)
+        self.tell(model_id, "unload begins")
         self._notify()
         try:
             await self._pass_time(model, self._plan(model_id).unload_s)
             self._fail_if_arranged(self._unload_faults, model_id)
-        except BaseException:
+        except BaseException as exc:
             model.held = before
+            self.tell(model_id, f"unload ends with {exc!r}")
             self._notify()
             raise
         self.unloads_done[model_id] += 1
+        self.tell(model_id, "unloaded")
         self._drop(model_id)
 
     async def predict_size(self, model_id: ModelId, info: ModelInfo) -> int:
         """Answer the planned guess."""
         await self._reach()
-        await anyio.sleep(self._plan(model_id).predict_size_s)
+        await anyio.sleep(self.slowness * self._plan(model_id).predict_size_s)
         return self._plan(model_id).predicted_bytes
 
     async def model_size(self, model_id: ModelId) -> int:
         """Answer the true size of a loaded model."""
         await self._reach()
-        await anyio.sleep(self._plan(model_id).model_size_s)
+        await anyio.sleep(self.slowness * self._plan(model_id).model_size_s)
         if self.held(model_id) is not Held.LOADED:
             raise RuntimeCallError(StatusCode.NOT_FOUND, f"{model_id} is not loaded")
         return self._plan(model_id).size_bytes
@@ -272,7 +287,7 @@ class FakeRuntime:
 
     async def _pass_time(self, model: _Model, seconds: float) -> None:
         """Wait, unless interrupted; even no time at all is a chance for others to run."""
-        with anyio.move_on_after(seconds):
+        with anyio.move_on_after(self.slowness * seconds):
             await model.interrupted.wait()
         if model.error is not None:
             raise model.error
@@ -285,14 +300,27 @@ class FakeRuntime:
             fault.times -= 1
         raise RuntimeCallError(fault.error.code, fault.error.message)
 
-    def _took_memory(self) -> None:
+    def _took_memory(self, model_id: ModelId) -> None:
         self.memory_bytes_max = max(self.memory_bytes_max, self.memory_bytes)
         self.loads_at_once_max = max(self.loads_at_once_max, self.loads_at_once)
         if self.loads_at_once > self.parameters.loading_concurrency_max:
-            self.violations.append(f"{self.loads_at_once} loads at once")
+            self._violated(model_id, f"{self.loads_at_once} loads at once")
         over_bytes = self.memory_bytes - self.parameters.capacity_bytes
         self.overcommitted_bytes_max = max(self.overcommitted_bytes_max, over_bytes)
+        if over_bytes > sum(map(self._surprise_bytes, self._models)):
+            held = ", ".join(f"{key} {each.held.value}" for key, each in self._models.items())
+            self._violated(model_id, f"{over_bytes} bytes more than there are: {held}")
         self._notify()
+
+    def _surprise_bytes(self, model_id: ModelId) -> int:
+        """Answer by how much a model is larger than the mesh could know before it was loaded."""
+        plan = self._plan(model_id)
+        expected_bytes = plan.predicted_bytes or self.parameters.default_model_size_bytes
+        return max(0, plan.size_bytes - expected_bytes)
+
+    def _violated(self, model_id: ModelId, what: str) -> None:
+        self.violations.append(what)
+        self.tell(model_id, f"violation: {what}")
 
     def _drop(self, model_id: ModelId) -> None:
         self._models.pop(model_id, None)
@@ -301,3 +329,7 @@ class FakeRuntime:
     def _notify(self) -> None:
         self._changed.set()
         self._changed = anyio.Event()
+
+
+def _tell_nobody(model_id: ModelId, text: str) -> None:
+    """Say nothing."""
