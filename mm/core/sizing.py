@@ -16,6 +16,9 @@ LOAD_TIMEOUT_MS_MIN: Final = 100
 #: However large models are by default, a cache of this size is large enough to start with.
 CAPACITY_ALWAYS_ENOUGH_BYTES: Final = 512 * 2**20
 
+#: Before any load was seen, none is assumed to be faster than this.
+ASSUMED_LOAD_MS_MIN: Final = 3000
+
 
 @dataclass(frozen=True, slots=True)
 class CacheSizing:
@@ -30,6 +33,11 @@ class CacheSizing:
     min_space_units: int
     load_timeout_ms: int
     loading_concurrency: int
+
+    @property
+    def assumed_load_ms(self) -> int:
+        """How long a load takes while none has been seen (spec core 3.1, 3.15)."""
+        return max(ASSUMED_LOAD_MS_MIN, self.load_timeout_ms // 3)
 
     @classmethod
     def from_runtime(

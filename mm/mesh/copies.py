@@ -18,6 +18,7 @@ from anyio.abc import TaskGroup
 
 from mm.core.accounting import UnloadAccounting
 from mm.core.ids import NEVER_MS, ModelId
+from mm.core.load_times import LoadTimes
 from mm.core.records import ModelRecord
 from mm.errors import MeshError
 from mm.limits import Limits
@@ -57,6 +58,7 @@ class Copies:
         clock: Clock,
         limits: Limits,
         counters: Counters,
+        load_times: LoadTimes,
     ) -> None:
         self.table = table
         self.accounting = accounting
@@ -78,6 +80,7 @@ class Copies:
             on_ended=self._tidy,
         )
         self._limits = limits
+        self._load_times = load_times
         self._copies: dict[ModelId, LocalCopy] = {}
         self._losses: OrderedDict[ModelId, tuple[int, float]] = OrderedDict()
         self._losses_told = Seldom()
@@ -173,6 +176,8 @@ class Copies:
         """The runtime has it: serve calls from now on."""
         copy.enter(Phase.SIZING)
         copy.ready_s = now_s
+        if copy.loading_since_s is not None:
+            self._load_times.add(copy.info.model_type, 1000 * (now_s - copy.loading_since_s))
         if copy.is_awaited:
             self.table.touch(copy.model_id, self.clock.now_ms())
         else:

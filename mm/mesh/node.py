@@ -19,6 +19,7 @@ import mm
 from mm.config import Config
 from mm.core.accounting import UnloadAccounting
 from mm.core.ids import ModelId
+from mm.core.load_times import LoadTimes
 from mm.core.records import InstanceRecord, ModelRecord, RecordError
 from mm.core.sizing import CacheSizing
 from mm.errors import ModelNotFoundError, NoRoomError, StartupError, StoreUnavailableError
@@ -191,6 +192,7 @@ class Node:
         self._accounting = UnloadAccounting(self._sizing.capacity_units, self._sizing.reserve_units)
         table = Table(self._accounting.table_capacity_units)
         self._registrar = Registrar(self._registry, self._me, ports.clock)
+        self._load_times = LoadTimes(self._sizing.assumed_load_ms)
         self._copies = Copies(
             table=table,
             accounting=self._accounting,
@@ -199,6 +201,7 @@ class Node:
             clock=ports.clock,
             limits=config,
             counters=self._counters,
+            load_times=self._load_times,
         )
         self._members = Members(
             ports.store,
@@ -209,7 +212,7 @@ class Node:
             min_space_units=self._sizing.min_space_units,
             own_record=self.own_record,
             clock=ports.clock,
-            assumed_load_ms=lambda _type: max(3000, parameters.load_timeout_ms // 3),
+            assumed_load_ms=self._load_times.assumed_ms,
         )
         self._loader = Loader(
             copies=self._copies,

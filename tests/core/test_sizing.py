@@ -37,6 +37,11 @@ def test_everything_from_one_answer() -> None:
     )
 
 
+@pytest.mark.parametrize(("timeout_ms", "assumed_ms"), [(90_000, 30_000), (5000, 3000)])
+def test_how_long_a_load_takes_before_one_was_seen(timeout_ms: int, assumed_ms: int) -> None:
+    assert sizing(load_timeout_ms=timeout_ms).assumed_load_ms == assumed_ms
+
+
 @pytest.mark.parametrize(
     ("capacity_units", "default_units", "concurrency", "reserve_units", "why"),
     [
