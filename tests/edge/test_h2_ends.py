@@ -72,6 +72,30 @@ async def test_a_window_made_smaller_and_larger_by_settings() -> None:
         assert headers[b"grpc-status"] == b"0"
 
 
+async def test_a_reader_of_huge_frames_is_not_taken_for_one_that_does_not_read() -> None:
+    """grpc's C core grows its frame size and windows to megabytes when a connection is fast."""
+    reply_bytes = 4 * EXTERNAL_LIMITS.unread_control_bytes_max
+    async with serve_echo() as (server, port, echo), connect(port) as peer:
+        echo.reply = bytes(reply_bytes)
+        settings = {
+            SettingCodes.INITIAL_WINDOW_SIZE: 2 * reply_bytes,
+            SettingCodes.MAX_FRAME_SIZE: 2**24 - 1,
+        }
+        peer.h2.update_settings(settings)
+        peer.h2.increment_flow_control_window(2 * reply_bytes)
+        peer.flush()
+        stream_id = peer.begin()
+        peer.send(stream_id, frame_message(b""), end=True)
+        await asyncio.wait_for(echo.ended.wait(), PATIENCE_S)
+        (link,) = server.links
+        assert 0 < link.transport.get_write_buffer_size() < 2**20
+        peer.h2.ping(b"anybody?")
+        peer.flush()
+        headers, body = await peer.wait_answer(stream_id)
+        assert len(body) == reply_bytes + 5
+        assert headers[b"grpc-status"] == b"0"
+
+
 # --- ends ------------------------------------------------------------------------------------
 
 

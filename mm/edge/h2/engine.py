@@ -70,6 +70,9 @@ _WINDOW_BYTES_DEFAULT = 65_535
 _ENCODER_TABLE_BYTES_MAX = 4096
 #: Frames that we take: larger than HTTP/2's 16 KiB, because a frame costs the same at any size.
 _FRAME_BYTES_MAX = 64 * 1024
+#: DATA frames that we send, however large ones the other side would take: the next is made only
+#: when the socket takes more, so this bounds what piles up for one that is slow.
+_SENT_FRAME_BYTES_MAX = 256 * 1024
 
 
 class EngineStream(H2Stream):
@@ -218,6 +221,7 @@ class Engine(H2Connection):
             self.outbound_flow_control_window,
             stream.outbound_flow_control_window,
             self.max_outbound_frame_size,
+            _SENT_FRAME_BYTES_MAX,
         )
 
     def submit_data(self, stream_id: int, data: bytes | memoryview, end_stream: bool) -> None:
