@@ -21,6 +21,7 @@ from anyio.abc import TaskStatus
 from mm.config import Config
 from mm.edge.embedded_etcd import embedded_etcd
 from mm.edge.etcd_store import EtcdStore
+from mm.edge.garbage import collect_quietly
 from mm.edge.h2 import (
     EXTERNAL_LIMITS,
     PEER_LIMITS,
@@ -138,7 +139,10 @@ class Instance:
                 grpc_port,
                 peer_port,
             )
-            await stopping.wait()
+            async with anyio.create_task_group() as group:
+                group.start_soon(collect_quietly, lambda: not node.statistics().waiting_calls)
+                await stopping.wait()
+                group.cancel_scope.cancel()
             await self._stop(node, external_server)
 
     def _serve_node(self, node: Node) -> GrpcServer:

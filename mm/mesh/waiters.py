@@ -20,7 +20,7 @@ from mm.mesh.statistics import Counters
 
 #: Calls for one copy that are let go together. Each takes about half a millisecond of Python here,
 #: which a hit that comes just then waits for.
-BATCH_CALLS = 4
+BATCH_CALLS = 2
 #: Calls that begin to wait for one copy within this time of each other have one deadline: that of
 #: the first.
 JOIN_S = 0.05

@@ -68,6 +68,8 @@ _WINDOW_BYTES_DEFAULT = 65_535
 #: The most that a header block may be compressed against. The other side's setting may allow
 #: gigabytes, all of which would be kept here.
 _ENCODER_TABLE_BYTES_MAX = 4096
+#: What other frames cost beside the one that begins a stream, roughly.
+_FRAMES_A_CALL = 16
 #: Frames that we take: larger than HTTP/2's 16 KiB, because a frame costs the same at any size.
 _FRAME_BYTES_MAX = 64 * 1024
 #: DATA frames that we send, however large ones the other side would take: the next is made only
@@ -117,7 +119,7 @@ class EngineStream(H2Stream):
 
 
 class Engine(H2Connection):
-    """One connection's framing. Bytes in by ``receive_data``, bytes out by ``data_to_send``.
+    """One connection's framing. Bytes in by ``feed`` and ``take``, bytes out by ``data_to_send``.
 
     Invariants: 1. ``open_count`` is the number of streams in ``streams``; a closed stream leaves
     at once. 2. After ``goaway_last_id`` is set no new stream is begun locally. 3. Every DATA byte
@@ -283,6 +285,28 @@ class Engine(H2Connection):
         return window.current_window_size < window.max_window_size // 4
 
     # --- receiving ---------------------------------------------------------------------------
+
+    def feed(self, data: bytes) -> None:
+        """Take bytes in, for ``take``. Raises ``ProtocolError``."""
+        self.incoming_buffer.add_data(data)
+        self.incoming_buffer.max_frame_size = self.max_inbound_frame_size
+
+    def take(self, calls_max: int) -> tuple[list[Event], bool]:
+        """Answer the events of what was fed, up to so many new streams and a multiple of frames;
+        and whether that may have left some. Raises ``ProtocolError``.
+        """
+        events: list[Event] = []
+        frames_left = calls_max * _FRAMES_A_CALL
+        try:
+            for frame in self.incoming_buffer:
+                events += self._receive_frame(frame)
+                frames_left -= _FRAMES_A_CALL if frame.__class__ is HeadersFrame else 1
+                if frames_left <= 0:
+                    return events, True
+        except ProtocolError as error:
+            self._terminate_connection(error.error_code)
+            raise
+        return events, False
 
     def _acknowledge_settings(self) -> list[Frame]:
         frames = super()._acknowledge_settings()

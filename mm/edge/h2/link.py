@@ -42,6 +42,8 @@ _LINGER_S = 5.0
 #: Bytes gathered in a turn before they are written without waiting for its end; with the
 #: transport's own mark it bounds what one connection holds for a slow socket.
 _TURN_BYTES_MAX = 256 * 1024
+#: More than any read holds.
+_ALL = 2**31
 #: A read this large may be followed by another at once: uvloop empties a full socket in up to 32
 #: reads before it lets anyone else run, which for frames of nine bytes is most of a minute.
 _LARGE_READ_BYTES = 64 * 1024
@@ -199,6 +201,8 @@ class Link(H2Protocol):
     """
 
     is_server = False
+    #: New streams of one read that are looked at before others have their turn.
+    calls_a_turn = _ALL
     connection: LinkConnection
 
     def __init__(self, limits: TransportLimits) -> None:
@@ -222,6 +226,8 @@ class Link(H2Protocol):
         self._in_turn = False
         self._flush_scheduled = False
         self._turn_ends: list[Callable[[], None]] = []
+        #: Whether it waits for its turn; what comes in meanwhile waits with it.
+        self.is_behind = False
 
     # --- what asyncio tells ------------------------------------------------------------------
 
@@ -239,14 +245,30 @@ class Link(H2Protocol):
         self.connection.initialize()
 
     def data_received(self, data: bytes) -> None:
-        """Take bytes: all events they make, then one write."""
+        """Take bytes: all events they make, then one write. Many calls at once take turns."""
+        try:
+            self.engine.feed(data)
+        except ProtocolError as error:
+            self._give_up(f"protocol error: {error}")
+            return
+        if self.is_behind:
+            self.rest()
+            return
+        if self.take_turn():
+            self.fall_behind()
+        elif len(data) >= _LARGE_READ_BYTES and not self.transport.is_closing():
+            self.transport.pause_reading()
+            self.loop.call_soon(self._read_on)
+
+    def take_turn(self) -> bool:
+        """Make events of what came in, of so much as a turn allows; answers whether more waits."""
         self._in_turn = True
         try:
             try:
-                events = self.engine.receive_data(data)
+                events, has_more = self.engine.take(self.calls_a_turn)
             except ProtocolError as error:
                 self._give_up(f"protocol error: {error}")
-                return
+                return False
             process = self.processor.process
             for event in events:
                 process(event)
@@ -259,9 +281,8 @@ class Link(H2Protocol):
         self._flush()
         if self.transport.get_write_buffer_size() > self.limits.unread_control_bytes_max:
             self._give_up("it does not read the answers to its own frames")
-        elif len(data) >= _LARGE_READ_BYTES and not self.transport.is_closing():
-            self.transport.pause_reading()
-            self.loop.call_soon(self._read_on)
+            return False
+        return has_more and not self.lost
 
     def _read_on(self) -> None:
         if not self.transport.is_closing():
@@ -338,6 +359,14 @@ class Link(H2Protocol):
             self.connection.close_gently()
 
     # --- what the two ends add ---------------------------------------------------------------
+
+    def fall_behind(self) -> None:
+        """Wait for the next turn. Only where ``calls_a_turn`` has a limit."""
+        raise NotImplementedError
+
+    def rest(self) -> None:
+        """Read no more for now. Only where ``calls_a_turn`` has a limit."""
+        raise NotImplementedError
 
     def accept(self, stream_id: int, headers: HeaderList, ended: bool) -> None:
         """The other side began a stream."""

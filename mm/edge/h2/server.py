@@ -27,6 +27,7 @@ from mm.edge.h2.incoming import IncomingCall
 from mm.edge.h2.limits import TransportLimits
 from mm.edge.h2.link import Link
 from mm.edge.h2.stream import NOBODY, RawStream
+from mm.edge.h2.turns import CALLS_A_TURN, TurnQueue
 from mm.errors import MeshError, StatusCode
 
 logger = logging.getLogger(__name__)
@@ -45,6 +46,7 @@ class ServerLink(Link):
     """A client's connection."""
 
     is_server = True
+    calls_a_turn = CALLS_A_TURN
 
     def __init__(self, server: GrpcServer) -> None:
         super().__init__(server.limits)
@@ -53,6 +55,7 @@ class ServerLink(Link):
         self._resets_left = float(server.limits.resets_burst)
         self._resets_counted_s = time.monotonic()
         self._handshake: asyncio.TimerHandle | None = None
+        self._rests = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the connection, unless there are too many."""
@@ -70,6 +73,28 @@ class ServerLink(Link):
             self._handshake.cancel()
         super().connection_lost(exc)
         self.server.link_lost(self)
+
+    def fall_behind(self) -> None:
+        """Wait for the next turn among all connections that have more than one turn takes."""
+        self.is_behind = True
+        self.rest()
+        self.server.queue.add(self)
+
+    def rest(self) -> None:
+        """Read nothing until all that was read is looked at."""
+        if not self._rests and not self.transport.is_closing():
+            self._rests = True
+            self.transport.pause_reading()
+
+    def take_queued_turn(self) -> bool:
+        """Go on where the last turn ended; answers whether it stays in the queue."""
+        if self.take_turn():
+            return True
+        self.is_behind = self._rests and not self.transport.is_closing()
+        if self.is_behind:
+            self._rests = False
+            self.transport.resume_reading()
+        return self.is_behind
 
     def settings_received(self) -> None:
         """The handshake is complete."""
@@ -152,6 +177,7 @@ class GrpcServer:
         self.limits = limits
         self.external = external
         self.links: set[ServerLink] = set()
+        self.queue = TurnQueue()
         self.calls: set[IncomingCall] = set()
         #: What calls hold of their requests (``IncomingCall.hold``).
         self.held_bytes = 0

@@ -1,0 +1,89 @@
+"""Many calls at once on one connection take turns with everyone else."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+
+from mm.edge.h2.messages import frame_message
+from mm.edge.h2.turns import CALLS_A_TURN
+from tests.edge.h2_echo import assert_serves, serve_echo
+from tests.edge.raw_h2 import REQUEST, RawPeer, connect
+
+pytestmark = pytest.mark.anyio
+
+BURST = 400
+
+
+async def until(condition: Callable[[], bool]) -> int:
+    """Return when it is so; answers the turns of the event loop that it took, at least."""
+    turns = 0
+    async with asyncio.timeout(10):
+        while not condition():
+            turns += 1
+            await asyncio.sleep(0)
+    return turns
+
+
+def send_burst(peer: RawPeer) -> None:
+    """Begin many calls in one write, without their messages."""
+    for _ in range(BURST):
+        peer.h2.send_headers(peer.h2.get_next_available_stream_id(), REQUEST)
+    peer.flush()
+
+
+async def test_a_burst_is_begun_a_few_calls_a_turn() -> None:
+    async with serve_echo() as (server, port, echo), connect(port) as peer:
+        await assert_serves(peer)
+        send_burst(peer)
+        await until(lambda: echo.running > 0)
+        assert echo.running <= 2 * CALLS_A_TURN
+        turns = await until(lambda: echo.running == BURST)
+        assert turns >= BURST / CALLS_A_TURN / 2
+        (link,) = server.links
+        await until(lambda: not server.queue)
+        assert link.transport.is_reading()
+        await assert_serves(peer)
+
+
+async def test_a_quiet_connection_does_not_stand_behind_bursts() -> None:
+    async with (
+        serve_echo() as (server, port, echo),
+        connect(port) as one,
+        connect(port) as two,
+        connect(port) as quiet,
+    ):
+        for peer in (one, two, quiet):
+            await assert_serves(peer)
+        send_burst(one)
+        send_burst(two)
+        stream_id = quiet.begin()
+        quiet.send(stream_id, frame_message(b"x"), end=True)
+        assert (await quiet.wait_answer(stream_id))[1] == frame_message(b"x")
+        assert len(server.queue) == 2
+        assert echo.running < BURST, "most of both bursts comes later"
+        await until(lambda: echo.running == 2 * BURST)
+
+
+async def test_a_connection_that_goes_leaves_the_queue() -> None:
+    async with serve_echo() as (server, port, echo), connect(port) as peer:
+        await assert_serves(peer)
+        send_burst(peer)
+        await until(lambda: len(server.queue) == 1)
+        for link in server.links:
+            link.connection.close()
+        await until(lambda: not server.queue and not echo.running)
+
+
+async def test_one_message_in_many_small_frames_comes_whole() -> None:
+    async with serve_echo() as (_, port, _), connect(port) as peer:
+        message = bytes(range(256)) * 8
+        stream_id = peer.begin()
+        framed = frame_message(message)
+        for place in range(0, len(framed), 2):
+            peer.h2.send_data(stream_id, framed[place : place + 2])
+        peer.h2.end_stream(stream_id)
+        peer.flush()
+        assert (await peer.wait_answer(stream_id))[1] == framed
