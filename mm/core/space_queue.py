@@ -1,23 +1,16 @@
 """The loads that wait for space, and which of them may claim it next (spec core 3.6 step 2, 3.7).
 
-Owns their order. Does not own the space (``mm.core.accounting``), the waiting itself or its time
+Owns who may claim. Does not own the space (``mm.core.accounting``), the waiting itself or its time
 limit.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 
 from mm.core.accounting import UnloadAccounting
 from mm.core.ids import ModelId
-
-
-@dataclass(frozen=True, slots=True)
-class _Waiting:
-    weight_units: int
-    priority: int
-    arrival: int
+from mm.core.waiting_line import WaitingLine
 
 
 class SpaceQueue:
@@ -31,54 +24,48 @@ class SpaceQueue:
     Call ``claim`` whenever space came free, and whenever an entry was added, discarded or raised.
     """
 
-    __slots__ = ("_arrivals", "_waiting")
+    __slots__ = ("_line", "_weights")
 
     def __init__(self) -> None:
-        self._waiting: dict[ModelId, _Waiting] = {}
-        self._arrivals = 0
+        self._line: WaitingLine[ModelId] = WaitingLine()
+        self._weights: dict[ModelId, int] = {}
 
     def __repr__(self) -> str:
-        entries = ", ".join(f"{key} {self._waiting[key].weight_units}" for key in self)
+        entries = ", ".join(f"{key} {self._weights[key]}" for key in self)
         return f"<SpaceQueue [{entries}]>"
 
     def __len__(self) -> int:
-        return len(self._waiting)
+        return len(self._line)
 
     def __contains__(self, model_id: object) -> bool:
-        return model_id in self._waiting
+        return model_id in self._line
 
     def __iter__(self) -> Iterator[ModelId]:
         """Iterate in the order in which they may claim."""
-        return iter(sorted(self._waiting, key=self._rank))
+        return iter(self._line)
 
     def add(self, model_id: ModelId, weight_units: int, priority: int) -> None:
         """A load begins to wait; each model waits at most once."""
-        assert model_id not in self._waiting, model_id
-        self._waiting[model_id] = _Waiting(weight_units, priority, self._arrivals)
-        self._arrivals += 1
+        self._line.add(model_id, priority)
+        self._weights[model_id] = weight_units
 
     def discard(self, model_id: ModelId) -> bool:
         """A load gave up or was evicted; answers whether it waited."""
-        return self._waiting.pop(model_id, None) is not None
+        self._weights.pop(model_id, None)
+        return self._line.discard(model_id)
 
     def raise_priority(self, model_id: ModelId, priority: int) -> None:
         """Somebody more urgent wants it too; never lowers, and keeps the place among equals."""
-        waiting = self._waiting.get(model_id)
-        if waiting is not None and priority > waiting.priority:
-            self._waiting[model_id] = replace(waiting, priority=priority)
+        self._line.raise_priority(model_id, priority)
 
     def claim(self, accounting: UnloadAccounting) -> list[ModelId]:
         """Claim space from the head on while it lasts; answers whose loads may start, in order."""
         started = []
-        for model_id in self:
-            weight_units = self._waiting[model_id].weight_units
+        while (model_id := self._line.head()) is not None:
+            weight_units = self._weights[model_id]
             if not accounting.can_claim(weight_units):
                 break
             accounting.claimed(weight_units)
-            del self._waiting[model_id]
+            self.discard(model_id)
             started.append(model_id)
         return started
-
-    def _rank(self, model_id: ModelId) -> tuple[int, int]:
-        waiting = self._waiting[model_id]
-        return -waiting.priority, waiting.arrival

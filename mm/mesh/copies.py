@@ -11,7 +11,7 @@ import itertools
 import logging
 from collections import OrderedDict
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import anyio
 from anyio.abc import TaskGroup
@@ -43,6 +43,11 @@ LOSSES_MAX = 10_000
 UNLOAD_AFTER_ABORT_S = 0.5
 #: Calls in flight on a model that the runtime says it does not have: others wait for its reload.
 LOST_IN_FLIGHT_WAIT_S = 1.0
+
+
+#: The time that the table has of copies under way. It makes them the last to be evicted, in the
+#: order in which they came; their real last use takes its place when they are loaded.
+UNDER_WAY_MS: Final = 2**62
 
 
 class Copies:
@@ -85,6 +90,7 @@ class Copies:
         self._losses: OrderedDict[ModelId, tuple[int, float]] = OrderedDict()
         self._losses_told = Seldom()
         self._load_ids = itertools.count(1)
+        self._in_progress_count = 0
         self._group: TaskGroup | None = None
         self.closed: MeshError | None = None
         #: Set, and replaced, at every change that others should hear of.
@@ -111,16 +117,21 @@ class Copies:
     @property
     def loads_in_progress(self) -> int:
         """Copies between their start and the end of sizing: ``lInProg`` (spec core 1.5)."""
-        return sum(copy.phase is not Phase.ACTIVE for copy in self._copies.values())
+        return self._in_progress_count
 
     def oldest_use_ms(self) -> int:
         """Answer the last use of the least recently used copy, ``NEVER_MS`` when there is none."""
         oldest = self.table.oldest()
-        return NEVER_MS if oldest is None else oldest[1]
+        if oldest is None:
+            return NEVER_MS
+        return self.clock.now_ms() if oldest[1] == UNDER_WAY_MS else oldest[1]
 
     def check_invariants(self) -> None:
         """Assert that table, accounting and phases are in step; between any two events."""
         self.accounting.check_invariants()
+        self.admission.check_invariants()
+        in_progress_count = sum(copy.phase is not Phase.ACTIVE for copy in self)
+        assert self._in_progress_count == in_progress_count, in_progress_count
         assert self.table.used_units == self.accounting.used_units, self.accounting
         assert self.table.capacity_units == self.accounting.table_capacity_units, self.accounting
         counted = {model_id: weight for model_id, weight, _ in self.table.cached()}
@@ -153,6 +164,7 @@ class Copies:
             priority=priority,
         )
         self._copies[model_id] = copy
+        self._in_progress_count += 1
         self._changed()
         return copy
 
@@ -164,11 +176,9 @@ class Copies:
     def insert(self, copy: LocalCopy, weight_units: int) -> None:
         """Give an admitted copy its place, with its predicted weight; may evict others."""
         copy.enter(Phase.QUEUED)
-        now_ms = self.clock.now_ms()
-        self._keep_those_under_way(now_ms)
         self.accounting.inserted(weight_units)
         copy.weight_units = weight_units
-        self._left(self.table.put(copy.model_id, weight_units, max(now_ms, copy.last_used_ms)))
+        self._left(self.table.put(copy.model_id, weight_units, UNDER_WAY_MS))
         self.admission.inserted(copy)
         self._changed()
 
@@ -179,12 +189,11 @@ class Copies:
         if copy.loading_since_s is not None:
             self._load_times.add(copy.info.model_type, 1000 * (now_s - copy.loading_since_s))
         if copy.is_awaited:
-            self.table.touch(copy.model_id, self.clock.now_ms())
-        else:
-            # While under way it was kept young; a load alone is no use (spec core 3.2). It fits
-            # where it was, so nothing is evicted for it.
-            self.table.remove(copy.model_id)
-            self._left(self.table.put(copy.model_id, copy.weight_units, copy.last_used_ms))
+            copy.last_used_ms = self.clock.now_ms()
+        # While under way it was kept young; a load alone is no use (spec core 3.2). It fits where it
+        # was, so nothing is evicted for it.
+        self.table.remove(copy.model_id)
+        self._left(self.table.put(copy.model_id, copy.weight_units, copy.last_used_ms))
         self.table.set_state(copy.model_id, CopyState.READY)
         self.counters.loads += 1
         self.registrar.progressed(copy)
@@ -195,9 +204,9 @@ class Copies:
     def measured(self, copy: LocalCopy, weight_units: int) -> None:
         """Its true weight is known, and the copy complete."""
         copy.enter(Phase.ACTIVE)
+        self._in_progress_count -= 1
         freed = self.accounting.measured(weight_units - copy.weight_units)
         copy.weight_units = weight_units
-        self._keep_those_under_way(self.clock.now_ms())
         self.registrar.progressed(copy)
         self._left(self.table.set_weight(copy.model_id, weight_units))
         if freed:
@@ -228,7 +237,7 @@ class Copies:
             return
         removed = self.table.remove(copy.model_id)
         assert removed is not None, copy
-        copy.last_used_ms = removed.last_used_ms
+        self._note_last_use(copy, removed)
         self.space.discard(copy)
         self._leave(copy, failure, nothing_loaded=nothing_loaded, in_flight_wait_s=in_flight_wait_s)
         self.space.wake()
@@ -276,7 +285,7 @@ class Copies:
         for copy, victim in zip(copies, evicted, strict=True):
             self.counters.evictions += copy.serves
             logger.debug("model %s evicted, last used at %d ms", copy.model_id, victim.last_used_ms)
-            copy.last_used_ms = victim.last_used_ms
+            self._note_last_use(copy, victim)
             self._leave(copy, None)
         if copies:
             self.space.wake()
@@ -310,16 +319,19 @@ class Copies:
 
     def _end(self, copy: LocalCopy, failure: MeshError | None) -> None:
         del self._copies[copy.model_id]
+        self._in_progress_count -= copy.phase is not Phase.ACTIVE
         copy.phase = Phase.GONE
         copy.scope.cancel()
         copy.settle(failure)
         self.admission.leave(copy)
         self.registrar.deregister(copy)
 
-    def _keep_those_under_way(self, now_ms: int) -> None:
-        """Before anything may be evicted: loads that are admitted are the last to go."""
-        for copy in self.admission.admitted():
-            self.table.touch(copy.model_id, now_ms)
+    def _note_last_use(self, copy: LocalCopy, left: Evicted) -> None:
+        """What the table knows of a copy's last use goes into its record."""
+        if left.last_used_ms != UNDER_WAY_MS:
+            copy.last_used_ms = left.last_used_ms
+        elif copy.is_awaited:
+            copy.last_used_ms = self.clock.now_ms()
 
     def _tidy(self, model_id: ModelId) -> None:
         """Let the table forget a model that has no copy anywhere."""

@@ -6,15 +6,23 @@ Owns the two queues of a load besides its turn (``turns``). Who may pass is deci
 
 from __future__ import annotations
 
-import bisect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import anyio
 
 from mm.core.accounting import UnloadAccounting
 from mm.core.ids import ModelId
 from mm.core.space_queue import SpaceQueue
+from mm.core.waiting_line import WaitingLine
 from mm.mesh.local_copy import LocalCopy, Phase
+
+
+@dataclass(slots=True)
+class _Admitted:
+    weight_units: int
+    #: What the table does not count yet.
+    pending_units: int
 
 
 class AdmissionGate:
@@ -24,34 +32,34 @@ class AdmissionGate:
     evict one that others still wait for: the cache would load and evict without ever answering. So
     those under way are kept (``Copies`` holds them younger than anything else) and evict for one
     half of the cache at most; what goes beyond waits here, most urgent first, then in order of
-    arrival. A load that needs no eviction, and one that would be alone, is admitted at once.
+    arrival. Nobody overtakes the head, however small. A load that needs no eviction, and one that
+    would be alone, is admitted at once.
 
-    Invariant: the weights of several admitted copies that evict add up to at most the half.
+    Invariants: 1. the weights of several admitted copies that evict add up to at most the half
+    (unless their sizes were guessed too small); 2. the two sums are those over ``_admitted``: one
+    event costs O(log n), however many wait.
     """
 
     def __init__(self, capacity_units: Callable[[], int], used_units: Callable[[], int]) -> None:
         self._capacity_units = capacity_units
         self._used_units = used_units
-        #: Admitted and not settled: the weight, and how much of it the table does not count yet.
-        self._admitted: dict[LocalCopy, tuple[int, int]] = {}
-        self._waiting: list[tuple[int, int, LocalCopy, int, anyio.Event]] = []
-        self._arrivals = 0
+        #: Admitted and not settled.
+        self._admitted: dict[LocalCopy, _Admitted] = {}
+        self._under_way_units = 0
+        self._pending_units = 0
+        self._line: WaitingLine[LocalCopy] = WaitingLine()
+        self._waiting: dict[LocalCopy, tuple[int, anyio.Event]] = {}
 
     @property
     def waiting_count(self) -> int:
         """Loads that wait for a place."""
-        return len(self._waiting)
-
-    def admitted(self) -> Iterator[LocalCopy]:
-        """Iterate over the copies that are admitted and not settled."""
-        return iter(self._admitted)
+        return len(self._line)
 
     async def admit(self, copy: LocalCopy, weight_units: int) -> None:
         """Return when the copy may take its weight; ``leave`` must follow, however it ends."""
         granted = anyio.Event()
-        self._arrivals += 1
-        entry = (-copy.priority, self._arrivals, copy, weight_units, granted)
-        bisect.insort(self._waiting, entry, key=lambda each: each[:2])
+        self._line.add(copy, copy.priority)
+        self._waiting[copy] = (weight_units, granted)
         self._wake()
         try:
             await granted.wait()
@@ -61,43 +69,59 @@ class AdmissionGate:
 
     def raise_priority(self, copy: LocalCopy) -> None:
         """Move a copy that waits to where its priority belongs now."""
-        for index, (_, arrival, each, weight_units, granted) in enumerate(self._waiting):
-            if each is copy:
-                del self._waiting[index]
-                entry = (-copy.priority, arrival, copy, weight_units, granted)
-                bisect.insort(self._waiting, entry, key=lambda each: each[:2])
-                self._wake()
-                return
+        if self._line.raise_priority(copy, copy.priority):
+            self._wake()
 
     def inserted(self, copy: LocalCopy) -> None:
         """The table counts the copy's weight from now on."""
-        if copy in self._admitted:
-            self._admitted[copy] = (self._admitted[copy][0], 0)
+        admitted = self._admitted.get(copy)
+        if admitted is not None:
+            self._pending_units -= admitted.pending_units
+            admitted.pending_units = 0
+
+    def grown(self, copy: LocalCopy, delta_units: int) -> None:
+        """The guess at an admitted copy's weight was wrong by this; the table counts it already."""
+        admitted = self._admitted.get(copy)
+        if admitted is not None:
+            admitted.weight_units += delta_units
+            self._under_way_units += delta_units
 
     def leave(self, copy: LocalCopy) -> None:
         """The copy is settled or gone, admitted or not; the next may come."""
-        if self._admitted.pop(copy, None) is None:
-            self._waiting = [entry for entry in self._waiting if entry[2] is not copy]
+        admitted = self._admitted.pop(copy, None)
+        if admitted is not None:
+            self._under_way_units -= admitted.weight_units
+            self._pending_units -= admitted.pending_units
+        elif self._line.discard(copy):
+            del self._waiting[copy]
         self._wake()
 
+    def check_invariants(self) -> None:
+        """Assert that the sums are right."""
+        admitted = self._admitted.values()
+        assert self._under_way_units == sum(each.weight_units for each in admitted), self
+        assert self._pending_units == sum(each.pending_units for each in admitted), self
+        assert len(self._line) == len(self._waiting), self
+
     def _wake(self) -> None:
-        while self._waiting:
-            _, _, copy, weight_units, granted = self._waiting[0]
+        while (copy := self._line.head()) is not None:
+            weight_units, granted = self._waiting[copy]
             if not self._fits(weight_units):
                 return
-            del self._waiting[0]
-            self._admitted[copy] = (weight_units, weight_units)
+            self._line.discard(copy)
+            del self._waiting[copy]
+            self._admitted[copy] = _Admitted(weight_units, weight_units)
+            self._under_way_units += weight_units
+            self._pending_units += weight_units
             granted.set()
 
     def _fits(self, weight_units: int) -> bool:
         if not self._admitted:
             return True
-        under_way_units = sum(units for units, _ in self._admitted.values())
-        pending_units = sum(pending for _, pending in self._admitted.values())
         capacity_units = self._capacity_units()
         return (
-            under_way_units + weight_units <= capacity_units // 2
-            or self._used_units() + pending_units + weight_units <= capacity_units
+            self._under_way_units + weight_units <= capacity_units // 2
+            or self._used_units() + self._pending_units + weight_units <= capacity_units
         )
 
 

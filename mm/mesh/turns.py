@@ -2,39 +2,28 @@
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Hashable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 
 import anyio
 
-
-@dataclass(order=True, slots=True)
-class _Waiting:
-    #: Larger priorities first, then the order of arrival.
-    sort_key: tuple[int, int]
-    copy_key: object = field(compare=False)
-    granted: anyio.Event = field(compare=False, default_factory=anyio.Event)
-    #: Superseded by a raise, or cancelled: skipped when its place comes up.
-    void: bool = field(compare=False, default=False)
+from mm.core.waiting_line import WaitingLine
 
 
 class LoadTurns:
-    """A counted resource with a priority queue whose entries can be raised while they wait."""
+    """A counted resource; those who wait for it stand in a line and can be raised in it."""
 
     def __init__(self, concurrency_max: int) -> None:
         assert concurrency_max >= 1
         self._free = concurrency_max
-        self._heap: list[_Waiting] = []
-        self._waiting: dict[object, _Waiting] = {}
-        self._arrivals = 0
+        self._line: WaitingLine[Hashable] = WaitingLine()
+        self._granted: dict[Hashable, anyio.Event] = {}
         self.concurrency_max = concurrency_max
 
     @property
     def waiting_count(self) -> int:
         """Loads that wait for their turn."""
-        return len(self._waiting)
+        return len(self._line)
 
     @property
     def running_count(self) -> int:
@@ -42,7 +31,7 @@ class LoadTurns:
         return self.concurrency_max - self._free
 
     @asynccontextmanager
-    async def turn(self, key: object, priority: Callable[[], int]) -> AsyncIterator[None]:
+    async def turn(self, key: Hashable, priority: Callable[[], int]) -> AsyncIterator[None]:
         """Wait for a turn and hold it; ``key`` identifies the waiter for ``raise_priority``."""
         await self._acquire(key, priority())
         try:
@@ -51,39 +40,27 @@ class LoadTurns:
             self._free += 1
             self._grant()
 
-    def raise_priority(self, key: object, priority: int) -> None:
+    def raise_priority(self, key: Hashable, priority: int) -> None:
         """Move a waiter forward; without effect when it is not waiting or already further ahead."""
-        waiting = self._waiting.get(key)
-        if waiting is None or -waiting.sort_key[0] >= priority:
-            return
-        waiting.void = True
-        moved = _Waiting((-priority, waiting.sort_key[1]), key, waiting.granted)
-        self._waiting[key] = moved
-        heapq.heappush(self._heap, moved)
+        self._line.raise_priority(key, priority)
 
-    async def _acquire(self, key: object, priority: int) -> None:
-        assert key not in self._waiting, key
-        self._arrivals += 1
-        waiting = _Waiting((-priority, self._arrivals), key)
-        self._waiting[key] = waiting
-        heapq.heappush(self._heap, waiting)
+    async def _acquire(self, key: Hashable, priority: int) -> None:
+        granted = anyio.Event()
+        self._line.add(key, priority)
+        self._granted[key] = granted
         self._grant()
         try:
-            await waiting.granted.wait()
+            await granted.wait()
         except BaseException:
-            current = self._waiting.pop(key, None)
-            if current is None:  # granted in the same moment: pass the turn on
+            if not self._line.discard(key):  # granted in the same moment: pass the turn on
                 self._free += 1
                 self._grant()
             else:
-                current.void = True
+                del self._granted[key]
             raise
 
     def _grant(self) -> None:
-        while self._free and self._heap:
-            waiting = heapq.heappop(self._heap)
-            if waiting.void:
-                continue
-            del self._waiting[waiting.copy_key]
+        while self._free and (key := self._line.head()) is not None:
+            self._line.discard(key)
             self._free -= 1
-            waiting.granted.set()
+            self._granted.pop(key).set()

@@ -78,6 +78,39 @@ async def test_the_most_urgent_comes_first_and_may_be_raised() -> None:
         world.gate.leave(others[0])
 
 
+async def test_a_large_load_is_not_overtaken_by_small_ones_that_would_fit() -> None:
+    world = Admission(used_units=100)
+    first, large = copy_of("first", 30), copy_of("large", 40)
+    async with anyio.create_task_group() as group:
+        for copy in (first, large, *(copy_of(f"small{number}", 1) for number in range(3))):
+            group.start_soon(world.admit, copy)
+            await anyio.wait_all_tasks_blocked()
+        assert world.passed == ["first"]
+        assert world.gate.waiting_count == 4
+        world.gate.leave(first)
+        await anyio.wait_all_tasks_blocked()
+        assert world.passed == ["first", "large", "small0", "small1", "small2"]
+        world.gate.check_invariants()
+
+
+async def test_a_guess_that_was_too_small_counts_once_it_is_known() -> None:
+    world = Admission(used_units=100)
+    copies = [copy_of("grows", 10), copy_of("waits", 30)]
+    async with anyio.create_task_group() as group:
+        group.start_soon(world.admit, copies[0])
+        await anyio.wait_all_tasks_blocked()
+        world.gate.grown(copies[0], 20)
+        group.start_soon(world.admit, copies[1])
+        await anyio.wait_all_tasks_blocked()
+        assert world.passed == ["grows"]
+        world.gate.check_invariants()
+        world.gate.leave(copies[0])
+        world.gate.grown(copies[0], 5)
+        await anyio.wait_all_tasks_blocked()
+        assert world.passed == ["grows", "waits"]
+        world.gate.check_invariants()
+
+
 async def test_a_load_larger_than_the_half_goes_alone() -> None:
     world = Admission(used_units=100)
     large, small = copy_of("large", 90), copy_of("small", 5)
@@ -106,7 +139,7 @@ async def test_whoever_gives_up_makes_way() -> None:
                 world.gate.leave(first)
         await anyio.wait_all_tasks_blocked()
         assert world.passed == ["a", "c"]
-        assert [copy.model_id for copy in world.gate.admitted()] == ["c"]
+        assert [copy.model_id for copy in world.gate._admitted] == ["c"]
 
 
 class Space:
