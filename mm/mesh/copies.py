@@ -190,8 +190,8 @@ class Copies:
             self._load_times.add(copy.info.model_type, 1000 * (now_s - copy.loading_since_s))
         if copy.is_awaited:
             copy.last_used_ms = self.clock.now_ms()
-        # While under way it was kept young; a load alone is no use (spec core 3.2). It fits where it
-        # was, so nothing is evicted for it.
+        # While under way it was kept young; a load alone is no use (spec core 3.2). It fits where
+        # it was, so nothing is evicted for it.
         self.table.remove(copy.model_id)
         self._left(self.table.put(copy.model_id, copy.weight_units, copy.last_used_ms))
         self.table.set_state(copy.model_id, CopyState.READY)
