@@ -45,6 +45,10 @@ class PeerServer(Protocol):
         """Serve a proxied call; answers which instance did."""
         ...
 
+    def calls_count(self, model_id: ModelId) -> int:
+        """Answer the calls that the copy here has in flight: every reply tells it."""
+        ...
+
 
 class FakeNetwork:
     """Connects addresses.
@@ -187,10 +191,28 @@ class FakePeers:
         """Forward a get-status by a ``PeerRoute``."""
         return await self._send(route, timeout_s, lambda s: s.model_status(route.model_id))
 
-    async def forward(self, route: Route, method: str) -> InstanceId:
-        """Proxy a call by a ``PeerRoute``; answers which instance served it."""
+    async def forward(
+        self, route: Route, method: str, on_load: Callable[[int], None] | None = None
+    ) -> InstanceId:
+        """Proxy a call by a ``PeerRoute``; answers which instance served it.
+
+        ``on_load`` hears how busy the copy there is, also when it did not serve.
+        """
         call = _call_of(route, method)
-        return await self._send(route, self._network.forward_timeout_s, lambda s: s.serve(call))
+        load: int | None = None
+
+        async def serve(server: PeerServer) -> InstanceId:
+            nonlocal load
+            try:
+                return await server.serve(call)
+            finally:
+                load = server.calls_count(route.model_id)
+
+        try:
+            return await self._send(route, self._network.forward_timeout_s, serve)
+        finally:
+            if load is not None and on_load is not None:
+                on_load(load)
 
     async def _send(
         self, route: Route, timeout_s: float, work: Callable[[PeerServer], Awaitable[T]]

@@ -179,6 +179,10 @@ class Instance:
             if not again:
                 raise self._passed_on(call, outcome, error)
 
+    def calls_count(self, model_id: ModelId) -> int:
+        """Answer the calls that the copy here has in flight."""
+        return self.node.router.in_flight(model_id)
+
     def _passed_on(self, call: Call, outcome: Outcome, error: MeshError) -> MeshError:
         if outcome is not Outcome.ANSWERED:
             if not isinstance(error, RuntimeAnswerError):
@@ -213,8 +217,12 @@ class Instance:
     ) -> tuple[InstanceId | None, Outcome, MeshError | None]:
         peers = self.cluster.network.peers(self.address)
         try:
-            served_by = await peers.forward(route, call.method)
+            served_by = await peers.forward(
+                route, call.method, lambda load: self.node.router.report_load(route, load)
+            )
         except PeerCallError as exc:
+            if exc.hop_state is not None:
+                self.node.router.report_state(call, route, exc.hop_state)
             cause = exc.__cause__
             if isinstance(cause, RuntimeAnswerError):
                 return None, exc.outcome, RuntimeAnswerError(cause.message, code=cause.code)

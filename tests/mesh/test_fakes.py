@@ -282,6 +282,9 @@ class StubServer:
     async def model_status(self, model_id: ModelId) -> ModelStatus:
         return ModelStatus("LOADED", errors=(model_id,))
 
+    def calls_count(self, model_id: ModelId) -> int:
+        return 7
+
     async def serve(self, call: Call) -> InstanceId:
         await self._note(call)
         return self.name
