@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,15 +64,29 @@ class Instance:
         load_now: bool = False,
         sync: bool = False,
         model_type: str = "example",
+        key: str = "",
         method: str = "/mmesh.ModelMesh/registerModel",
+        metadata: Metadata = (),
     ) -> mmesh.ModelStatusInfo:
         """Register a model."""
         request = mmesh.RegisterModelRequest(
             model_id=model_id,
-            model_info=mmesh.ModelInfo(type=model_type, path=path),
+            model_info=mmesh.ModelInfo(type=model_type, path=path, key=key),
             load_now=load_now,
             sync=sync,
         )
+        reply = self.call(method, request, mmesh.ModelStatusInfo, metadata, timeout_s=60)
+        assert isinstance(reply, mmesh.ModelStatusInfo)
+        return reply
+
+    def ensure_loaded(
+        self, model_id: str, *, sync: bool = False, last_used_ms: int = 0
+    ) -> mmesh.ModelStatusInfo:
+        """See that a model is loaded, or on its way."""
+        request = mmesh.EnsureLoadedRequest(
+            model_id=model_id, sync=sync, last_used_time=last_used_ms
+        )
+        method = "/mmesh.ModelMesh/ensureLoaded"
         reply = self.call(method, request, mmesh.ModelStatusInfo, timeout_s=60)
         assert isinstance(reply, mmesh.ModelStatusInfo)
         return reply
@@ -214,10 +229,10 @@ class Mesh:
             instance_id, runtime, {"INTERNAL_GRPC_SOCKET_PATH": path, **settings}
         )
 
-    def add_all(self, *instance_ids: str) -> None:
+    def add_all(self, *instance_ids: str, runtime_args: Sequence[str] = ()) -> None:
         """Start several at once; ``instances`` has them in this order."""
         with ThreadPoolExecutor() as pool:
-            list(pool.map(self.add, instance_ids))
+            list(pool.map(partial(self.add, runtime_args=runtime_args), instance_ids))
         self.instances.sort(key=lambda instance: instance_ids.index(instance.instance_id))
 
     def socket_path(self, instance_id: str) -> str:
