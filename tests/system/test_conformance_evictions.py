@@ -1,0 +1,262 @@
+"""Conformance with the Java mesh: what a full cache lets go, and how fast (around 22.3).
+
+EvictionsModelMeshTest and ModelMeshEvictionsTest; the second copy (testSecondCopyTrigger) has a
+file of its own. Java asserts windows of time; here only their upper ends count, and on a machine
+with other work a scenario gets three chances to be as fast as they demand.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from functools import partial
+
+import pytest
+
+from mm.pb import mmesh
+from tests.system.meshes import Instance, Mesh, mesh_of
+from tests.system.processes import eventually
+
+pytestmark = [pytest.mark.system, pytest.mark.timeout(90)]
+
+Status = mmesh.ModelStatusInfoModelStatus
+MIB = 2**20
+#: 1024 MiB, of which 75 are kept for unloads: 949 MiB, 18 models of 50 MiB and 49 MiB to spare.
+ROOM = 18
+UNLOAD_S = 1.0
+SLOW = f"SIZE_{50 * MIB}_20_{UNLOAD_S * 1000:.0f}"
+QUICK = f"SIZE_{50 * MIB}_20_80"
+
+#: Three instances, each with room for ten models of 20 MiB and a reserve of a tenth.
+PODS = ("pod-a", "pod-b", "pod-c")
+POD_ROOM = 10
+POD_MODEL = f"SIZE_{20 * MIB}_5_80"
+POD_ARGS = ["--capacity", str(28_445 * 8192), "--default-size", str(20 * MIB)]
+
+
+@pytest.fixture(scope="module")
+def meshes(
+    dataplane: str, kv_store: str, new_service_name: Callable[[], str]
+) -> Iterator[tuple[Mesh, Mesh]]:
+    """One instance alone, and three; started at the same time."""
+    with ExitStack() as stack, ThreadPoolExecutor() as pool:
+        settings = {"MM_DATAPLANE": dataplane}
+        alone, cluster = (
+            stack.enter_context(mesh_of(kv_store, settings, new_service_name())) for _ in range(2)
+        )
+        starts = (
+            pool.submit(alone.add_all, "alone"),
+            pool.submit(cluster.add_all, *PODS, runtime_args=POD_ARGS),
+        )
+        for start in starts:
+            start.result()
+        yield alone, cluster
+
+
+class Models:
+    """The models of one test, registered in order, and what became of them."""
+
+    def __init__(self, mesh: Mesh, prefix: str, path: str) -> None:
+        self.mesh = mesh
+        self.instance: Instance = mesh[0]
+        self.prefix = prefix
+        self.path = path
+        self.ids: list[str] = []
+
+    def add(self, path: str | None = None) -> mmesh.ModelStatusInfo:
+        """Register one more, and wait for its load."""
+        model_id = self.name_next()
+        return self.instance.register(model_id, path or self.path, load_now=True, sync=True)
+
+    def add_many(self, count: int) -> None:
+        """Register so many, one after the other: each used later than the one before."""
+        for _ in range(count):
+            assert self.add().status == Status.LOADED
+
+    def name_next(self) -> str:
+        self.ids.append(f"{self.prefix}-{len(self.ids)}")
+        return self.ids[-1]
+
+    def status(self, number: int) -> Status:
+        return Status(self.instance.status(self.ids[number]).status)
+
+    def loaded(self) -> list[int]:
+        """Answer the numbers of those that are loaded somewhere."""
+        return [n for n in range(len(self.ids)) if self.status(n) == Status.LOADED]
+
+    def clear(self) -> None:
+        """Unregister all, and wait until their memory is free again."""
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(self.instance.unregister, self.ids))
+        self.ids.clear()
+        for instance in self.mesh.instances:
+            eventually(partial(is_empty, instance), what="unloads")
+
+
+def is_empty(instance: Instance) -> bool:
+    told = instance.statistics()
+    return told.models_loaded == told.models_loading == told.unloading_units == 0
+
+
+@pytest.fixture
+def slow(meshes: tuple[Mesh, Mesh], request: pytest.FixtureRequest) -> Iterator[Models]:
+    """Models whose unload takes a second, on the instance that is alone."""
+    models = Models(meshes[0], request.node.name, SLOW)
+    yield models
+    models.clear()
+
+
+@pytest.fixture
+def quick(meshes: tuple[Mesh, Mesh], request: pytest.FixtureRequest) -> Iterator[Models]:
+    """Models that come and go quickly, on the instance that is alone."""
+    models = Models(meshes[0], request.node.name, QUICK)
+    yield models
+    models.clear()
+
+
+@pytest.fixture
+def spread(meshes: tuple[Mesh, Mesh], request: pytest.FixtureRequest) -> Iterator[Models]:
+    """Models on three instances, all registered at the first."""
+    models = Models(meshes[1], request.node.name, POD_MODEL)
+    yield models
+    models.clear()
+
+
+def in_time(models: Models, scenario: Callable[[], Sequence[float]], *bounds_s: float) -> None:
+    """Run a scenario until what it took is within the bounds; fails after the third try.
+
+    What it asserts itself has to hold each time.
+    """
+    took: list[Sequence[float]] = []
+    for _ in range(3):
+        took.append(scenario())
+        if all(took_s <= bound_s for took_s, bound_s in zip(took[-1], bounds_s, strict=True)):
+            return
+        models.clear()
+    raise AssertionError(f"bounds {bounds_s} s, took {took} s")
+
+
+# --- EvictionsModelMeshTest ---------------------------------------------------------------------
+
+
+def test_basic_eviction(slow: Models) -> None:
+    """Java demands 50 ms of a load into the reserve, and of the one that has to wait for an unload
+    that it ends at most 400 ms after it.
+    """
+    in_time(slow, partial(basic_eviction, slow), 0.050, UNLOAD_S + 0.4, 0.150)
+
+
+def basic_eviction(models: Models) -> tuple[float, float, float]:
+    models.add_many(ROOM)
+    assert models.loaded() == list(range(ROOM))
+
+    # The 19th: one is evicted, and what is kept for unloads lends the memory meanwhile.
+    started_s = time.monotonic()
+    assert models.add().status == Status.LOADED
+    lent_s = time.monotonic() - started_s
+    assert models.loaded() == list(range(1, 19))
+
+    # The 20th still fits, the 21st has to wait until the first of them is really gone.
+    assert models.add().status == Status.LOADED
+    assert models.add().status == Status.LOADED
+    waited_s = time.monotonic() - started_s
+    assert waited_s >= UNLOAD_S
+    assert models.loaded() == list(range(3, 21))
+
+    # An eviction is no end: the model comes back, and the next oldest goes.
+    assert models.instance.ensure_loaded(models.ids[0]).status == Status.LOADING
+    eventually(lambda: models.status(0) == Status.LOADED)
+    assert models.loaded() == [0, *range(4, 21)]
+
+    # Once loaded and measured, a model larger than was thought takes the place of three.
+    assert models.add(f"SIZE_{160 * MIB}_20_1000").status == Status.LOADED
+    started_s = time.monotonic()
+    eventually(lambda: models.status(6) == Status.NOT_LOADED)
+    measured_s = time.monotonic() - started_s
+    assert models.loaded() == [0, *range(7, 22)]
+    return lent_s, waited_s, measured_s
+
+
+def test_concurrent_eviction(slow: Models) -> None:
+    """Ten come at once: ten go, the oldest ones, and no more."""
+    slow.add_many(ROOM)
+    ten = [slow.name_next() for _ in range(10)]
+    with ThreadPoolExecutor(10) as pool:
+        register = partial(slow.instance.register, path=SLOW, load_now=True, sync=True)
+        for status in pool.map(register, ten):
+            assert status.status == Status.LOADED
+    assert slow.loaded() == list(range(10, 28))
+
+
+def test_concurrent_eviction_and_unload(slow: Models) -> None:
+    """The same, with five of those that have to go unregistered in the same moment."""
+    slow.add_many(ROOM)
+    leaving = slow.ids[:10:2]
+    ten = [slow.name_next() for _ in range(10)]
+    with ThreadPoolExecutor(15) as pool:
+        register = partial(slow.instance.register, path=SLOW, load_now=True, sync=True)
+        loads = [pool.submit(register, model_id) for model_id in ten]
+        ends = [pool.submit(slow.instance.unregister, model_id) for model_id in leaving]
+        for end in ends:
+            end.result()
+        for load in loads:
+            assert load.result().status == Status.LOADED
+    assert slow.loaded() == list(range(10, 28))
+    for number in range(10):
+        gone = Status.NOT_LOADED if number % 2 else Status.NOT_FOUND
+        assert slow.status(number) == gone
+
+
+# --- ModelMeshEvictionsTest: one instance --------------------------------------------------------
+
+
+def test_multi_load_standalone(quick: Models) -> None:
+    quick.add_many(5)
+    assert quick.loaded() == list(range(5))
+    for model_id in quick.ids:
+        quick.instance.unregister(model_id)
+    assert {quick.status(number) for number in range(5)} == {Status.NOT_FOUND}
+
+
+def test_multi_load_with_eviction_standalone(quick: Models) -> None:
+    quick.add_many(ROOM + 3)
+    assert quick.loaded() == list(range(3, ROOM + 3))
+
+
+def test_multi_load_with_big_eviction_standalone(quick: Models) -> None:
+    """One of four times the size, which nobody knew before: it and the newest ones stay."""
+    quick.add_many(ROOM)
+    assert quick.add(f"SIZE_{200 * MIB}_20_80").status == Status.LOADED
+    eventually(lambda: quick.loaded() == list(range(4, ROOM + 1)), timeout_s=5)
+
+
+def test_multi_load_with_eviction_standalone_reuse(quick: Models) -> None:
+    """Who was used lately stays, however long it has been here."""
+    quick.add_many(ROOM)
+    for model_id in quick.ids[:3]:
+        assert quick.instance.ensure_loaded(model_id, sync=True).status == Status.LOADED
+    quick.add_many(3)
+    assert quick.loaded() == [0, 1, 2, *range(6, ROOM + 3)]
+
+
+# --- ModelMeshEvictionsTest: three instances -----------------------------------------------------
+
+
+def test_multi_load_cluster(spread: Models) -> None:
+    spread.add_many(9)
+    assert spread.loaded() == list(range(9))
+
+
+def test_multi_load_with_eviction_cluster_reuse(spread: Models) -> None:
+    room = POD_ROOM * len(PODS)
+    spread.add_many(room)
+    held = spread.loaded()
+    touched = held[:5]
+    for number in touched:
+        assert spread.instance.ensure_loaded(spread.ids[number], sync=True).status == Status.LOADED
+    spread.add_many(5)
+    loaded = set(spread.loaded())
+    assert set(range(room, room + 5)) <= loaded
+    assert set(touched) <= loaded
