@@ -260,7 +260,7 @@ def _as_text(model_id: str, info: ModelStatusInfo) -> str:
     lines = [f"{model_id}: {_name_of(info.status)}"]
     for copy in info.model_copy_infos:
         since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(copy.time / 1000))
-        # The records of today do not tell loading from loaded: UNKNOWN would only alarm people.
+        # Of a Java mesh, whose records do not tell loading from loaded: it would only alarm people.
         is_told = copy.copy_status != ModelStatusInfoModelStatus.UNKNOWN
         state = f": {_name_of(copy.copy_status)}" if is_told else ""
         lines.append(f"  copy on {copy.location}{state} since {since}")

@@ -1,6 +1,7 @@
 """The management of models: register, unregister, status, ensure-loaded (spec core 2.10, around 5).
 
-Owns the meaning of the calls; messages and field names are ``edge.management``'s.
+Owns the meaning of the calls; messages and field names are ``edge.management``'s, what a status
+says ``statuses``'s.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from anyio.abc import TaskGroup
 
 from mm.config import Config
 from mm.core.calls import Call, Hop, LocalRoute, Outcome, PeerRoute
-from mm.core.ids import InstanceId, ModelId
+from mm.core.ids import ModelId
 from mm.core.records import ModelInfo, ModelRecord, RecordError
 from mm.errors import (
     InvalidRequestError,
@@ -28,10 +29,10 @@ from mm.errors import (
 )
 from mm.mesh.copies import Copies
 from mm.mesh.local_copy import LocalCopy
-from mm.mesh.members import Members
-from mm.mesh.ports import Clock, CopyStatus, ModelStatus, PeerCallError, Peers
+from mm.mesh.ports import Clock, ModelStatus, PeerCallError, Peers
 from mm.mesh.registry import Registry
 from mm.mesh.router import Router
+from mm.mesh.statuses import Statuses
 from mm.table import ID_BYTES_MAX
 
 logger = logging.getLogger(__name__)
@@ -61,7 +62,7 @@ class Models:
         *,
         config: Config,
         registry: Registry,
-        members: Members,
+        statuses: Statuses,
         copies: Copies,
         router: Router,
         peers: Peers,
@@ -70,7 +71,7 @@ class Models:
         self._config = config
         self._me = config.instance_id
         self._registry = registry
-        self._members = members
+        self._statuses = statuses
         self._copies = copies
         self._router = router
         self._peers = peers
@@ -129,16 +130,9 @@ class Models:
         record = await self._registry.find(model_id)
         if record is None:
             return ModelStatus("NOT_FOUND")
-        copy = self._copies.get(model_id)
-        if copy is not None:
-            return _status_of("LOADED" if copy.serves else "LOADING", record)
         if ask_peers:
-            for instance_id in sorted(record.copies, key=lambda i: record.copies[i]):
-                answer = await self._ask(model_id, instance_id)
-                if answer in ("LOADED", "LOADING"):
-                    return _status_of(answer, record)
-        recent = self._without_old_failures(record)
-        return _status_of("LOADING_FAILED" if recent.failures else "NOT_LOADED", recent)
+            return await self._statuses.find(model_id, record)
+        return self._statuses.here(model_id, record)
 
     async def ensure_loaded(self, request: EnsureRequest, call: Call | None = None) -> ModelStatus:
         """See that a copy is loaded or loading somewhere. A failed load is a status, not an error.
@@ -162,14 +156,6 @@ class Models:
             return await self._failed_status(request.model_id, exc)
 
     # --- behind them ---
-
-    def _without_old_failures(self, record: ModelRecord) -> ModelRecord:
-        """Answer the record with the failures that still count (spec core 3.11)."""
-        oldest_ms = self._clock.now_ms() - self._config.load_failure_expiry_ms
-        if all(failed_ms > oldest_ms for failed_ms in record.failures.values()):
-            return record
-        recent = {i: t for i, t in record.failures.items() if t > oldest_ms}
-        return replace(record, failures=recent)
 
     async def _create(
         self, model_id: ModelId, info: ModelInfo, *, load_now: bool, last_used_ms: int
@@ -213,7 +199,7 @@ class Models:
                 return await self._present(request.model_id, "LOADED")
             answer, again = await self._ask_peer(request, call, route, sync=True)
             if answer is not None:
-                return await self._present_new(request.model_id, answer.status)
+                return await self._present_new(request.model_id, answer)
             if not again:
                 raise call.failure or LoadFailedError("no instance took the load")
 
@@ -262,7 +248,7 @@ class Models:
                 continue
             answer, again = await self._ask_peer(request, call, begun, sync=False)
             if answer is not None:
-                return await self._present_new(request.model_id, answer.status)
+                return await self._present_new(request.model_id, answer)
             if not again:
                 raise call.failure or LoadFailedError("no instance took the load")
 
@@ -284,32 +270,21 @@ class Models:
         finally:
             self._followed.discard(request.model_id)
 
-    async def _ask(self, model_id: ModelId, instance_id: InstanceId) -> str:
-        """Ask a copy whether it is there; answers UNKNOWN when it cannot be asked."""
-        address = self._members.address_or_none(instance_id)
-        if address is None or instance_id == self._me:
-            return "UNKNOWN"
-        route = PeerRoute(model_id, instance_id, address, Hop.HIT_ONLY, hops_left=0)
-        try:
-            answer = await self._peers.model_status(
-                route, timeout_s=self._config.ensure_loaded_timeout_s
-            )
-        except (PeerCallError, MeshError) as exc:
-            logger.debug("status of model %s at %s: %s", model_id, instance_id, exc.message)
-            return "UNKNOWN"
-        return answer.status
-
-    async def _present_new(self, model_id: ModelId, status: str) -> ModelStatus:
+    async def _present_new(self, model_id: ModelId, answer: ModelStatus) -> ModelStatus:
         """Present what a peer did a moment ago: the mirror need not have its record yet."""
         try:
             await self._registry.read(model_id)
         except StoreUnavailableError as exc:
             logger.debug("model %s: presented from the mirror: %s", model_id, exc)
-        return await self._present(model_id, status)
+        return await self._present(model_id, answer.status, answer)
 
-    async def _present(self, model_id: ModelId, status: str) -> ModelStatus:
+    async def _present(
+        self, model_id: ModelId, status: str, answer: ModelStatus | None = None
+    ) -> ModelStatus:
         record = await self._registry.find(model_id)
-        return ModelStatus("NOT_FOUND") if record is None else _status_of(status, record)
+        if record is None:
+            return ModelStatus("NOT_FOUND")
+        return self._statuses.present(status, model_id, record, answer)
 
     async def _failed_status(self, model_id: ModelId, failure: MeshError) -> ModelStatus:
         status = await self._present(model_id, "LOADING_FAILED")
@@ -328,15 +303,3 @@ def _require_id(model_id: str) -> None:
     length = len(model_id.encode())
     if length > ID_BYTES_MAX:
         raise InvalidRequestError(f"a modelId has at most {ID_BYTES_MAX} bytes, this one {length}")
-
-
-def _status_of(status: str, record: ModelRecord) -> ModelStatus:
-    """Add what the record says of copies and failures, newest first (around 5)."""
-    failures = sorted(record.failures.items(), key=lambda entry: -entry[1])
-    errors = tuple(record.failure_text(instance_id) for instance_id, _ in failures)
-    if status in ("NOT_LOADED", "NOT_FOUND"):
-        return ModelStatus(status, errors)
-    infos = [CopyStatus(i, "UNKNOWN", t) for i, t in record.copies.items()]
-    infos += [CopyStatus(i, "LOADING_FAILED", t) for i, t in failures]
-    infos.sort(key=lambda info: -info.time_ms)
-    return ModelStatus(status, errors, tuple(infos))

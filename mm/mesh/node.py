@@ -36,6 +36,7 @@ from mm.mesh.registrar import Registrar
 from mm.mesh.registry import Registry
 from mm.mesh.router import Router
 from mm.mesh.statistics import Counters, InstanceStatistics
+from mm.mesh.statuses import Statuses
 from mm.mesh.vmodels import VModels
 from mm.mesh.waiters import Waiters
 from mm.table import Table
@@ -248,7 +249,14 @@ class Node:
         self.models = Models(
             config=config,
             registry=self._registry,
-            members=self._members,
+            statuses=Statuses(
+                config=config,
+                members=self._members,
+                copies=self._copies,
+                peers=ports.peers,
+                clock=ports.clock,
+                load_times=self._load_times,
+            ),
             copies=self._copies,
             router=self.router,
             peers=ports.peers,

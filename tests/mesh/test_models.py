@@ -22,10 +22,10 @@ from mm.errors import (
     StoreUnavailableError,
 )
 from mm.mesh.models import HOUR_MS, EnsureRequest
-from mm.mesh.ports import CopyStatus, Write
+from mm.mesh.ports import Write
 from mm.testing.cluster import INFO, PREFIX, Cluster, running_cluster, until
 from mm.testing.fake_runtime import ModelPlan
-from tests.mesh.calls import FAST, METHOD, A, B, C, M, loaded_at, loads
+from tests.mesh.calls import FAST, METHOD, A, B, M, loaded_at, loads
 
 pytestmark = pytest.mark.anyio
 
@@ -143,7 +143,7 @@ async def test_loading_now_without_waiting_for_it() -> None:
     async with running_cluster("a", "b", plan=ModelPlan(load_s=0.02, unload_s=0.01)) as cluster:
         status = await cluster["a"].register("m", load_now=True)
         assert status.status == "LOADING"
-        assert [copy.status for copy in status.copies] == ["UNKNOWN"]
+        assert [copy.status for copy in status.copies] == ["LOADING"]
         for name in "ab":
             registry = cluster[name].node._registry
             await until(lambda registry=registry: bool(registry.holders()))  # type: ignore[misc]
@@ -232,31 +232,6 @@ async def test_a_load_ordered_by_a_peer_that_fails_is_an_error_for_it() -> None:
         with pytest.raises(MeshError, match="boom") as caught:
             await cluster["a"].node.models.ensure_loaded(EnsureRequest(M, sync=True), call)
         assert caught.value.hop_result == "load-failed"
-
-
-# --- status --------------------------------------------------------------------------------------
-
-
-async def test_the_status_of_an_unknown_model_is_no_error() -> None:
-    async with running_cluster("a", plan=FAST) as cluster:
-        assert (await cluster["a"].status("m")).status == "NOT_FOUND"
-
-
-async def test_copies_are_told_newest_first() -> None:
-    async with running_cluster("a", plan=FAST) as cluster:
-        record = ModelRecord(INFO, copies={B: 20, C: 40}, failures={A: 30})
-        store(cluster, record)
-        await loaded_at(cluster, "a")
-        copies = (await cluster["a"].status("m")).copies
-        assert copies[1:] == (CopyStatus(C, "UNKNOWN", 40), CopyStatus(B, "UNKNOWN", 20))
-        assert copies[0].instance_id == A
-
-
-async def test_a_copy_that_cannot_be_asked_is_no_loaded_copy() -> None:
-    async with running_cluster("a", "b", plan=FAST) as cluster:
-        await loaded_at(cluster, "b")
-        cluster.network.close("b:8080")
-        assert (await cluster["a"].status("m")).status == "NOT_LOADED"
 
 
 # --- unregister ----------------------------------------------------------------------------------
