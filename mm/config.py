@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal, Self
 
+from mm.core.constraints import NO_CONSTRAINTS, TypeConstraints, parse_type_constraints
 from mm.core.dataplane import DataplaneConfig, parse_dataplane_config
 from mm.core.ids import InstanceId
 from mm.core.load_failures import FailureRules
@@ -115,6 +116,11 @@ class Config(Limits):
     #: MM_DATAPLANE_CONFIG, or the content of MM_DATAPLANE_CONFIG_PATH at the start.
     dataplane_config: DataplaneConfig = field(default_factory=DataplaneConfig)
 
+    #: MM_TYPE_CONSTRAINTS, or the content of MM_TYPE_CONSTRAINTS_PATH at the start.
+    type_constraints: TypeConstraints = NO_CONSTRAINTS
+    #: MM_TYPE_CONSTRAINTS_PATH: a file that is read again whenever it changes.
+    type_constraints_path: str = ""
+
     #: MM_LOAD_FAILURE_EXPIRY_TIME_MS: how long a failed load keeps an instance from trying again.
     load_failure_expiry_ms: int = 900_000
 
@@ -186,6 +192,8 @@ class Config(Limits):
             ),
             dataplane=_dataplane(env),
             dataplane_config=_dataplane_config(env),
+            type_constraints=_type_constraints(env),
+            type_constraints_path=_type_constraints_path(env),
             load_failure_expiry_ms=env.integer(
                 "MM_LOAD_FAILURE_EXPIRY_TIME_MS",
                 default=900_000,
@@ -203,7 +211,7 @@ class Config(Limits):
             / 1000,
             log_each_invoke=env.boolean("MM_LOG_EACH_INVOKE", default=False),
             log_level=_log_level(env),
-            warnings=address_warnings + _unused(env),
+            warnings=address_warnings + _unused_labels(env) + _unused(env),
         )
 
 
@@ -366,6 +374,37 @@ def _dataplane_config(env: Environment) -> DataplaneConfig:
             '"vModelId": false}}, "allowOtherRpcs": false}'
         )
         raise wrong(name, value, f"JSON like {shape}; {exc}") from exc
+
+
+def _type_constraints(env: Environment) -> TypeConstraints:
+    name, path_name = "MM_TYPE_CONSTRAINTS", "MM_TYPE_CONSTRAINTS_PATH"
+    env.not_both(name, path_name, "the JSON itself, or its file")
+    text = env.text(name)
+    if text is None:
+        return NO_CONSTRAINTS
+    try:
+        return parse_type_constraints(text)
+    except ValueError as exc:
+        shape = '{"type": {"required": ["label"], "preferred": ["label"]}}'
+        raise wrong(name, text, f"JSON like {shape}; {exc}") from exc
+
+
+def _type_constraints_path(env: Environment) -> str:
+    """Answer the path of the file, which must be there; what is in it may be put right later."""
+    name = "MM_TYPE_CONSTRAINTS_PATH"
+    path = env.text(name)
+    if path is None:
+        return ""
+    if not Path(path).is_file():
+        raise wrong(name, path, "a file that exists")
+    return path
+
+
+def _unused_labels(env: Environment) -> tuple[str, ...]:
+    names = ("MM_TYPE_CONSTRAINTS", "MM_TYPE_CONSTRAINTS_PATH")
+    if not _labels(env) or any(env.is_set(name) for name in names):
+        return ()
+    return ("MM_LABELS is set, but no type constraints, so the labels decide nothing here",)
 
 
 def _log_level(env: Environment) -> LogLevel:

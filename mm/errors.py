@@ -48,6 +48,8 @@ class MeshError(Exception):
     #: client.
     #: It is an ``mm.core.calls.Outcome`` value, and tells the sender to try elsewhere.
     hop_result: str | None = None
+    #: Value of the ``mm-hop-state`` trailer: the state of an instance that refuses a load for it.
+    hop_state: str | None = None
 
     def __init__(
         self, message: str, *, code: StatusCode | None = None, retry_after_ms: int | None = None
@@ -107,6 +109,13 @@ class LoadFailedError(MeshError):
     def __init__(self, message: str, *, is_permanent: bool = False) -> None:
         super().__init__(message)
         self.is_permanent = is_permanent
+
+
+class NoEligibleInstanceError(LoadFailedError):
+    """No running instance has the labels that the type of the model requires.
+
+    No instance has failed, so nothing is recorded; the controller waits for one that can.
+    """
 
 
 class LoadTimeoutError(MeshError):

@@ -12,9 +12,15 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Final
 
 from mm.core.ids import InstanceId, ModelId
 from mm.errors import MeshError
+
+
+#: Refusals for one call. Each costs a hop, and each makes the sender's view right in the place where
+#: it was wrong; after two the third choice is one of three, known exactly.
+REFUSALS_MAX: Final = 2
 
 
 class Hop(enum.Enum):
@@ -64,6 +70,11 @@ class Call:
     exhausted_count: int = 0
     #: How many instances failed to load it for this call.
     load_failures_count: int = 0
+    #: The sender would rather have it loaded elsewhere if this instance is not what it seemed.
+    may_refuse: bool = False
+    #: Instances that refused to load it: they could, but others can do it better.
+    refused_by: set[InstanceId] = field(default_factory=set)
+    refusals_count: int = 0
     #: It waited here for a load: a miss of the cache.
     has_waited: bool = False
     #: It does so now.
@@ -143,6 +154,9 @@ class PeerRoute:
     excludes: frozenset[InstanceId] = frozenset()
     hops_left: int = 1
     known_size_units: int = 0
+    #: Not too many have refused to load it yet: if the one there sees that others can do it better,
+    #: it may send the call back, if all of it can be sent again.
+    may_refuse: bool = False
     #: Who sends it.
     sender: InstanceId | None = None
     #: The copy there is on its way, or is to be made: the call must not keep hits waiting.

@@ -290,6 +290,8 @@ class Status:
     message: str
     #: Value of ``mm-hop-result``, None without one.
     hop_result: str | None = None
+    #: Value of ``mm-hop-state``, None without one.
+    hop_state: str | None = None
 
 
 def read_status(trailers: Iterable[Header]) -> Status:
@@ -297,6 +299,7 @@ def read_status(trailers: Iterable[Header]) -> Status:
     code: int | None = None
     message = b""
     hop_result: str | None = None
+    hop_state: str | None = None
     for name, value in trailers:
         if name == b"grpc-status":
             code = int(value) if value.isdigit() and len(value) <= 9 else None
@@ -304,7 +307,10 @@ def read_status(trailers: Iterable[Header]) -> Status:
             message = value
         elif name == b"mm-hop-result":
             hop_result = value.decode("ascii", "replace")
-    return Status(code, unquote_to_bytes(message).decode("utf-8", "replace"), hop_result)
+        elif name == b"mm-hop-state":
+            hop_state = value.decode("ascii", "replace")
+    text = unquote_to_bytes(message).decode("utf-8", "replace")
+    return Status(code, text, hop_result, hop_state)
 
 
 def status_trailers(code: int, message: str = "") -> HeaderList:

@@ -30,8 +30,10 @@ EXCLUDES: Final = b"mm-hop-excludes"
 SIZE: Final = b"mm-hop-size"
 FROM: Final = b"mm-hop-from"
 REDIRECT: Final = b"mm-hop-redirect"
+REFUSE: Final = b"mm-hop-refuse"
 LOAD: Final = b"mm-hop-load"
 RESULT: Final = b"mm-hop-result"
+STATE: Final = b"mm-hop-state"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,7 @@ class HopRequest:
     known_size_units: int = 0
     sender: InstanceId | None = None
     may_redirect: bool = False
+    may_refuse: bool = False
 
     def to_call(self, model_id: ModelId, method: str, deadline_s: float | None) -> Call:
         """Answer the call as the router here is asked about it."""
@@ -59,6 +62,7 @@ class HopRequest:
             known_size_units=self.known_size_units,
             sender=self.sender,
             may_redirect=self.may_redirect,
+            may_refuse=self.may_refuse,
         )
 
 
@@ -83,6 +87,8 @@ def write_hop_request(route: PeerRoute, *, is_kept: bool = False) -> HeaderList:
         headers.append((FROM, quote(route.sender, safe="").encode()))
     if route.may_redirect and is_kept:
         headers.append((REDIRECT, b"1"))
+    if route.may_refuse and is_kept:
+        headers.append((REFUSE, b"1"))
     return headers
 
 
@@ -100,6 +106,7 @@ def read_hop_request(mesh: Sequence[Header]) -> HopRequest:
         known_size_units=_read_number(values.get(SIZE), 0),
         sender=next(iter(_read_instances(values.get(FROM))), None),
         may_redirect=values.get(REDIRECT) == b"1",
+        may_refuse=values.get(REFUSE) == b"1",
     )
 
 

@@ -1,72 +1,36 @@
 """Placement: on which instance a model is loaded (spec core 4, intentions of 10.1).
 
-Owns the choice and the frozen view that it is made from. Does not own the records, nor what is
-excluded and why.
+Owns the choice, and the check of a choice at the instance that was chosen. Does not own what is
+excluded and why, nor the view that it is made from (``mm.core.cluster_view``).
 """
 
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from random import Random
 from typing import Final
 
-from mm.core.ids import NEVER_MS, InstanceId, ModelId
-from mm.core.records import InstanceRecord
+from mm.core.cluster_view import ClusterView, InstanceView
+from mm.core.ids import InstanceId, ModelId
+from mm.core.label_groups import TypeRule
+from mm.core.placement_bands import Grade, Ranking
 
-#: Among full instances, an oldest model younger by this than the oldest of all is as good a victim;
-LRU_BAND_MS: Final = 45_000
-#: or one younger by this part of that one's age: if it is a day old, a minute means nothing.
-LRU_BAND_AGE_DIVISOR: Final = 10
-#: Among instances with room, this part of the most spacious one's space is as good. (Java says half
-#: in a comment and takes a quarter.)
-SPACE_BAND_DIVISOR: Final = 2
-#: Below this many models the number of models does not matter.
-COUNT_BAND_MIN: Final = 10
-
-
-@dataclass(frozen=True, slots=True)
-class InstanceView:
-    """One instance as this one sees it.
-
-    ``sent_units`` and ``sent_count`` are loads that this instance sent there and that the record,
-    which may be seconds old, cannot know of yet: without them a burst of misses all lands on the
-    same instance.
-    """
-
-    instance_id: InstanceId
-    record: InstanceRecord
-    #: It has an address, and connections to it do not fail at present. Always True for oneself.
-    reachable: bool = True
-    sent_units: int = 0
-    sent_count: int = 0
-
-    @property
-    def remaining_units(self) -> int:
-        """Space for another model without evicting."""
-        return max(0, self.record.remaining_units - self.sent_units)
-
-    @property
-    def lru_time_ms(self) -> int:
-        """Last use of its oldest model; one that says nothing is not taken for an ancient one."""
-        return self.record.lru_time_ms if self.record.lru_time_ms > 0 else NEVER_MS
-
-    @property
-    def load_rounds(self) -> float:
-        """How many rounds of its loading threads are taken already."""
-        loads_count = self.record.loads_in_progress + self.sent_count
-        return loads_count / max(1, self.record.loading_threads)
-
-
-@dataclass(frozen=True, slots=True)
-class ClusterView:
-    """All instances at one moment, ourselves among them with a fresh record."""
-
-    instances: tuple[InstanceView, ...]
-    self_id: InstanceId
-    now_ms: int
-    #: Less than this remaining means "full", for whichever instance (spec core 3.1).
-    min_space_units: int = 0
+#: rpm of an instance (spec core 5.2) below which it is idle, whatever others have.
+IDLE_RPM_MAX: Final = 100
+#: A model used this recently at most will soon be called, so it should not go where the load is:
+#: (age of its last use in ms, how many times the load of the least loaded one is too much).
+LOAD_FACTORS: Final = (
+    # In the future: a further copy, made because there are many calls.
+    (-1_000, 1.1),
+    (5_000, 1.5),
+    (12 * 60_000, 3.0),
+    (24 * 3_600_000, 4.0),
+)
+#: An instance that was asked to load refuses when it has this many loads in progress and twice as
+#: many as the others on average: below, nobody waits longer here than elsewhere.
+REFUSE_LOADS_MIN: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +41,12 @@ class PlacementRequest:
     model_type: str = ""
     #: Instances with a copy, with a failure, or tried already.
     excludes: frozenset[InstanceId] = field(default_factory=frozenset)
+    #: Those of them that have a copy: a further one is better in another zone, on another machine.
+    holders: frozenset[InstanceId] = field(default_factory=frozenset)
     #: 0 when unknown.
     size_units: int = 0
+    #: Instances with less than this in all need not try; 0 when nobody knows.
+    needed_units: int = 0
     #: 0 means now.
     last_used_ms: int = 0
     #: Load here if here is as good as anywhere.
@@ -92,9 +60,18 @@ class PlacementReason(enum.Enum):
     OLDEST = "its oldest model is the oldest"
     TOO_SMALL = "too small everywhere, the largest tries"
     NOWHERE = "no instance can be chosen"
+    SENT_THERE = "an earlier call was sent there to load it"
+    NOT_ALLOWED = "no instance has the labels that the type requires"
 
     def __str__(self) -> str:
         return self.value
+
+
+_REASONS: Final = {
+    Grade.ROOM: PlacementReason.ROOM,
+    Grade.OLDEST: PlacementReason.OLDEST,
+    Grade.TOO_SMALL: PlacementReason.TOO_SMALL,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,84 +84,152 @@ class Placement:
 
 
 def choose_instance(view: ClusterView, request: PlacementRequest, rng: Random) -> Placement:
-    """Answer where to load; none only if every instance is excluded, unreachable or shutting down.
+    """Answer where to load; none only if every instance is excluded, unreachable or shutting down,
+    or has not the labels.
 
-    1. The best instance is one that can hold the model at all; has room for it now; among those the
-       most spacious, else the one whose oldest model is oldest, because the least is lost there.
+    1. The best instance is one of the newest version; that can hold the model at all; has room for
+       it now; among those the most spacious, else the one whose oldest model is oldest, because the
+       least is lost there.
     2. All that are about as good make a shortlist. Views are seconds old and every instance decides
-       by itself: if all took the very best, it would be run over.
-    3. Of two taken at random from the shortlist the one with fewer loads in progress gets it:
-       nearly as even as taking the least busy of all, without everybody's running to it while its
-       record still says that it is idle.
+       by itself: if all took the very best, it would be run over. Preferred labels, calls and
+       copies in the same zone or on the same machine make it shorter, never empty.
+    3. Two are drawn from it, each with a chance in proportion to its room (or to the age of its
+       oldest model), and the one with fewer loads in progress gets it: nearly as even as taking the
+       least busy of all, without everybody's running to it while its record still says that it is
+       idle.
     """
-    candidates = [each for each in view.instances if _can_be_chosen(each, request)]
+    rule = view.label_groups.rule(request.model_type)
+    allowed = _allowed(view.instances, rule)
+    candidates = _candidates(view, allowed, request)
     if not candidates:
-        return Placement(None, PlacementReason.NOWHERE)
-    rank = _Ranking(view, request)
-    best = min(candidates, key=rank.key)
-    shortlist = sorted(
-        (each for each in candidates if rank.is_as_good(each, best)),
-        key=lambda each: each.instance_id,
-    )
-    ids = tuple(each.instance_id for each in shortlist)
+        is_allowed = rule.allowed is None or allowed
+        reason = PlacementReason.NOWHERE if is_allowed else PlacementReason.NOT_ALLOWED
+        return Placement(None, reason)
+    ranking = Ranking(view, request.size_units)
+    best, shortlist = _shortlist(candidates, ranking, rule)
+    shortlist = _spread(_calm(shortlist, view, request), view, request.holders)
+    reason = _REASONS[ranking.grade(best)]
+    ids = tuple(sorted(each.instance_id for each in shortlist))
     if request.favour_self and view.self_id in ids:
-        return Placement(view.self_id, rank.reason(best), ids)
-    pair = rng.sample(shortlist, min(2, len(shortlist)))
-    chosen = min(pair, key=lambda each: each.load_rounds)
-    return Placement(chosen.instance_id, rank.reason(best), ids)
+        return Placement(view.self_id, reason, ids)
+    chosen = _draw(shortlist, ranking, rng)
+    return Placement(chosen.instance_id, reason, ids)
 
 
-def _can_be_chosen(instance: InstanceView, request: PlacementRequest) -> bool:
-    return (
-        instance.reachable
-        and not instance.record.shutting_down
-        and instance.instance_id not in request.excludes
-    )
+def is_still_right(view: ClusterView, request: PlacementRequest) -> bool:
+    """Answer whether this instance, which another one chose, should really load the model.
+
+    The sender saw a record of ours that may be old; here it is fresh. A choice that is merely not
+    the best stands: refusing costs a hop, so only what is clearly wrong is refused.
+    """
+    rule = view.label_groups.rule(request.model_type)
+    candidates = _candidates(view, _allowed(view.instances, rule), request)
+    ourselves = view.find(view.self_id)
+    if ourselves is None or all(each.instance_id == view.self_id for each in candidates):
+        return True
+    ranking = Ranking(view, request.size_units, tolerance=2)
+    best = min(candidates, key=ranking.key)
+    if not ranking.is_as_good(ourselves, best):
+        return False
+    others = [each.load_count for each in candidates if each is not ourselves]
+    busy = max(REFUSE_LOADS_MIN, 2 * (sum(others) + ourselves.load_count) / (len(others) + 1))
+    return ourselves.load_count < busy
 
 
-class _Ranking:
-    """Which instance is better for one request, and which are about as good."""
-
-    __slots__ = ("_now_ms", "_size_units", "_space_units")
-
-    def __init__(self, view: ClusterView, request: PlacementRequest) -> None:
-        self._now_ms = view.now_ms
-        self._size_units = request.size_units
-        self._space_units = max(view.min_space_units, request.size_units)
-
-    def key(self, instance: InstanceView) -> tuple[int, int, int, str]:
-        """Smaller is better. One tuple for all cases keeps the order transitive."""
-        grade = self._grade(instance)
-        quality = instance.lru_time_ms
-        if grade is PlacementReason.ROOM:
-            quality = -instance.remaining_units
-        elif grade is PlacementReason.TOO_SMALL:
-            quality = -instance.record.capacity_units
-        return _GRADES.index(grade), quality, instance.record.count, instance.instance_id
-
-    def reason(self, best: InstanceView) -> PlacementReason:
-        return self._grade(best)
-
-    def is_as_good(self, instance: InstanceView, best: InstanceView) -> bool:
-        grade = self._grade(best)
-        if self._grade(instance) is not grade:
-            return False
-        if grade is PlacementReason.ROOM:
-            count, limit = instance.record.count, 3 * best.record.count // 2
-            is_spacious = instance.remaining_units >= best.remaining_units / SPACE_BAND_DIVISOR
-            return is_spacious and (count < COUNT_BAND_MIN or count <= limit)
-        if grade is PlacementReason.OLDEST:
-            younger_ms = instance.lru_time_ms - best.lru_time_ms
-            age_ms = max(0, self._now_ms - best.lru_time_ms)
-            return younger_ms <= max(LRU_BAND_MS, age_ms // LRU_BAND_AGE_DIVISOR)
-        return instance.record.capacity_units == best.record.capacity_units
-
-    def _grade(self, instance: InstanceView) -> PlacementReason:
-        if self._size_units > instance.record.capacity_units:
-            return PlacementReason.TOO_SMALL
-        if instance.remaining_units >= self._space_units:
-            return PlacementReason.ROOM
-        return PlacementReason.OLDEST
+def may_host(view: ClusterView, model_type: str) -> bool:
+    """Answer whether this instance has the labels that the type requires."""
+    ourselves, rule = view.find(view.self_id), view.label_groups.rule(model_type)
+    return rule.allowed is None or (ourselves is not None and ourselves.label_group in rule.allowed)
 
 
-_GRADES: Final = (PlacementReason.ROOM, PlacementReason.OLDEST, PlacementReason.TOO_SMALL)
+def _allowed(instances: Iterable[InstanceView], rule: TypeRule) -> Iterable[InstanceView]:
+    if rule.allowed is None:
+        return instances
+    return [each for each in instances if each.label_group in rule.allowed]
+
+
+def _candidates(
+    view: ClusterView, allowed: Iterable[InstanceView], request: PlacementRequest
+) -> list[InstanceView]:
+    """Who can be chosen; of a replica set on its way out only if there is nobody else."""
+    excludes, needed_units = request.excludes, request.needed_units
+    candidates = [
+        each
+        for each in allowed
+        if each.reachable
+        and each.instance_id not in excludes
+        and not each.record.shutting_down
+        and each.record.capacity_units >= needed_units
+    ]
+    if not view.replaced:
+        return candidates
+    staying = [
+        each for each in candidates if (each.record.labels, each.replica_set) not in view.replaced
+    ]
+    return staying or candidates
+
+
+def _shortlist(
+    candidates: list[InstanceView], ranking: Ranking, rule: TypeRule
+) -> tuple[InstanceView, list[InstanceView]]:
+    """Answer the best one and those about as good, preferred ones before others (spec core 4.4)."""
+    best = min(candidates, key=ranking.key)
+    preferred = rule.preferred
+    if preferred is not None:
+        fitting = [each for each in candidates if each.label_group in preferred]
+        if best.label_group in preferred:
+            candidates = fitting
+        elif ranking.grade(best) is Grade.ROOM:
+            roomy = [each for each in fitting if ranking.has_room_like(each, best)]
+            if roomy:
+                best, candidates = min(roomy, key=ranking.key), roomy
+        else:
+            near = [each for each in fitting if ranking.is_nearly_as_old(each, best)]
+            if near:
+                return best, near
+    return best, [each for each in candidates if ranking.is_as_good(each, best)]
+
+
+def _calm(
+    shortlist: list[InstanceView], view: ClusterView, request: PlacementRequest
+) -> list[InstanceView]:
+    """Leave out those with much more calls than the least busy one (the load filter of core 4.4).
+
+    The older the last use, the less the calls matter that the model brings.
+    """
+    age_ms = view.now_ms - request.last_used_ms if request.last_used_ms else 0
+    factor = next((factor for limit_ms, factor in LOAD_FACTORS if age_ms < limit_ms), None)
+    if factor is None or len(shortlist) < 2:
+        return shortlist
+    least_rpm = min(each.record.busyness_rpm for each in shortlist)
+    limit_rpm = factor * max(IDLE_RPM_MAX, least_rpm)
+    return [each for each in shortlist if each.record.busyness_rpm <= limit_rpm]
+
+
+def _spread(
+    shortlist: list[InstanceView], view: ClusterView, holders: frozenset[InstanceId]
+) -> list[InstanceView]:
+    """Keep those in a zone, and then on a machine, with the fewest copies of the model."""
+    if not holders or len(shortlist) < 2:
+        return shortlist
+    held = [each.record for each in view.instances if each.instance_id in holders]
+    zones = [record.zone for record in held if record.zone]
+    locations = [record.location for record in held if record.location]
+
+    def crowd(each: InstanceView) -> tuple[int, int]:
+        return zones.count(each.record.zone), locations.count(each.record.location)
+
+    least = min(crowd(each) for each in shortlist)
+    return [each for each in shortlist if crowd(each) == least]
+
+
+def _draw(shortlist: list[InstanceView], ranking: Ranking, rng: Random) -> InstanceView:
+    if len(shortlist) == 1:
+        return shortlist[0]
+    ordered = sorted(shortlist, key=lambda each: each.instance_id)
+    weights = [ranking.weight(each) for each in ordered]
+    first = rng.choices(range(len(ordered)), weights)[0]
+    weights[first] = 0.0
+    second = rng.choices(range(len(ordered)), weights)[0]
+    pair = ordered[first], ordered[second]
+    return min(pair, key=lambda each: each.load_rounds)

@@ -226,6 +226,8 @@ class InstanceRecord:
     address: str = ""
     #: version of mm (ours).
     mm_version: str = ""
+    #: With less than this remaining it is full, by its own sizing; 0: it does not say (ours).
+    min_space_units: int = 0
     unknown: Mapping[str, object] = field(default_factory=dict)
 
     @property
@@ -254,6 +256,7 @@ class InstanceRecord:
             shutting_down=attributes.boolean("shutdown"),
             address=attributes.text("addr"),
             mm_version=attributes.text("mv"),
+            min_space_units=attributes.integer("minSpace"),
             unknown=attributes.unknown(),
         )
 
@@ -278,6 +281,7 @@ class InstanceRecord:
                 "actionable": True,
                 "addr": self.address,
                 "mv": self.mm_version,
+                "minSpace": self.min_space_units,
             },
         )
 

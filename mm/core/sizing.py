@@ -39,6 +39,13 @@ class CacheSizing:
         """How long a load takes while none has been seen (spec core 3.1, 3.15)."""
         return max(ASSUMED_LOAD_MS_MIN, self.load_timeout_ms // 3)
 
+    @property
+    def saturated_age_ms(self) -> int:
+        """A full instance whose oldest model is younger than this throws out what is in use: twice
+        the age below which the Java mesh calls it churn (spec core 3.1, 4.2).
+        """
+        return 20 * self.assumed_load_ms
+
     @classmethod
     def from_runtime(
         cls,

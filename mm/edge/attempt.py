@@ -129,6 +129,8 @@ class Attempt:
         status = read_status(trailers)
         outcome = Outcome.ANSWERED if status.code == 0 else judge(self.route, status)
         self.text = status.message
+        if isinstance(self.route, PeerRoute) and status.hop_state is not None:
+            proxied.proxy.router.report_state(proxied.call, self.route, status.hop_state)
         if outcome is not Outcome.ANSWERED and not proxied.incoming.headers_sent:
             self.held_trailers = trailers
         else:

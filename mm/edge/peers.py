@@ -11,7 +11,8 @@ import betterproto2
 
 import mm
 from mm.core.calls import Outcome, PeerRoute
-from mm.core.hop_headers import HOP_VERSION, RESULT, read_outcome, write_hop_request
+from mm.core.headers import read_status
+from mm.core.hop_headers import HOP_VERSION, read_outcome, write_hop_request
 from mm.core.ids import InstanceId
 from mm.edge.h2 import ChannelPool, IncomingCall, UnreachableError
 from mm.edge.management import SERVICE, status_of
@@ -70,13 +71,13 @@ class GrpcPeers(Peers):
                 request,
                 mmesh.ModelStatusInfo,
                 timeout_s=timeout_s,
-                metadata=write_hop_request(route),
+                metadata=write_hop_request(route, is_kept=True),
             )
         except UnreachableError as exc:
             raise PeerCallError(Outcome.UNREACHABLE, exc.message) from exc
         except CallError as exc:
-            result = dict(exc.trailers).get(RESULT)
-            outcome = read_outcome(None if result is None else result.decode("ascii", "replace"))
+            status = read_status(exc.trailers)
+            outcome = read_outcome(status.hop_result)
             if outcome is None and exc.code in (
                 StatusCode.DEADLINE_EXCEEDED,
                 StatusCode.UNAVAILABLE,
@@ -84,7 +85,7 @@ class GrpcPeers(Peers):
                 outcome = Outcome.STALE  # no answer worth passing on: try elsewhere
             if outcome is None:
                 raise
-            raise PeerCallError(outcome, exc.message) from exc
+            raise PeerCallError(outcome, exc.message, status.hop_state) from exc
         return status_of(message)
 
 

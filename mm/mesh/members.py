@@ -1,8 +1,8 @@
 """The instances of the cluster, as this one sees them: records, addresses, who cannot be reached
 (spec core 1.5, 1.11).
 
-Owns the mirror of the instance table and the table's peer handles. Publishing our own record is
-``publisher``'s.
+Owns the mirror of the instance table and the table's peer handles, and tells the cluster state of
+both. Publishing our own record is ``publisher``'s.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 import anyio
 
+from mm.core.cluster_state import ClusterState
 from mm.core.copy_record import CopyStage
 from mm.core.ids import InstanceId, ModelId
-from mm.core.placement import ClusterView, InstanceView
 from mm.core.records import InstanceRecord, ModelRecord, RecordError
 from mm.core.routing import ComingCopy, ReadyCopy, is_ready
 from mm.mesh.mirror import Mirror
@@ -36,7 +36,6 @@ UNREACHABLE_MAX_S = 10.0
 #: this long: a store that was away lets leases run out before anybody can renew them, and then all
 #: instances are gone for a moment. One that is really gone is found out by the first call.
 GONE_CALLED_S = 10.0
-_NOTHING_SENT = (0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,24 +60,20 @@ class Members:
         me: InstanceId,
         table: Table,
         registry: Registry,
-        min_space_units: int,
-        own_record: Callable[[], InstanceRecord],
+        cluster: ClusterState,
         clock: Clock,
         assumed_load_ms: Callable[[str], int],
     ) -> None:
         self._me = me
         self._table = table
         self._registry = registry
-        self._min_space_units = min_space_units
-        self._own_record = own_record
+        self._cluster = cluster
         self._clock = clock
         self._assumed_load_ms = assumed_load_ms
         self._records: dict[InstanceId, InstanceRecord] = {}
         self._handles: dict[InstanceId, int] = {}
         #: instance -> (until, current back-off), on the clock of anyio.
         self._unreachable: dict[InstanceId, tuple[float, float]] = {}
-        #: Loads sent to an instance since its record was last seen: (units, count).
-        self._sent: dict[InstanceId, tuple[int, int]] = {}
         self._gone: dict[InstanceId, _Gone] = {}
         self._mirror = Mirror(store, prefix, self._changed)
         self._vanished: set[InstanceId] = set()
@@ -170,48 +165,18 @@ class Members:
         if until_s <= now_s:
             backoff_s = min(2 * backoff_s, UNREACHABLE_MAX_S)
             self._unreachable[instance_id] = (now_s + backoff_s, backoff_s)
+            self._cluster.set_away(instance_id, now_s + backoff_s)
 
     def mark_reachable(self, instance_id: InstanceId) -> None:
         """It answered."""
-        self._unreachable.pop(instance_id, None)
+        if self._unreachable.pop(instance_id, None) is not None:
+            self._cluster.set_back(instance_id)
 
     def next_reachable_ms(self) -> int | None:
         """Answer in how long one that cannot be reached now is tried again; None if all can be."""
         now_s = anyio.current_time()
         waits_s = [until_s - now_s for until_s, _ in self._unreachable.values() if until_s > now_s]
         return max(1, round(1000 * min(waits_s))) if waits_s else None
-
-    def note_sent(self, instance_id: InstanceId, size_units: int) -> None:
-        """A load was sent there, of which its record cannot know yet."""
-        units, count = self._sent.get(instance_id, (0, 0))
-        self._sent[instance_id] = (units + size_units, count + 1)
-
-    def note_ended(self, instance_id: InstanceId) -> None:
-        """A load that was sent there has ended, one way or another."""
-        units, count = self._sent.get(instance_id, _NOTHING_SENT)
-        if count:
-            self._sent[instance_id] = (units, count - 1)
-
-    def view(self, now_ms: int) -> ClusterView:
-        """Answer the frozen view for one decision, with our own record fresh."""
-        instances = [
-            InstanceView(
-                instance_id,
-                record,
-                reachable=self.handle(instance_id) is not None,
-                sent_units=self._sent.get(instance_id, _NOTHING_SENT)[0],
-                sent_count=self._sent.get(instance_id, _NOTHING_SENT)[1],
-            )
-            for instance_id, record in self._records.items()
-            if instance_id != self._me
-        ]
-        instances.append(InstanceView(self._me, self._own_record(), reachable=True))
-        return ClusterView(
-            instances=tuple(instances),
-            self_id=self._me,
-            now_ms=now_ms,
-            min_space_units=self._min_space_units,
-        )
 
     def first_id(self) -> InstanceId:
         """Answer the lowest id of the instances that are there: it does what only one should do."""
@@ -232,14 +197,16 @@ class Members:
         if record is None:
             self._forget(instance_id)
             return
-        self._sent.pop(instance_id, None)
         known = self._records.get(instance_id)
         self._records[instance_id] = record
+        self._cluster.put(
+            instance_id, record, now_ms=self._clock.now_ms(), now_s=anyio.current_time()
+        )
         if instance_id == self._me:
             return
         if known is None or known.start_time_ms != record.start_time_ms:
             logger.info("instance %s is there, at %s", instance_id, record.address or "no address")
-            self._unreachable.pop(instance_id, None)
+            self.mark_reachable(instance_id)
         self._gone.pop(instance_id, None)
         if instance_id not in self._handles:
             self._handles[instance_id] = self._table.add_instance(instance_id)
@@ -250,7 +217,7 @@ class Members:
         record = self._records.pop(instance_id, None)
         if record is None:
             return
-        self._sent.pop(instance_id, None)
+        self._cluster.remove(instance_id, now_ms=self._clock.now_ms())
         handle = self._handles.pop(instance_id, None)
         if handle is not None:
             logger.info("instance %s is gone", instance_id)

@@ -222,6 +222,8 @@ class Models:
             outcome = Outcome.ANSWERED
         except PeerCallError as exc:
             outcome, message = exc.outcome, exc.message
+            if exc.hop_state is not None:
+                self._router.report_state(call, route, exc.hop_state)
         finally:
             again = self._router.finished(call, route, outcome, message)
         return answer, again

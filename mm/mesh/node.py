@@ -18,6 +18,8 @@ from anyio.abc import TaskGroup
 import mm
 from mm.config import Config
 from mm.core.accounting import UnloadAccounting
+from mm.core.cluster_state import ClusterState
+from mm.core.constraints import TypeConstraints
 from mm.core.ids import ModelId
 from mm.core.load_times import LoadTimes
 from mm.core.records import InstanceRecord, ModelRecord, RecordError
@@ -204,14 +206,20 @@ class Node:
             counters=self._counters,
             load_times=self._load_times,
         )
+        self._cluster = ClusterState(
+            self._me,
+            config.labels,
+            min_space_units=self._sizing.min_space_units,
+            saturated_age_ms=self._sizing.saturated_age_ms,
+            constraints=config.type_constraints,
+        )
         self._members = Members(
             ports.store,
             self._instances_prefix,
             me=self._me,
             table=table,
             registry=self._registry,
-            min_space_units=self._sizing.min_space_units,
-            own_record=self.own_record,
+            cluster=self._cluster,
             clock=ports.clock,
             assumed_load_ms=self._load_times.assumed_ms,
         )
@@ -239,9 +247,12 @@ class Node:
             waiters=self._waiters,
             placer=Placer(
                 me=self._me,
+                cluster=self._cluster,
+                own_record=self.own_record,
                 members=self._members,
                 failure_rules=config.failure_rules,
                 default_units=self._sizing.default_units,
+                counters=self._counters,
                 rng=ports.rng,
             ),
             rng=ports.rng,
@@ -336,6 +347,10 @@ class Node:
         await self.drain()
         await self._tell_others(self._registrar.forget_all)
 
+    def set_type_constraints(self, constraints: TypeConstraints) -> None:
+        """Place loads by these from now on. Copies that they would not allow keep serving."""
+        self._cluster.set_constraints(constraints)
+
     # --- views of it ---
 
     def own_record(self) -> InstanceRecord:
@@ -355,6 +370,7 @@ class Node:
             shutting_down=self._draining,
             address=self._address,
             mm_version=mm.__version__,
+            min_space_units=self._sizing.min_space_units,
         )
 
     def statistics(self) -> InstanceStatistics:

@@ -1,74 +1,108 @@
 """Where a model is loaded for a call, and when it is not loaded at all (spec core 2.4 f-k).
 
-Owns what is excluded and the errors when nothing is left; ``core.placement`` chooses.
+Owns what is excluded, the errors when nothing is left, and what becomes of a choice: loads sent,
+refused and ended. ``core.placement`` chooses, ``core.cluster_state`` knows the instances.
 """
 
 from __future__ import annotations
 
 import logging
 import random
+from collections.abc import Callable
+from typing import Final
 
-from mm.core.calls import Call
+import anyio
+
+from mm.core.calls import REFUSALS_MAX, Call, Outcome, PeerRoute
+from mm.core.cluster_state import ClusterState
+from mm.core.cluster_view import ClusterView
+from mm.core.constraints import no_instance_message
+from mm.core.hop_state import HopState
 from mm.core.ids import InstanceId
 from mm.core.load_failures import FailureKind, FailureRules, LoadFailure, Verdict
-from mm.core.placement import PlacementRequest, choose_instance
-from mm.core.records import ModelRecord
-from mm.errors import LoadFailedError, MeshError, NoRoomError, RuntimeUnavailableError
+from mm.core.placement import (
+    Placement,
+    PlacementReason,
+    PlacementRequest,
+    choose_instance,
+    is_still_right,
+    may_host,
+)
+from mm.core.records import InstanceRecord, ModelRecord
+from mm.errors import (
+    LoadFailedError,
+    MeshError,
+    NoEligibleInstanceError,
+    NoRoomError,
+    RuntimeUnavailableError,
+)
+from mm.mesh.hop_errors import hop_error
 from mm.mesh.members import Members
+from mm.mesh.statistics import Counters
 
 logger = logging.getLogger(__name__)
 
+#: After these the instance has, or will have, the model that it was asked to load.
+_TOOK: Final = frozenset(
+    {
+        Outcome.ANSWERED,
+        Outcome.ABANDONED,
+        Outcome.EXHAUSTED,
+        Outcome.RUNTIME_UNAVAILABLE,
+    }
+)
+
 
 class Placer:
-    """Chooses the instance that is to load a model, from what ``members`` and the record say."""
+    """Chooses the instance that is to load a model, and checks what others chose for this one."""
 
     def __init__(
         self,
         *,
         me: InstanceId,
+        cluster: ClusterState,
+        own_record: Callable[[], InstanceRecord],
         members: Members,
         failure_rules: FailureRules,
         default_units: int,
+        counters: Counters,
         rng: random.Random,
     ) -> None:
         self._me = me
+        self._cluster = cluster
+        self._own_record = own_record
         self._members = members
         self._failure_rules = failure_rules
         self._default_units = default_units
+        self._counters = counters
         self._rng = rng
+
+    # --- the choice ---
 
     def choose(self, call: Call, record: ModelRecord, now_ms: int) -> InstanceId:
         """Answer where to load, not to be asked again for this call. Raises ``MeshError``."""
         verdict = self.refuse_if_pointless(call, record, now_ms)
-        # Where a copy failed this call and said why, `excludes` knows; "not here" may well load it.
-        holders = set(record.copies) - call.tried - {self._me}
-        view = self._members.view(now_ms)
-        too_small = {
-            each.instance_id
-            for each in view.instances
-            if each.record.capacity_units < verdict.needed_units
-        }
-        excluded = call.excludes | holders | verdict.excluded | too_small
-        size_units = call.known_size_units or max(self._default_units, verdict.needed_units)
-        placement = choose_instance(
-            view,
-            PlacementRequest(
-                model_id=call.model_id,
-                model_type=record.info.model_type,
-                excludes=frozenset(excluded),
-                size_units=size_units,
-                last_used_ms=call.last_used_ms,
-                favour_self=call.balanced,
-            ),
-            self._rng,
-        )
+        request = self._request(call, record, verdict)
+        placement = self._same_as_before(call, request)
+        if placement is None:
+            view = self._view(now_ms)
+            placement = choose_instance(view, request, self._rng)
+            if placement.instance_id is None and call.refused_by:
+                # Nobody can do it better: one of those that refused has to.
+                call.excludes -= call.refused_by
+                call.tried -= call.refused_by
+                call.refused_by.clear()
+                call.refusals_count = REFUSALS_MAX
+                request = self._request(call, record, verdict)
+                placement = choose_instance(view, request, self._rng)
         chosen = placement.instance_id
         if chosen is None:
-            raise call.failure or self._nowhere(verdict)
+            raise call.failure or self._nowhere(placement.reason, record, verdict)
         logger.debug("model %s: load placed on %s: %s", call.model_id, chosen, placement.reason)
         call.excludes.add(chosen)
         if chosen != self._me:
-            self._members.note_sent(chosen, size_units)
+            now_s = anyio.current_time()
+            self._cluster.load_sent(chosen, call.model_id, request.size_units, now_s=now_s)
         return chosen
 
     def refuse_if_pointless(self, call: Call, record: ModelRecord, now_ms: int) -> Verdict:
@@ -82,13 +116,88 @@ class Placer:
             raise call.failure or _told(verdict.final)
         return verdict
 
-    def _nowhere(self, verdict: Verdict) -> MeshError:
-        """Answer the newest failure that still counts, else that there is no instance to load."""
+    # --- a choice that a peer made ---
+
+    def check(self, call: Call, record: ModelRecord, now_ms: int) -> None:
+        """Raise "stale" if a peer should not have chosen this instance, as long as it may be told
+        so.
+        """
+        view, model_type = self._view(now_ms), record.info.model_type
+        if not may_host(view, model_type):
+            raise hop_error(Outcome.STALE, self._no_instance(model_type))
+        if not call.may_refuse:
+            return
+        verdict = self._failure_rules.verdict(call.model_id, record, now_ms)
+        if is_still_right(view, self._request(call, record, verdict)):
+            return
+        self._counters.loads_refused += 1
+        refusal = hop_error(Outcome.STALE, f"others can load model {call.model_id} better")
+        refusal.hop_state = HopState.of(self._own_record()).write()
+        raise refusal
+
+    # --- what became of ours ---
+
+    def refused(self, call: Call, route: PeerRoute, state: str) -> None:
+        """A peer refused a load, and told why."""
+        told = HopState.read(state)
+        if told is None:
+            return
+        self._counters.loads_sent_back += 1
+        self._cluster.learn(route.instance_id, told, now_s=anyio.current_time())
+        call.refused_by.add(route.instance_id)
+        call.refusals_count += 1
+
+    def load_ended(self, call: Call, route: PeerRoute, outcome: Outcome) -> None:
+        """A call that was sent to have a model loaded came back."""
+        # Without a method nobody waited for the end of the load.
+        is_loading = outcome is Outcome.ABANDONED or not call.method
+        self._cluster.load_ended(
+            route.instance_id, call.model_id, took=outcome in _TOOK, is_loading=is_loading
+        )
+
+    # --- inside ---
+
+    def _view(self, now_ms: int) -> ClusterView:
+        return self._cluster.view(self._own_record(), now_ms=now_ms, now_s=anyio.current_time())
+
+    def _request(self, call: Call, record: ModelRecord, verdict: Verdict) -> PlacementRequest:
+        # Where a copy failed this call and said why, `excludes` knows; "not here" may well load it.
+        holders = frozenset(record.copies) - {self._me}
+        return PlacementRequest(
+            model_id=call.model_id,
+            model_type=record.info.model_type,
+            excludes=frozenset(call.excludes) | (holders - call.tried) | verdict.excluded,
+            holders=holders,
+            size_units=call.known_size_units or max(self._default_units, verdict.needed_units),
+            needed_units=verdict.needed_units,
+            last_used_ms=call.last_used_ms,
+            favour_self=call.balanced,
+        )
+
+    def _same_as_before(self, call: Call, request: PlacementRequest) -> Placement | None:
+        """Many calls may ask for one model before its record tells where it is: they share a load.
+
+        Not with calls that were sent back, which know more than those before them.
+        """
+        target = self._cluster.load_target(call.model_id)
+        if target is None or target in request.excludes or self._members.handle(target) is None:
+            return None
+        return Placement(target, PlacementReason.SENT_THERE)
+
+    def _nowhere(self, reason: PlacementReason, record: ModelRecord, verdict: Verdict) -> MeshError:
+        """Answer why nobody is asked: labels, the newest failure that still counts, else that there
+        is no instance to load.
+        """
+        if reason is PlacementReason.NOT_ALLOWED:
+            return NoEligibleInstanceError(self._no_instance(record.info.model_type))
         if verdict.newest is not None:
             return _told(verdict.newest)
         return NoRoomError(
             "Nowhere available to load", retry_after_ms=self._members.next_reachable_ms()
         )
+
+    def _no_instance(self, model_type: str) -> str:
+        return no_instance_message(model_type, self._cluster.constraints.required(model_type))
 
 
 def _told(failure: LoadFailure) -> LoadFailedError:

@@ -271,12 +271,16 @@ class Peers(Protocol):
 
 
 class PeerCallError(Exception):
-    """A peer could not be reached or refused; ``outcome`` says which, for the router."""
+    """A peer could not be reached or refused; ``outcome`` says which, for the router.
 
-    def __init__(self, outcome: Outcome, message: str) -> None:
+    ``hop_state``: what the peer told of itself with a refusal (``mm-hop-state``).
+    """
+
+    def __init__(self, outcome: Outcome, message: str, hop_state: str | None = None) -> None:
         super().__init__(message)
         self.outcome = outcome
         self.message = message
+        self.hop_state = hop_state
 
 
 # --- what the data plane asks of the mesh ---
@@ -310,6 +314,10 @@ class Router(Protocol):
 
     async def resolve(self, vmodel_id: str) -> ModelId:
         """Answer the active model of a vmodel; raises ``ModelNotFoundError``."""
+        ...
+
+    def report_state(self, call: Call, route: PeerRoute, state: str) -> None:
+        """Note what a peer told of itself as it refused a load (``mm-hop-state``)."""
         ...
 
     def report_load(self, route: PeerRoute, in_flight: int) -> None:

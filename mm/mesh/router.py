@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import logging
 import random
+from dataclasses import replace
 
 import anyio
 
 from mm.config import Config
 from mm.core import routing
-from mm.core.calls import Call, Hop, LocalRoute, Outcome, PeerRoute, Route
+from mm.core.calls import REFUSALS_MAX, Call, Hop, LocalRoute, Outcome, PeerRoute, Route
 from mm.core.ids import InstanceId, ModelId
 from mm.core.records import ModelRecord
 from mm.core.routing import (
@@ -159,7 +160,7 @@ class Router:
         elif outcome not in (Outcome.UNREACHABLE, Outcome.ABANDONED):
             self._members.mark_reachable(route.instance_id)
         if isinstance(route, PeerRoute) and route.hop is Hop.LOAD_LOCAL:
-            self._members.note_ended(route.instance_id)
+            self._placer.load_ended(call, route, outcome)
         if outcome is Outcome.ANSWERED:
             if isinstance(route, LocalRoute):
                 self._copies.answered(route.model_id, route.load_id)
@@ -187,6 +188,10 @@ class Router:
     def in_flight(self, model_id: ModelId) -> int:
         """Answer the calls that the local copy has in flight."""
         return self._table.in_flight(model_id) if model_id in self._table else 0
+
+    def report_state(self, call: Call, route: PeerRoute, state: str) -> None:
+        """Note what a peer told of itself as it refused a load (``mm-hop-state``)."""
+        self._placer.refused(call, route, state)
 
     def report_load(self, route: PeerRoute, in_flight: int) -> None:
         """Note the calls in flight that a peer's copy told of in its reply (``mm-hop-load``)."""
@@ -360,11 +365,13 @@ class Router:
             self._placer.refuse_if_pointless(call, record, now_ms)
             if self._me in call.excludes:
                 raise call.failure or hop_error(Outcome.STALE, "loading here was tried already")
+            self._placer.check(call, record, now_ms)
             return self._load_here(call, record)
         while True:
             chosen = self._placer.choose(call, record, now_ms)
             if chosen != self._me:
-                return self._route_to(call, chosen, Hop.LOAD_LOCAL, may_wait=True)
+                route = self._route_to(call, chosen, Hop.LOAD_LOCAL, may_wait=True)
+                return replace(route, may_refuse=call.refusals_count < REFUSALS_MAX)
             try:
                 return self._load_here(call, record)
             except (NoRoomError, QueueFullError) as exc:

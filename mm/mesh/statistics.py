@@ -14,6 +14,10 @@ class Counters:
     forwards: int = 0
     #: Of the forwards, those that a busy copy sent back.
     redirects: int = 0
+    #: Loads that a peer asked for and this instance refused, because others could do it better; and
+    #: loads of ours that a peer refused.
+    loads_refused: int = 0
+    loads_sent_back: int = 0
     #: Of the calls to the local runtime, those that found the copy ready, and those that waited
     #: for its load: a call is counted where it is served, whichever way it came.
     hits: int = 0

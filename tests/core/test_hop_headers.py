@@ -30,6 +30,7 @@ _instances = st.frozensets(st.text(min_size=1, max_size=12).map(InstanceId), max
     st.none() | st.text(min_size=1, max_size=12).map(InstanceId),
     st.booleans(),
     st.booleans(),
+    st.booleans(),
 )
 def test_what_is_written_is_read(
     hop: Hop,
@@ -39,6 +40,7 @@ def test_what_is_written_is_read(
     size: int,
     sender: InstanceId | None,
     may_redirect: bool,
+    may_refuse: bool,
     is_kept: bool,
 ) -> None:
     route = PeerRoute(
@@ -52,12 +54,14 @@ def test_what_is_written_is_read(
         known_size_units=size,
         sender=sender,
         may_redirect=may_redirect,
+        may_refuse=may_refuse,
     )
     read = read_hop_request(write_hop_request(route, is_kept=is_kept))
-    assert read == HopRequest(hop, left, tried, excludes, size, sender, may_redirect and is_kept)
+    asks = (may_redirect and is_kept, may_refuse and is_kept)
+    assert read == HopRequest(hop, left, tried, excludes, size, sender, *asks)
     call = read.to_call(ModelId("m"), "/p.S/M", 5.0)
     assert (call.hop, call.hops_left, call.tried, call.deadline_s) == (hop, left, tried, 5.0)
-    assert (call.sender, call.may_redirect) == (sender, may_redirect and is_kept)
+    assert (call.sender, call.may_redirect, call.may_refuse) == (sender, *asks)
 
 
 @pytest.mark.parametrize(

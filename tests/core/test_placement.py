@@ -10,10 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mm.core.cluster_view import ClusterView, InstanceView
 from mm.core.ids import NEVER_MS, InstanceId, ModelId
 from mm.core.placement import (
-    ClusterView,
-    InstanceView,
     Placement,
     PlacementReason,
     PlacementRequest,

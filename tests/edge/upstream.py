@@ -48,6 +48,7 @@ class FakeRouter:
         self.unknown: set[str] = set()
         self.load = 3
         self.loads: list[int] = []
+        self.states: list[str] = []
         self.waiting = 0
         self.waiting_event = asyncio.Event()
 
@@ -77,6 +78,9 @@ class FakeRouter:
         if vmodel_id not in self.vmodels:
             raise ModelNotFoundError("vmodel not found")
         return ModelId(self.vmodels[vmodel_id])
+
+    def report_state(self, call: Call, route: PeerRoute, state: str) -> None:
+        self.states.append(state)
 
     def report_load(self, route: PeerRoute, in_flight: int) -> None:
         self.loads.append(in_flight)

@@ -187,6 +187,8 @@ class IncomingCall:
             extra.append((b"grpc-retry-pushback-ms", b"%d" % error.retry_after_ms))
         if error.hop_result is not None and not self.link.server.external:
             extra.append((b"mm-hop-result", error.hop_result.encode()))
+            if error.hop_state is not None:
+                extra.append((b"mm-hop-state", error.hop_state.encode()))
         self.send_status(error.code, error.message, extra)
 
     # --- what the stream tells ---------------------------------------------------------------
