@@ -124,6 +124,9 @@ class Config(Limits):
     #: MM_LOAD_FAILURE_EXPIRY_TIME_MS: how long a failed load keeps an instance from trying again.
     load_failure_expiry_ms: int = 900_000
 
+    #: MM_MIN_CHURN_AGE_MS: refuse loads that would evict a model used less long ago. 0: never.
+    min_churn_age_ms: int = 0
+
     #: SHUTDOWN_TIMEOUT_MS: from the signal to the exit.
     shutdown_timeout_s: float = 30.0
     #: MM_LOG_EACH_INVOKE: one INFO line for each call to the runtime.
@@ -198,6 +201,13 @@ class Config(Limits):
                 "MM_LOAD_FAILURE_EXPIRY_TIME_MS",
                 default=900_000,
                 minimum=1,
+                maximum=2**53,
+                meaning="milliseconds",
+            ),
+            min_churn_age_ms=env.integer(
+                "MM_MIN_CHURN_AGE_MS",
+                default=0,
+                minimum=0,
                 maximum=2**53,
                 meaning="milliseconds",
             ),

@@ -130,6 +130,10 @@ class NoRoomError(MeshError):
     code = StatusCode.UNAVAILABLE
 
 
+class ChurnError(NoRoomError):
+    """A load would evict what has just been loaded, and the churn guard is set."""
+
+
 class QueueFullError(MeshError):
     """A bounded queue is full."""
 

@@ -182,6 +182,16 @@ class Copies:
         self.admission.inserted(copy)
         self._changed()
 
+    def grow(self, copy: LocalCopy, weight_units: int) -> None:
+        """Its size was guessed too small, and its load has not begun; may evict, even itself."""
+        copy.enter(Phase.QUEUED)
+        delta_units = weight_units - copy.weight_units
+        self.accounting.grown(delta_units)
+        copy.weight_units = weight_units
+        self.admission.grown(copy, delta_units)
+        self._left(self.table.set_weight(copy.model_id, weight_units))
+        self._changed()
+
     def loaded(self, copy: LocalCopy, now_s: float) -> None:
         """The runtime has it: serve calls from now on."""
         copy.enter(Phase.SIZING)

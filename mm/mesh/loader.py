@@ -12,11 +12,16 @@ import logging
 import anyio
 from anyio.abc import TaskGroup
 
+from mm.config import Config
+from mm.core.churn import churn_pause_ms
 from mm.core.ids import UNIT_BYTES, ModelId, units_of
 from mm.core.load_errors import failure_message, is_nothing_loaded
-from mm.core.load_failures import FailureKind, FailureRules, LoadFailure, kind_of
+from mm.core.load_failures import FailureKind, LoadFailure, kind_of
+from mm.core.load_sizes import LoadSizes, is_crowded
 from mm.core.records import ModelRecord
+from mm.core.sizing import CacheSizing
 from mm.errors import (
+    ChurnError,
     LoadFailedError,
     LoadTimeoutError,
     MeshError,
@@ -24,15 +29,18 @@ from mm.errors import (
     QueueFullError,
     RuntimeUnavailableError,
 )
-from mm.limits import Limits
 from mm.mesh.copies import Copies
 from mm.mesh.local_copy import AWAITED, CopyGoneError, LocalCopy, Phase
 from mm.mesh.ports import Loaded, Runtime, RuntimeCallError, RuntimeParameters
 from mm.mesh.registrar import CopyElsewhereError, Registrar
+from mm.mesh.seldom import Seldom
 from mm.mesh.turns import LoadTurns
 from mm.table import CopyState
 
 logger = logging.getLogger(__name__)
+
+#: Refusals of the churn guard come by the thousand: one of them in this time is told aloud.
+CHURN_QUIET_S = 1.0
 
 
 class Loader:
@@ -45,18 +53,21 @@ class Loader:
         registrar: Registrar,
         runtime: Runtime,
         parameters: RuntimeParameters,
-        limits: Limits,
-        failure_rules: FailureRules,
+        sizing: CacheSizing,
+        config: Config,
     ) -> None:
         self._copies = copies
         self._registrar = registrar
         self._runtime = runtime
         self._parameters = parameters
-        self._limits = limits
-        self._failure_rules = failure_rules
+        self._sizing = sizing
+        self._config = config
+        self._failure_rules = config.failure_rules
         self._turns = LoadTurns(parameters.loading_concurrency_max)
         self._group: TaskGroup | None = None
         self._under_way = 0
+        self._sizes = LoadSizes()
+        self._churn_told = Seldom(CHURN_QUIET_S)
 
     @property
     def load_timeout_s(self) -> float:
@@ -88,24 +99,50 @@ class Loader:
     ) -> LocalCopy:
         """Answer the copy of the model here, starting its load if there is none. Never blocks.
 
-        Raises ``QueueFullError``, or ``NoRoomError`` when this instance is shutting down.
+        Raises ``QueueFullError``, ``ChurnError``, or ``NoRoomError`` when this instance is shutting
+        down.
         """
         priority = AWAITED if awaited else (last_used_ms or self._copies.clock.now_ms())
         copy = self._copies.get(model_id)
         if copy is not None:
             self._raise(copy, priority)
             return copy
-        if self.queue_length >= self._limits.load_queue_length_max:
+        if self.queue_length >= self._config.load_queue_length_max:
             raise QueueFullError(
                 f"{self.queue_length} loads wait here already, the limit; retry later"
             )
+        self._guard_against_churn(model_id)
         if 0 < last_used_ms < record.last_used_ms:
             last_used_ms = record.last_used_ms
         copy = self._copies.start(model_id, record, last_used_ms=last_used_ms, priority=priority)
         assert self._group is not None, "open() first"
         self._under_way += 1
+        known_size_units = known_size_units or _size_told(record)
         self._group.start_soon(self._run, copy, record, known_size_units)
         return copy
+
+    def _guard_against_churn(self, model_id: ModelId) -> None:
+        """Refuse a load that would evict what has just been used, if that is wished."""
+        copies = self._copies
+        pause_ms = churn_pause_ms(
+            free_units=copies.accounting.free_units,
+            min_space_units=self._sizing.min_space_units,
+            oldest_use_ms=copies.oldest_use_ms(),
+            now_ms=copies.clock.now_ms(),
+            min_age_ms=self._config.min_churn_age_ms,
+        )
+        if pause_ms == 0:
+            return
+        copies.counters.loads_churned += 1
+        logger.log(
+            self._churn_told.level(anyio.current_time()),
+            "model %s is not loaded: it would evict a model used in the last %d ms"
+            " (MM_MIN_CHURN_AGE_MS; %d so far)",
+            model_id,
+            self._config.min_churn_age_ms,
+            copies.counters.loads_churned,
+        )
+        raise ChurnError("Cache churn threshold exceeded", retry_after_ms=pause_ms)
 
     def ensure_awaited(self, copy: LocalCopy) -> None:
         """Somebody waits for this load: it goes ahead of all that nobody waits for."""
@@ -138,28 +175,30 @@ class Loader:
             self._under_way -= 1
 
     async def _load(self, copy: LocalCopy, basis: ModelRecord, known_size_units: int) -> None:
-        size_units = known_size_units or await self._predict(copy)
+        size_units, is_guess = known_size_units, False
+        if not size_units:
+            is_guess = is_crowded(self._copies.loads_in_progress, self._turns.concurrency_max)
+            size_units = 0 if is_guess else await self._predict(copy)
+        size_units = (
+            size_units or self._sizes.guess(copy.info.model_type) or self._sizing.default_units
+        )
         if self._copies.is_too_old(copy, size_units):
             raise NoRoomError(f"Entry too old for cache for model {copy.model_id}")
         await self._registrar.register(copy, basis)
-        accounting = self._copies.accounting
-        if not accounting.can_ever_fit(size_units):
-            raise LoadRefusedError(
-                accounting.too_large_message(copy.model_id, size_units),
-                FailureKind.CAPACITY,
-                needed_units=size_units,
-            )
+        self._check_prediction(copy, size_units)
         copy.started.set()
-        with anyio.move_on_after(self._limits.space_wait_s) as waited:
+        with anyio.move_on_after(self._config.space_wait_s) as waited:
             await self._copies.admission.admit(copy, size_units)
         if waited.cancelled_caught:
             raise NoRoomError(f"no place came free for model {copy.model_id}: loads are too slow")
         self._copies.insert(copy, size_units)
-        with anyio.move_on_after(self._limits.space_wait_s) as waited:
+        with anyio.move_on_after(self._config.space_wait_s) as waited:
             await self._copies.unloader.wait_ended(copy.model_id)
         if waited.cancelled_caught:
             raise NoRoomError(f"model {copy.model_id} is still being unloaded here")
         async with self._turns.turn(copy, lambda: copy.priority):
+            if is_guess:
+                await self._improve(copy)
             await self._claim_space(copy)
             loaded = await self._ask(copy)
         copy.enter(Phase.LOADING)  # it may have left while this task was about to run again
@@ -170,30 +209,47 @@ class Loader:
         self._copies.loaded(copy, anyio.current_time())
         size_bytes = loaded.size_bytes or await self._measure(copy)
         self._check_size(copy, size_bytes)
-        self._copies.measured(
-            copy, max(1, units_of(size_bytes)) if size_bytes else copy.weight_units
-        )
+        size_units = units_of(size_bytes) or copy.weight_units
+        if size_bytes:
+            self._sizes.add(copy.info.model_type, size_units)
+        self._copies.measured(copy, size_units)
+
+    def _check_prediction(self, copy: LocalCopy, size_units: int) -> None:
+        accounting = self._copies.accounting
+        if not accounting.can_ever_fit(size_units):
+            raise LoadRefusedError(
+                accounting.too_large_message(copy.model_id, size_units),
+                FailureKind.CAPACITY,
+                needed_units=size_units,
+            )
+
+    async def _improve(self, copy: LocalCopy) -> None:
+        """Ask, now that it is this load's turn, what was guessed when it came (spec core 3.6)."""
+        size_units = await self._predict(copy)
+        if size_units > copy.weight_units:
+            self._check_prediction(copy, size_units)
+            self._copies.grow(copy, size_units)
 
     async def _predict(self, copy: LocalCopy) -> int:
-        """Answer the units to reserve before the load: the runtime's guess, else its default (spec
-        core 3.5).
+        """Answer the units to reserve before the load as the runtime predicts them, 0 if it does
+        not (spec core 3.5).
         """
         size_bytes = 0
         try:
-            with anyio.move_on_after(self._limits.predict_size_timeout_s):
+            with anyio.move_on_after(self._config.predict_size_timeout_s):
                 size_bytes = await self._runtime.predict_size(copy.model_id, copy.info)
         except (RuntimeCallError, RuntimeUnavailableError) as exc:
             logger.debug("size of model %s not predicted: %s", copy.model_id, exc)
-        return max(1, units_of(size_bytes or self._parameters.default_model_size_bytes))
+        return units_of(size_bytes)
 
     async def _claim_space(self, copy: LocalCopy) -> None:
         copy.enter(Phase.WAITING)
-        with anyio.move_on_after(self._limits.space_wait_s) as waited:
+        with anyio.move_on_after(self._config.space_wait_s) as waited:
             await self._copies.space.claim(copy)
         if waited.cancelled_caught:
             raise NoRoomError(
                 f"no memory came free for model {copy.model_id}"
-                f" in {self._limits.space_wait_s:.0f} s: unloads are slow or fail"
+                f" in {self._config.space_wait_s:.0f} s: unloads are slow or fail"
             )
 
     async def _ask(self, copy: LocalCopy) -> Loaded:
@@ -219,7 +275,7 @@ class Loader:
     async def _measure(self, copy: LocalCopy) -> int:
         """Answer the loaded size in bytes, 0 to keep the prediction. Calls are served meanwhile."""
         try:
-            with anyio.fail_after(self._limits.model_size_timeout_s):
+            with anyio.fail_after(self._config.model_size_timeout_s):
                 return await self._runtime.model_size(copy.model_id)
         except (TimeoutError, RuntimeCallError, RuntimeUnavailableError) as exc:
             logger.warning(
@@ -281,3 +337,9 @@ class LoadRefusedError(Exception):
         self.timed_out = timed_out
         #: The runtime promises that it took no memory.
         self.nothing_loaded = nothing_loaded
+
+
+def _size_told(record: ModelRecord) -> int:
+    """Answer the size that the model has where it is loaded already, 0 if nobody says."""
+    states = map(record.copy_state, record.copies)
+    return max((state.size_units for state in states if state is not None), default=0)

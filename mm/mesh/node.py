@@ -228,8 +228,8 @@ class Node:
             registrar=self._registrar,
             runtime=ports.runtime,
             parameters=parameters,
-            limits=config,
-            failure_rules=config.failure_rules,
+            sizing=self._sizing,
+            config=config,
         )
         self._waiters = Waiters(
             config,

@@ -26,6 +26,8 @@ class Counters:
     failures: int = 0
     loads: int = 0
     load_failures: int = 0
+    #: Loads that the churn guard refused.
+    loads_churned: int = 0
     evictions: int = 0
     unloads: int = 0
     unload_failures: int = 0

@@ -144,7 +144,9 @@ async def test_a_model_too_large_for_all_is_not_asked_of_all() -> None:
             with pytest.raises(LoadFailedError, match="is larger than total effective capacity"):
                 await cluster["a"].invoke("m")
             await cluster.settle()
-        assert sum(each.runtime.predictions.total() for each in cluster.serving) <= 3
+        record = cluster.record("m")
+        assert record is not None
+        assert len(record.failures) <= 2
 
 
 @pytest.mark.virtual_time
