@@ -36,7 +36,7 @@ AT_ONCE = 32
 SLOTS = 8
 SIZE_BYTES = 1_000_000
 LOAD_MS = (0, 50)
-RATE_GOAL, P99_GOAL_S = 200, 1.0
+RATE_GOAL, P99_GOAL_MS = 200, 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,27 +105,24 @@ async def measure(
     cpu_ms = {name: (cpu_s(pid) - cpu_before[name]) * 1000 for name, pid in pids.items()}
     after, writes_after = await instance.statistics(), await writes_so_far(client)
     loads = after.loads - before.loads
-    p50_s, p99_s = percentile(tally.took_s, 0.5), percentile(tally.took_s, 0.99)
+    rate = loads / span_s
+    p50_ms, p99_ms = (percentile(tally.took_s, share) * 1000 for share in (0.5, 0.99))
     busy = (after.loading_ms - before.loading_ms) / 1000 / span_s
+    each = ", ".join(f"{name} {ms / loads:.2f}" for name, ms in cpu_ms.items())
     print(f"loads of {load_ms} ms, {span_s:.0f} s, {after.models_loaded} models loaded")
-    print(
-        f"  calls                             {len(tally.took_s):8d}     p50 {p50_s * 1000:.0f} ms"
-    )
-    print(f"  p99                               {p99_s * 1000:8.0f} ms  (goal {P99_GOAL_S:.0f} s)")
+    print(f"  calls                             {len(tally.took_s):8d}")
+    print(f"  p50                               {p50_ms:8.0f} ms")
+    print(f"  p99                               {p99_ms:8.0f} ms  (goal {P99_GOAL_MS} at 0 ms)")
     print(f"  errors                            {sum(tally.errors.values()):8d}     (goal 0)")
     for text, count in tally.errors.most_common(5):
         print(f"    {count:6d} {text}")
-    print(
-        f"  loads                             {loads / span_s:8.0f} /s  (goal {RATE_GOAL} at 0 ms)"
-    )
+    print(f"  loads                             {rate:8.0f} /s  (goal {RATE_GOAL} at 0 ms)")
     print(f"  slots busy in the runtime, mean   {busy:8.2f}     of {SLOTS}")
     print(f"  registry writes a load            {(writes_after[0] - writes[0]) / loads:8.2f}")
     print(f"  transactions a load               {(writes_after[1] - writes[1]) / loads:8.2f}")
-    each = ", ".join(f"{name} {ms / loads:.2f}" for name, ms in cpu_ms.items())
     print(f"  CPU a load, ms                    {each}")
-    if tally.errors:
-        return False
-    return load_ms > 0 or (rate >= RATE_GOAL and p99_s <= P99_GOAL_S)
+    is_fast = load_ms > 0 or (rate >= RATE_GOAL and p99_ms <= P99_GOAL_MS)
+    return is_fast and not tally.errors
 
 
 async def run(sizes: Sizes) -> bool:
