@@ -14,11 +14,14 @@ from mm.errors import (
     NoRoomError,
     QueueFullError,
     RuntimeUnavailableError,
+    StoreUnavailableError,
 )
 
 _RESULTS = (
     (NoRoomError, Outcome.STALE),
     (QueueFullError, Outcome.STALE),
+    # The peer cannot write that it loads: another may, or have a copy.
+    (StoreUnavailableError, Outcome.STALE),
     (RuntimeUnavailableError, Outcome.UNREACHABLE),
     (LoadFailedError, Outcome.LOAD_FAILED),
 )

@@ -89,9 +89,13 @@ class Cluster:
         address: str | None = None,
         runtime: FakeRuntime | None = None,
         fault: Fault | None = None,
+        is_known_by_all: bool = True,
         **limits: Any,
     ) -> Instance:
-        """Start an instance and answer it once it serves; raises ``StartupError``."""
+        """Start an instance and answer it once it serves; raises ``StartupError``.
+
+        With ``is_known_by_all`` all others must have heard of it first.
+        """
         config = Config(
             service_name=SERVICE,
             kv_store="memory",
@@ -105,8 +109,12 @@ class Cluster:
         self.network.listen(instance.address, instance)
         self.instances[name] = instance
         await self._group.start(instance.run)
-        await until(lambda: self._all_know(instance), what=f"all know {name}")
+        if is_known_by_all:
+            await until(lambda: self._all_know(instance), what=f"all know {name}")
         return instance
+
+    def tell(self, name: str, model_id: str, text: str) -> None:
+        """Hear what the data plane of an instance does."""
 
     # --- what is beside an instance: a simulator makes it worse ----------------------------------
 
@@ -163,18 +171,20 @@ class Cluster:
 
     async def settle(self, timeout_s: float = 600.0) -> None:
         """Return once nothing is on its way: no call, load or unload, no write that is owed."""
-        await until(self._is_at_rest, timeout_s, "loads, unloads and writes end")
+        await until(self.is_at_rest, timeout_s, "loads, unloads and writes end")
 
-    def _is_at_rest(self) -> bool:
-        return all(_is_at_rest(each) for each in self.serving) and self._agree()
+    def is_at_rest(self) -> bool:
+        """Answer whether nothing is on its way, and every mirror equals the store."""
+        return not any(_unrest(each) for each in self.serving) and self._agree()
+
+    def unrest(self) -> str:
+        """Answer what is on its way still."""
+        return "; ".join(filter(None, map(_unrest, self.serving))) or "views differ from the store"
 
     def _agree(self) -> bool:
-        records = self.records()
-        return all(
-            {k: v.value for k, v in _mirrored(each).items()}
-            == {k: v.encode() for k, v in records.items()}
-            for each in self.serving
-        )
+        prefix = f"{PREFIX}/registry/"
+        items = {item.key[len(prefix) :]: item for item in self.server.table(prefix).items}
+        return all(_mirrored(each) == items for each in self.serving)
 
     def check(self, *, losses_unnoticed: bool = False) -> None:
         """Assert that everything fits together; only at rest.
@@ -195,15 +205,19 @@ def _mirrored(instance: Instance) -> dict[str, Any]:
     return dict(instance.node._registry._mirror.items())
 
 
-def _is_at_rest(instance: Instance) -> bool:
+def _unrest(instance: Instance) -> str:
     node = instance.node
-    return (
-        node.router.routes_open == 0
-        and all(copy.phase.name == "ACTIVE" for copy in node._copies)
-        and node._copies.unloader.count == 0
-        and node._registrar.owed_count == 0
-        and instance.store.connected
-    )
+    found = []
+    if node.router.routes_open:
+        found.append(f"{node.router.routes_open} calls")
+    found += [repr(copy) for copy in node._copies if copy.phase.name != "ACTIVE"]
+    if node._copies.unloader.count:
+        found.append(f"{node._copies.unloader.count} unloads")
+    if node._registrar.owed_count:
+        found.append(f"{node._registrar.owed_count} registrations owed")
+    if not instance.store.connected:
+        found.append("no store")
+    return f"{instance.name}: {', '.join(found)}" if found else ""
 
 
 def _check_node(instance: Instance, records: dict[str, ModelRecord]) -> None:

@@ -97,6 +97,8 @@ class FakeRuntime:
         self.start_timeout_s = start_timeout_s
         #: Breaches of the contract by the mesh; a test expects none.
         self.violations: list[str] = []
+        #: The models that they were about.
+        self.violators: list[ModelId] = []
         #: Told of what happens to a model here.
         self.tell: Callable[[ModelId, str], None] = _tell_nobody
         #: Everything takes this many times as long.
@@ -217,7 +219,7 @@ class FakeRuntime:
             model.held = Held.REMAINS
             if isinstance(exc, RuntimeCallError) and is_nothing_loaded(exc.code):
                 self._drop(model_id)
-            self.tell(model_id, f"load ends with {exc!r}")
+            self.tell(model_id, f"load ends with {_ending(exc)}")
             self._notify()
             raise
         model.held = Held.LOADED
@@ -245,7 +247,7 @@ class FakeRuntime:
             self._fail_if_arranged(self._unload_faults, model_id)
         except BaseException as exc:
             model.held = before
-            self.tell(model_id, f"unload ends with {exc!r}")
+            self.tell(model_id, f"unload ends with {_ending(exc)}")
             self._notify()
             raise
         self.unloads_done[model_id] += 1
@@ -320,6 +322,7 @@ class FakeRuntime:
 
     def _violated(self, model_id: ModelId, what: str) -> None:
         self.violations.append(what)
+        self.violators.append(model_id)
         self.tell(model_id, f"violation: {what}")
 
     def _drop(self, model_id: ModelId) -> None:
@@ -333,3 +336,8 @@ class FakeRuntime:
 
 def _tell_nobody(model_id: ModelId, text: str) -> None:
     """Say nothing."""
+
+
+def _ending(exc: BaseException) -> str:
+    """Answer what ended something, in the same words in each run."""
+    return repr(exc) if isinstance(exc, RuntimeCallError) else type(exc).__name__

@@ -9,6 +9,7 @@ import anyio
 import pytest
 
 from mm.core.calls import Hop, LocalRoute, Outcome
+from mm.edge.memory_store import Fault
 from mm.errors import (
     LoadFailedError,
     LoadTimeoutError,
@@ -16,6 +17,7 @@ from mm.errors import (
     ModelNotFoundError,
     QueueFullError,
     StatusCode,
+    StoreUnavailableError,
 )
 from mm.mesh.ports import RuntimeParameters
 from mm.testing.cluster import running_cluster, small_parameters
@@ -224,3 +226,12 @@ async def test_a_full_queue_at_a_peer_sends_the_call_elsewhere() -> None:
             await cluster["a"].serve(call_for(hop=Hop.LOAD_LOCAL, hops_left=1))
         assert caught.value.hop_result == "stale"
         assert await cluster["b"].invoke("m") == "b"
+
+
+async def test_a_peer_without_a_store_ends_no_call_that_others_can_serve() -> None:
+    async with running_cluster("a", "b", "c", plan=FAST) as cluster:
+        await cluster["a"].register("m")
+        cluster["b"].store.set_fault(Fault.REFUSED)
+        with pytest.raises(StoreUnavailableError) as caught:
+            await cluster["b"].send(call_for("m", hop=Hop.LOAD_LOCAL))
+        assert caught.value.hop_result == "stale", "it cannot write that it loads: ask another"

@@ -1,0 +1,349 @@
+"""What goes wrong in a simulated cluster: each fault begins, lasts a while, and ends.
+
+Owns the kinds of faults, their durations and mixture, and the calm after them. Chance is the
+seed's: each run has its own mixture, because faults that all happen all the time hide one another.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Coroutine
+from typing import Any, Final
+
+import anyio
+
+from mm.edge.memory_store import Fault
+from mm.errors import StartupError, StatusCode
+from mm.testing.instance import Instance
+from mm.testing.simulated_cluster import (
+    SKEW_MS_MAX,
+    STORE_WAY_S_MAX,
+    WAY_S_MAX,
+    SimulatedCluster,
+)
+from mm.testing.simulated_store import SimulatedStore
+
+#: Around the lease (20 s): shorter, a little longer, much longer.
+OUTAGES_S: Final = (0.3, 3.0, 12.0, 25.0)
+#: Between two faults of a run, on average.
+FAULT_GAP_S: Final = 4.0
+#: An instance that cannot start is started again after this, as by Kubernetes.
+RESTART_S: Final = 2.0
+LOAD_FAILURES: Final = (
+    StatusCode.INTERNAL,
+    StatusCode.UNKNOWN,
+    StatusCode.RESOURCE_EXHAUSTED,
+    StatusCode.INVALID_ARGUMENT,
+    StatusCode.UNAVAILABLE,
+)
+
+_Fault = Callable[[], Coroutine[Any, Any, None]]
+
+
+class Faults:
+    """The bad weather of one run."""
+
+    def __init__(self, cluster: SimulatedCluster, names: list[str], models: list[str]) -> None:
+        self._cluster = cluster
+        self._names = names
+        self._models = models
+        self._rng = random.Random(f"faults {cluster.seed}")
+        self._kinds: list[_Fault] = self._mixture()
+        #: Instances whose life a fault has in hand.
+        self._taken: set[str] = set()
+        self.count = 0
+
+    def _mixture(self) -> list[_Fault]:
+        kinds: list[_Fault] = [
+            self._store_away,
+            self._store_slow,
+            self._watches_lost,
+            self._watches_late,
+            self._writes_forestalled,
+            self._leases_lost,
+            self._wires_cut,
+            self._messages_lost,
+            self._messages_slow,
+            self._runtime_restarts,
+            self._models_lost,
+            self._loads_fail,
+            self._unloads_fail,
+            self._loads_slow,
+            self._unloads_slow,
+            self._instance_crashes,
+            self._instance_restarts,
+            self._half_speed,
+            self._clock_steps,
+        ]
+        return self._rng.sample(kinds, self._rng.randint(4, len(kinds)))
+
+    @property
+    def kinds(self) -> list[str]:
+        """The names of the faults of this run."""
+        return [kind.__name__.strip("_").replace("_", " ") for kind in self._kinds]
+
+    async def run(self) -> None:
+        """Let things go wrong until cancelled."""
+        async with anyio.create_task_group() as group:
+            while True:
+                await anyio.sleep(self._rng.expovariate(1 / FAULT_GAP_S))
+                self.count += 1
+                group.start_soon(self._rng.choice(self._kinds))
+
+    async def calm(self) -> None:
+        """End everything that is wrong, and start who is not there."""
+        cluster = self._cluster
+        self._tell("", "the faults are over")
+        cluster.network.heal()
+        cluster.loss_share.clear()
+        cluster.way_s_max = WAY_S_MAX
+        for each in cluster.instances.values():
+            store = _store(each)
+            store.calm()
+            store.way_s_max = store.late_s_max = STORE_WAY_S_MAX
+            each.runtime.start()
+            each.runtime.slowness = 1.0
+            for model_id in self._models:
+                each.runtime.fail_loads(model_id, StatusCode.OK, times=0)
+                each.runtime.fail_unloads(model_id, StatusCode.OK, times=0)
+                self._plan(each, model_id, *cluster.times_s(model_id))
+        for name in self._names:
+            if not cluster[name].is_serving:
+                await cluster[name].wait_ended()
+                await cluster.launch(name)
+
+    # --- stores ---------------------------------------------------------------------------------
+
+    async def _store_away(self) -> None:
+        fault = self._rng.choice(list(Fault))
+        affected, seconds = self._some(), self._duration_s()
+        self._tell(_names(affected), f"the store is away ({fault.value}) for {seconds:g} s")
+        for each in affected:
+            each.store.set_fault(fault)
+        await anyio.sleep(seconds)
+        for each in affected:
+            if not each.has_crashed:
+                each.store.set_fault(None)
+        self._tell(_names(affected), "the store is back")
+
+    async def _store_slow(self) -> None:
+        affected, seconds = self._some(), self._duration_s()
+        self._tell(_names(affected), f"the store is slow for {seconds:g} s")
+        for each in affected:
+            _store(each).way_s_max = self._rng.choice([0.2, 1.5])
+        await anyio.sleep(seconds)
+        for each in affected:
+            _store(each).way_s_max = STORE_WAY_S_MAX
+
+    async def _watches_lost(self) -> None:
+        affected, seconds = self._some(), self._rng.choice([1.0, 8.0, 30.0, 60.0])
+        tables = self._rng.choice([["registry"], ["instances"], ["registry", "instances"]])
+        self._tell(_names(affected), f"hears nothing of {tables} for {seconds:g} s")
+        for each in affected:
+            _store(each).deafen(tables)
+        await anyio.sleep(seconds)
+        history_is_lost = self._rng.random() < 0.5
+        for each in affected:
+            _store(each).hear(tables, history_is_lost=history_is_lost)
+        self._tell(_names(affected), f"hears of {tables} again")
+
+    async def _watches_late(self) -> None:
+        affected, seconds = self._some(), self._duration_s()
+        self._tell(_names(affected), f"hears late for {seconds:g} s")
+        for each in affected:
+            _store(each).late_s_max = self._rng.choice([0.3, 3.0])
+        await anyio.sleep(seconds)
+        for each in affected:
+            _store(each).late_s_max = STORE_WAY_S_MAX
+
+    async def _writes_forestalled(self) -> None:
+        affected, seconds = self._some(), self._duration_s()
+        self._tell(_names(affected), f"somebody else writes first for {seconds:g} s")
+        for each in affected:
+            _store(each).conflict_share = 0.4
+        await anyio.sleep(seconds)
+        for each in affected:
+            _store(each).conflict_share = 0.0
+
+    async def _leases_lost(self) -> None:
+        affected = self._some()
+        self._tell(_names(affected), "the lease is revoked")
+        for each in affected:
+            _store(each).lose_leases()
+
+    # --- wires ----------------------------------------------------------------------------------
+
+    async def _wires_cut(self) -> None:
+        network, seconds = self._cluster.network, self._rng.choice([0.5, 5.0, 20.0, 70.0])
+        wires = self._wires()
+        self._tell("", f"cut for {seconds:g} s: {_drawn(wires)}")
+        for source, target in wires:
+            network.cut(source, target)
+        await anyio.sleep(seconds)
+        for source, target in wires:
+            network.mend(source, target)
+        self._tell("", f"mended: {_drawn(wires)}")
+
+    async def _messages_lost(self) -> None:
+        wires, seconds = self._wires(), self._duration_s()
+        self._tell("", f"connections break for {seconds:g} s: {_drawn(wires)}")
+        share = self._rng.choice([0.05, 0.5])
+        self._cluster.loss_share.update(dict.fromkeys(wires, share))
+        await anyio.sleep(seconds)
+        for wire in wires:
+            self._cluster.loss_share.pop(wire, None)
+
+    async def _messages_slow(self) -> None:
+        seconds = self._duration_s()
+        self._tell("", f"messages are slow for {seconds:g} s")
+        self._cluster.way_s_max = self._rng.choice([0.1, 1.0])
+        await anyio.sleep(seconds)
+        self._cluster.way_s_max = WAY_S_MAX
+
+    def _wires(self) -> list[tuple[str, str]]:
+        """Between two, or two halves, in one direction or both."""
+        addresses = [f"{name}:8080" for name in self._names]
+        self._rng.shuffle(addresses)
+        count = 1 if self._rng.random() < 0.5 else len(addresses) // 2
+        rest = addresses[count:] if count > 1 else addresses[1:2]
+        wires = [(source, target) for source in addresses[:count] for target in rest]
+        if self._rng.random() < 0.5:
+            wires += [(target, source) for source, target in wires]
+        return wires
+
+    # --- runtimes -------------------------------------------------------------------------------
+
+    async def _runtime_restarts(self) -> None:
+        each, seconds = self._any(), self._rng.choice([0.1, 2.0, 20.0])
+        self._tell(each.name, f"the runtime is gone for {seconds:g} s")
+        each.runtime.stop()
+        await anyio.sleep(seconds)
+        if not each.has_crashed:
+            each.runtime.start()
+            self._tell(each.name, "the runtime is back, empty")
+
+    async def _models_lost(self) -> None:
+        each = self._any()
+        loaded = sorted(each.runtime.loaded)
+        for model_id in self._rng.sample(loaded, self._rng.randint(0, len(loaded))):
+            each.runtime.lose(model_id)
+
+    async def _loads_fail(self) -> None:
+        model_id, code = self._model(), self._rng.choice(LOAD_FAILURES)
+        affected, times = self._some(), self._rng.choice([1, 3])
+        self._tell(_names(affected), f"{times} loads of {model_id} will fail with {code.name}")
+        for each in affected:
+            each.runtime.fail_loads(model_id, code, "boom", times=times)
+
+    async def _unloads_fail(self) -> None:
+        model_id, each, times = self._model(), self._any(), self._rng.choice([1, 3])
+        self._tell(each.name, f"{times} unloads of {model_id} will fail")
+        each.runtime.fail_unloads(model_id, StatusCode.INTERNAL, "stuck", times=times)
+
+    async def _loads_slow(self) -> None:
+        await self._slow("load", self._rng.choice([3.0, 15.0]))
+
+    async def _unloads_slow(self) -> None:
+        await self._slow("unload", self._rng.choice([3.0, 10.0]))
+
+    async def _slow(self, what: str, takes_s: float) -> None:
+        cluster, affected, seconds = self._cluster, self._some(), self._duration_s()
+        models = self._rng.sample(self._models, len(self._models) // 4)
+        self._tell(_names(affected), f"a quarter of all {what}s take {takes_s:g} s")
+        for each in affected:
+            for model_id in models:
+                load_s, unload_s = cluster.times_s(model_id)
+                if what == "load":
+                    load_s = takes_s
+                else:
+                    unload_s = takes_s
+                self._plan(each, model_id, load_s, unload_s)
+        await anyio.sleep(seconds)
+        for each in affected:
+            for model_id in models:
+                self._plan(each, model_id, *cluster.times_s(model_id))
+
+    def _plan(self, each: Instance, model_id: str, load_s: float, unload_s: float) -> None:
+        each.runtime.plan(model_id, load_s=load_s, unload_s=unload_s)
+
+    # --- instances ------------------------------------------------------------------------------
+
+    async def _instance_crashes(self) -> None:
+        name = self._take()
+        if name is not None:
+            self._tell(name, "crashes")
+            await self._cluster[name].crash()
+            await self._come_back(name)
+
+    async def _instance_restarts(self) -> None:
+        name = self._take()
+        if name is not None:
+            self._tell(name, "is told to stop")
+            await self._cluster[name].stop()
+            await self._come_back(name)
+
+    async def _come_back(self, name: str) -> None:
+        await anyio.sleep(self._rng.choice([0.1, 5.0, 40.0]))
+        while True:
+            try:
+                await self._cluster.launch(name)
+            except StartupError as exc:
+                self._tell(name, f"does not start: {exc}")
+                await anyio.sleep(RESTART_S)
+            else:
+                break
+        self._taken.discard(name)
+
+    async def _half_speed(self) -> None:
+        each, seconds = self._any(), self._rng.choice([10.0, 60.0])
+        self._tell(each.name, f"is at half speed for {seconds:g} s")
+        each.runtime.slowness = 2.0
+        await anyio.sleep(seconds)
+        each.runtime.slowness = 1.0
+
+    async def _clock_steps(self) -> None:
+        each = self._any()
+        each.clock.skew_ms = self._rng.randint(-SKEW_MS_MAX, SKEW_MS_MAX)
+        self._tell(each.name, f"its clock is {each.clock.skew_ms} ms ahead from now on")
+
+    # --- chance ---------------------------------------------------------------------------------
+
+    def _tell(self, name: str, text: str) -> None:
+        self._cluster.log.tell(name if "," not in name else "", "", f"fault: {name} {text}")
+
+    def _duration_s(self) -> float:
+        return self._rng.choice(OUTAGES_S)
+
+    def _model(self) -> str:
+        return self._rng.choice(self._models)
+
+    def _any(self) -> Instance:
+        return self._cluster[self._rng.choice(self._names)]
+
+    def _some(self) -> list[Instance]:
+        """One instance or all of them."""
+        if self._rng.random() < 0.5:
+            return [self._any()]
+        return [self._cluster[name] for name in self._names]
+
+    def _take(self) -> str | None:
+        """Choose an instance whose life may be changed; one is always left."""
+        free = [n for n in self._names if n not in self._taken and self._cluster[n].is_serving]
+        if len(free) < 2:
+            return None
+        name = self._rng.choice(free)
+        self._taken.add(name)
+        return name
+
+
+def _store(each: Instance) -> SimulatedStore:
+    assert isinstance(each.store, SimulatedStore), each
+    return each.store
+
+
+def _names(instances: list[Instance]) -> str:
+    return ",".join(each.name for each in instances)
+
+
+def _drawn(wires: list[tuple[str, str]]) -> str:
+    return ", ".join(f"{s.partition(':')[0]} to {t.partition(':')[0]}" for s, t in wires)
