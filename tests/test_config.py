@@ -332,3 +332,35 @@ class TestLimits:
         assert limits.store_start_timeout_s < limits.runtime_start_timeout_s
         # Copies of a vanished instance outlive its lease by far.
         assert limits.gone_after_s > 10 * limits.lease_ttl_s
+
+
+# --- type constraints ---------------------------------------------------------------------------
+
+
+def test_type_constraints_are_read_from_a_variable() -> None:
+    config = read(MM_TYPE_CONSTRAINTS='{"t": {"required": ["b", "a"]}}', MM_LABELS="a")
+    assert config.type_constraints.required("t") == ("a", "b")
+    assert config.type_constraints_path == ""
+    assert config.warnings == ()
+
+
+def test_the_file_of_type_constraints_has_to_be_there(tmp_path: Path) -> None:
+    path = tmp_path / "constraints"
+    assert "a file that exists" in error_of(MEMORY | {"MM_TYPE_CONSTRAINTS_PATH": str(path)})
+    path.write_text("not JSON, but that may be put right")
+    config = read(MM_TYPE_CONSTRAINTS_PATH=str(path))
+    assert config.type_constraints_path == str(path)
+    assert len(config.type_constraints) == 0
+
+
+def test_wrong_type_constraints_are_named() -> None:
+    error = error_of(MEMORY | {"MM_TYPE_CONSTRAINTS": '{"t": {"required": 1}}'})
+    assert "MM_TYPE_CONSTRAINTS=" in error
+    assert "$[...].required" in error
+    both = {"MM_TYPE_CONSTRAINTS": "{}", "MM_TYPE_CONSTRAINTS_PATH": "/x"}
+    assert "MM_TYPE_CONSTRAINTS and MM_TYPE_CONSTRAINTS_PATH" in error_of(MEMORY | both)
+
+
+def test_labels_without_constraints_are_worth_a_warning() -> None:
+    (warning,) = read(MM_LABELS="gpu").warnings
+    assert "MM_LABELS is set, but no type constraints" in warning

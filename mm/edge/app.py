@@ -19,6 +19,7 @@ import anyio
 from anyio.abc import TaskStatus
 
 from mm.config import Config
+from mm.edge.constraints_file import ConstraintsFile
 from mm.edge.embedded_etcd import embedded_etcd
 from mm.edge.etcd_store import EtcdStore
 from mm.edge.garbage import collect_quietly
@@ -114,6 +115,10 @@ class Instance:
         """Start, serve until ``stopping``, stop in the reverse order."""
         config = self._config
         async with AsyncExitStack() as stack:
+            constraints_file = None
+            if config.type_constraints_path:
+                constraints_file = ConstraintsFile(config.type_constraints_path)
+                config = replace(config, type_constraints=await constraints_file.first())
             store = await stack.enter_async_context(open_store(config))
             stack.push_async_callback(self._close)
             ports = Ports(
@@ -127,6 +132,8 @@ class Instance:
                 self._peer_server, config.bind_host, config.peer_port, "MM_PEER_PORT"
             )
             await stack.enter_async_context(node.running(f"{config.advertise_host}:{peer_port}"))
+            if constraints_file is not None:
+                await stack.enter_async_context(_following(constraints_file, node))
             peer_service.add_statistics(self._peer_services)
             external_server = self._serve_node(node)
             grpc_port = await _open(
@@ -186,6 +193,15 @@ class Instance:
             if self._serving_channel is not None:
                 await self._serving_channel.close()
             await self._runtime.close()
+
+
+@asynccontextmanager
+async def _following(file: ConstraintsFile, node: Node) -> AsyncIterator[None]:
+    """Have the node place loads by the file, whatever it says meanwhile."""
+    async with anyio.create_task_group() as group:
+        group.start_soon(file.run, node.set_type_constraints)
+        yield
+        group.cancel_scope.cancel()
 
 
 @asynccontextmanager

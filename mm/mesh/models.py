@@ -24,6 +24,7 @@ from mm.errors import (
     ModelExistsError,
     ModelNotFoundError,
     ModelReferencedError,
+    NoEligibleInstanceError,
     StatusCode,
     StoreUnavailableError,
 )
@@ -232,6 +233,8 @@ class Models:
         """Start it, and answer once it is known where; the load goes on without the caller."""
         copy = self._copies.get(request.model_id)
         if copy is not None and copy.serves:
+            used_ms = request.last_used_ms or self._clock.now_ms()
+            self._copies.table.touch(request.model_id, used_ms)
             return await self._present(request.model_id, "LOADED")
         while True:
             begun = await self._router.begin(call)
@@ -290,8 +293,10 @@ class Models:
 
     async def _failed_status(self, model_id: ModelId, failure: MeshError) -> ModelStatus:
         status = await self._present(model_id, "LOADING_FAILED")
-        if not status.errors:
-            return ModelStatus("LOADING_FAILED", (failure.message,), status.copies)
+        if isinstance(failure, NoEligibleInstanceError) or not status.errors:
+            # The controller reads the first error alone (interop 1.4).
+            errors = (failure.message, *status.errors)
+            return ModelStatus("LOADING_FAILED", errors, status.copies)
         return status
 
     def _require_writable(self) -> None:

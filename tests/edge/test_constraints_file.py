@@ -1,0 +1,231 @@
+"""The file of type constraints: every way to change it is noticed, and a bad one does no harm."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from pathlib import Path
+
+import anyio
+import pytest
+
+from mm.core.constraints import CONSTRAINTS_BYTES_MAX, TypeConstraints
+from mm.edge import constraints_file
+from mm.edge.constraints_file import FRESH_S, ConstraintsFile
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("POLL_S", "SECOND_LOOK_S"):
+        monkeypatch.setattr(constraints_file, name, 0.01)
+    monkeypatch.setattr(constraints_file, "START_WAIT_S", 0.2)
+
+
+def text(label: str) -> str:
+    return json.dumps({"t": {"required": [label]}})
+
+
+def label(constraints: TypeConstraints | None) -> str | None:
+    return None if constraints is None else constraints.required("t")[0]
+
+
+def age(path: Path) -> None:
+    """Make a file look as if it had not been touched for a while."""
+    old_s = path.stat().st_mtime - 10 * FRESH_S
+    os.utime(path, (old_s, old_s))
+
+
+class Warnings:
+    def __init__(self, caplog: pytest.LogCaptureFixture) -> None:
+        self._caplog = caplog
+
+    def take(self) -> list[str]:
+        found = [r.getMessage() for r in self._caplog.records if r.levelno >= logging.WARNING]
+        self._caplog.clear()
+        return found
+
+
+@pytest.fixture
+def warnings(caplog: pytest.LogCaptureFixture) -> Warnings:
+    return Warnings(caplog)
+
+
+async def test_a_change_is_told_once(tmp_path: Path) -> None:
+    path = tmp_path / "constraints"
+    path.write_text(text("a"))
+    file = ConstraintsFile(str(path))
+    assert label(await file.first()) == "a"
+    assert await file.changed() is None
+    path.write_text(text("bb"))
+    assert label(await file.changed()) == "bb"
+    assert await file.changed() is None
+
+
+async def test_a_change_of_the_same_size_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "constraints"
+    path.write_text(text("a"))
+    file = ConstraintsFile(str(path))
+    await file.first()
+    status = path.stat()
+    path.write_text(text("b"))
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert label(await file.changed()) == "b", "even within one tick of the file system's clock"
+
+
+async def test_a_file_that_is_old_is_not_read_again(tmp_path: Path) -> None:
+    path = tmp_path / "constraints"
+    path.write_text(text("a"))
+    age(path)
+    file = ConstraintsFile(str(path))
+    await file.first()
+    status = path.stat()
+    path.write_text(text("b"))
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert await file.changed() is None
+    path.touch()
+    assert label(await file.changed()) == "b"
+
+
+async def test_a_rename_over_it_is_noticed(tmp_path: Path) -> None:
+    path, other = tmp_path / "constraints", tmp_path / "new"
+    path.write_text(text("a"))
+    age(path)
+    file = ConstraintsFile(str(path))
+    await file.first()
+    other.write_text(text("b"))
+    os.utime(other, ns=(path.stat().st_atime_ns, path.stat().st_mtime_ns))
+    other.rename(path)
+    assert label(await file.changed()) == "b"
+
+
+async def test_the_swap_of_a_mounted_configmap_is_noticed(tmp_path: Path) -> None:
+    """Kubernetes: the file is a link into ..data, itself a link to a directory, and that turns."""
+    for version, each in (("..1", "a"), ("..2", "b")):
+        (tmp_path / version).mkdir()
+        (tmp_path / version / "type_constraints").write_text(text(each))
+        age(tmp_path / version / "type_constraints")
+    (tmp_path / "..data").symlink_to("..1")
+    path = tmp_path / "type_constraints"
+    path.symlink_to("..data/type_constraints")
+    file = ConstraintsFile(str(path))
+    assert label(await file.first()) == "a"
+    (tmp_path / "..data_tmp").symlink_to("..2")
+    (tmp_path / "..data_tmp").rename(tmp_path / "..data")
+    assert label(await file.changed()) == "b"
+
+
+async def test_a_bad_file_is_named_once_and_changes_nothing(
+    tmp_path: Path, warnings: Warnings
+) -> None:
+    path = tmp_path / "constraints"
+    path.write_text(text("a"))
+    file = ConstraintsFile(str(path))
+    await file.first()
+    path.write_text('{"t": []}')
+    for _ in range(3):
+        assert await file.changed() is None
+    (warning,) = warnings.take()
+    assert str(path) in warning
+    assert "Expected" in warning
+    path.write_text('{"t": ')
+    assert await file.changed() is None
+    (warning,) = warnings.take()
+    assert "truncated" in warning
+    path.write_text(text("a"))
+    assert await file.changed() is None, "it is what it was"
+    path.write_text(text("b"))
+    assert label(await file.changed()) == "b"
+    assert warnings.take() == []
+
+
+async def test_a_file_that_is_gone_is_named_once_and_found_again(
+    tmp_path: Path, warnings: Warnings
+) -> None:
+    path = tmp_path / "constraints"
+    path.write_text(text("a"))
+    file = ConstraintsFile(str(path))
+    await file.first()
+    path.unlink()
+    for _ in range(3):
+        assert await file.changed() is None
+    (warning,) = warnings.take()
+    assert "no such file" in warning
+    path.write_text(text("b"))
+    assert label(await file.changed()) == "b"
+
+
+async def test_what_is_no_file_or_too_long_is_bad(tmp_path: Path, warnings: Warnings) -> None:
+    path = tmp_path / "constraints"
+    path.write_text(" " * (CONSTRAINTS_BYTES_MAX + 10))
+    file = ConstraintsFile(str(path))
+    assert await file.changed() is None
+    path.unlink()
+    path.mkdir()
+    assert await file.changed() is None
+    long, directory = warnings.take()
+    assert "longer than" in long
+    assert "is a directory" in directory
+
+
+async def test_a_file_that_is_just_being_written_is_looked_at_twice(
+    tmp_path: Path, warnings: Warnings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "constraints"
+    path.write_text(text("a"))
+    file = ConstraintsFile(str(path))
+    await file.first()
+    path.write_text("")
+    monkeypatch.setattr(constraints_file, "SECOND_LOOK_S", 0.2)
+    async with anyio.create_task_group() as group:
+
+        async def write() -> None:
+            await anyio.sleep(0.05)
+            path.write_text(text("b"))
+
+        group.start_soon(write)
+        assert label(await file.changed()) == "b"
+    assert warnings.take() == []
+
+
+async def test_a_bad_start_is_without_constraints_and_says_so(
+    tmp_path: Path, warnings: Warnings
+) -> None:
+    path = tmp_path / "constraints"
+    path.write_text("[]")
+    file = ConstraintsFile(str(path))
+    assert len(await file.first()) == 0
+    assert "models of every type are loaded anywhere" in warnings.take()[-1]
+    path.write_text(text("a"))
+    assert label(await file.changed()) == "a"
+
+
+async def test_a_start_waits_for_a_file_that_is_put_right(tmp_path: Path) -> None:
+    path = tmp_path / "constraints"
+    path.write_text("")
+    async with anyio.create_task_group() as group:
+
+        async def write() -> None:
+            await anyio.sleep(0.05)
+            path.write_text(text("a"))
+
+        group.start_soon(write)
+        assert label(await ConstraintsFile(str(path)).first()) == "a"
+
+
+async def test_whoever_listens_hears_of_every_change(tmp_path: Path) -> None:
+    path = tmp_path / "constraints"
+    path.write_text(text("a"))
+    file = ConstraintsFile(str(path))
+    await file.first()
+    tell, heard = anyio.create_memory_object_stream[TypeConstraints](9)
+    with tell, heard:
+        async with anyio.create_task_group() as group:
+            group.start_soon(file.run, tell.send_nowait)
+            with anyio.fail_after(5):
+                for each in ("b", "c"):
+                    path.write_text(text(each))
+                    assert label(await heard.receive()) == each
+            group.cancel_scope.cancel()
