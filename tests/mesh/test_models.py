@@ -213,6 +213,22 @@ async def test_a_copy_anywhere_is_enough(sync: bool) -> None:
         assert loads(cluster) == 1
 
 
+@pytest.mark.virtual_time
+@pytest.mark.parametrize("sync", [False, True])
+@pytest.mark.parametrize("asked", ["a", "b"])
+async def test_asking_for_a_copy_is_a_use(sync: bool, asked: str) -> None:
+    """Whoever wants it loaded does not want it evicted first (spec core 2.3)."""
+    async with running_cluster("a", "b", plan=FAST) as cluster:
+        table = cluster["a"].node._copies.table
+        await loaded_at(cluster, "a")
+        before_ms = table.last_used("m") or 0
+        for last_used_ms in (0, before_ms):  # now, and a time that has passed
+            await anyio.sleep(5)
+            request = EnsureRequest(M, sync, last_used_ms=last_used_ms)
+            await cluster[asked].node.models.ensure_loaded(request)
+        assert before_ms + 5_000 <= (table.last_used("m") or 0) < before_ms + 10_000
+
+
 async def test_a_hit_only_order_from_a_peer_never_loads() -> None:
     async with running_cluster("a", "b", plan=FAST) as cluster:
         await cluster["a"].register("m")

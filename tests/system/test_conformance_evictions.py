@@ -255,7 +255,7 @@ def test_multi_load_with_eviction_cluster_reuse(spread: Models) -> None:
     held = spread.loaded()
     touched = held[:5]
     for number in touched:
-        assert spread.instance.ensure_loaded(spread.ids[number], sync=True).status == Status.LOADED
+        assert spread.instance.ensure_loaded(spread.ids[number]).status == Status.LOADED
     spread.add_many(5)
     loaded = set(spread.loaded())
     assert set(range(room, room + 5)) <= loaded
