@@ -127,6 +127,10 @@ class Config(Limits):
     #: MM_MIN_CHURN_AGE_MS: refuse loads that would evict a model used less long ago. 0: never.
     min_churn_age_ms: int = 0
 
+    #: MM_MAX_INFLIGHT_PER_MODEL_COPY: calls that one copy has and keeps waiting, where the runtime
+    #: asks for `limitModelConcurrency`. 0: by what each copy takes at a time; below 0: any number.
+    copy_calls_max: int = 0
+
     #: SHUTDOWN_TIMEOUT_MS: from the signal to the exit.
     shutdown_timeout_s: float = 30.0
     #: MM_LOG_EACH_INVOKE: one INFO line for each call to the runtime.
@@ -210,6 +214,13 @@ class Config(Limits):
                 minimum=0,
                 maximum=2**53,
                 meaning="milliseconds",
+            ),
+            copy_calls_max=env.integer(
+                "MM_MAX_INFLIGHT_PER_MODEL_COPY",
+                default=0,
+                minimum=-(2**31),
+                maximum=2**31 - 1,
+                meaning="calls",
             ),
             shutdown_timeout_s=env.integer(
                 "SHUTDOWN_TIMEOUT_MS",

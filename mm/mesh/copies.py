@@ -22,6 +22,7 @@ from mm.core.load_times import LoadTimes
 from mm.core.records import ModelRecord
 from mm.errors import MeshError
 from mm.limits import Limits
+from mm.mesh.concurrency import CallLimits
 from mm.mesh.gates import AdmissionGate, SpaceGate
 from mm.mesh.local_copy import LocalCopy, Phase
 from mm.mesh.registrar import Registrar
@@ -92,6 +93,8 @@ class Copies:
         self._load_ids = itertools.count(1)
         self._in_progress_count = 0
         self._group: TaskGroup | None = None
+        #: Where the runtime wants few calls at a time for one model.
+        self.call_limits: CallLimits | None = None
         self.closed: MeshError | None = None
         #: Set, and replaced, at every change that others should hear of.
         self.changed = anyio.Event()
@@ -334,6 +337,8 @@ class Copies:
         copy.scope.cancel()
         copy.settle(failure)
         self.admission.leave(copy)
+        if self.call_limits is not None:
+            self.call_limits.copy_left(copy.load_id)
         self.registrar.deregister(copy)
 
     def _note_last_use(self, copy: LocalCopy, left: Evicted) -> None:

@@ -68,6 +68,7 @@ class Loader:
         self._under_way = 0
         self._sizes = LoadSizes()
         self._churn_told = Seldom(CHURN_QUIET_S)
+        self._limits_told = Seldom()
 
     @property
     def load_timeout_s(self) -> float:
@@ -203,9 +204,9 @@ class Loader:
             loaded = await self._ask(copy)
         copy.enter(Phase.LOADING)  # it may have left while this task was about to run again
         self._check_size(copy, loaded.size_bytes)
-        copy.concurrency_max = loaded.concurrency_max
-        if loaded.concurrency_max:
-            self._copies.table.set_concurrency_max(copy.model_id, loaded.concurrency_max)
+        copy.concurrency_max = self._concurrency_max(loaded)
+        if copy.concurrency_max:
+            self._copies.table.set_concurrency_max(copy.model_id, copy.concurrency_max)
         self._copies.loaded(copy, anyio.current_time())
         size_bytes = loaded.size_bytes or await self._measure(copy)
         self._check_size(copy, size_bytes)
@@ -213,6 +214,17 @@ class Loader:
         if size_bytes:
             self._sizes.add(copy.info.model_type, size_units)
         self._copies.measured(copy, size_units)
+
+    def _concurrency_max(self, loaded: Loaded) -> int:
+        """Answer the calls that a copy takes at a time, 0 for any number."""
+        if loaded.concurrency_max > 0 or not self._parameters.limit_model_concurrency:
+            return max(0, loaded.concurrency_max)
+        logger.log(
+            self._limits_told.level(anyio.current_time()),
+            "the runtime asks for limitModelConcurrency, but tells no maxConcurrency for a model:"
+            " one call at a time is sent",
+        )
+        return 1
 
     def _check_prediction(self, copy: LocalCopy, size_units: int) -> None:
         accounting = self._copies.accounting

@@ -25,6 +25,7 @@ from mm.core.load_times import LoadTimes
 from mm.core.records import InstanceRecord, ModelRecord, RecordError
 from mm.core.sizing import CacheSizing
 from mm.errors import ModelNotFoundError, NoRoomError, StartupError, StoreUnavailableError
+from mm.mesh.concurrency import CallLimits
 from mm.mesh.copies import Copies
 from mm.mesh.loader import Loader
 from mm.mesh.local_copy import Phase
@@ -181,11 +182,6 @@ class Node:
     def _compose(self, parameters: RuntimeParameters) -> None:
         config, ports = self._config, self._ports
         self._parameters = parameters
-        if parameters.limit_model_concurrency:
-            logger.warning(
-                "the runtime asks for limitModelConcurrency, which is not supported yet:"
-                " it gets calls for one model as they come"
-            )
         self._sizing = CacheSizing.from_runtime(
             capacity_bytes=parameters.capacity_bytes,
             default_model_size_bytes=parameters.default_model_size_bytes,
@@ -206,6 +202,8 @@ class Node:
             counters=self._counters,
             load_times=self._load_times,
         )
+        if parameters.limit_model_concurrency:
+            self._copies.call_limits = CallLimits(config.copy_calls_max, self._counters)
         self._cluster = ClusterState(
             self._me,
             config.labels,

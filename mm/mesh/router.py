@@ -89,6 +89,7 @@ class Router:
         self._retries = Retries(self._me, members, copies.counters)
         self._table = copies.table
         self._counters = copies.counters
+        self._call_limits = copies.call_limits
         self._clock = copies.clock
         self._limits = RoutingLimits(
             attempts_max=config.retry_iterations_max,
@@ -104,6 +105,10 @@ class Router:
         """Answer where to send the call now; waits for loads. Raises ``MeshError``."""
         try:
             route = self._hit(call) or await self._look(call)
+            while isinstance(route, LocalRoute) and self._call_limits is not None and call.method:
+                if await self._has_slot(call, route):
+                    break
+                route = await self._look(call)
         except BaseException as exc:
             call.end_turn()
             if isinstance(exc, MeshError):
@@ -155,8 +160,9 @@ class Router:
         self.routes_open -= 1
         call.end_turn()
         if isinstance(route, LocalRoute):
-            self._table.unpin(route.model_id)
-            self._copies.unloader.unpinned(route.model_id)
+            if self._call_limits is not None and call.method:
+                self._call_limits.leave(route.load_id)
+            self._unpin(route)
         elif outcome not in (Outcome.UNREACHABLE, Outcome.ABANDONED):
             self._members.mark_reachable(route.instance_id)
         if isinstance(route, PeerRoute) and route.hop is Hop.LOAD_LOCAL:
@@ -249,6 +255,29 @@ class Router:
         if self._config.log_each_invoke and call.method:
             logger.info("model %s: invoking %s", call.model_id, call.method[1:])
         return LocalRoute(call.model_id, injection_path, copy.load_id)
+
+    def _unpin(self, route: LocalRoute) -> None:
+        self._table.unpin(route.model_id)
+        self._copies.unloader.unpinned(route.model_id)
+
+    async def _has_slot(self, call: Call, route: LocalRoute) -> bool:
+        """Wait for one of the few slots of the copy here; False if the call is to look again, the
+        copy being gone or having too many calls. The route is given back then.
+        """
+        assert self._call_limits is not None
+        has_slot, copy = False, self._copies.get(route.model_id)
+        try:
+            if copy is not None and copy.load_id == route.load_id:
+                has_slot = await self._call_limits.enter(copy)
+        except QueueFullError as exc:
+            again = self._retries.failed_here(call, Outcome.EXHAUSTED, exc.message)
+            if again is Again.NO or not self._has_copy(call):
+                exc.hop_result = Outcome.EXHAUSTED.value
+                raise
+        finally:
+            if not has_slot:
+                self._unpin(route)
+        return has_slot
 
     async def _look(self, call: Call) -> Route:
         while True:

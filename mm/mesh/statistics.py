@@ -22,6 +22,8 @@ class Counters:
     #: for its load: a call is counted where it is served, whichever way it came.
     hits: int = 0
     misses: int = 0
+    #: Calls refused because too many had come for one copy (``limitModelConcurrency``).
+    calls_overloaded: int = 0
     #: Calls that ended in an error of the mesh.
     failures: int = 0
     loads: int = 0

@@ -1,0 +1,125 @@
+"""How many calls a copy gets at a time, where its runtime asks for a limit (spec core 2.8.5).
+
+Owns the slots of each copy and the line before them. Which copy a call goes to is ``router``'s,
+which gives out a ``LocalRoute`` only with a slot; runtimes that ask for no limit cost nothing here.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import anyio
+
+from mm.errors import QueueFullError
+from mm.mesh.local_copy import LocalCopy
+from mm.mesh.statistics import Counters
+
+#: Calls that one copy has and keeps waiting when `copy_calls_max` is 0: for each that it takes at a
+#: time, but a copy that takes one at a time has a line too.
+CALLS_FOR_EACH_SLOT = 8
+CALLS_MIN = 16
+
+
+class _Waiting:
+    """A call in the line. Woken without a slot: the copy leaves."""
+
+    __slots__ = ("has_slot", "woken")
+
+    def __init__(self) -> None:
+        self.has_slot = False
+        self.woken = anyio.Event()
+
+
+class _Slots:
+    """The slots of one copy, and who waits for one, in order of arrival.
+
+    Invariant: nobody waits while a slot is free.
+    """
+
+    __slots__ = ("calls_max", "line", "running_count", "slots_max")
+
+    def __init__(self, slots_max: int, calls_max: int | None) -> None:
+        self.slots_max = slots_max
+        #: Those running and waiting together; None: any number.
+        self.calls_max = calls_max
+        self.running_count = 0
+        self.line: OrderedDict[_Waiting, None] = OrderedDict()
+
+    @property
+    def is_full(self) -> bool:
+        return self.calls_max is not None and self.running_count + len(self.line) >= self.calls_max
+
+
+class CallLimits:
+    """The slots of all copies of a runtime that asked for ``limitModelConcurrency``.
+
+    The calls that a copy runs and keeps waiting are bounded; one more is refused at once, and may
+    be served elsewhere. Those who wait for a copy that leaves are let go at once, to look again:
+    what the copy runs is all that its unload waits for.
+
+    Invariant: there are slots of a copy here exactly while it runs calls.
+    """
+
+    def __init__(self, copy_calls_max: int, counters: Counters) -> None:
+        self._copy_calls_max = copy_calls_max
+        self._counters = counters
+        #: By the number of the copy's load.
+        self._slots: dict[int, _Slots] = {}
+
+    def waiting_count(self, load_id: int) -> int:
+        """Answer how many calls wait for a slot of a copy."""
+        slots = self._slots.get(load_id)
+        return 0 if slots is None else len(slots.line)
+
+    async def enter(self, copy: LocalCopy) -> bool:
+        """Return with a slot of the copy, to be given back by ``leave``; False if the copy left
+        while the call waited.
+
+        Raises ``QueueFullError`` at once if there are too many already.
+        """
+        slots = self._slots.get(copy.load_id)
+        if slots is None:
+            slots = self._slots[copy.load_id] = self._slots_of(copy)
+        if slots.running_count < slots.slots_max:
+            slots.running_count += 1
+            return True
+        if slots.is_full:
+            self._counters.calls_overloaded += 1
+            raise QueueFullError("Model queue overload")
+        waiting = _Waiting()
+        slots.line[waiting] = None
+        try:
+            await waiting.woken.wait()
+        except BaseException:
+            if waiting.has_slot:  # granted in the same moment: pass it on
+                self.leave(copy.load_id)
+            slots.line.pop(waiting, None)
+            raise
+        if waiting.has_slot and not copy.serves:
+            self.leave(copy.load_id)
+            return False
+        return waiting.has_slot
+
+    def leave(self, load_id: int) -> None:
+        """Give the slot of a call back; the next in the line gets it."""
+        slots = self._slots[load_id]
+        if slots.line:
+            waiting, _ = slots.line.popitem(last=False)
+            waiting.has_slot = True
+            waiting.woken.set()
+            return
+        slots.running_count -= 1
+        if slots.running_count == 0:
+            del self._slots[load_id]
+
+    def copy_left(self, load_id: int) -> None:
+        """The copy takes no more calls: who waits for it may look elsewhere."""
+        slots = self._slots.get(load_id)
+        while slots is not None and slots.line:
+            slots.line.popitem(last=False)[0].woken.set()
+
+    def _slots_of(self, copy: LocalCopy) -> _Slots:
+        slots_max, calls_max = max(1, copy.concurrency_max), self._copy_calls_max
+        if calls_max < 0:
+            return _Slots(slots_max, None)
+        return _Slots(slots_max, calls_max or max(CALLS_MIN, CALLS_FOR_EACH_SLOT * slots_max))

@@ -1,0 +1,257 @@
+"""A few calls at a time for each copy: slots, lines, overload, and copies that leave."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+
+import anyio
+import pytest
+
+from mm.core.calls import Call, Hop, LocalRoute, Outcome, Route
+from mm.core.ids import ModelId
+from mm.core.records import ModelInfo
+from mm.errors import QueueFullError, StatusCode
+from mm.mesh.concurrency import CallLimits
+from mm.mesh.local_copy import LocalCopy, Phase
+from mm.mesh.statistics import Counters
+from mm.testing.cluster import Cluster, Instance, running_cluster, until
+from mm.testing.fake_runtime import DEFAULT_PARAMETERS, ModelPlan
+from tests.mesh.calls import FAST, B, call_for, loaded_at
+
+pytestmark = pytest.mark.anyio
+
+LIMITED = replace(DEFAULT_PARAMETERS, limit_model_concurrency=True)
+
+
+def copy_of(concurrency_max: int, load_id: int = 1) -> LocalCopy:
+    copy = LocalCopy(
+        ModelId("m"), ModelInfo("t"), load_id=load_id, enqueued_ms=1, last_used_ms=1, priority=0
+    )
+    copy.phase = Phase.ACTIVE
+    copy.concurrency_max = concurrency_max
+    return copy
+
+
+class Line:
+    """Calls that enter one copy, and what became of each."""
+
+    def __init__(self, concurrency_max: int, copy_calls_max: int = 0) -> None:
+        self.copy = copy_of(concurrency_max)
+        self.limits = CallLimits(copy_calls_max, Counters())
+        self.entered: list[int] = []
+        self.left: list[int] = []
+
+    async def enter(self, number: int) -> None:
+        has_slot = await self.limits.enter(self.copy)
+        (self.entered if has_slot else self.left).append(number)
+
+
+@pytest.mark.parametrize(
+    ("concurrency_max", "copy_calls_max", "expected"),
+    [(1, 0, 16), (2, 0, 16), (3, 0, 24), (0, 0, 16), (3, 5, 5), (7, 5, 7)],
+)
+async def test_a_copy_has_and_keeps_so_many_calls(
+    concurrency_max: int, copy_calls_max: int, expected: int
+) -> None:
+    line = Line(concurrency_max, copy_calls_max)
+    async with anyio.create_task_group() as group:
+        for number in range(expected):
+            group.start_soon(line.enter, number)
+        await anyio.wait_all_tasks_blocked()
+        with pytest.raises(QueueFullError, match="Model queue overload") as caught:
+            await line.limits.enter(line.copy)
+        assert caught.value.code == StatusCode.RESOURCE_EXHAUSTED
+        assert line.limits._counters.calls_overloaded == 1
+        for number in range(expected):
+            await until(lambda so_far=number: len(line.entered) > so_far)  # type: ignore[misc]
+            line.limits.leave(1)
+    assert line.limits._slots == {}
+
+
+async def test_below_nought_a_copy_keeps_any_number() -> None:
+    line = Line(1, -1)
+    async with anyio.create_task_group() as group:
+        for number in range(500):
+            group.start_soon(line.enter, number)
+        await anyio.wait_all_tasks_blocked()
+        assert line.limits.waiting_count(1) == 499
+        line.limits.copy_left(1)
+    assert (len(line.entered), len(line.left)) == (1, 499)
+
+
+async def test_calls_go_in_order_of_arrival() -> None:
+    line = Line(1)
+    async with anyio.create_task_group() as group:
+        for number in range(6):
+            group.start_soon(line.enter, number)
+            await anyio.wait_all_tasks_blocked()
+        for number in range(6):
+            assert line.entered == list(range(number + 1))
+            line.limits.leave(1)
+            await anyio.wait_all_tasks_blocked()
+
+
+async def test_whoever_gives_up_leaves_no_gap() -> None:
+    line = Line(1)
+    async with anyio.create_task_group() as group:
+        await line.enter(0)
+        with anyio.CancelScope() as scope:
+            async with anyio.create_task_group() as inner:
+                inner.start_soon(line.enter, 1)
+                await anyio.wait_all_tasks_blocked()
+                group.start_soon(line.enter, 2)
+                await anyio.wait_all_tasks_blocked()
+                # Granted and cancelled in the same moment.
+                scope.cancel()
+                line.limits.leave(1)
+        await anyio.wait_all_tasks_blocked()
+        assert line.entered == [0, 2]
+        line.limits.leave(1)
+    assert line.limits._slots == {}
+
+
+async def test_whoever_waits_for_a_copy_that_leaves_looks_again() -> None:
+    line = Line(2)
+    async with anyio.create_task_group() as group:
+        for number in range(5):
+            group.start_soon(line.enter, number)
+        await anyio.wait_all_tasks_blocked()
+        line.limits.leave(1)  # goes to one of the three, who has not run yet
+        line.copy.phase = Phase.GONE
+        line.limits.copy_left(1)
+        await anyio.wait_all_tasks_blocked()
+        assert (len(line.entered), len(line.left)) == (2, 3)
+        line.limits.leave(1)
+    assert line.limits._slots == {}, "the other slot was given back by the one who left"
+
+
+# --- on nodes ------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def limited_cluster(
+    *names: str, concurrency_max: int = 2, **more: int
+) -> AsyncIterator[Cluster]:
+    plan = replace(FAST, concurrency_max=concurrency_max)
+    async with running_cluster(*names, plan=plan, parameters=LIMITED, **more) as cluster:
+        yield cluster
+
+
+class Calls:
+    """Calls at one instance that go on until told; those that were refused are counted."""
+
+    def __init__(self, instance: Instance) -> None:
+        self.router = instance.node.router
+        self.running = 0
+        self.running_max = 0
+        self.refused = 0
+        self.end = anyio.Event()
+
+    async def call(self) -> None:
+        call = call_for()
+        try:
+            route = await self.router.route(call)
+        except QueueFullError:
+            self.refused += 1
+            return
+        assert isinstance(route, LocalRoute)
+        self.running += 1
+        self.running_max = max(self.running, self.running_max)
+        try:
+            await self.end.wait()
+        finally:
+            self.running -= 1
+            self.router.finished(call, route, Outcome.ANSWERED)
+
+
+async def test_no_copy_has_more_calls_than_it_takes() -> None:
+    async with limited_cluster("a") as cluster:
+        await loaded_at(cluster, "a")
+        calls = Calls(cluster["a"])
+        async with anyio.create_task_group() as group:
+            for _ in range(20):
+                group.start_soon(calls.call)
+            await until(lambda: calls.refused == 4)
+            assert calls.running == 2
+            calls.end.set()
+        assert (calls.running_max, calls.refused) == (2, 4)
+        assert cluster["a"].node._counters.calls_overloaded == 4
+        await cluster.settle()
+        cluster.check()
+
+
+async def test_a_runtime_that_tells_no_number_gets_one_call_at_a_time(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with limited_cluster("a", concurrency_max=0) as cluster:
+        await loaded_at(cluster, "a")
+        calls = Calls(cluster["a"])
+        async with anyio.create_task_group() as group:
+            for _ in range(5):
+                group.start_soon(calls.call)
+            await anyio.wait_all_tasks_blocked()
+            calls.end.set()
+        assert calls.running_max == 1
+        assert "tells no maxConcurrency" in caplog.text
+
+
+async def test_an_overloaded_copy_is_no_reason_to_refuse_if_another_has_room() -> None:
+    async with limited_cluster("a", "b", concurrency_max=1, copy_calls_max=1) as cluster:
+        await loaded_at(cluster, "a", "b")
+        a = cluster["a"]
+        held: list[tuple[Instance, Call, Route]] = []
+        for instance in (a, cluster["b"]):
+            # So that a's own copy looks like the better one, however many calls it has.
+            handle = a.node._members.handle(B)
+            assert handle is not None
+            a.node._copies.table.report_load(handle, "m", 9)
+            if held:
+                assert await a.send(call_for()) == "b"
+            call = call_for(hop=Hop.HIT_ONLY, hops_left=0)
+            held.append((instance, call, await instance.node.router.route(call)))
+        with pytest.raises(QueueFullError, match="Model queue overload"):
+            await a.send(call_for())
+        for instance, call, route in held:
+            instance.node.router.finished(call, route, Outcome.ANSWERED)
+        assert await a.send(call_for()) in "ab"
+        await cluster.settle()
+        cluster.check()
+
+
+@pytest.mark.virtual_time
+async def test_calls_that_wait_for_an_evicted_copy_are_served_by_the_next() -> None:
+    async with limited_cluster("a", concurrency_max=1) as cluster:
+        a = cluster["a"]
+        await loaded_at(cluster, "a")
+        calls, others = Calls(a), Calls(a)
+        others.end.set()
+        async with anyio.create_task_group() as group:
+            group.start_soon(calls.call)
+            await anyio.wait_all_tasks_blocked()
+            for _ in range(5):
+                group.start_soon(others.call)
+            await anyio.wait_all_tasks_blocked()
+            copy = a.node._copies.get(ModelId("m"))
+            assert copy is not None
+            a.node._copies.remove(copy)
+            await anyio.sleep(1)
+            assert a.runtime.held("m") is not None, "a call is in flight"
+            calls.end.set()
+        assert (others.running_max, others.refused) == (1, 0)
+        assert a.runtime.loads_done[ModelId("m")] == 2
+        await cluster.settle()
+        cluster.check()
+
+
+async def test_without_the_wish_there_are_no_slots() -> None:
+    async with running_cluster("a", plan=ModelPlan(load_s=0, concurrency_max=1)) as cluster:
+        await loaded_at(cluster, "a")
+        calls = Calls(cluster["a"])
+        async with anyio.create_task_group() as group:
+            for _ in range(40):
+                group.start_soon(calls.call)
+            await until(lambda: calls.running == 40)
+            calls.end.set()
+        assert cluster["a"].node._copies.call_limits is None
