@@ -49,6 +49,18 @@ class Limits:
     #: Request bytes kept so that a call can be sent again. Covers nearly all unary calls; past it
     #: a call gets one attempt (design section 5).
     retry_buffer_bytes_max: int = MIB
+    #: How busy a copy is, is pushed to the peers that call it, this often at most: below 5 ms news
+    #: cost more than they are worth to anybody (design section 4),
+    load_push_interval_min_s: float = 0.005
+    #: and with so many messages a second in all, which is a few per cent of one processor; beyond
+    #: it pushes come less often.
+    load_pushes_per_s_max: int = 2_000
+    #: Copies whose callers are kept in mind. Of others only replies tell, as it was before.
+    load_push_copies_max: int = 4_096
+    #: A push is a few bytes on a connection that is there; the next one corrects it.
+    load_push_timeout_s: float = 1.0
+    #: A peer that does not take pushes (an older version, or gone) is spared them this long.
+    load_push_rest_s: float = 60.0
     #: The runtime's NOT_FOUND is believed, and the model loaded again, this often in this time, and
     #: never twice without an answer in between: one that outlives a reload is the model's own word
     #: and goes to the client (design section 5). Two, because a runtime may well restart twice.

@@ -62,6 +62,12 @@ class Call:
     may_load: bool = True
     #: The peer that passed it on, which hears how busy the copy is; none if it did not say.
     sender: InstanceId | None = None
+    #: How busy the copy here is besides this call, as its reply told the sender.
+    load_told: int | None = None
+    #: When it got the copy here, if its time is taken.
+    timed_s: float | None = None
+    #: It has the copy here.
+    is_here: bool = False
     #: The sender could use another copy, and has not been sent away yet.
     may_redirect: bool = False
     #: The copy that was too busy for it, and sent it away.

@@ -5,6 +5,8 @@ Inferences to peers are the proxy's. docs/peer-protocol.md tells what is on the 
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Mapping
 from typing import Final, TypeVar
 
 import betterproto2
@@ -13,10 +15,18 @@ import mm
 from mm.core.calls import Outcome, PeerRoute
 from mm.core.headers import read_status
 from mm.core.hop_headers import HOP_VERSION, read_outcome, write_hop_request
-from mm.core.ids import InstanceId
+from mm.core.ids import InstanceId, ModelId
 from mm.edge.h2 import ChannelPool, IncomingCall, UnreachableError
+from mm.edge.load_stream import LoadStream
 from mm.edge.management import SERVICE, status_of
-from mm.edge.unary import CallError, ServiceTable, call_unary
+from mm.edge.unary import (
+    CallError,
+    MessageStream,
+    ServiceTable,
+    call_unary,
+    parse_message,
+    send_reply,
+)
 from mm.errors import MeshError, StatusCode
 from mm.mesh.node import Node
 from mm.mesh.ports import ModelStatus, PeerCallError, PeerIdentity, Peers
@@ -24,6 +34,8 @@ from mm.pb import mmesh
 from mm.pb.mm import peer
 
 PEER_SERVICE: Final = "/mm.peer.Peer/"
+#: A push stream without news for so long is closed when the next one is opened.
+LOAD_STREAM_IDLE_S: Final = 60.0
 Reply = TypeVar("Reply", bound=betterproto2.Message)
 
 
@@ -32,6 +44,8 @@ class GrpcPeers(Peers):
 
     def __init__(self, channels: ChannelPool) -> None:
         self._channels = channels
+        #: By address.
+        self._load_streams: dict[str, LoadStream] = {}
 
     async def identify(self, address: str, timeout_s: float) -> PeerIdentity | None:
         """Answer who is there, None if nobody who speaks our protocol answers in time."""
@@ -60,6 +74,42 @@ class GrpcPeers(Peers):
         """Forward a get-status; raises ``PeerCallError``."""
         request = mmesh.GetStatusRequest(model_id=route.model_id)
         return await self._ask(route, "getModelStatus", request, timeout_s)
+
+    async def push_loads(
+        self, address: str, me: InstanceId, loads: Mapping[ModelId, int], timeout_s: float
+    ) -> None:
+        """Tell a peer how busy copies here are, on a stream that stays open.
+
+        Raises ``PeerCallError``; what an older version answers is known at the next push.
+        """
+        now_s = asyncio.get_running_loop().time()
+        stream = self._load_streams.get(address)
+        if stream is None:
+            self._close_idle_streams(now_s)
+            stream = LoadStream(PEER_SERVICE + "pushLoads")
+            try:
+                async with asyncio.timeout(timeout_s):
+                    await stream.open(self._channels.get(address))
+            except (UnreachableError, TimeoutError) as exc:
+                raise PeerCallError(Outcome.UNREACHABLE, f"{address}: {exc}") from exc
+            self._load_streams[address] = stream
+        copies = [
+            peer.CopyLoad(model_id=model_id, calls_in_flight=count)
+            for model_id, count in loads.items()
+        ]
+        try:
+            stream.send(bytes(peer.LoadReport(instance_id=me, copies=copies)), now_s)
+        except PeerCallError:
+            self._load_streams.pop(address, None)
+            stream.close()
+            raise
+
+    def _close_idle_streams(self, now_s: float) -> None:
+        """A stream would keep the connection to an instance that we have nothing to tell."""
+        for address, stream in list(self._load_streams.items()):
+            if stream.failure is not None or now_s - stream.used_s > LOAD_STREAM_IDLE_S:
+                del self._load_streams[address]
+                stream.close()
 
     async def _ask(
         self, route: PeerRoute, method: str, request: betterproto2.Message, timeout_s: float
@@ -103,6 +153,7 @@ class PeerService:
     def add_statistics(self, services: ServiceTable) -> None:
         """Serve what there is to tell once it runs."""
         services.add_unary(PEER_SERVICE + "statistics", peer.StatisticsRequest, self.statistics)
+        services.add(PEER_SERVICE + "pushLoads", self.push_loads)
 
     async def identify(self, _request: peer.IdentifyRequest, _call: IncomingCall) -> peer.Identity:
         """Answer from the first moment, also while the instance is still starting."""
@@ -112,6 +163,16 @@ class PeerService:
             version=mm.__version__,
             protocol_version=HOP_VERSION,
         )
+
+    async def push_loads(self, call: IncomingCall) -> None:
+        """Hear how busy the copies of a peer are, for as long as it has something to tell."""
+        stream = MessageStream(call)
+        call.holds_stop = False
+        while (message := await stream.read()) is not None:
+            report = parse_message(peer.LoadReport, message)
+            loads = {ModelId(copy.model_id): copy.calls_in_flight for copy in report.copies}
+            self._node.router.loads_pushed(InstanceId(report.instance_id), loads)
+        send_reply(call, bytes(peer.LoadReportsTaken()))
 
     async def statistics(
         self, _request: peer.StatisticsRequest, _call: IncomingCall

@@ -292,5 +292,5 @@ class ProxiedCall:
     def note_load(self) -> None:
         """Tell a peer, with the first headers, how busy the copy is (docs/peer-protocol.md)."""
         if not self.proxy.external:
-            count = b"%d" % self.proxy.router.in_flight(self.call.model_id)
+            count = b"%d" % self.proxy.router.tell_load(self.call)
             self.incoming.initial_headers.append(NeverIndexedHeaderTuple(LOAD, count))

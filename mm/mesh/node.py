@@ -27,6 +27,7 @@ from mm.core.sizing import CacheSizing
 from mm.errors import ModelNotFoundError, NoRoomError, StartupError, StoreUnavailableError
 from mm.mesh.concurrency import CallLimits
 from mm.mesh.copies import Copies
+from mm.mesh.load_pusher import LoadPusher
 from mm.mesh.loader import Loader
 from mm.mesh.local_copy import Phase
 from mm.mesh.members import Members
@@ -234,6 +235,14 @@ class Node:
             self._counters,
             wait_timeout_s=config.load_wait_factor * self._loader.load_timeout_s,
         )
+        self._pusher = LoadPusher(
+            me=self._me,
+            table=table,
+            members=self._members,
+            peers=ports.peers,
+            limits=config,
+            counters=self._counters,
+        )
         self.router = Router(
             config=config,
             parameters=parameters,
@@ -253,6 +262,7 @@ class Node:
                 counters=self._counters,
                 rng=ports.rng,
             ),
+            pusher=self._pusher,
             rng=ports.rng,
         )
         self.models = Models(
@@ -309,7 +319,13 @@ class Node:
                 logger.info("the record of instance %s changed meanwhile: looking again", self._me)
         if scope.cancelled_caught:
             raise StartupError("this instance could not be published: no lease, or no answer")
-        for task in (self._waiters.run, self._publisher.run, self._registrar.run, pruner.run):
+        for task in (
+            self._waiters.run,
+            self._publisher.run,
+            self._registrar.run,
+            self._pusher.run,
+            pruner.run,
+        ):
             group.start_soon(task)
 
     async def _take_id(self) -> int:

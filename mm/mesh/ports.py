@@ -270,6 +270,16 @@ class Peers(Protocol):
         ...
 
 
+    async def push_loads(
+        self, address: str, me: InstanceId, loads: Mapping[ModelId, int], timeout_s: float
+    ) -> None:
+        """Tell a peer how many calls copies of ours have in flight; it may get lost on the way.
+
+        Raises ``PeerCallError`` if the peer does not take such news.
+        """
+        ...
+
+
 class PeerCallError(Exception):
     """A peer could not be reached or refused; ``outcome`` says which, for the router.
 
@@ -324,6 +334,8 @@ class Router(Protocol):
         """Note the calls in flight that a peer's copy told of in its reply (``mm-hop-load``)."""
         ...
 
-    def in_flight(self, model_id: ModelId) -> int:
-        """Answer the calls that the local copy has in flight, for ``mm-hop-load``."""
+    def tell_load(self, call: Call) -> int:
+        """Answer the calls that the local copy has in flight besides this one, for ``mm-hop-load``;
+        the sender is taken to know it from now on.
+        """
         ...

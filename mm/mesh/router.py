@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import random
+from collections.abc import Mapping
 from dataclasses import replace
 
 import anyio
@@ -37,6 +38,7 @@ from mm.errors import (
 )
 from mm.mesh.copies import Copies
 from mm.mesh.hop_errors import hop_error, hop_result, load_failure
+from mm.mesh.load_pusher import LoadPusher
 from mm.mesh.loader import Loader
 from mm.mesh.local_copy import LocalCopy
 from mm.mesh.members import Members
@@ -72,6 +74,7 @@ class Router:
         loader: Loader,
         waiters: Waiters,
         placer: Placer,
+        pusher: LoadPusher,
         rng: random.Random,
     ) -> None:
         self._config = config
@@ -84,6 +87,7 @@ class Router:
         self._loader = loader
         self._waiters = waiters
         self._placer = placer
+        self._pusher = pusher
         self._rng = rng
         self._permissions = Permissions(parameters)
         self._retries = Retries(self._me, members, copies.counters)
@@ -142,7 +146,10 @@ class Router:
         self.routes_open += 1
         if isinstance(route, PeerRoute):
             self._counters.forwards += 1
-        elif call.method:
+            return
+        call.is_here = True
+        self._pusher.began(call)
+        if call.method:
             self._counters.calls += 1
             self._counters.hits += not call.has_waited
             self._counters.misses += call.has_waited
@@ -163,6 +170,8 @@ class Router:
             if self._call_limits is not None and call.method:
                 self._call_limits.leave(route.load_id)
             self._unpin(route)
+            call.is_here = False
+            self._pusher.ended(call)
         elif outcome not in (Outcome.UNREACHABLE, Outcome.ABANDONED):
             self._members.mark_reachable(route.instance_id)
         if isinstance(route, PeerRoute) and route.hop is Hop.LOAD_LOCAL:
@@ -198,6 +207,21 @@ class Router:
     def report_state(self, call: Call, route: PeerRoute, state: str) -> None:
         """Note what a peer told of itself as it refused a load (``mm-hop-state``)."""
         self._placer.refused(call, route, state)
+
+    def tell_load(self, call: Call) -> int:
+        """Answer the calls that the copy here has in flight besides this one; its sender is taken
+        to know it from now on.
+        """
+        call.load_told = self.in_flight(call.model_id) - call.is_here
+        return call.load_told
+
+    def loads_pushed(self, sender: InstanceId, loads: Mapping[ModelId, int]) -> None:
+        """Note the calls in flight that a peer's copies have, as it told of its own accord."""
+        handle = self._members.handle_if_known(sender)
+        if handle is not None:
+            for model_id, in_flight in loads.items():
+                if model_id in self._table:
+                    self._table.report_load(handle, model_id, in_flight)
 
     def report_load(self, route: PeerRoute, in_flight: int) -> None:
         """Note the calls in flight that a peer's copy told of in its reply (``mm-hop-load``)."""

@@ -14,6 +14,8 @@ class Counters:
     forwards: int = 0
     #: Of the forwards, those that a busy copy sent back.
     redirects: int = 0
+    #: Messages to peers that tell how busy copies here are.
+    loads_pushed: int = 0
     #: Loads that a peer asked for and this instance refused, because others could do it better; and
     #: loads of ours that a peer refused.
     loads_refused: int = 0

@@ -7,7 +7,7 @@ affair. Anyio alone: delays are virtual time under trio.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from itertools import permutations, product
 from typing import Protocol, TypeVar
 
@@ -45,8 +45,12 @@ class PeerServer(Protocol):
         """Serve a proxied call; answers which instance did."""
         ...
 
-    def calls_count(self, model_id: ModelId) -> int:
-        """Answer the calls that the copy here has in flight: every reply tells it."""
+    def tell_load(self, call: Call) -> int:
+        """Answer how busy the copy here is besides this call: every reply tells it."""
+        ...
+
+    def take_loads(self, sender: InstanceId, loads: Mapping[ModelId, int]) -> None:
+        """Hear how busy the sender's copies are."""
         ...
 
 
@@ -127,6 +131,8 @@ class FakeNetwork:
         target: str,
         timeout_s: float,
         work: Callable[[PeerServer], Awaitable[T]],
+        *,
+        is_counted: bool = True,
     ) -> T:
         """Have ``target`` do ``work``; raises ``PeerCallError`` if it cannot or will not."""
         with anyio.move_on_after(timeout_s):
@@ -134,7 +140,8 @@ class FakeNetwork:
             server = self._servers.get(target)
             if server is None:
                 raise PeerCallError(Outcome.UNREACHABLE, f"{target}: connection refused")
-            self.arrivals[target] += 1
+            if is_counted:
+                self.arrivals[target] += 1
             answer = await self._answer(target, server, work)
             await self._travel(target, source)
             return answer
@@ -159,7 +166,7 @@ class FakeNetwork:
                 outcome = read_outcome(exc.hop_result)
                 if outcome is None:
                     raise
-                raise PeerCallError(outcome, exc.message) from exc
+                raise PeerCallError(outcome, exc.message, exc.hop_state) from exc
             finally:
                 self._open[target].discard(scope)
         raise PeerCallError(Outcome.UNREACHABLE, f"{target}: connection broke")
@@ -206,13 +213,23 @@ class FakePeers:
             try:
                 return await server.serve(call)
             finally:
-                load = server.calls_count(route.model_id)
+                load = server.tell_load(call)
 
         try:
             return await self._send(route, self._network.forward_timeout_s, serve)
         finally:
             if load is not None and on_load is not None:
                 on_load(load)
+
+    async def push_loads(
+        self, address: str, me: InstanceId, loads: Mapping[ModelId, int], timeout_s: float
+    ) -> None:
+        """Tell a peer how busy our copies are."""
+
+        async def take(server: PeerServer) -> None:
+            server.take_loads(me, loads)
+
+        await self._network.call(self._address, address, timeout_s, take, is_counted=False)
 
     async def _send(
         self, route: Route, timeout_s: float, work: Callable[[PeerServer], Awaitable[T]]

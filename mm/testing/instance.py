@@ -7,6 +7,7 @@ and what a peer can ask of it. The instances' world is ``mm.testing.cluster``'s.
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
 import anyio
@@ -61,6 +62,7 @@ class Instance:
             ),
         )
         self.is_serving = False
+        self.has_crashed = False
         self._has_started = False
         self._prediction_fault: RuntimeCallError | None = None
         self._scope = anyio.CancelScope()
@@ -90,10 +92,15 @@ class Instance:
     async def stop(self) -> None:
         """Stop in good order: as SIGTERM, without the wait for calls in flight."""
         self._stopping.set()
+        await self.wait_ended()
+
+    async def wait_ended(self) -> None:
+        """Return once nothing of it is left."""
         await self._ended.wait()
 
     async def crash(self) -> None:
         """End at once: connections break, the lease runs out, nobody is told."""
+        self.has_crashed = True
         self.store.set_fault(Fault.REFUSED)
         self.runtime.stop()
         self.cluster.network.close(self.address)
@@ -173,15 +180,26 @@ class Instance:
             finally:
                 message = "" if error is None else error.message
                 again = router.finished(call, route, outcome, message)
+                self._tell(route, outcome, message)
             if error is None:
                 assert served_by is not None
                 return served_by
             if not again:
                 raise self._passed_on(call, outcome, error)
 
-    def calls_count(self, model_id: ModelId) -> int:
-        """Answer the calls that the copy here has in flight."""
-        return self.node.router.in_flight(model_id)
+    def tell_load(self, call: Call) -> int:
+        """Answer how busy the copy here is besides this call."""
+        return self.node.router.tell_load(call) if self._has_started else 0
+
+    def take_loads(self, sender: InstanceId, loads: Mapping[ModelId, int]) -> None:
+        """Hear how busy the sender's copies are."""
+        self._require_started()
+        self.node.router.loads_pushed(sender, loads)
+
+    def _tell(self, route: Route, outcome: Outcome, message: str) -> None:
+        where = "here" if isinstance(route, LocalRoute) else f"{route.hop.value} {route.address}"
+        text = f"sent {where}: {outcome.value} {message}".rstrip()
+        self.cluster.tell(self.name, route.model_id, text)
 
     def _passed_on(self, call: Call, outcome: Outcome, error: MeshError) -> MeshError:
         if outcome is not Outcome.ANSWERED:

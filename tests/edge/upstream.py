@@ -85,7 +85,7 @@ class FakeRouter:
     def report_load(self, route: PeerRoute, in_flight: int) -> None:
         self.loads.append(in_flight)
 
-    def in_flight(self, model_id: ModelId) -> int:
+    def tell_load(self, call: Call) -> int:
         return self.load
 
     def _set_waiting(self, change: int) -> None:

@@ -5,6 +5,8 @@ What depends on durations runs in virtual time on trio; on asyncio they are mill
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import anyio
 import pytest
 
@@ -267,6 +269,7 @@ class StubServer:
     def __init__(self, name: str) -> None:
         self.name = InstanceId(name)
         self.calls: list[Call] = []
+        self.loads: dict[InstanceId, dict[ModelId, int]] = {}
         self.failure: Exception | None = None
         self.waits = anyio.Event()
         self.arrived = anyio.Event()
@@ -282,8 +285,11 @@ class StubServer:
     async def model_status(self, model_id: ModelId) -> ModelStatus:
         return ModelStatus("LOADED", errors=(model_id,))
 
-    def calls_count(self, model_id: ModelId) -> int:
+    def tell_load(self, call: Call) -> int:
         return 7
+
+    def take_loads(self, sender: InstanceId, loads: Mapping[ModelId, int]) -> None:
+        self.loads[sender] = dict(loads)
 
     async def serve(self, call: Call) -> InstanceId:
         await self._note(call)

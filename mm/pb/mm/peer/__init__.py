@@ -3,8 +3,18 @@
 # plugin: python-betterproto2
 # This file has been @generated
 
-__all__ = ("IdentifyRequest", "Identity", "InstanceStatistics", "PeerStub", "StatisticsRequest")
+__all__ = (
+    "CopyLoad",
+    "IdentifyRequest",
+    "Identity",
+    "InstanceStatistics",
+    "LoadReport",
+    "LoadReportsTaken",
+    "PeerStub",
+    "StatisticsRequest",
+)
 
+from collections.abc import AsyncIterable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,6 +29,16 @@ if TYPE_CHECKING:
 
 _COMPILER_VERSION = "0.10.1"
 betterproto2.check_compiler_version(_COMPILER_VERSION)
+
+
+@dataclass(eq=False, repr=False)
+class CopyLoad(betterproto2.Message):
+    model_id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+
+    calls_in_flight: "int" = betterproto2.field(2, betterproto2.TYPE_UINT32)
+
+
+default_message_pool.register_message("mm.peer", "CopyLoad", CopyLoad)
 
 
 @dataclass(eq=False, repr=False)
@@ -159,6 +179,27 @@ default_message_pool.register_message("mm.peer", "InstanceStatistics", InstanceS
 
 
 @dataclass(eq=False, repr=False)
+class LoadReport(betterproto2.Message):
+    instance_id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    Whose copies these are.
+    """
+
+    copies: "list[CopyLoad]" = betterproto2.field(2, betterproto2.TYPE_MESSAGE, repeated=True)
+
+
+default_message_pool.register_message("mm.peer", "LoadReport", LoadReport)
+
+
+@dataclass(eq=False, repr=False)
+class LoadReportsTaken(betterproto2.Message):
+    pass
+
+
+default_message_pool.register_message("mm.peer", "LoadReportsTaken", LoadReportsTaken)
+
+
+@dataclass(eq=False, repr=False)
 class StatisticsRequest(betterproto2.Message):
     pass
 
@@ -210,6 +251,28 @@ class PeerStub(betterproto2_grpclib.ServiceStub):
             "/mm.peer.Peer/statistics",
             message,
             InstanceStatistics,
+            timeout=timeout,
+            deadline=deadline,
+            metadata=metadata,
+        )
+
+    async def push_loads(
+        self,
+        messages: "AsyncIterable[LoadReport] | Iterable[LoadReport]",
+        *,
+        timeout: "float | None" = None,
+        deadline: "Deadline | None" = None,
+        metadata: "MetadataLike | None" = None,
+    ) -> "LoadReportsTaken":
+        """
+        How busy copies here are, told to an instance that sent them calls; one stream, open while there is something to tell.
+        """
+
+        return await self._stream_unary(
+            "/mm.peer.Peer/pushLoads",
+            messages,
+            LoadReport,
+            LoadReportsTaken,
             timeout=timeout,
             deadline=deadline,
             metadata=metadata,

@@ -1,0 +1,180 @@
+"""Which peers are told how busy a copy here is, and when (design section 4).
+
+Owns what each peer believes, and the pace. A peer that sends calls hears the count with every
+reply; pushes correct what changed since its last reply, because of the calls of others. Without
+them a peer goes on avoiding a copy that was busy a second ago. Sending is ``mesh.load_pusher``'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from mm.core.ids import InstanceId, ModelId
+
+#: A peer that sent no call for this long is not told any more: its next reply tells it.
+RECENT_S: Final = 1.0
+#: What a new service time counts for in the mean.
+SERVICE_WEIGHT: Final = 0.25
+#: A push is worth while the news are fresh compared with how long a call takes.
+SERVICE_PART: Final = 0.25
+#: No peer knows anything before its first reply.
+_NOTHING: Final = -1
+
+
+@dataclass(frozen=True, slots=True)
+class ReportLimits:
+    """How much may be told."""
+
+    #: Between two pushes about one copy, at least.
+    interval_min_s: float
+    #: Copies whose peers are kept in mind; of others only replies tell.
+    copies_max: int
+
+
+class _Copy:
+    """What is known of those who call one copy."""
+
+    __slots__ = (
+        "believed",
+        "called_s",
+        "callers",
+        "is_changed",
+        "is_timed",
+        "pushed_s",
+        "service_s",
+    )
+
+    def __init__(self) -> None:
+        #: The count that each peer was told last.
+        self.believed: dict[InstanceId, int] = {}
+        #: Those that called since ``due`` looked last, and when it looked after the last calls of
+        #: the others: nobody reads the clock for each call.
+        self.callers: set[InstanceId] = set()
+        self.called_s: dict[InstanceId, float] = {}
+        self.is_changed = False
+        #: One of its calls is being timed.
+        self.is_timed = False
+        self.service_s = 0.0
+        self.pushed_s = 0.0
+
+    def forget_old(self, now_s: float) -> None:
+        """Drop who did not call of late."""
+        for peer in self.callers:
+            self.called_s[peer] = now_s
+        self.callers.clear()
+        for peer in list(self.believed):
+            if now_s - self.called_s.get(peer, 0.0) > RECENT_S:
+                del self.believed[peer]
+                self.called_s.pop(peer, None)
+
+
+class LoadReports:
+    """The peers of all copies here that have some. Each call costs O(1).
+
+    Invariant: a copy is in ``_changed`` exactly while its ``is_changed``.
+    """
+
+    def __init__(self, limits: ReportLimits) -> None:
+        self._limits = limits
+        self._copies: dict[ModelId, _Copy] = {}
+        self._changed: list[ModelId] = []
+
+    def __len__(self) -> int:
+        return len(self._copies)
+
+    @property
+    def is_pending(self) -> bool:
+        """Whether some count changed that ``due`` has not dealt with."""
+        return bool(self._changed)
+
+    def began(self, model_id: ModelId, peer: InstanceId | None) -> bool:
+        """A call for the copy began, sent by that peer; answers whether it should be timed."""
+        copy = self._copies.get(model_id)
+        if copy is None:
+            if peer is None or len(self._copies) >= self._limits.copies_max:
+                return False
+            copy = self._copies[model_id] = _Copy()
+        if peer is not None:
+            copy.callers.add(peer)
+            copy.believed.setdefault(peer, _NOTHING)
+        self._note(model_id, copy)
+        if copy.is_timed:
+            return False
+        copy.is_timed = True
+        return True
+
+    def ended(self, model_id: ModelId, peer: InstanceId | None, told: int | None) -> None:
+        """A call ended; ``told``: the count that its reply told the peer, None if it had none."""
+        copy = self._copies.get(model_id)
+        if copy is None:
+            return
+        if peer is not None and told is not None and peer in copy.believed:
+            copy.believed[peer] = told
+        self._note(model_id, copy)
+
+    def timed(self, model_id: ModelId, service_s: float) -> None:
+        """The call that ``began`` asked to time took this long."""
+        copy = self._copies.get(model_id)
+        if copy is not None:
+            copy.is_timed = False
+            known_s = copy.service_s or service_s
+            copy.service_s = known_s + SERVICE_WEIGHT * (service_s - known_s)
+
+    def due(
+        self, now_s: float, count_of: Callable[[ModelId], int]
+    ) -> Mapping[InstanceId, Mapping[ModelId, int]]:
+        """Answer what to tell to whom now; from here on they believe it."""
+        changed, self._changed = self._changed, []
+        batches: dict[InstanceId, dict[ModelId, int]] = {}
+        for model_id in changed:
+            copy = self._copies[model_id]
+            if now_s - copy.pushed_s < self.interval_s(model_id):
+                self._changed.append(model_id)
+                continue
+            copy.is_changed = False
+            copy.forget_old(now_s)
+            if not copy.believed:
+                del self._copies[model_id]
+                continue
+            count = count_of(model_id)
+            for peer, believed in copy.believed.items():
+                if believed != count:
+                    copy.pushed_s = now_s
+                    copy.believed[peer] = count
+                    batches.setdefault(peer, {})[model_id] = count
+        return batches
+
+    def forget(self, peer: InstanceId, models: Mapping[ModelId, int]) -> None:
+        """The peer did not take what ``due`` said of these models: its next call begins anew."""
+        for model_id in models:
+            copy = self._copies.get(model_id)
+            if copy is not None:
+                copy.believed.pop(peer, None)
+                copy.called_s.pop(peer, None)
+
+    def again(self, peer: InstanceId, models: Mapping[ModelId, int]) -> None:
+        """What ``due`` said of these models was not sent: it is due again."""
+        for model_id in models:
+            copy = self._copies.get(model_id)
+            if copy is not None and peer in copy.believed:
+                copy.believed[peer] = _NOTHING
+                self._note(model_id, copy)
+
+    def interval_s(self, model_id: ModelId) -> float:
+        """Answer the time between two pushes about the copy."""
+        return max(self._limits.interval_min_s, SERVICE_PART * self._copies[model_id].service_s)
+
+    def sweep(self, now_s: float) -> None:
+        """Forget copies that nobody calls any more; those with news go in ``due``."""
+        for model_id, copy in list(self._copies.items()):
+            if not copy.is_changed:
+                copy.forget_old(now_s)
+                if not copy.believed:
+                    del self._copies[model_id]
+
+    def _note(self, model_id: ModelId, copy: _Copy) -> None:
+        if not copy.is_changed:
+            copy.is_changed = True
+            self._changed.append(model_id)
