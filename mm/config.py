@@ -76,6 +76,10 @@ class Config(Limits):
 
     #: MM_KVSTORE_PREFIX: the first part of every key. Must never change in a live cluster.
     kv_prefix: str = "tas-runtime"
+    #: MM_MAX_MODELS: no more are registered; 0 for no limit. Every instance holds all records, in
+    #: at most 1,000 bytes each, and etcd's quota is 2 GiB by default: a million is what the design
+    #: promises, and a loop that registers without end should hear of it before memory does.
+    models_max: int = 1_000_000
     #: KV_READ_ONLY: no registration, no vmodel is written; for the migration of a store.
     kv_read_only: bool = False
 
@@ -170,6 +174,7 @@ class Config(Limits):
             kv_store=kv_store,
             instance_id=_instance_id(env),
             kv_prefix=_key_part(env, "MM_KVSTORE_PREFIX") or "tas-runtime",
+            models_max=env.integer("MM_MAX_MODELS", default=1_000_000, minimum=0, maximum=2**53),
             kv_read_only=env.boolean("KV_READ_ONLY", default=False),
             bind_host=env.text("MM_BIND_HOST") or "0.0.0.0",
             grpc_port=grpc_port,

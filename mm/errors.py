@@ -140,6 +140,12 @@ class QueueFullError(MeshError):
     code = StatusCode.RESOURCE_EXHAUSTED
 
 
+class LimitError(MeshError):
+    """A limit of the mesh is reached; the text names it and the way out."""
+
+    code = StatusCode.RESOURCE_EXHAUSTED
+
+
 class WaitersFullError(MeshError):
     """Too many calls wait for loads. Not worth a try elsewhere: it would be loaded twice for it."""
 

@@ -96,11 +96,30 @@ class Limits:
     #: Answering a status question needs no work; a runtime that does not is asked again.
     runtime_status_timeout_s: float = 10.0
 
+    # --- what is registered -------------------------------------------------------------------
+
+    #: An id is part of a key of the store, and stands in the headers of every call (8 KiB by
+    #: default); those of Kubernetes objects end at 253 bytes.
+    id_bytes_max: int = 4096
+    #: What else is registered, so that a record stays far below etcd's 1.5 MiB for a request, even
+    #: if every byte is escaped, and with hundreds of copies in it. Types are few and short; paths
+    #: are paths; keys may hold credentials and parameters of a storage.
+    type_bytes_max: int = 4096
+    path_bytes_max: int = 64 * 1024
+    key_bytes_max: int = 128 * 1024
+
     # --- the store ----------------------------------------------------------------------------
 
     #: One read or write. etcd elects a new leader in about a second; a write that has not come
     #: through in 3.5 s is told to the client, who can retry.
     store_timeout_s: float = 3.5
+    #: Look-ups of ids that are not known here, begun in a second (each id is looked up once in that
+    #: time): an etcd answers some ten thousand such reads a second, for all instances together.
+    look_ups_per_s_max: int = 1000
+    #: Of them under way at a time, and waiting for that: a second's worth, a store that is slower
+    #: should not be asked for more.
+    look_ups_in_flight_max: int = 64
+    look_ups_waiting_max: int = 1000
     #: At start, until the store has answered once. Then the process exits and says so.
     store_start_timeout_s: float = 20.0
     #: The same if every address refuses the connection: nobody listens there, and whoever started

@@ -49,6 +49,7 @@ def test_defaults_are_those_of_the_java_mesh() -> None:
     assert config.message_bytes_max == 16777216
     assert config.headers_bytes_max == 8192
     assert config.multi_parallelism == 4
+    assert config.models_max == 1_000_000
     assert config.load_failure_expiry_ms == 900_000
     assert config.failure_rules == FailureRules(900_000, 10_000, 3)
     assert config.min_churn_age_ms == config.copy_calls_max == 0
@@ -83,6 +84,7 @@ def test_every_setting_arrives() -> None:
         MM_SVC_GRPC_MAX_MSG_SIZE="1000",
         MM_SVC_GRPC_MAX_HEADERS_SIZE="4096",
         MM_MULTI_PARALLELISM="1",
+        MM_MAX_MODELS="0",
         MM_LOAD_FAILURE_EXPIRY_TIME_MS="2001",
         MM_MIN_CHURN_AGE_MS="60000",
         MM_MAX_INFLIGHT_PER_MODEL_COPY="-1",
@@ -102,6 +104,7 @@ def test_every_setting_arrives() -> None:
     assert config.message_bytes_max == 1000
     assert config.headers_bytes_max == 4096
     assert config.multi_parallelism == 1
+    assert config.models_max == 0
     assert config.failure_rules.expiry_ms == 2001
     assert (config.min_churn_age_ms, config.copy_calls_max) == (60_000, -1)
     assert config.shutdown_timeout_s == 90.5
@@ -133,6 +136,7 @@ class TestErrorsNameVariableValueAndWhatIsAllowed:
             ("MM_SVC_GRPC_MAX_MSG_SIZE", "16MiB", "1 to 2147483647"),
             ("MM_SVC_GRPC_MAX_HEADERS_SIZE", "10", "1024 to"),
             ("MM_MULTI_PARALLELISM", "0", "1 to"),
+            ("MM_MAX_MODELS", "-1", "0 to"),
             ("MM_LOAD_FAILURE_EXPIRY_TIME_MS", "0", "milliseconds"),
             ("SHUTDOWN_TIMEOUT_MS", "30s", "milliseconds"),
             ("KV_READ_ONLY", "yes", "true or false"),

@@ -18,6 +18,7 @@ from mm.core.ids import ModelId
 from mm.core.records import ModelInfo, ModelRecord, RecordError
 from mm.errors import (
     InvalidRequestError,
+    LimitError,
     LoadFailedError,
     LoadTimeoutError,
     MeshError,
@@ -28,13 +29,14 @@ from mm.errors import (
     StatusCode,
     StoreUnavailableError,
 )
+from mm.limits import Limits
 from mm.mesh.copies import Copies
 from mm.mesh.local_copy import LocalCopy
+from mm.mesh.look_ups import check_id_length
 from mm.mesh.ports import Clock, ModelStatus, PeerCallError, Peers
 from mm.mesh.registry import Registry
 from mm.mesh.router import Router
 from mm.mesh.statuses import Statuses
-from mm.table import ID_BYTES_MAX
 
 logger = logging.getLogger(__name__)
 
@@ -170,6 +172,9 @@ class Models:
             nonlocal created
             created = record is None
             if record is None:
+                self._require_room()
+                check_id_length(model_id, self._config)
+                _require_sizes(info, self._config)
                 return ModelRecord(info, last_used_ms=used_ms)
             if record.info != info:
                 raise ModelExistsError("Model already exists with different attribute values")
@@ -299,6 +304,14 @@ class Models:
             return ModelStatus("LOADING_FAILED", errors, status.copies)
         return status
 
+    def _require_room(self) -> None:
+        models_max = self._config.models_max
+        if models_max and len(self._registry) >= models_max:
+            raise LimitError(
+                f"{len(self._registry)} models are registered, the limit is {models_max}:"
+                " unregister some, or set MM_MAX_MODELS higher on all instances"
+            )
+
     def _require_writable(self) -> None:
         if self._config.kv_read_only:
             raise MeshError("model-mesh read-only mode", code=StatusCode.UNAVAILABLE)
@@ -307,6 +320,17 @@ class Models:
 def _require_id(model_id: str) -> None:
     if not model_id:
         raise InvalidRequestError("must provide non-empty modelId")
-    length = len(model_id.encode())
-    if length > ID_BYTES_MAX:
-        raise InvalidRequestError(f"a modelId has at most {ID_BYTES_MAX} bytes, this one {length}")
+
+
+def _require_sizes(info: ModelInfo, limits: Limits) -> None:
+    """What is registered goes into one request to the store, and into every instance's memory."""
+    for name, value, bytes_max in (
+        ("type", info.model_type, limits.type_bytes_max),
+        ("path", info.path, limits.path_bytes_max),
+        ("key", info.key, limits.key_bytes_max),
+    ):
+        length = len(value.encode())
+        if length > bytes_max:
+            raise InvalidRequestError(
+                f"the {name} of a model has at most {bytes_max} bytes, this one {length}"
+            )

@@ -78,8 +78,8 @@ class Node:
         self._address = ""
         self._draining = False
         prefix = f"/{config.kv_prefix}/{config.service_name}"
-        self._registry = Registry(ports.store, f"{prefix}/registry/")
-        self._vmodels = VModels(ports.store, f"{prefix}/vmodels/")
+        self._registry = Registry(ports.store, f"{prefix}/registry/", config)
+        self._vmodels = VModels(ports.store, f"{prefix}/vmodels/", config)
         self._instances_prefix = f"{prefix}/instances/"
         self.start_time_ms = ports.clock.now_ms()
 

@@ -11,14 +11,15 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 
-import anyio
-
 from mm.core.ids import InstanceId, ModelId
 from mm.core.records import ModelRecord, RecordError
 from mm.errors import StoreUnavailableError
+from mm.limits import Limits
 from mm.mesh.instance_index import InstanceIndex
+from mm.mesh.look_ups import LookUps
 from mm.mesh.mirror import Mirror
 from mm.mesh.ports import Item, Store, Write
+from mm.table import ID_BYTES_MAX
 
 logger = logging.getLogger(__name__)
 
@@ -35,9 +36,6 @@ PARSED_MAX = 4096
 #: Compare-and-set tries before a change gives up: each loss means that somebody else's change
 #: succeeded.
 CAS_TRIES_MAX = 64
-#: Linearizable look-ups of ids that the mirror does not know, at a time; the rest wait. Unknown ids
-#: come from clients.
-STRONG_READS_MAX = 64
 #: Attributes of a record that name instances; in its JSON they cannot look otherwise.
 _NAMING = (b'"instanceIds"', b'"failedIn"')
 
@@ -45,14 +43,14 @@ _NAMING = (b'"instanceIds"', b'"failedIn"')
 class Registry:
     """Every model record of the cluster, as this instance sees it."""
 
-    def __init__(self, store: Store, prefix: str) -> None:
+    def __init__(self, store: Store, prefix: str, limits: Limits) -> None:
         self._store = store
         self._mirror = Mirror(store, prefix, self._changed)
+        self.look_ups = LookUps(store, self._mirror, limits)
         self._parsed: OrderedDict[str, tuple[int, ModelRecord]] = OrderedDict()
         self._holders = InstanceIndex()
         self._failed = InstanceIndex()
         self._listeners: list[RecordListener] = []
-        self._strong_reads = anyio.Semaphore(STRONG_READS_MAX)
         self._corrupt: dict[str, int] = {}
         self.run = self._mirror.run
 
@@ -77,22 +75,19 @@ class Registry:
         return None if item is None else self._parse(model_id, item)
 
     async def find(self, model_id: ModelId) -> ModelRecord | None:
-        """Answer the mirrored record, else ask the store itself (spec core 1.4, "cached-or-strong-
-        if-absent").
+        """Answer the mirrored record, else what the store itself says (spec core 1.4,
+        "cached-or-strong-if-absent"); None when it is unknown or unreadable.
+
+        Raises ``StoreUnavailableError``, or ``LimitError`` when too many unknown ids are asked for,
+        or one too long to be registered.
         """
-        record = self.get(model_id)
-        return record if record is not None else await self.read(model_id)
+        item = await self.look_ups.find(model_id)
+        return None if item is None else self._parse(model_id, item)
 
     async def read(self, model_id: ModelId) -> ModelRecord | None:
         """Answer what the store says now; raises ``StoreUnavailableError``."""
-        self._refuse_to_queue(self._strong_reads.value == 0)
-        async with self._strong_reads:
-            self._refuse_to_queue(self._strong_reads.statistics().tasks_waiting > 0)
-            item = await self._store.get(self._mirror.key(model_id))
-        if item is None:
-            return None
-        self._mirror.written(item)
-        return self._parse(model_id, item)
+        item = await self.look_ups.read(model_id)
+        return None if item is None else self._parse(model_id, item)
 
     def held_by(self, instance_id: InstanceId) -> frozenset[ModelId]:
         """Answer the models that have a copy registered at ``instance_id``."""
@@ -142,11 +137,6 @@ class Registry:
             f"the record of model {model_id} changed {CAS_TRIES_MAX} times while being changed"
         )
 
-    def _refuse_to_queue(self, is_queue: bool) -> None:
-        """Each read waits for its time limit while the store is away: no queue would ever end."""
-        if is_queue and not self._store.connected:
-            raise StoreUnavailableError("the store cannot be reached")
-
     async def _read_fresh(self, model_id: ModelId) -> Item | None:
         known = self._mirror.get(model_id)
         item = await self._store.get(self._mirror.key(model_id))
@@ -167,6 +157,8 @@ class Registry:
         return result.succeeded
 
     def _parse(self, model_id: str, item: Item) -> ModelRecord | None:
+        if not _can_be_model(model_id):
+            return None
         cached = self._parsed.get(model_id)
         if cached is not None and cached[0] == item.mod_revision:
             self._parsed.move_to_end(model_id)
@@ -185,8 +177,10 @@ class Registry:
         return record
 
     def _changed(self, key_id: str, item: Item | None) -> None:
-        if not key_id:
-            return  # a key that is only the prefix is no model
+        if not _can_be_model(key_id):
+            if item is not None:
+                logger.error("a key of %d characters is no model's: skipped", len(key_id))
+            return
         model_id = ModelId(key_id)
         record: ModelRecord | None = None
         # Most records name no instance: they stay packed, and no listener is interested in them.
@@ -205,3 +199,10 @@ class Registry:
             return
         for listener in self._listeners:
             listener(model_id, record)
+
+
+def _can_be_model(key_id: str) -> bool:
+    """Answer whether a key is that of a model: the bare prefix is none, and what the table cannot
+    hold could never be loaded.
+    """
+    return 0 < len(key_id) <= ID_BYTES_MAX // 4 or 0 < len(key_id.encode()) <= ID_BYTES_MAX

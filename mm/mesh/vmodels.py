@@ -11,6 +11,8 @@ import logging
 from mm.core.ids import ModelId
 from mm.core.records import RecordError, VModelRecord
 from mm.errors import ModelNotFoundError
+from mm.limits import Limits
+from mm.mesh.look_ups import LookUps
 from mm.mesh.mirror import Mirror
 from mm.mesh.ports import Item, Store
 
@@ -20,18 +22,17 @@ logger = logging.getLogger(__name__)
 class VModels:
     """Every vmodel record of the cluster, as this instance sees it."""
 
-    def __init__(self, store: Store, prefix: str) -> None:
-        self._store = store
+    def __init__(self, store: Store, prefix: str, limits: Limits) -> None:
         self._mirror = Mirror(store, prefix, lambda _id, _item: None)
+        self.look_ups = LookUps(store, self._mirror, limits)
         self.run = self._mirror.run
 
     async def resolve(self, vmodel_id: str) -> ModelId:
-        """Answer the active model; raises ``ModelNotFoundError`` or ``StoreUnavailableError``."""
-        item = self._mirror.get(vmodel_id)
-        if item is None:
-            item = await self._store.get(self._mirror.key(vmodel_id))
-            if item is not None:
-                self._mirror.written(item)
+        """Answer the active model.
+
+        Raises ``ModelNotFoundError``, ``StoreUnavailableError`` or ``LimitError``.
+        """
+        item = await self.look_ups.find(vmodel_id)
         record = None if item is None else _decode(item)
         if record is None or not record.active_model_id:
             raise ModelNotFoundError("vmodel not found")

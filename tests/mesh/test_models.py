@@ -13,6 +13,7 @@ from mm.core.records import ModelInfo, ModelRecord
 from mm.edge.memory_store import Fault
 from mm.errors import (
     InvalidRequestError,
+    LimitError,
     MeshError,
     ModelExistsError,
     ModelNotFoundError,
@@ -117,9 +118,50 @@ async def test_ids_and_types_are_needed() -> None:
         for empty in (a.register(""), a.status(""), a.load(""), models.unregister(ModelId(""))):
             with pytest.raises(InvalidRequestError, match="must provide non-empty modelId"):
                 await empty
-        with pytest.raises(InvalidRequestError, match="at most 65535 bytes, this one 70000"):
-            await a.register("ü" * 35_000)
         assert cluster.records() == {}
+
+
+async def test_no_more_models_than_the_limit() -> None:
+    async with running_cluster("a", "b", plan=FAST, models_max=2) as cluster:
+        for name in ("m", "n"):
+            await cluster["a"].register(name)
+        for name in "ab":
+            await until(lambda name=name: len(cluster[name].node._registry) == 2)  # type: ignore[misc]
+            with pytest.raises(LimitError, match="is 2: unregister some, or set MM_MAX") as caught:
+                await cluster[name].register("o")
+            assert caught.value.code == StatusCode.RESOURCE_EXHAUSTED
+            assert (await cluster[name].register("m")).status == "NOT_LOADED", "it is there"
+        await cluster["b"].node.models.unregister(M)
+        await cluster["b"].register("o")
+    async with running_cluster("a", plan=FAST, models_max=0) as cluster:
+        for name in ("m", "n"):
+            await cluster["a"].register(name)
+
+
+@pytest.mark.parametrize(
+    ("info", "message"),
+    [
+        (ModelInfo("ü" * 2049), "the type of a model has at most 4096 bytes, this one 4098"),
+        (ModelInfo("t", "p" * 3_000_000), "the path of a model has at most 65536 bytes"),
+        (ModelInfo("t", "p", "k" * 3_000_000), "the key of a model has at most 131072 bytes"),
+    ],
+)
+async def test_what_is_too_large_to_be_registered_is_named(info: ModelInfo, message: str) -> None:
+    async with running_cluster("a", plan=FAST) as cluster:
+        with pytest.raises(InvalidRequestError) as caught:
+            await cluster["a"].register("m", info)
+        assert caught.value.message.startswith(message)
+        assert len(caught.value.message) < 200
+        assert cluster.records() == {}
+
+
+async def test_what_others_registered_may_be_large() -> None:
+    async with running_cluster("a", plan=FAST) as cluster:
+        info = ModelInfo("t", "p" * 70_000)
+        store(cluster, ModelRecord(info))
+        await until(lambda: M in list(cluster["a"].node._registry))
+        assert (await cluster["a"].register("m", info)).status == "NOT_LOADED"
+        assert await cluster["a"].invoke("m") == "a"
 
 
 async def test_a_read_only_mesh_changes_nothing() -> None:

@@ -14,6 +14,7 @@ from mm.core.records import ModelInfo, ModelRecord
 from mm.edge.memory_server import MemoryServer
 from mm.edge.memory_store import Fault, MemoryStore
 from mm.errors import ModelNotFoundError, StoreUnavailableError
+from mm.limits import Limits
 from mm.mesh.local_copy import LocalCopy
 from mm.mesh.ports import Write
 from mm.mesh.registrar import CopyElsewhereError, Registrar
@@ -42,7 +43,7 @@ class World:
     def __init__(self) -> None:
         self.server = MemoryServer()
         self.store = MemoryStore(self.server, timeout_s=3.5)
-        self.registry = Registry(self.store, PREFIX)
+        self.registry = Registry(self.store, PREFIX, Limits())
         self.registrar = Registrar(self.registry, ME, FakeClock())
 
     def put(self, record: ModelRecord | None, model_id: str = "m") -> None:

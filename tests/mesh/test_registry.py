@@ -17,8 +17,10 @@ from mm.core.records import ModelInfo, ModelRecord, RecordError
 from mm.edge.memory_server import MemoryServer
 from mm.edge.memory_store import Fault, MemoryStore
 from mm.errors import ModelExistsError, StoreUnavailableError
+from mm.limits import Limits
 from mm.mesh.ports import Write
-from mm.mesh.registry import CAS_TRIES_MAX, STRONG_READS_MAX, Registry
+from mm.mesh.registry import CAS_TRIES_MAX, Registry
+from mm.table import ID_BYTES_MAX
 from mm.testing.cluster import until
 
 pytestmark = pytest.mark.anyio
@@ -36,7 +38,7 @@ class World:
         self.server = MemoryServer()
         self.store = MemoryStore(self.server, timeout_s=3.5)
         self.others = MemoryStore(self.server)
-        self.registry = Registry(self.store, PREFIX)
+        self.registry = Registry(self.store, PREFIX, Limits())
         self.heard: list[tuple[ModelId, ModelRecord | None]] = []
         self.registry.listen(lambda model_id, record: self.heard.append((model_id, record)))
 
@@ -215,6 +217,18 @@ async def test_a_record_without_an_id_is_ignored() -> None:
         assert world.registry.held_by(A) == {N}
 
 
+async def test_a_record_with_an_id_that_the_table_cannot_hold_is_ignored() -> None:
+    async with running() as world:
+        long = "x" * (ID_BYTES_MAX + 1)
+        await world.put(long, RECORD.with_copy(A, 1, 0))
+        await world.put("n", RECORD.with_copy(A, 1, 0))
+        await until(lambda: bool(world.heard))
+        assert [model_id for model_id, _ in world.heard] == [N]
+        assert world.registry.held_by(A) == {N}
+        assert world.registry.get(ModelId(long)) is None
+        assert await world.registry.find(ModelId(long)) is None
+
+
 async def test_an_unknown_model_is_asked_for_and_then_known() -> None:
     async with running() as world:
         world.store.set_fault(Fault.REFUSED)
@@ -246,8 +260,8 @@ async def test_a_flood_of_unknown_ids_does_not_queue_up_behind_a_store_that_is_g
             async with anyio.create_task_group() as group:
                 if not is_sudden:
                     world.store.set_fault(Fault.SILENT)
-                for number in range(10 * STRONG_READS_MAX):
+                for number in range(10 * Limits().look_ups_in_flight_max):
                     group.start_soon(ask, number)
                 await anyio.lowlevel.checkpoint()
                 world.store.set_fault(Fault.SILENT)
-        assert failures == 10 * STRONG_READS_MAX
+        assert failures == 10 * Limits().look_ups_in_flight_max

@@ -12,6 +12,7 @@ from mm.core.ids import ModelId
 from mm.core.records import VModelRecord
 from mm.edge.memory_store import Fault, MemoryStore
 from mm.errors import ModelNotFoundError, StoreUnavailableError
+from mm.limits import Limits
 from mm.mesh.ports import Write
 from mm.mesh.vmodels import VModels
 from mm.testing.cluster import until
@@ -21,7 +22,7 @@ pytestmark = pytest.mark.anyio
 
 @asynccontextmanager
 async def running(store: MemoryStore) -> AsyncIterator[VModels]:
-    vmodels = VModels(store, "/v/")
+    vmodels = VModels(store, "/v/", Limits())
     async with anyio.create_task_group() as group:
         await group.start(vmodels.run)
         yield vmodels
@@ -48,7 +49,7 @@ async def test_one_that_is_unknown_is_asked_for() -> None:
     store = MemoryStore()
     async with running(store) as vmodels:
         with pytest.raises(ModelNotFoundError, match="vmodel not found"):
-            await vmodels.resolve("vm")
+            await vmodels.resolve("one that stays unknown")
         put(store, VModelRecord(ModelId("m"), ModelId("m")).encode())
         assert await vmodels.resolve("vm") == "m", "before its event came"
         store.set_fault(Fault.REFUSED)
