@@ -37,6 +37,12 @@ demo: $(EXTENSION) ## three instances, sixty real models, a crash (ARGS=--keep l
 test: $(EXTENSION) ## the whole test suite (ARGS="tests/core -k name" for a part)
 	@$(PY) -m pytest $(ARGS)
 
+SEEDS ?= 1000
+
+.PHONY: sim
+sim: $(EXTENSION) ## simulated clusters under faults: make sim SEEDS=1000 (ARGS="--first-seed 50")
+	@$(BIN)/mm sim --seeds $(SEEDS) $(ARGS)
+
 .PHONY: test-sanitize
 test-sanitize: $(EXTENSION) ## the table's readers under ThreadSanitizer
 	@$(PY) tests/table/sanitize/run.py $(ARGS)

@@ -30,6 +30,7 @@ COMMANDS: Final = {
     "model": ("mm.cli.model", "Register, unregister, load and look at models of a mesh."),
     "runtime": ("mm.cli.runtime", "Run a ready-made model runtime."),
     "demo": ("mm.cli.demo", "See it work: three instances, real models, checked answers."),
+    "sim": ("mm.cli.sim", "Prove the mesh in simulated clusters, or print a scenario's figures."),
 }
 
 #: What typer raises for a wrong call; its base has no public name in every version.

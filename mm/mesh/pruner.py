@@ -118,5 +118,5 @@ class Pruner:
                     logger.warning("the record of model %s is not cleaned: %s", model_id, exc)
 
         async with anyio.create_task_group() as group:
-            for model_id in models:
+            for model_id in sorted(models):  # in the same order each time: simulations are repeated
                 group.start_soon(update, model_id)

@@ -208,7 +208,7 @@ class Registrar:
                 self._owe(model_id)
 
         async with anyio.create_task_group() as group:
-            for model_id in models:
+            for model_id in sorted(models):  # in the same order each time: simulations are repeated
                 group.start_soon(forget, model_id)
         if failed is not None:
             raise failed

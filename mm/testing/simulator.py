@@ -36,6 +36,8 @@ LIMITS: Final = {
     "space_wait_s": 40.0,
     "gone_after_s": 60.0,
     "reaper_interval_s": 60.0,
+    # Twice that is how long one may be remembered.
+    "load_failure_expiry_ms": 90_000,
 }
 #: Faults come each four seconds or so, and last for up to a minute.
 SAFETY_S: Final = 60.0

@@ -1,0 +1,54 @@
+"""Fifty seeds of the simulator, and that a seed is one run.
+
+`make sim SEEDS=1000` runs more of them by hand. A failing one prints what led there, and the line
+that replays it.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from mm.cli.sim import lines_of_failure
+from mm.testing.simulator import Options, simulate
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_nothing_is_violated(seed: int) -> None:
+    run = simulate(seed)
+    if run.failure is not None:
+        pytest.fail("\n".join(lines_of_failure(run)), pytrace=False)
+    assert run.answers["SERVED"] > 0.3 * sum(run.answers.values()), run.answers
+    assert run.loads_count > 0
+    assert run.faults_count > 0
+
+
+_DIGESTS = """
+from mm.testing.simulator import simulate
+print(*(simulate(seed).digest for seed in range(100, 103)))
+"""
+
+
+def test_one_seed_is_one_run_in_every_process() -> None:
+    digests = set()
+    for hash_seed in ("1", "2"):
+        done = subprocess.run(
+            [sys.executable, "-c", _DIGESTS],
+            env={**os.environ, "PYTHONHASHSEED": hash_seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        digests.add(done.stdout)
+    [only] = digests
+    assert len(set(only.split())) == 3, "and another seed is another run"
+    assert only.split()[0] == simulate(100).digest, "whatever ran in the process before"
+
+
+def test_a_run_can_be_of_another_size() -> None:
+    run = simulate(1, Options(instances_count=2, models_count=6, safety_s=5.0))
+    assert run.failure is None
+    assert run.replay == "mm sim --first-seed 1 --seeds 1 --instances 2 --models 6 --seconds 5"
