@@ -177,8 +177,7 @@ async def test_nobody_queues_for_a_store_that_went_away() -> None:
         await anyio.wait_all_tasks_blocked()
         assert len(failed_s) == 1, "all that may be under way are"
         world.is_open.set()
-    assert max(failed_s) - began_s < 7.1, "the last one looks whether it is back"
-    assert len(world.asked) <= 4
+    assert max(failed_s) - began_s < 7.1, "once more, to see whether it is back"
 
 
 @pytest.mark.virtual_time
