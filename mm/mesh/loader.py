@@ -183,10 +183,10 @@ class Loader:
         size_units = (
             size_units or self._sizes.guess(copy.info.model_type) or self._sizing.default_units
         )
+        self._check_prediction(copy, size_units)
         if self._copies.is_too_old(copy, size_units):
             raise NoRoomError(f"Entry too old for cache for model {copy.model_id}")
         await self._registrar.register(copy, basis)
-        self._check_prediction(copy, size_units)
         copy.started.set()
         with anyio.move_on_after(self._config.space_wait_s) as waited:
             await self._copies.admission.admit(copy, size_units)

@@ -130,6 +130,11 @@ async def test_a_model_that_can_never_fit_is_refused_before_it_is_loaded() -> No
         await cluster["a"].register("n")
         cluster["a"].runtime.plan("m", predicted_bytes=19 * MIB + 1)
         await cluster["a"].invoke("n")
+        # Used before everything that is here: that is not what is wrong with it.
+        request = EnsureRequest(M, sync=True, last_used_ms=1)
+        status = await cluster["a"].node.models.ensure_loaded(request)
+        assert status.status == "LOADING_FAILED"
+        assert status.errors[0].startswith("Predicted size of 19.0 MiB for model m is")
         with pytest.raises(LoadFailedError, match=r"Predicted size of 19\.0 MiB for model m is"):
             await cluster["a"].invoke("m")
         assert cluster["a"].runtime.loads_begun[M] == 0
