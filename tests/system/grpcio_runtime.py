@@ -65,9 +65,12 @@ class GrpcioRuntime:
         self.loaded_size_bytes = MIB
         self.measured_size_bytes = MIB
         self.before_load: Callable[[Held], None] = lambda held: None
+        #: What has to happen before an unload; it may abort the call.
+        self.before_unload: Callable[[grpc.ServicerContext], None] = lambda context: None
         #: Requests and calls in order of arrival.
         self.loads: list[str] = []
         self.unloads: list[str] = []
+        self.measurements: list[str] = []
         self.unloaded: queue.SimpleQueue[str] = queue.SimpleQueue()
         self.held: queue.SimpleQueue[Held] = queue.SimpleQueue()
         self._models: set[str] = set()
@@ -118,8 +121,8 @@ class GrpcioRuntime:
     def _unload(
         self, request: mmesh.UnloadModelRequest, context: grpc.ServicerContext
     ) -> mmesh.UnloadModelResponse:
-        del context
         self.unloads.append(request.model_id)
+        self.before_unload(context)
         self.unloaded.put(request.model_id)
         self._models.discard(request.model_id)
         return mmesh.UnloadModelResponse()
@@ -127,7 +130,8 @@ class GrpcioRuntime:
     def _model_size(
         self, request: mmesh.ModelSizeRequest, context: grpc.ServicerContext
     ) -> mmesh.ModelSizeResponse:
-        del request, context
+        del context
+        self.measurements.append(request.model_id)
         return mmesh.ModelSizeResponse(size_in_bytes=self.measured_size_bytes)
 
     def _require_model(self, context: grpc.ServicerContext) -> None:

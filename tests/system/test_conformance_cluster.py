@@ -69,6 +69,21 @@ def test_every_instance_serves_what_one_loaded(mesh: Mesh) -> None:
         assert instance.predict("shared").results[0].confidence == 1.0
 
 
+def test_balanced_callers_are_served_where_they_call(mesh: Mesh) -> None:
+    """``mm-balanced``: the client spreads its calls itself, so there is no need to (around 6.3)."""
+    for instance in mesh.instances:
+        for number in range(3):
+            model_id = f"balanced-{instance.instance_id}-{number}"
+            status = instance.register(
+                model_id,
+                "SIZE_1000000_5_0",
+                load_now=True,
+                sync=True,
+                metadata=[("mm-balanced", "true")],
+            )
+            assert [copy.location for copy in status.model_copy_infos] == [instance.instance_id]
+
+
 def test_many_callers_one_load(mesh: Mesh) -> None:
     """Thirty callers at three instances, and the model is loaded once (core 2.9)."""
     mesh[0].register("wanted", "SIZE_1000000_500_0")

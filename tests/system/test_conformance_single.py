@@ -114,10 +114,11 @@ def test_multi_model_with_missing_ones(instance: Instance) -> None:
     instance.register("multi-there", "SIZE_1000000_0_0")
     ids = [("mm-model-id", "multi-there"), ("mm-model-id", "multi-missing")]
     method, request = "/mmesh.ExamplePredictor/multiPredict", mmesh.PredictRequest(text="t")
-    reply = instance.call(method, request, mmesh.MultiPredictResponse, ids)
-    assert isinstance(reply, mmesh.MultiPredictResponse)
-    assert list(reply.per_model_results) == ["multi-there"]
-    required = [*ids, ("mm-required", "all")]
+    for metadata in (ids, [*ids, ("mm-required", "any")]):
+        reply = instance.call(method, request, mmesh.MultiPredictResponse, metadata)
+        assert isinstance(reply, mmesh.MultiPredictResponse)
+        assert list(reply.per_model_results) == ["multi-there"]
+    required = [*ids, ("mm-required", "All")]
     with pytest.raises(grpc.RpcError) as caught:
         instance.call(method, request, mmesh.MultiPredictResponse, required)
     assert caught.value.code() == grpc.StatusCode.NOT_FOUND

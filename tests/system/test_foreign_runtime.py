@@ -135,7 +135,9 @@ def test_a_client_that_is_killed_in_the_middle_of_a_call(instance: Instance, wor
 
 
 def test_who_gives_up_does_not_stop_the_load(world: World) -> None:
-    """Callers give up while a model loads; it is loaded once, and who comes later is served."""
+    """Callers cancel, or their time is over, while a model loads: it is loaded once, and who comes
+    later is served.
+    """
     header = (("mm-model-id", "slow"),)
     loading: queue.SimpleQueue[Held] = queue.SimpleQueue()
 
@@ -148,8 +150,10 @@ def test_who_gives_up_does_not_stop_the_load(world: World) -> None:
     try:
         world.instances["holder"].register("slow")
         callers = [call_of(instance, "echo") for instance in world.instances.values()]
-        futures = [call.future(b"", metadata=header, timeout=1.0) for call in callers]
+        futures = [call.future(b"", metadata=header, timeout=0.5) for call in callers]
+        cancelled = callers[0].future(b"", metadata=header, timeout=TIMEOUT_S)
         load = loading.get(timeout=WAIT_S)
+        cancelled.cancel()
         assert [future.code() for future in futures] == [grpc.StatusCode.DEADLINE_EXCEEDED] * 2
         assert not load.ended.is_set()
         load.release()

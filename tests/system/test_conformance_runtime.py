@@ -1,0 +1,164 @@
+"""What a runtime may say and do beside loading: sizes, and unloads that fail (around 8 and 23)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import pytest
+
+from mm.pb import mmesh
+from tests.system.grpcio_runtime import MIB, WAIT_S, GrpcioRuntime, grpcio_runtime
+from tests.system.meshes import Instance, mesh_of
+from tests.system.processes import eventually
+
+pytestmark = [pytest.mark.system, pytest.mark.timeout(60)]
+
+Code = grpc.StatusCode
+Status = mmesh.ModelStatusInfoModelStatus
+UNIT_BYTES = 8192
+#: An unload that failed more than once is tried again this often (`unload_retry_s`).
+RETRY_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """Two instances that do not know each other: one tells sizes, one does as the test says."""
+
+    sizing: Instance
+    scripted: Instance
+    runtime: GrpcioRuntime
+
+
+@pytest.fixture(scope="module")
+def shared_world(
+    dataplane: str, kv_store: str, new_service_name: Callable[[], str]
+) -> Iterator[World]:
+    settings = {"MM_DATAPLANE": dataplane}
+    with (
+        mesh_of(kv_store, settings, new_service_name()) as sizing,
+        mesh_of(kv_store, settings, new_service_name()) as scripted,
+        ThreadPoolExecutor() as pool,
+        grpcio_runtime(f"unix:{scripted.socket_path('scripted')}") as runtime,
+    ):
+        own = {"INTERNAL_GRPC_SOCKET_PATH": scripted.socket_path("scripted")}
+        starts = (
+            pool.submit(sizing.add, "sizing", ["--predict-sizes", "--tell-sizes"]),
+            pool.submit(scripted.add_beside, "scripted", None, own),
+        )
+        yield World(*(start.result() for start in starts), runtime)
+
+
+@pytest.fixture
+def world(shared_world: World) -> Iterator[World]:
+    yield shared_world
+    runtime = shared_world.runtime
+    runtime.before_unload = lambda context: None
+    runtime.loaded_size_bytes = runtime.measured_size_bytes = MIB
+
+
+# --- sizes --------------------------------------------------------------------------------------
+
+
+def test_predicted_size_is_reserved_before_the_load(world: World) -> None:
+    """``predictModelSize``: memory is made free for the size foretold, not for the default."""
+    world.sizing.register("foretold", f"SIZE_{400 * MIB}_60000_0", load_now=True)
+
+    def is_reserved() -> bool:
+        told = world.sizing.statistics()
+        return told.models_loading == 1 and told.used_units * UNIT_BYTES == 400 * MIB
+
+    eventually(is_reserved)
+    assert world.sizing.status("foretold").status == Status.LOADING
+    world.sizing.unregister("foretold")
+
+
+def test_predicted_size_larger_than_everything(world: World) -> None:
+    """It is not even tried."""
+    status = world.sizing.register("giant", f"SIZE_{2**31}_60000_0", load_now=True, sync=True)
+    assert status.status == Status.LOADING_FAILED
+    assert status.errors[0].startswith("Predicted size of ")
+    assert "for model giant is larger than total effective capacity of" in status.errors[0]
+
+
+def used_bytes_of(world: World, model_id: str) -> int:
+    """Answer what a model adds to the memory in use, once it is measured."""
+    before = world.scripted.statistics().used_units
+    status = world.scripted.register(model_id, load_now=True, sync=True)
+    assert status.status == Status.LOADED
+    eventually(lambda: world.scripted.statistics().models_loading == 0)
+    return (world.scripted.statistics().used_units - before) * UNIT_BYTES
+
+
+def test_size_told_by_the_load(world: World) -> None:
+    """``loadModel`` tells the size: nobody asks for it again."""
+    world.runtime.loaded_size_bytes = 3 * MIB
+    world.runtime.measured_size_bytes = 5 * MIB
+    assert used_bytes_of(world, "told") == 3 * MIB
+    assert world.runtime.measurements == []
+
+
+def test_size_not_told_by_the_load(world: World) -> None:
+    world.runtime.loaded_size_bytes = 0
+    world.runtime.measured_size_bytes = 5 * MIB
+    assert used_bytes_of(world, "measured") == 5 * MIB
+    assert world.runtime.measurements == ["measured"]
+    world.runtime.measurements.clear()
+
+
+# --- unloads ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("code", [Code.INTERNAL, Code.UNAVAILABLE])
+def test_unload_that_fails_is_tried_again(world: World, code: Code) -> None:
+    """Until it works, its memory counts as taken; no call notices."""
+    model_id = f"sticks-{code.name}"
+    world.scripted.register(model_id, load_now=True, sync=True)
+    taken: list[int] = []
+
+    def refuse(context: grpc.ServicerContext) -> None:
+        taken.append(world.scripted.statistics().unloading_units)
+        if len(taken) == 1:
+            context.abort(code, "it will not go")
+
+    world.runtime.before_unload = refuse
+    world.scripted.unregister(model_id)
+    assert world.runtime.unloaded.get(timeout=WAIT_S) == model_id
+    assert world.runtime.unloads.count(model_id) == 2
+    assert taken == [MIB // UNIT_BYTES] * 2
+    eventually(lambda: world.scripted.statistics().unloading_units == 0)
+
+
+def test_unload_of_what_is_not_there(world: World) -> None:
+    """NOT_FOUND says that it is gone: that is what was wanted."""
+    world.scripted.register("absent", load_now=True, sync=True)
+    world.runtime.before_unload = lambda context: context.abort(Code.NOT_FOUND, "absent")
+    world.scripted.unregister("absent")
+    eventually(lambda: "absent" in world.runtime.unloads)
+    eventually(lambda: world.scripted.statistics().unloading_units == 0)
+    assert world.runtime.unloads.count("absent") == 1
+
+
+def test_load_waits_for_the_unload_before_it(world: World) -> None:
+    """The id comes back while its old model will not go: that is tried again at once, not when the
+    next of the tries every ten seconds is due, and only then is the new one loaded.
+    """
+    world.scripted.register("again", load_now=True, sync=True)
+    refused: list[str] = []
+
+    def refuse(context: grpc.ServicerContext) -> None:
+        if len(refused) < 2:
+            refused.append("again")
+            context.abort(Code.INTERNAL, "it will not go")
+
+    world.runtime.before_unload = refuse
+    world.scripted.unregister("again")
+    eventually(lambda: len(refused) == 2)
+    world.scripted.register("again")
+    stub: Any = world.scripted.channel.unary_unary("/test.Runtime/echo")
+    assert stub(b"x", metadata=(("mm-model-id", "again"),), timeout=RETRY_S - 2) == b"x"
+    assert world.runtime.unloads.count("again") == 3
+    assert world.runtime.loads.count("again") == 2
