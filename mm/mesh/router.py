@@ -14,20 +14,10 @@ from dataclasses import replace
 import anyio
 
 from mm.config import Config
-from mm.core import routing
 from mm.core.calls import REFUSALS_MAX, Call, Hop, LocalRoute, Outcome, PeerRoute, Route
 from mm.core.ids import InstanceId, ModelId
 from mm.core.records import ModelRecord
-from mm.core.routing import (
-    Action,
-    Again,
-    ComingCopy,
-    Here,
-    ReadyCopy,
-    Reason,
-    RoutingLimits,
-    RoutingView,
-)
+from mm.core.routing import Action, Again, stays
 from mm.errors import (
     LoadFailedError,
     LoadTimeoutError,
@@ -37,6 +27,7 @@ from mm.errors import (
     QueueFullError,
 )
 from mm.mesh.copies import Copies
+from mm.mesh.decisions import Decisions
 from mm.mesh.hop_errors import hop_error, hop_result, load_failure
 from mm.mesh.load_pusher import LoadPusher
 from mm.mesh.loader import Loader
@@ -79,7 +70,6 @@ class Router:
     ) -> None:
         self._config = config
         self._me = config.instance_id
-        self._parameters = parameters
         self._registry = registry
         self._vmodels = vmodels
         self._members = members
@@ -95,10 +85,13 @@ class Router:
         self._counters = copies.counters
         self._call_limits = copies.call_limits
         self._clock = copies.clock
-        self._limits = RoutingLimits(
-            attempts_max=config.retry_iterations_max,
-            copies_tried_max=config.copies_tried_max,
-            load_failures_max=config.load_failures_max,
+        self._decisions = Decisions(
+            config=config,
+            registry=registry,
+            members=members,
+            copies=copies,
+            limits_concurrency=parameters.limit_model_concurrency,
+            rng=rng,
         )
         #: Calls between `route` and `finished`.
         self.routes_open = 0
@@ -188,13 +181,7 @@ class Router:
             return self._copies.lost(call.model_id, route.load_id, anyio.current_time())
         else:
             again = self._retries.failed_here(call, outcome, message)
-        return again is Again.YES or (again is Again.IF_COPY and self._has_copy(call))
-
-    def _has_copy(self, call: Call) -> bool:
-        """Answer whether there is a copy, ready or on its way, that the call may still use."""
-        record = self._registry.get(call.model_id)
-        action = routing.decide(self._view(call, record), self._limits, self._rng).action
-        return action not in (Action.FAIL, Action.LOAD)
+        return again is Again.YES or (again is Again.IF_COPY and self._decisions.has_copy(call))
 
     async def resolve(self, vmodel_id: str) -> ModelId:
         """Answer the active model of a vmodel; raises ``ModelNotFoundError``."""
@@ -240,10 +227,13 @@ class Router:
             return None
         model_id = call.model_id
         copy = self._copies.get(model_id)
+        is_here = False
         if copy is not None and copy.serves:
+            is_here = True
             if call.may_redirect and self._is_busy(model_id):
                 raise hop_error(Outcome.REDIRECT, f"the copy of model {model_id} here is busy")
-            if routing.stays(call.hop, self._favours_self(call), self._table.in_flight(model_id)):
+            is_favoured = self._decisions.favours_self(call)
+            if stays(call.hop, is_favoured, self._table.in_flight(model_id)):
                 call.attempts += 1
                 return self._pin(call, copy)
         elif call.hop is not Hop.EXTERNAL or model_id not in self._table:
@@ -256,14 +246,8 @@ class Router:
         if instance_id is None:
             return None
         call.attempts += 1
-        may_redirect = copy is not None or len(self._table.peers(model_id)) > 1
+        may_redirect = is_here or len(self._table.peers(model_id)) > 1
         return self._route_to(call, instance_id, Hop.HIT_ONLY, may_redirect=may_redirect)
-
-    def _favours_self(self, call: Call) -> bool:
-        """Answer whether a copy here is as good as any (spec core 2.4 step 2)."""
-        if not call.method:
-            return True
-        return call.balanced and not self._parameters.limit_model_concurrency
 
     def _is_busy(self, model_id: ModelId) -> bool:
         """Answer whether the copy here has as many calls as its runtime likes, or more."""
@@ -295,7 +279,7 @@ class Router:
                 has_slot = await self._call_limits.enter(copy)
         except QueueFullError as exc:
             again = self._retries.failed_here(call, Outcome.EXHAUSTED, exc.message)
-            if again is Again.NO or not self._has_copy(call):
+            if again is Again.NO or not self._decisions.has_copy(call):
                 exc.hop_result = Outcome.EXHAUSTED.value
                 raise
         finally:
@@ -319,7 +303,7 @@ class Router:
             record = await self._registry.find(call.model_id) if call.model_id else None
             if record is None:
                 raise ModelNotFoundError
-        decision = routing.decide(self._view(call, record), self._limits, self._rng)
+        decision = self._decisions.decide(call, record)
         call.attempts += 1
         match decision.action:
             case Action.SERVE | Action.WAIT_HERE:
@@ -339,52 +323,7 @@ class Router:
                 assert record is not None, decision
                 return self._place(call, record)
             case Action.FAIL:
-                raise self._failure(call, decision.reason)
-
-    def _view(self, call: Call, record: ModelRecord | None) -> RoutingView:
-        """Answer what is known for a decision about this call."""
-        now_ms = self._clock.now_ms()
-        copy = self._copies.get(call.model_id)
-        here = Here.ABSENT
-        if copy is not None:
-            here = Here.READY if copy.serves else Here.COMING
-        ready: list[ReadyCopy] = []
-        coming: list[ComingCopy] = []
-        if record is not None:
-            ready, coming = self._members.copies_of(call.model_id, record, now_ms)
-        return RoutingView(
-            hop=call.hop,
-            hops_left=call.hops_left,
-            here=here,
-            here_since_ms=0 if copy is None else copy.enqueued_ms,
-            here_calls_count=self._table.in_flight(call.model_id) if copy is not None else 0,
-            is_here_tried=self._me in call.tried,
-            ready=ready,
-            coming=coming,
-            tried=call.tried,
-            busy=call.busy,
-            favour_self=self._favours_self(call),
-            may_load=call.may_load,
-            load_failures_count=call.load_failures_count,
-            attempts_count=call.attempts,
-            now_ms=now_ms,
-        )
-
-    def _failure(self, call: Call, reason: Reason) -> MeshError:
-        """Answer what a call hears that ends here: the most telling failure, if there was one."""
-        match reason:
-            case Reason.NOT_HERE:
-                # Registered here but not here: an eviction whose write is under way, or lost.
-                self._copies.registrar.disown(call.model_id)
-                return hop_error(Outcome.NOT_HERE, f"no copy of model {call.model_id} here")
-            case Reason.ATTEMPTS_SPENT:
-                failure = NoRoomError(f"{self._limits.attempts_max} retry iterations exhausted")
-            case Reason.COPIES_FAILED:
-                count = self._limits.copies_tried_max
-                failure = NoRoomError(f"Failed to invoke model loaded in >={count} locations")
-            case _:
-                failure = NoRoomError("Nowhere available to load")
-        return call.failure or failure
+                raise self._decisions.failure(call, decision.reason)
 
     def _route_to(
         self,
