@@ -31,26 +31,22 @@ class InstanceView:
     label_group: int = 0
     #: Part of its id that its replica set has in common; empty for none.
     replica_set: str = ""
+    #: Space for another model without evicting. This and what follows is drawn from the above, once
+    #: for each event: decisions are many, and look at every instance.
+    remaining_units: int = field(init=False, compare=False, repr=False)
+    #: Last use of its oldest model; one that says nothing is not taken for an ancient one.
+    lru_time_ms: int = field(init=False, compare=False, repr=False)
+    #: Loads there that have not ended, as far as anybody here knows.
+    load_count: int = field(init=False, compare=False, repr=False)
+    #: How many rounds of its loading threads are taken already.
+    load_rounds: float = field(init=False, compare=False, repr=False)
 
-    @property
-    def remaining_units(self) -> int:
-        """Space for another model without evicting."""
-        return max(0, self.record.remaining_units - self.sent_units)
-
-    @property
-    def lru_time_ms(self) -> int:
-        """Last use of its oldest model; one that says nothing is not taken for an ancient one."""
-        return self.record.lru_time_ms if self.record.lru_time_ms > 0 else NEVER_MS
-
-    @property
-    def load_count(self) -> int:
-        """Loads there that have not ended, as far as anybody here knows."""
-        return self.record.loads_in_progress + self.sent_count
-
-    @property
-    def load_rounds(self) -> float:
-        """How many rounds of its loading threads are taken already."""
-        return self.load_count / max(1, self.record.loading_threads)
+    def __post_init__(self) -> None:
+        record, put = self.record, object.__setattr__
+        put(self, "remaining_units", max(0, record.remaining_units - self.sent_units))
+        put(self, "lru_time_ms", record.lru_time_ms if record.lru_time_ms > 0 else NEVER_MS)
+        put(self, "load_count", record.loads_in_progress + self.sent_count)
+        put(self, "load_rounds", self.load_count / max(1, record.loading_threads))
 
 
 @dataclass(frozen=True, slots=True)

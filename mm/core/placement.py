@@ -106,14 +106,14 @@ def choose_instance(view: ClusterView, request: PlacementRequest, rng: Random) -
         reason = PlacementReason.NOWHERE if is_allowed else PlacementReason.NOT_ALLOWED
         return Placement(None, reason)
     ranking = Ranking(view, request.size_units)
-    best, shortlist = _shortlist(candidates, ranking, rule)
+    grade, shortlist = _shortlist(candidates, ranking, rule)
     shortlist = _spread(_calm(shortlist, view, request), view, request.holders)
-    reason = _REASONS[ranking.grade(best)]
-    ids = tuple(sorted(each.instance_id for each in shortlist))
+    shortlist.sort(key=lambda each: each.instance_id)
+    ids = tuple([each.instance_id for each in shortlist])
     if request.favour_self and view.self_id in ids:
-        return Placement(view.self_id, reason, ids)
-    chosen = _draw(shortlist, ranking, rng)
-    return Placement(chosen.instance_id, reason, ids)
+        return Placement(view.self_id, _REASONS[grade], ids)
+    chosen = _draw(shortlist, ranking.weights(shortlist, grade), rng)
+    return Placement(chosen.instance_id, _REASONS[grade], ids)
 
 
 def is_still_right(view: ClusterView, request: PlacementRequest) -> bool:
@@ -128,11 +128,11 @@ def is_still_right(view: ClusterView, request: PlacementRequest) -> bool:
     if ourselves is None or all(each.instance_id == view.self_id for each in candidates):
         return True
     ranking = Ranking(view, request.size_units, tolerance=2)
-    best = min(candidates, key=ranking.key)
-    if not ranking.is_as_good(ourselves, best):
+    best, grade, alike = ranking.leaders(candidates)
+    if ourselves not in ranking.as_good(alike, best, grade):
         return False
-    others = [each.load_count for each in candidates if each is not ourselves]
-    busy = max(REFUSE_LOADS_MIN, 2 * (sum(others) + ourselves.load_count) / (len(others) + 1))
+    load_count = sum(each.load_count for each in candidates)
+    busy = max(REFUSE_LOADS_MIN, 2 * load_count / len(candidates))
     return ourselves.load_count < busy
 
 
@@ -171,23 +171,23 @@ def _candidates(
 
 def _shortlist(
     candidates: list[InstanceView], ranking: Ranking, rule: TypeRule
-) -> tuple[InstanceView, list[InstanceView]]:
-    """Answer the best one and those about as good, preferred ones before others (spec core 4.4)."""
-    best = min(candidates, key=ranking.key)
-    preferred = rule.preferred
-    if preferred is not None:
-        fitting = [each for each in candidates if each.label_group in preferred]
-        if best.label_group in preferred:
-            candidates = fitting
-        elif ranking.grade(best) is Grade.ROOM:
-            roomy = [each for each in fitting if ranking.has_room_like(each, best)]
-            if roomy:
-                best, candidates = min(roomy, key=ranking.key), roomy
-        else:
-            near = [each for each in fitting if ranking.is_nearly_as_old(each, best)]
+) -> tuple[Grade, list[InstanceView]]:
+    """Answer the best one and those about as good, preferred ones before others (spec core 4.4).
+
+    All have the same grade and version.
+    """
+    best, grade, alike = ranking.leaders(candidates)
+    if rule.preferred is not None:
+        fitting = [each for each in alike if each.label_group in rule.preferred]
+        if best.label_group in rule.preferred:
+            alike = fitting
+        elif grade is Grade.ROOM and fitting:
+            best, grade, alike = ranking.leaders(fitting)
+        elif grade is Grade.OLDEST:
+            near = ranking.nearly_as_old(fitting, best)
             if near:
-                return best, near
-    return best, [each for each in candidates if ranking.is_as_good(each, best)]
+                return grade, near
+    return grade, ranking.as_good(alike, best, grade)
 
 
 def _calm(
@@ -201,8 +201,10 @@ def _calm(
     factor = next((factor for limit_ms, factor in LOAD_FACTORS if age_ms < limit_ms), None)
     if factor is None or len(shortlist) < 2:
         return shortlist
-    least_rpm = min(each.record.busyness_rpm for each in shortlist)
-    limit_rpm = factor * max(IDLE_RPM_MAX, least_rpm)
+    rpm = [each.record.busyness_rpm for each in shortlist]
+    limit_rpm = factor * max(IDLE_RPM_MAX, min(rpm))
+    if max(rpm) <= limit_rpm:
+        return shortlist
     return [each for each in shortlist if each.record.busyness_rpm <= limit_rpm]
 
 
@@ -223,13 +225,11 @@ def _spread(
     return [each for each in shortlist if crowd(each) == least]
 
 
-def _draw(shortlist: list[InstanceView], ranking: Ranking, rng: Random) -> InstanceView:
+def _draw(shortlist: list[InstanceView], weights: list[float], rng: Random) -> InstanceView:
     if len(shortlist) == 1:
         return shortlist[0]
-    ordered = sorted(shortlist, key=lambda each: each.instance_id)
-    weights = [ranking.weight(each) for each in ordered]
-    first = rng.choices(range(len(ordered)), weights)[0]
+    places = range(len(shortlist))
+    first = rng.choices(places, weights)[0]
     weights[first] = 0.0
-    second = rng.choices(range(len(ordered)), weights)[0]
-    pair = ordered[first], ordered[second]
-    return min(pair, key=lambda each: each.load_rounds)
+    second = rng.choices(places, weights)[0]
+    return min(shortlist[first], shortlist[second], key=lambda each: each.load_rounds)

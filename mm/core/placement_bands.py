@@ -6,6 +6,7 @@ Owns the key of the order and the width of its bands. ``mm.core.placement`` make
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from mm.core.cluster_view import ClusterView, InstanceView
@@ -46,24 +47,19 @@ class Ranking:
         self._saturated_age_ms = view.saturated_age_ms
         self._tolerance = tolerance
 
+    # --- the order ----------------------------------------------------------------------------
+
     def key(self, instance: InstanceView) -> tuple[object, ...]:
         """Smaller is better. One tuple for all cases keeps the order transitive.
 
-        Shutting down; version; room; space or age; calls; loads in progress; id.
+        Version; room; space or age; models; calls; loads in progress; id. Whoever is shutting down
+        is no candidate at all.
         """
-        grade = self.grade(instance)
-        record = instance.record
-        if grade is Grade.ROOM:
-            quality = -instance.remaining_units
-        elif grade is Grade.OLDEST:
-            quality = instance.lru_time_ms
-        else:
-            quality = -record.capacity_units
+        grade, record = self.grade(instance), instance.record
         return (
-            record.shutting_down,
             -self._version(instance, grade),
             grade,
-            quality,
+            _quality(instance, grade),
             record.count,
             record.busyness_rpm,
             instance.load_rounds,
@@ -72,60 +68,102 @@ class Ranking:
 
     def grade(self, instance: InstanceView) -> Grade:
         """Answer whether it has room for the model now, or would have to evict, or is too small."""
-        if self._size_units > instance.record.capacity_units:
+        record, size_units = instance.record, self._size_units
+        if size_units > record.capacity_units:
             return Grade.TOO_SMALL
-        min_space_units = instance.record.min_space_units or self._min_space_units
-        if instance.remaining_units >= max(min_space_units, self._size_units):
+        min_space_units = record.min_space_units or self._min_space_units
+        if instance.remaining_units >= max(min_space_units, size_units):
             return Grade.ROOM
         return Grade.OLDEST
 
-    def is_as_good(self, instance: InstanceView, best: InstanceView) -> bool:
-        """Answer whether it is within the bands of the best one."""
-        grade = self.grade(best)
-        if grade is Grade.ROOM:
-            count, limit = instance.record.count, 3 * best.record.count // 2
-            divisor = SPACE_BAND_DIVISOR * self._tolerance
-            return (
-                self.has_room_like(instance, best)
-                and instance.remaining_units >= best.remaining_units / divisor
-                and (count < COUNT_BAND_MIN or count <= limit or self._tolerance > 1)
-            )
-        if not self._is_alike(instance, best, grade):
-            return False
-        if grade is Grade.OLDEST:
-            return self._is_old(instance, best, LRU_BAND_MS, LRU_BAND_AGE_DIVISOR)
-        return instance.record.capacity_units == best.record.capacity_units
+    def leaders(
+        self, candidates: Sequence[InstanceView]
+    ) -> tuple[InstanceView, Grade, Sequence[InstanceView]]:
+        """Answer the first by ``key``, its grade, and all of that grade and version.
 
-    def has_room_like(self, instance: InstanceView, best: InstanceView) -> bool:
-        """Answer whether it has room as the best one, and is of the same version."""
-        return self._is_alike(instance, best, Grade.ROOM)
+        As ``min`` by ``key`` would, but with few looks at each: there may be a thousand.
+        """
+        candidates = self._of_newest_version(candidates)
+        size_units, min_space_units = self._size_units, self._min_space_units
+        roomy, full, small = [], [], []
+        for each in candidates:
+            record = each.record
+            if size_units > record.capacity_units:
+                small.append(each)
+            elif each.remaining_units >= max(record.min_space_units or min_space_units, size_units):
+                roomy.append(each)
+            else:
+                full.append(each)
+        if roomy:
+            grade, alike = Grade.ROOM, roomy
+            most = max([each.remaining_units for each in alike])
+            equals = [each for each in alike if each.remaining_units == most]
+        elif full:
+            grade, alike = Grade.OLDEST, full
+            oldest_ms = min([each.lru_time_ms for each in alike])
+            equals = [each for each in alike if each.lru_time_ms == oldest_ms]
+        else:
+            grade, alike, equals = Grade.TOO_SMALL, small, small
+        return min(equals, key=self.key), grade, alike
 
-    def is_nearly_as_old(self, instance: InstanceView, best: InstanceView) -> bool:
-        """Answer whether its oldest model is old enough, given that its labels are preferred."""
-        return self._is_alike(instance, best, Grade.OLDEST) and self._is_old(
-            instance, best, PREFERRED_LRU_BAND_MS, PREFERRED_LRU_BAND_AGE_DIVISOR
-        )
+    # --- the bands ----------------------------------------------------------------------------
 
-    def weight(self, instance: InstanceView) -> float:
-        """Answer the chance of one on the shortlist: more where less is lost."""
-        match self.grade(instance):
+    def as_good(
+        self, alike: Iterable[InstanceView], best: InstanceView, grade: Grade
+    ) -> list[InstanceView]:
+        """Answer which, of those of the same grade and version, are within the bands of the best
+        one.
+        """
+        match grade:
             case Grade.ROOM:
-                return float(max(1, instance.remaining_units))
+                space_units = best.remaining_units / (SPACE_BAND_DIVISOR * self._tolerance)
+                count_max = max(COUNT_BAND_MIN - 1, 3 * best.record.count // 2)
+                return [
+                    each
+                    for each in alike
+                    if each.remaining_units >= space_units
+                    and (each.record.count <= count_max or self._tolerance > 1)
+                ]
+            case Grade.OLDEST:
+                return self._as_old(alike, best, LRU_BAND_MS, LRU_BAND_AGE_DIVISOR)
+            case Grade.TOO_SMALL:
+                units = best.record.capacity_units
+                return [each for each in alike if each.record.capacity_units == units]
+
+    def nearly_as_old(
+        self, alike: Iterable[InstanceView], best: InstanceView
+    ) -> list[InstanceView]:
+        """Answer which have an oldest model that is old enough, given that their labels are
+        preferred.
+        """
+        return self._as_old(alike, best, PREFERRED_LRU_BAND_MS, PREFERRED_LRU_BAND_AGE_DIVISOR)
+
+    def weights(self, shortlist: Iterable[InstanceView], grade: Grade) -> list[float]:
+        """Answer the chances of those on a shortlist: more where less is lost."""
+        match grade:
+            case Grade.ROOM:
+                return [float(max(1, each.remaining_units)) for each in shortlist]
             case Grade.OLDEST:
                 # The band is at least as wide as this, so none is without a chance.
-                return float(LRU_BAND_MS + max(0, self._now_ms - instance.lru_time_ms))
+                now_ms = self._now_ms
+                return [LRU_BAND_MS + max(0.0, now_ms - each.lru_time_ms) for each in shortlist]
             case Grade.TOO_SMALL:
-                return 1.0
+                return [1.0 for _ in shortlist]
 
-    def _is_alike(self, instance: InstanceView, best: InstanceView, grade: Grade) -> bool:
-        return self.grade(instance) is grade and (
-            self._version(instance, grade) == self._version(best, self.grade(best))
-        )
-
-    def _is_old(self, each: InstanceView, best: InstanceView, band_ms: int, divisor: int) -> bool:
-        younger_ms = each.lru_time_ms - best.lru_time_ms
+    def _as_old(
+        self, alike: Iterable[InstanceView], best: InstanceView, band_ms: int, divisor: int
+    ) -> list[InstanceView]:
         age_ms = max(0, self._now_ms - best.lru_time_ms)
-        return younger_ms <= self._tolerance * max(band_ms, age_ms // divisor)
+        latest_ms = best.lru_time_ms + self._tolerance * max(band_ms, age_ms // divisor)
+        return [each for each in alike if each.lru_time_ms <= latest_ms]
+
+    def _of_newest_version(self, candidates: Sequence[InstanceView]) -> Sequence[InstanceView]:
+        if not any(each.record.version for each in candidates):
+            return candidates
+        versions = [self._version(each, self.grade(each)) for each in candidates]
+        newest = max(versions)
+        both = zip(candidates, versions, strict=True)
+        return [each for each, version in both if version == newest]
 
     def _version(self, instance: InstanceView, grade: Grade) -> int:
         """A new version that thrashes is no better than the old one, which idles beside it."""
@@ -133,3 +171,13 @@ class Ranking:
             self._now_ms - instance.lru_time_ms < self._saturated_age_ms
         )
         return 0 if is_saturated else instance.record.version
+
+
+def _quality(instance: InstanceView, grade: Grade) -> int:
+    match grade:
+        case Grade.ROOM:
+            return -instance.remaining_units
+        case Grade.OLDEST:
+            return instance.lru_time_ms
+        case Grade.TOO_SMALL:
+            return -instance.record.capacity_units

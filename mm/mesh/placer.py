@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Final
 
 import anyio
@@ -82,19 +83,14 @@ class Placer:
     def choose(self, call: Call, record: ModelRecord, now_ms: int) -> InstanceId:
         """Answer where to load, not to be asked again for this call. Raises ``MeshError``."""
         verdict = self.refuse_if_pointless(call, record, now_ms)
-        request = self._request(call, record, verdict)
+        view, request = self._view(now_ms), self._request(call, record, verdict)
         placement = self._same_as_before(call, request)
+        if placement is None and call.refusals_count >= REFUSALS_MAX:
+            placement = self._among_refusing(view, call, record, verdict)
         if placement is None:
-            view = self._view(now_ms)
             placement = choose_instance(view, request, self._rng)
-            if placement.instance_id is None and call.refused_by:
-                # Nobody can do it better: one of those that refused has to.
-                call.excludes -= call.refused_by
-                call.tried -= call.refused_by
-                call.refused_by.clear()
-                call.refusals_count = REFUSALS_MAX
-                request = self._request(call, record, verdict)
-                placement = choose_instance(view, request, self._rng)
+            if placement.instance_id is None:
+                placement = self._among_refusing(view, call, record, verdict) or placement
         chosen = placement.instance_id
         if chosen is None:
             raise call.failure or self._nowhere(placement.reason, record, verdict)
@@ -183,6 +179,25 @@ class Placer:
         if target is None or target in request.excludes or self._members.handle(target) is None:
             return None
         return Placement(target, PlacementReason.SENT_THERE)
+
+    def _among_refusing(
+        self, view: ClusterView, call: Call, record: ModelRecord, verdict: Verdict
+    ) -> Placement | None:
+        """After two refusals, or when nobody else is left, the better of those that refused has to:
+        of them it is known how they are, and of two like that even the better one is good.
+        """
+        refusing = frozenset(call.refused_by)
+        if not refusing:
+            return None
+        call.refused_by.clear()
+        call.refusals_count = REFUSALS_MAX
+        call.excludes -= refusing
+        call.tried -= refusing
+        others = frozenset(each.instance_id for each in view.instances) - refusing
+        request = self._request(call, record, verdict)
+        request = replace(request, excludes=request.excludes | others)
+        placement = choose_instance(view, request, self._rng)
+        return None if placement.instance_id is None else placement
 
     def _nowhere(self, reason: PlacementReason, record: ModelRecord, verdict: Verdict) -> MeshError:
         """Answer why nobody is asked: labels, the newest failure that still counts, else that there
