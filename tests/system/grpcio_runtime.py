@@ -64,6 +64,8 @@ class GrpcioRuntime:
         #: What loading and measuring answer, and what has to happen before a load does.
         self.loaded_size_bytes = MIB
         self.measured_size_bytes = MIB
+        #: What loading tells, for a runtime whose status says ``limit_model_concurrency``.
+        self.model_concurrency_max = 0
         self.before_load: Callable[[Held], None] = lambda held: None
         #: What has to happen before an unload; it may abort the call.
         self.before_unload: Callable[[grpc.ServicerContext], None] = lambda context: None
@@ -116,7 +118,9 @@ class GrpcioRuntime:
         self.before_load(held)
         if not held.ended.is_set():
             self._models.add(request.model_id)
-        return mmesh.LoadModelResponse(size_in_bytes=self.loaded_size_bytes)
+        return mmesh.LoadModelResponse(
+            size_in_bytes=self.loaded_size_bytes, max_concurrency=self.model_concurrency_max
+        )
 
     def _unload(
         self, request: mmesh.UnloadModelRequest, context: grpc.ServicerContext

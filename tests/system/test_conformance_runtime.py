@@ -1,9 +1,12 @@
-"""What a runtime may say and do beside loading: sizes, and unloads that fail (around 8 and 23)."""
+"""What a runtime may say and do beside loading: sizes, unloads that fail, and how many calls it
+takes at a time (around 8 and 23).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,34 +25,43 @@ Status = mmesh.ModelStatusInfoModelStatus
 UNIT_BYTES = 8192
 #: An unload that failed more than once is tried again this often (`unload_retry_s`).
 RETRY_S = 10.0
+#: Calls that a copy takes at a time, and those that it has and keeps waiting.
+SLOTS = 2
+CALLS_MAX = 6
 
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """Two instances that do not know each other: one tells sizes, one does as the test says."""
+    """Instances that do not know each other: the runtime of one tells sizes, that of another does
+    as the test says, that of the third takes two calls for each model at a time.
+    """
 
     sizing: Instance
     scripted: Instance
+    limited: Instance
+    #: Of the second and the third.
     runtime: GrpcioRuntime
+    limited_runtime: GrpcioRuntime
 
 
 @pytest.fixture(scope="module")
 def shared_world(
     dataplane: str, kv_store: str, new_service_name: Callable[[], str]
 ) -> Iterator[World]:
-    settings = {"MM_DATAPLANE": dataplane}
-    with (
-        mesh_of(kv_store, settings, new_service_name()) as sizing,
-        mesh_of(kv_store, settings, new_service_name()) as scripted,
-        ThreadPoolExecutor() as pool,
-        grpcio_runtime(f"unix:{scripted.socket_path('scripted')}") as runtime,
-    ):
-        own = {"INTERNAL_GRPC_SOCKET_PATH": scripted.socket_path("scripted")}
-        starts = (
-            pool.submit(sizing.add, "sizing", ["--predict-sizes", "--tell-sizes"]),
-            pool.submit(scripted.add_beside, "scripted", None, own),
-        )
-        yield World(*(start.result() for start in starts), runtime)
+    settings = {"MM_DATAPLANE": dataplane, "MM_MAX_INFLIGHT_PER_MODEL_COPY": str(CALLS_MAX)}
+    with ExitStack() as stack, ThreadPoolExecutor() as pool:
+        meshes = [
+            stack.enter_context(mesh_of(kv_store, settings, new_service_name())) for _ in range(3)
+        ]
+        paths = [mesh.socket_path("only") for mesh in meshes[1:]]
+        runtimes = [stack.enter_context(grpcio_runtime(f"unix:{path}")) for path in paths]
+        runtimes[1].status.limit_model_concurrency = True
+        runtimes[1].model_concurrency_max = SLOTS
+        starts = [pool.submit(meshes[0].add, "sizing", ["--predict-sizes", "--tell-sizes"])]
+        for mesh, path in zip(meshes[1:], paths, strict=True):
+            own = {"INTERNAL_GRPC_SOCKET_PATH": path}
+            starts.append(pool.submit(mesh.add_beside, "only", None, own))
+        yield World(*(start.result() for start in starts), *runtimes)
 
 
 @pytest.fixture
@@ -162,3 +174,55 @@ def test_load_waits_for_the_unload_before_it(world: World) -> None:
     assert stub(b"x", metadata=(("mm-model-id", "again"),), timeout=RETRY_S - 2) == b"x"
     assert world.runtime.unloads.count("again") == 3
     assert world.runtime.loads.count("again") == 2
+
+
+# --- calls at a time ----------------------------------------------------------------------------
+
+
+def start_calls(world: World, model_id: str, count: int) -> list[Any]:
+    """Start calls that stay in the runtime; returns when all have come to the copy."""
+    world.limited.register(model_id, load_now=True, sync=True)
+    stub: Any = world.limited.channel.unary_unary("/test.Runtime/hold")
+    metadata = (("mm-model-id", model_id),)
+    calls = [stub.future(b"x", metadata=metadata, timeout=WAIT_S) for _ in range(count + 1)]
+    # One more than there may be: whichever comes last is turned away at once.
+    eventually(lambda: sum(call.done() for call in calls) == 1, what="a call that is refused")
+    refused = next(call for call in calls if call.done())
+    assert refused.code() == Code.RESOURCE_EXHAUSTED
+    assert refused.details() == "Model queue overload"
+    return [call for call in calls if call is not refused]
+
+
+def test_calls_wait_for_a_slot(world: World) -> None:
+    """``limitModelConcurrency``: so many calls of a model run, so many more wait, no others; other
+    models do not notice.
+    """
+    calls = start_calls(world, "narrow", CALLS_MAX)
+    held = world.limited_runtime.held
+    running = [world.limited_runtime.next_held() for _ in range(SLOTS)]
+    world.limited.register("wide", load_now=True, sync=True)
+    echo: Any = world.limited.channel.unary_unary("/test.Runtime/echo")
+    assert echo(b"x", metadata=(("mm-model-id", "wide"),), timeout=WAIT_S) == b"x"
+    for _ in range(CALLS_MAX - SLOTS):
+        assert held.empty()
+        running.pop(0).release()
+        running.append(world.limited_runtime.next_held())
+    for one in running:
+        one.release()
+    assert [call.result() for call in calls] == [b"x"] * CALLS_MAX
+    assert echo(b"x", metadata=(("mm-model-id", "narrow"),), timeout=WAIT_S) == b"x"
+
+
+def test_calls_that_wait_when_their_model_goes(world: World) -> None:
+    """Those that run are answered; those that wait hear at once that it is gone."""
+    calls = start_calls(world, "leaving", CALLS_MAX)
+    running = [world.limited_runtime.next_held() for _ in range(SLOTS)]
+    world.limited.unregister("leaving")
+    eventually(lambda: sum(call.done() for call in calls) == CALLS_MAX - SLOTS)
+    assert {call.code() for call in calls if call.done()} == {Code.NOT_FOUND}
+    for one in running:
+        one.release()
+    codes = [call.code() for call in calls]
+    assert codes.count(Code.OK) == SLOTS
+    assert codes.count(Code.NOT_FOUND) == CALLS_MAX - SLOTS
+    assert world.limited_runtime.unloaded.get(timeout=WAIT_S) == "leaving"
