@@ -106,8 +106,7 @@ class ModelRuntime(ABC, Generic[ModelT]):
     call_threads_max: int = max(2, os.cpu_count() or 2)
     #: Calls that wait for one of those threads; more are refused with RESOURCE_EXHAUSTED.
     call_queue_length_max: int = 1_000
-    #: Calls of one model at a time that the mesh shall send; 0: no limit. `mm` does not obey it
-    #: yet, the Java mesh does.
+    #: Calls of one model at a time that the mesh shall send; 0: no limit.
     model_concurrency_max: int = 0
     version: str = ""
 

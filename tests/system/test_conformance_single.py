@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import grpc
 import pytest
@@ -149,10 +148,13 @@ def test_zookeeper_is_refused(new_service_name: Callable[[], str]) -> None:
 
 
 def test_separate_serving_port(
-    dataplane: str, kv_store: str, new_service_name: Callable[[], str], tmp_path: Path
+    dataplane: str, kv_store: str, new_service_name: Callable[[], str]
 ) -> None:
+    """ModelMeshClusterSeparateServeTest: also for a call that comes from another instance."""
     with mesh_of(kv_store, {"MM_DATAPLANE": dataplane}, new_service_name()) as mesh:
-        instance = mesh.add("separate", ["0,0"])
-        instance.register("m", "SIZE_1000000_10_0", load_now=True, sync=True)
+        mesh.add_all("separate-a", "separate-b", runtime_args=["0,0"])
+        mesh[0].register("m", "SIZE_1000000_10_0", load_now=True, sync=True)
         for number in range(20):
-            assert_predicts(instance, "m", f"text {number}")
+            assert_predicts(mesh[number % 2], "m", f"text {number}")
+        holders = [instance.statistics().models_loaded for instance in mesh.instances]
+        assert sorted(holders) == [0, 1]
