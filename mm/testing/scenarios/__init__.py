@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from mm.testing.scenarios import big_load, cold_burst, lost_victim, tail
+from mm.testing.scenarios import big_load, cold_burst, fleet_hit_ratio, lost_victim, tail
 from mm.testing.scenarios.report import Figure, ScenarioReport
 
 __all__ = ["SCENARIOS", "Figure", "Scenario", "ScenarioReport"]
@@ -19,5 +19,6 @@ SCENARIOS: Final[Mapping[str, Scenario]] = {
     "cold-burst": cold_burst.run,
     "big-load": big_load.run,
     "tail": tail.run,
+    "fleet-hit-ratio": fleet_hit_ratio.run,
     "lost-victim": lost_victim.run,
 }
