@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -111,6 +112,52 @@ async def test_the_runtime_of_a_peer_is_gone() -> None:
             here.router.again = [True]
             assert await client.unary_unary("/t.S/Unary")(b"q", metadata=ID) == b"echo:q"
             assert here.router.outcomes == [Outcome.UNREACHABLE, Outcome.ANSWERED]
+
+
+async def test_only_a_call_that_can_be_sent_again_may_be_sent_back() -> None:
+    """The peer refuses before it reads; what the sender no longer has would be lost."""
+    async with serve_proxy(external=False) as there, serve_proxy() as here, here.client() as client:
+        route = here.peer_route(
+            "m", address=there.address, may_redirect=True, sender=InstanceId("a b")
+        )
+        here.router.answers = [route, route, replace(route, may_redirect=False)]
+        assert await client.unary_unary("/t.S/Unary")(b"q", metadata=ID) == b"echo:q"
+        call = client.stream_stream("/t.S/Both")(metadata=ID)
+        await call.write(b"1")
+        assert await call.read() == b"re:1"
+        await call.done_writing()
+        assert await call.read() == grpc.aio.EOF
+        assert await client.unary_unary("/t.S/Unary")(b"q", metadata=ID) == b"echo:q"
+        assert [told.may_redirect for told in there.router.calls] == [True, False, False]
+        assert {told.sender for told in there.router.calls} == {InstanceId("a b")}
+
+
+async def test_a_large_request_is_never_sent_back() -> None:
+    async with serve_proxy(external=False) as there, serve_proxy() as here, here.client() as client:
+        here.router.answers = [here.peer_route("m", address=there.address, may_redirect=True)]
+        request = bytes(2 * 2**20)
+        assert await client.unary_unary("/t.S/Unary")(request, metadata=ID) == b"echo:" + request
+        assert not there.router.calls[0].may_redirect
+
+
+async def test_a_call_that_was_sent_back_goes_to_another_and_the_count_is_known() -> None:
+    async with serve_proxy(external=False) as there, serve_proxy() as here, here.client() as client:
+        error = NoRoomError("the copy of model m here is busy")
+        error.hop_result = Outcome.REDIRECT.value
+        there.router.answers, there.router.load = [error], 17
+        here.router.answers = [here.peer_route("m", address=there.address, may_redirect=True)]
+        here.router.again = [True]
+        assert await client.unary_unary("/t.S/Unary")(b"q", metadata=ID) == b"echo:q"
+        assert here.router.outcomes == [Outcome.REDIRECT, Outcome.ANSWERED]
+        assert here.router.loads == [17]
+
+
+async def test_a_time_of_a_useful_retry_is_told() -> None:
+    async with serve_proxy() as stand, stand.client() as client:
+        stand.router.answers = [NoRoomError("Nowhere available to load", retry_after_ms=750)]
+        error = await _fail(client.unary_unary("/t.S/Unary")(b"q", metadata=ID))
+        assert error.code() == grpc.StatusCode.UNAVAILABLE
+        assert dict(error.trailing_metadata() or ())["grpc-retry-pushback-ms"] == "750"
 
 
 async def test_every_reply_of_a_peer_says_how_busy_the_copy_is() -> None:
