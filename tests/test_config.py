@@ -142,7 +142,8 @@ class TestErrorsNameVariableValueAndWhatIsAllowed:
             ("KV_READ_ONLY", "yes", "true or false"),
             ("MM_LOG_EACH_INVOKE", "1", "true or false"),
             ("MM_LOG_LEVEL", "loud", "debug or info or warning or error"),
-            ("MM_DATAPLANE", "java", "python or wire"),
+            ("MM_DATAPLANE", "rust", "allowed: python"),
+            ("MM_DATAPLANE", "wire", "allowed: python"),
             ("MM_SERVICE_NAME", "a/b", 'without "/"'),
             ("MM_KVSTORE_PREFIX", "a b", "without spaces"),
             ("MM_INSTANCE_ID", "a,b", 'without ","'),
@@ -248,10 +249,6 @@ def test_settings_that_exclude_each_other(first: str, second: str) -> None:
 def test_both_listeners_on_one_port() -> None:
     text = error_of(MEMORY | {"MM_SVC_GRPC_PORT": "8080"})
     assert text == "MM_SVC_GRPC_PORT and MM_PEER_PORT are both 8080; they must differ"
-
-
-def test_the_wire_is_refused_while_there_is_none() -> None:
-    assert 'MM_DATAPLANE="wire" is not available yet' in error_of(MEMORY | {"MM_DATAPLANE": "wire"})
 
 
 @pytest.mark.parametrize("name", TLS_NOT_YET)
