@@ -59,9 +59,10 @@ class LookUps:
         self.count = 0
         self.refused_count = 0
 
-    async def find(self, key_id: str) -> Item | None:
+    async def find(self, key_id: str, *, is_known_to_peer: bool = False) -> Item | None:
         """Answer the mirrored record, else the store's word of the last second.
 
+        That word is older than a peer that has seen the record since: then the store is asked.
         Raises ``StoreUnavailableError``, or ``LimitError`` when too much is asked for.
         """
         while True:
@@ -72,7 +73,8 @@ class LookUps:
             if answer is not None and self._stands(answer):
                 if answer.error is not None:
                     raise answer.error.another()
-                return None
+                if not is_known_to_peer:
+                    return None
             under_way = self._under_way.get(key_id)
             if under_way is None:
                 return await self._look_up(key_id)

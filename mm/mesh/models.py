@@ -143,7 +143,9 @@ class Models:
         ``call`` is given for a request that came from a peer, with its hop.
         """
         _require_id(request.model_id)
-        if await self._registry.find(request.model_id) is None:
+        is_known = call is not None and call.hop is not Hop.EXTERNAL
+        record = await self._registry.find(request.model_id, is_known_to_peer=is_known)
+        if record is None:
             raise ModelNotFoundError
         # Whoever says that it will be used in the future would keep it from eviction for ever.
         last_used_ms = min(request.last_used_ms, self._clock.now_ms())

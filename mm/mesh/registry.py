@@ -74,14 +74,16 @@ class Registry:
         item = self._mirror.get(model_id)
         return None if item is None else self._parse(model_id, item)
 
-    async def find(self, model_id: ModelId) -> ModelRecord | None:
+    async def find(
+        self, model_id: ModelId, *, is_known_to_peer: bool = False
+    ) -> ModelRecord | None:
         """Answer the mirrored record, else what the store itself says (spec core 1.4,
         "cached-or-strong-if-absent"); None when it is unknown or unreadable.
 
         Raises ``StoreUnavailableError``, or ``LimitError`` when too many unknown ids are asked for,
         or one too long to be registered.
         """
-        item = await self.look_ups.find(model_id)
+        item = await self.look_ups.find(model_id, is_known_to_peer=is_known_to_peer)
         return None if item is None else self._parse(model_id, item)
 
     async def read(self, model_id: ModelId) -> ModelRecord | None:

@@ -300,7 +300,9 @@ class Router:
         """One attempt: the copy to use, or wait for, here; or the instance to ask."""
         record = None
         if call.hop is not Hop.HIT_ONLY:
-            record = await self._registry.find(call.model_id) if call.model_id else None
+            is_known = call.hop is not Hop.EXTERNAL
+            if call.model_id:
+                record = await self._registry.find(call.model_id, is_known_to_peer=is_known)
             if record is None:
                 raise ModelNotFoundError
         decision = self._decisions.decide(call, record)

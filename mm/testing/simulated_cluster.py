@@ -15,6 +15,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Final
 
+import anyio
 from anyio.abc import TaskGroup
 
 from mm.config import Config
@@ -75,6 +76,8 @@ class SimulatedCluster(Cluster):
         self._shapes = shapes
         self._skew_ms_max = skew_ms_max
         self._starts: Counter[str] = Counter()
+        #: The revision at which a model was registered, and when that was.
+        self._registered: dict[str, tuple[int, float]] = {}
 
     def times_s(self, model_id: str) -> tuple[float, float]:
         """Answer how long a load and an unload of a model take when all is well."""
@@ -106,6 +109,10 @@ class SimulatedCluster(Cluster):
         item = self.server.get(f"{PREFIX}/registry/{model_id}")
         return 0 if item is None else item.create_revision
 
+    def registered_s(self, model_id: str) -> float:
+        """Answer when the present registration of a model was made."""
+        return self._registered[model_id][1]
+
     # --- what is beside an instance -------------------------------------------------------------
 
     def make_store(self, config: Config) -> MemoryStore:
@@ -115,6 +122,9 @@ class SimulatedCluster(Cluster):
         def tell(key: str, text: str) -> None:
             table, _, key_id = key.removeprefix(f"{PREFIX}/").partition("/")
             if table == "registry":
+                revision = self.revision_registered(key_id)
+                if self._registered.get(key_id, (0, 0.0))[0] != revision:
+                    self._registered[key_id] = (revision, anyio.current_time())
                 self.log.tell(name, key_id, f"registry: {text}")
             else:
                 self.log.tell(name, "", f"{table}/{key_id}: {text}")

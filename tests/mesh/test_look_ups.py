@@ -247,3 +247,12 @@ async def test_a_long_id_that_others_registered_is_served() -> None:
         assert await cluster["a"].invoke(long) == "a"
         await cluster["a"].node.models.unregister(ModelId(long))
         assert cluster.records() == {}
+
+
+async def test_a_peer_that_knows_of_it_is_believed_more_than_an_older_answer() -> None:
+    world = World()
+    assert await world.look_ups.find("m") is None
+    world.put("m")
+    assert await world.look_ups.find("m") is None
+    assert await world.look_ups.find("m", is_known_to_peer=True) is not None
+    assert world.asked == ["m", "m"]
