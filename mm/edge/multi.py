@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from mm.core.calls import Call, LocalRoute, Outcome, Route
+from mm.core.calls import Call, LocalRoute, Outcome, PeerRoute, Route
 from mm.core.headers import (
     Header,
     HeaderList,
@@ -118,6 +118,8 @@ class MultiCall:
                 raise
             else:
                 outcome, status = _classify(route, answer)
+                if isinstance(route, PeerRoute) and status.hop_state is not None:
+                    router.report_state(call, route, status.hop_state)
             again = router.finished(call, route, outcome, status.message)
             if answer is not None and status.code == StatusCode.OK:
                 return answer
