@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from mm.testing.scenarios import big_load, cold_burst, fleet_hit_ratio, lost_victim, tail
+from mm.testing.scenarios import big_load, cold_burst, fleet_hit_ratio, lost_victim, sweep, tail
 from mm.testing.scenarios.report import Figure, ScenarioReport
 
 __all__ = ["SCENARIOS", "Figure", "Scenario", "ScenarioReport"]
@@ -20,5 +20,6 @@ SCENARIOS: Final[Mapping[str, Scenario]] = {
     "big-load": big_load.run,
     "tail": tail.run,
     "fleet-hit-ratio": fleet_hit_ratio.run,
+    "sweep": sweep.run,
     "lost-victim": lost_victim.run,
 }
