@@ -109,6 +109,8 @@ class FakeRuntime:
         self.loads_done: Counter[ModelId] = Counter()
         self.unloads_done: Counter[ModelId] = Counter()
         self.predictions: Counter[ModelId] = Counter()
+        #: Calls being served, by model.
+        self.calls: Counter[ModelId] = Counter()
         self.loads_at_once_max = 0
         self.memory_bytes_max = 0
         #: More than there is: only models larger than predicted excuse it.
@@ -206,7 +208,7 @@ class FakeRuntime:
         await self._reach()
         plan, present = self._plan(model_id), self._models.get(model_id)
         if present is not None:
-            self._violated(model_id, f"load of {model_id} while {present.held.value}")
+            self.violated(model_id, f"load of {model_id} while {present.held.value}")
             raise RuntimeCallError(StatusCode.ALREADY_EXISTS, f"{model_id} is there already")
         model = self._models[model_id] = _Model(Held.LOADING, plan.size_bytes)
         self.loads_begun[model_id] += 1
@@ -235,7 +237,7 @@ class FakeRuntime:
         if model is None:
             return
         if model.held is Held.UNLOADING:
-            self._violated(model_id, f"unload of {model_id} while unloading")
+            self.violated(model_id, f"unload of {model_id} while unloading")
         if model.held is Held.LOADING:
             model.interrupt(RuntimeCallError(StatusCode.ABORTED, f"{model_id} is unloaded"))
         before = Held.REMAINS if model.held is Held.LOADING else model.held
@@ -274,7 +276,11 @@ class FakeRuntime:
         model = self._models.get(model_id)
         if model is None or model.held is not Held.LOADED:
             raise RuntimeCallError(StatusCode.NOT_FOUND, f"model {model_id} is not loaded")
-        await self._pass_time(model, seconds)
+        self.calls[model_id] += 1
+        try:
+            await self._pass_time(model, seconds)
+        finally:
+            self.calls[model_id] -= 1
         self.predictions[model_id] += 1
 
     # --- inside -------------------------------------------------------------------------------
@@ -306,12 +312,12 @@ class FakeRuntime:
         self.memory_bytes_max = max(self.memory_bytes_max, self.memory_bytes)
         self.loads_at_once_max = max(self.loads_at_once_max, self.loads_at_once)
         if self.loads_at_once > self.parameters.loading_concurrency_max:
-            self._violated(model_id, f"{self.loads_at_once} loads at once")
+            self.violated(model_id, f"{self.loads_at_once} loads at once")
         over_bytes = self.memory_bytes - self.parameters.capacity_bytes
         self.overcommitted_bytes_max = max(self.overcommitted_bytes_max, over_bytes)
         if over_bytes > sum(map(self._surprise_bytes, self._models)):
             held = ", ".join(f"{key} {each.held.value}" for key, each in self._models.items())
-            self._violated(model_id, f"{over_bytes} bytes more than there are: {held}")
+            self.violated(model_id, f"{over_bytes} bytes more than there are: {held}")
         self._notify()
 
     def _surprise_bytes(self, model_id: ModelId) -> int:
@@ -320,7 +326,8 @@ class FakeRuntime:
         expected_bytes = plan.predicted_bytes or self.parameters.default_model_size_bytes
         return max(0, plan.size_bytes - expected_bytes)
 
-    def _violated(self, model_id: ModelId, what: str) -> None:
+    def violated(self, model_id: ModelId, what: str) -> None:
+        """Note a breach of the contract."""
         self.violations.append(what)
         self.violators.append(model_id)
         self.tell(model_id, f"violation: {what}")

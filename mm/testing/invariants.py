@@ -12,8 +12,8 @@ is ``convergence``'s.
    less than a second before: so long "there is none" stands where it was asked for (``look_ups``).
 3. *Capacity is never exceeded*: all that a runtime holds, what it is unloading included, fits into
    its memory; a model larger than the mesh could know before it was loaded excuses the difference.
-4. *No load is started twice* on an instance, no model is unloaded twice at a time, and no more load
-   at a time than the runtime allows.
+4. *No load is started twice* on an instance, no model is unloaded twice at a time or under calls,
+   and no more load at a time than the runtime allows.
 5. *Nothing is stuck*: each phase of a copy that is not final, each unload, and each call ends in
    bounded time.
 6. *The books balance*: table, accounting and phases are in step (``check_invariants``).

@@ -67,7 +67,7 @@ class SimulatedCluster(Cluster):
         super().__init__(group, seed=seed, parameters=parameters, **limits)
         self.log = log
         self.rng = random.Random(f"cluster {seed}")
-        self.call_s = self.rng.choice([0, 0.02])
+        self.call_s = self.rng.choice([0, 0.02, 0.2])
         self.way_s_max = WAY_S_MAX
         #: Wires that break under this share of their messages.
         self.loss_share: dict[tuple[str, str], float] = {}
@@ -155,6 +155,9 @@ class SimulatedCluster(Cluster):
         def tell(model_id: ModelId, text: str) -> None:
             held = f"{runtime.memory_bytes / MIB:g} of {self.parameters.capacity_bytes / MIB:g} MiB"
             self.log.tell(name, model_id, f"runtime: {text} ({held})")
+            if text == "unload begins" and runtime.calls[model_id]:
+                # They are shorter than any wait for them.
+                runtime.violated(model_id, f"unload of {model_id} under calls")
 
         runtime.tell = tell
         return runtime
