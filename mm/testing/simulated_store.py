@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Collection, Sequence
-from typing import Final
+from typing import Any, Final
 
 import anyio
 import msgspec
@@ -85,7 +85,7 @@ class SimulatedStore(MemoryStore):
         item = self.server.get(key)
         if item is None or item.lease_id:
             return
-        record = msgspec.json.decode(item.value)
+        record = _attributes(item.value)
         record[_FOREIGN] = record.get(_FOREIGN, 0) + 1
         self.server.transact([Write(key, msgspec.json.encode(record), item.mod_revision)])
         self._tell(key, "written by somebody else")
@@ -106,11 +106,19 @@ def _table_of(prefix: str) -> str:
     return prefix.rstrip("/").rpartition("/")[2]
 
 
+def _attributes(value: bytes) -> dict[str, Any]:
+    """Answer what stands in a record; nothing if it is none."""
+    try:
+        return dict(msgspec.json.decode(value, type=dict[str, Any]))
+    except msgspec.DecodeError:
+        return {}
+
+
 def _described(write: Write, succeeded: bool) -> str:
     if write.value is None:
         text = "delete"
     else:
-        record = msgspec.json.decode(write.value)
+        record = _attributes(write.value)
         parts = {name: record[name] for name in _TOLD if record.get(name)}
         text = "write " + " ".join(f"{name}={value}" for name, value in parts.items())
     return f"{text} at {write.if_revision}: {'done' if succeeded else 'conflict'}"

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from mm.edge.etcd_process import EtcdProcess, find_binary
-from tests.edge.store_world import World, etcd_world, memory_world
+from mm.edge.memory_store import MemoryStore
+from tests.edge.store_world import World, etcd_world, memory_world, slow_store
 
 
 @pytest.fixture(scope="session")
@@ -24,17 +25,22 @@ def shared_etcd() -> Iterator[EtcdProcess]:
             etcd.stop()
 
 
-@pytest.fixture(params=["memory", pytest.param("etcd", marks=pytest.mark.etcd)])
-def etcd_or_none(request: pytest.FixtureRequest) -> EtcdProcess | None:
-    """What stands behind the store; asked for here because starting it blocks."""
-    return request.getfixturevalue("shared_etcd") if request.param == "etcd" else None
+@pytest.fixture(params=["memory", "simulated", pytest.param("etcd", marks=pytest.mark.etcd)])
+def store_kind(request: pytest.FixtureRequest) -> str | EtcdProcess:
+    """What stands behind the store; an etcd is asked for here because starting it blocks."""
+    kind: str = request.param
+    return request.getfixturevalue("shared_etcd") if kind == "etcd" else kind
 
 
 @pytest.fixture
-async def world(etcd_or_none: EtcdProcess | None) -> AsyncIterator[World]:
+async def world(store_kind: str | EtcdProcess) -> AsyncIterator[World]:
     """Each kind of store in turn: what holds here holds for all of them."""
-    if etcd_or_none is None:
-        yield memory_world()
-        return
-    async with etcd_world(etcd_or_none) as world:
-        yield world
+    match store_kind:
+        case "memory":
+            yield memory_world(MemoryStore(timeout_s=0.1))
+        case "simulated":
+            yield memory_world(slow_store(timeout_s=0.1))
+        case etcd:
+            assert isinstance(etcd, EtcdProcess)
+            async with etcd_world(etcd) as world:
+                yield world

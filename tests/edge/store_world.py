@@ -5,6 +5,7 @@ A helper of the store's tests; the fixtures are in ``conftest``.
 
 from __future__ import annotations
 
+import random
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -17,10 +18,12 @@ import anyio.lowlevel
 from mm.edge.etcd_process import EtcdProcess
 from mm.edge.etcd_store import EtcdStore
 from mm.edge.kv_config import Endpoint, EtcdTarget
+from mm.edge.memory_server import MemoryServer
 from mm.edge.memory_store import Fault, MemoryStore
 from mm.errors import StoreUnavailableError
 from mm.mesh.ports import Item, Resync, Store, WatchEvent, Write
 from mm.testing.losing_proxy import losing_proxy
+from mm.testing.simulated_store import SimulatedStore
 
 PATIENCE_S = 10.0
 
@@ -39,9 +42,17 @@ class World:
     revoke: Callable[[int], Awaitable[None]]
 
 
-def memory_world() -> World:
+def slow_store(timeout_s: float) -> SimulatedStore:
+    """The simulator's store, with every message and event under way for a while."""
+    store = SimulatedStore(
+        MemoryServer(), random.Random(1), lambda key, text: None, timeout_s=timeout_s
+    )
+    store.way_s_max = store.late_s_max = timeout_s / 10
+    return store
+
+
+def memory_world(store: MemoryStore) -> World:
     """Two clients of one memory server."""
-    store = MemoryStore(timeout_s=0.1)
 
     async def restore() -> None:
         store.set_fault(None)
