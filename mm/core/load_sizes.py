@@ -5,6 +5,7 @@ Owns the averages. Asking the runtime is ``mesh.loader``'s; what it answers coun
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Final
@@ -45,7 +46,7 @@ class LoadSizes:
         known = self._types.get(model_type)
         if known is None or known.count < SAMPLES_MIN:
             return 0
-        return 1 + int(known.mean_units)
+        return math.ceil(known.mean_units)
 
 
 def is_crowded(loads_in_progress: int, loading_concurrency: int) -> bool:

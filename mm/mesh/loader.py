@@ -176,13 +176,14 @@ class Loader:
             self._under_way -= 1
 
     async def _load(self, copy: LocalCopy, basis: ModelRecord, known_size_units: int) -> None:
-        size_units, is_guess = known_size_units, False
-        if not size_units:
-            is_guess = is_crowded(self._copies.loads_in_progress, self._turns.concurrency_max)
-            size_units = 0 if is_guess else await self._predict(copy)
-        size_units = (
-            size_units or self._sizes.guess(copy.info.model_type) or self._sizing.default_units
+        is_guess = not known_size_units and is_crowded(
+            self._copies.loads_in_progress, self._turns.concurrency_max
         )
+        if is_guess:
+            default_units = self._sizing.default_units
+            size_units = self._sizes.guess(copy.info.model_type) or default_units
+        else:
+            size_units = known_size_units or await self._predict(copy)
         self._check_prediction(copy, size_units)
         if self._copies.is_too_old(copy, size_units):
             raise NoRoomError(f"Entry too old for cache for model {copy.model_id}")
@@ -243,8 +244,8 @@ class Loader:
             self._copies.grow(copy, size_units)
 
     async def _predict(self, copy: LocalCopy) -> int:
-        """Answer the units to reserve before the load as the runtime predicts them, 0 if it does
-        not (spec core 3.5).
+        """Answer the units to reserve before the load: the runtime's guess, else its default (spec
+        core 3.5).
         """
         size_bytes = 0
         try:
@@ -252,7 +253,7 @@ class Loader:
                 size_bytes = await self._runtime.predict_size(copy.model_id, copy.info)
         except (RuntimeCallError, RuntimeUnavailableError) as exc:
             logger.debug("size of model %s not predicted: %s", copy.model_id, exc)
-        return units_of(size_bytes)
+        return units_of(size_bytes) or self._sizing.default_units
 
     async def _claim_space(self, copy: LocalCopy) -> None:
         copy.enter(Phase.WAITING)

@@ -98,7 +98,10 @@ class Unloader:
         """
         if in_flight_wait_s is None:
             in_flight_wait_s = self._limits.in_flight_wait_s
-        self._table.add(model_id)  # the state must have a place until the unload ended
+        # The state must have a place until the unload ended: who feeds the table forgets what is
+        # ABSENT, and so is a copy that was evicted between its claim and its load.
+        self._table.add(model_id)
+        self._table.set_state(model_id, CopyState.UNLOADING)
         previous, ended = self._ended.get(model_id), anyio.Event()
         self._ended[model_id] = ended
         waits_s = (delay_s, in_flight_wait_s)
@@ -119,7 +122,7 @@ class Unloader:
             if delay_s:
                 await anyio.sleep(delay_s)
             await self._wait_idle(model_id, in_flight_wait_s)
-            await self._ask(model_id, weight_units)
+            await self._ask(model_id, weight_units, ended)
         finally:
             if self._ended[model_id] is ended:
                 del self._ended[model_id]
@@ -153,7 +156,7 @@ class Unloader:
         finally:
             del self._nudges[model_id]
 
-    async def _ask(self, model_id: ModelId, weight_units: int) -> None:
+    async def _ask(self, model_id: ModelId, weight_units: int, ended: anyio.Event) -> None:
         tries = 0
         while True:
             try:
@@ -186,7 +189,8 @@ class Unloader:
             else:
                 break
         self._counters.unloads += 1
-        self._table.set_state(model_id, CopyState.ABSENT)
+        if self._ended[model_id] is ended:
+            self._table.set_state(model_id, CopyState.ABSENT)
         if model_id in self._lost:
             self._lost.discard(model_id)
             freed = self._accounting.unload_recovered(weight_units)

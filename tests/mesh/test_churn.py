@@ -1,0 +1,79 @@
+"""More models in use than fit: work for the cache, and an answer for every call."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import anyio
+import pytest
+
+from mm.testing.cluster import Cluster, running_cluster, small_parameters
+from mm.testing.fake_runtime import MIB, ModelPlan
+
+pytestmark = [pytest.mark.anyio, pytest.mark.virtual_time]
+
+CLIENTS = 32
+
+
+async def churn(cluster: Cluster, *, models: int, calls_each: int) -> tuple[float, float]:
+    """Let clients call models at random; answers how long all took, and the slowest call."""
+    names, rng, slowest_s = list(cluster.instances), random.Random(1), 0.0
+
+    async def client() -> None:
+        nonlocal slowest_s
+        for _ in range(calls_each):
+            asked_s = anyio.current_time()
+            await cluster[rng.choice(names)].invoke(f"m{rng.randrange(models)}")
+            slowest_s = max(slowest_s, anyio.current_time() - asked_s)
+
+    began_s = anyio.current_time()
+    async with anyio.create_task_group() as group:
+        for _ in range(CLIENTS):
+            group.start_soon(client)
+    return anyio.current_time() - began_s, slowest_s
+
+
+async def test_under_sustained_churn_all_are_answered_and_all_loading_slots_busy() -> None:
+    """2,000 models, room for 200, uniform calls, 32 at once, loads of 50 ms."""
+    parameters = replace(small_parameters(220), loading_concurrency_max=8)
+    plan = ModelPlan(load_s=0.05, unload_s=0.02)
+    async with running_cluster("a", plan=plan, parameters=parameters) as cluster:
+        a = cluster["a"]
+        for number in range(2000):
+            await a.register(f"m{number}")
+        took_s, slowest_s = await churn(cluster, models=2000, calls_each=40)
+        counters = a.node._counters
+        assert (counters.failures, counters.load_failures) == (0, 0)
+        assert counters.calls == counters.hits + counters.misses == CLIENTS * 40
+        assert counters.evictions > 800
+        assert counters.loading_s / took_s > 7.8, "of the eight slots"
+        assert slowest_s < 0.5
+        assert a.runtime.overcommitted_bytes_max == 0
+        await cluster.settle()
+        cluster.check()
+
+
+@pytest.mark.parametrize("names", ["a", "abc"])
+async def test_churn_of_large_and_small_models_with_slow_unloads_is_answered(names: str) -> None:
+    """Models of up to a third of an instance, whose unloads take longer than their loads."""
+    parameters = replace(small_parameters(60), loading_concurrency_max=4)
+    plan = ModelPlan(load_s=0.05, unload_s=0.2)
+    async with running_cluster(*names, plan=plan, parameters=parameters) as cluster:
+        rng = random.Random(2)
+        for number in range(300):
+            await cluster["a"].register(f"m{number}")
+            size_bytes = rng.choice([1, 1, 1, 2, 4, 18]) * MIB
+            for each in cluster.serving:
+                each.runtime.plan(
+                    f"m{number}", size_bytes=size_bytes, predicted_bytes=size_bytes
+                )
+        _, slowest_s = await churn(cluster, models=300, calls_each=12)
+        for each in cluster.serving:
+            counters = each.node._counters
+            assert (counters.failures, counters.load_failures) == (0, 0)
+            assert counters.evictions > 20
+            assert each.runtime.overcommitted_bytes_max == 0
+        assert slowest_s < 60
+        await cluster.settle()
+        cluster.check()
