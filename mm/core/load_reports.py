@@ -79,6 +79,8 @@ class LoadReports:
     def __init__(self, limits: ReportLimits) -> None:
         self._limits = limits
         self._copies: dict[ModelId, _Copy] = {}
+        #: The copies that have such peers; the object stays the same.
+        self.watched: Mapping[ModelId, object] = self._copies
         self._changed: list[ModelId] = []
 
     def __len__(self) -> int:

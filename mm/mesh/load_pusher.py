@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 class LoadPusher:
-    """Hears of every call at a local copy; costs those that no peer is interested in nothing."""
+    """Hears of the calls at local copies that peers call."""
 
     def __init__(
         self,
@@ -46,6 +46,9 @@ class LoadPusher:
         self._reports = LoadReports(
             ReportLimits(limits.load_push_interval_min_s, limits.load_push_copies_max)
         )
+        #: Copies that peers call. While a call's copy is not among them, and the call is no peer's,
+        #: there is no need to ask us.
+        self.watched = self._reports.watched
         self._wanted = anyio.Event()
         #: Peers to whom a push is under way.
         self._under_way: set[InstanceId] = set()
@@ -54,8 +57,6 @@ class LoadPusher:
 
     def began(self, call: Call) -> None:
         """A call got the copy here."""
-        if call.sender is None and not self._reports:
-            return
         if self._reports.began(call.model_id, call.sender):
             call.timed_s = anyio.current_time()
         if self._reports.is_pending and not self._wanted.is_set():
@@ -63,8 +64,6 @@ class LoadPusher:
 
     def ended(self, call: Call) -> None:
         """It let the copy go."""
-        if not self._reports:
-            return
         self._reports.ended(call.model_id, call.sender, call.load_told)
         if call.timed_s is not None:
             self._reports.timed(call.model_id, anyio.current_time() - call.timed_s)

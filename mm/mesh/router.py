@@ -17,7 +17,7 @@ from mm.config import Config
 from mm.core.calls import REFUSALS_MAX, Call, Hop, LocalRoute, Outcome, PeerRoute, Route
 from mm.core.ids import InstanceId, ModelId
 from mm.core.records import ModelRecord
-from mm.core.routing import Action, Again, stays
+from mm.core.routing import Action, Again
 from mm.errors import (
     LoadFailedError,
     LoadTimeoutError,
@@ -78,6 +78,8 @@ class Router:
         self._waiters = waiters
         self._placer = placer
         self._pusher = pusher
+        #: Copies that peers call: nobody wants to hear of the others.
+        self._watched = pusher.watched
         self._rng = rng
         self._permissions = Permissions(parameters)
         self._retries = Retries(self._me, members, copies.counters)
@@ -141,7 +143,8 @@ class Router:
             self._counters.forwards += 1
             return
         call.is_here = True
-        self._pusher.began(call)
+        if call.sender is not None or self._watched:
+            self._pusher.began(call)
         if call.method:
             self._counters.calls += 1
             self._counters.hits += not call.has_waited
@@ -164,7 +167,8 @@ class Router:
                 self._call_limits.leave(route.load_id)
             self._unpin(route)
             call.is_here = False
-            self._pusher.ended(call)
+            if self._watched:
+                self._pusher.ended(call)
         elif outcome not in (Outcome.UNREACHABLE, Outcome.ABANDONED):
             self._members.mark_reachable(route.instance_id)
         if isinstance(route, PeerRoute) and route.hop is Hop.LOAD_LOCAL:
@@ -232,8 +236,12 @@ class Router:
             is_here = True
             if call.may_redirect and self._is_busy(model_id):
                 raise hop_error(Outcome.REDIRECT, f"the copy of model {model_id} here is busy")
-            is_favoured = self._decisions.favours_self(call)
-            if stays(call.hop, is_favoured, self._table.in_flight(model_id)):
+            # What `routing.stays` says, the cheapest question first.
+            if (
+                call.hop is not Hop.EXTERNAL
+                or not self._table.in_flight(model_id)
+                or self._decisions.favours_self(call)
+            ):
                 call.attempts += 1
                 return self._pin(call, copy)
         elif call.hop is not Hop.EXTERNAL or model_id not in self._table:
