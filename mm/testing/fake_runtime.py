@@ -63,6 +63,8 @@ class Held(enum.Enum):
 class _Model:
     held: Held
     size_bytes: int
+    #: How much of it came as a surprise, by the plan that it was loaded by.
+    surprise_bytes: int
     #: Set to end what is being waited for, with ``error``.
     interrupted: anyio.Event = field(default_factory=anyio.Event)
     error: Exception | None = None
@@ -210,7 +212,9 @@ class FakeRuntime:
         if present is not None:
             self.violated(model_id, f"load of {model_id} while {present.held.value}")
             raise RuntimeCallError(StatusCode.ALREADY_EXISTS, f"{model_id} is there already")
-        model = self._models[model_id] = _Model(Held.LOADING, plan.size_bytes)
+        model = self._models[model_id] = _Model(
+            Held.LOADING, plan.size_bytes, self._surprise_bytes(plan)
+        )
         self.loads_begun[model_id] += 1
         self.tell(model_id, "load begins")
         self._took_memory(model_id)
@@ -241,7 +245,9 @@ class FakeRuntime:
         if model.held is Held.LOADING:
             model.interrupt(RuntimeCallError(StatusCode.ABORTED, f"{model_id} is unloaded"))
         before = Held.REMAINS if model.held is Held.LOADING else model.held
-        model = self._models[model_id] = _Model(Held.UNLOADING, model.size_bytes)
+        model = self._models[model_id] = _Model(
+            Held.UNLOADING, model.size_bytes, model.surprise_bytes
+        )
         self.tell(model_id, "unload begins")
         self._notify()
         try:
@@ -315,14 +321,13 @@ class FakeRuntime:
             self.violated(model_id, f"{self.loads_at_once} loads at once")
         over_bytes = self.memory_bytes - self.parameters.capacity_bytes
         self.overcommitted_bytes_max = max(self.overcommitted_bytes_max, over_bytes)
-        if over_bytes > sum(map(self._surprise_bytes, self._models)):
+        if over_bytes > sum(each.surprise_bytes for each in self._models.values()):
             held = ", ".join(f"{key} {each.held.value}" for key, each in self._models.items())
             self.violated(model_id, f"{over_bytes} bytes more than there are: {held}")
         self._notify()
 
-    def _surprise_bytes(self, model_id: ModelId) -> int:
-        """Answer by how much a model is larger than the mesh could know before it was loaded."""
-        plan = self._plan(model_id)
+    def _surprise_bytes(self, plan: ModelPlan) -> int:
+        """Answer by how much a model is larger than the mesh could know before it is loaded."""
         expected_bytes = plan.predicted_bytes or self.parameters.default_model_size_bytes
         return max(0, plan.size_bytes - expected_bytes)
 
