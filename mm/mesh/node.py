@@ -22,7 +22,7 @@ from mm.core.cluster_state import ClusterState
 from mm.core.constraints import TypeConstraints
 from mm.core.ids import ModelId
 from mm.core.load_times import LoadTimes
-from mm.core.records import InstanceRecord, ModelRecord, RecordError
+from mm.core.records import InstanceRecord, ModelRecord
 from mm.core.sizing import CacheSizing
 from mm.errors import ModelNotFoundError, NoRoomError, StartupError, StoreUnavailableError
 from mm.mesh.concurrency import CallLimits
@@ -32,8 +32,9 @@ from mm.mesh.loader import Loader
 from mm.mesh.local_copy import Phase
 from mm.mesh.members import Members
 from mm.mesh.models import Models
+from mm.mesh.own_id import refuse_if_taken
 from mm.mesh.placer import Placer
-from mm.mesh.ports import Clock, Item, Peers, Runtime, RuntimeParameters, Session, Store
+from mm.mesh.ports import Clock, Peers, Runtime, RuntimeParameters, Session, Store
 from mm.mesh.pruner import Pruner
 from mm.mesh.publisher import Publisher
 from mm.mesh.registrar import Registrar
@@ -181,8 +182,16 @@ class Node:
             )
 
     def _compose(self, parameters: RuntimeParameters) -> None:
-        config, ports = self._config, self._ports
         self._parameters = parameters
+        self._compose_cache(parameters)
+        self._compose_cluster()
+        self._compose_loads(parameters)
+        self._compose_router(parameters)
+        self._compose_models()
+        self._registry.listen(self._record_changed)
+
+    def _compose_cache(self, parameters: RuntimeParameters) -> None:
+        config, ports = self._config, self._ports
         self._sizing = CacheSizing.from_runtime(
             capacity_bytes=parameters.capacity_bytes,
             default_model_size_bytes=parameters.default_model_size_bytes,
@@ -205,6 +214,9 @@ class Node:
         )
         if parameters.limit_model_concurrency:
             self._copies.call_limits = CallLimits(config.copy_calls_max, self._counters)
+
+    def _compose_cluster(self) -> None:
+        config, ports = self._config, self._ports
         self._cluster = ClusterState(
             self._me,
             config.labels,
@@ -216,12 +228,23 @@ class Node:
             ports.store,
             self._instances_prefix,
             me=self._me,
-            table=table,
+            table=self._copies.table,
             registry=self._registry,
             cluster=self._cluster,
             clock=ports.clock,
             assumed_load_ms=self._load_times.assumed_ms,
         )
+        self._pusher = LoadPusher(
+            me=self._me,
+            table=self._copies.table,
+            members=self._members,
+            peers=ports.peers,
+            limits=config,
+            counters=self._counters,
+        )
+
+    def _compose_loads(self, parameters: RuntimeParameters) -> None:
+        config, ports = self._config, self._ports
         self._loader = Loader(
             copies=self._copies,
             registrar=self._registrar,
@@ -235,16 +258,20 @@ class Node:
             self._counters,
             wait_timeout_s=config.load_wait_factor * self._loader.load_timeout_s,
         )
-        self._pusher = LoadPusher(
+        self._placer = Placer(
             me=self._me,
-            table=table,
+            cluster=self._cluster,
+            own_record=self.own_record,
             members=self._members,
-            peers=ports.peers,
-            limits=config,
+            failure_rules=config.failure_rules,
+            default_units=self._sizing.default_units,
             counters=self._counters,
+            rng=ports.rng,
         )
+
+    def _compose_router(self, parameters: RuntimeParameters) -> None:
         self.router = Router(
-            config=config,
+            config=self._config,
             parameters=parameters,
             registry=self._registry,
             vmodels=self._vmodels,
@@ -252,19 +279,13 @@ class Node:
             copies=self._copies,
             loader=self._loader,
             waiters=self._waiters,
-            placer=Placer(
-                me=self._me,
-                cluster=self._cluster,
-                own_record=self.own_record,
-                members=self._members,
-                failure_rules=config.failure_rules,
-                default_units=self._sizing.default_units,
-                counters=self._counters,
-                rng=ports.rng,
-            ),
+            placer=self._placer,
             pusher=self._pusher,
-            rng=ports.rng,
+            rng=self._ports.rng,
         )
+
+    def _compose_models(self) -> None:
+        config, ports = self._config, self._ports
         self.models = Models(
             config=config,
             registry=self._registry,
@@ -281,7 +302,6 @@ class Node:
             peers=ports.peers,
             clock=ports.clock,
         )
-        self._registry.listen(self._record_changed)
 
     async def _join(self, group: TaskGroup, session: Session) -> None:
         """Mirrors first, then the id, then our own record: from then on others may send us work."""
@@ -333,24 +353,14 @@ class Node:
         restart). Answers the revision of its record.
         """
         item = await self._ports.store.get(self._members.key())
-        if item is not None:
-            address = _address_of(item)
-            if address and address != self._address:
-                identity = await self._ports.peers.identify(
-                    address, self._config.identity_timeout_s
-                )
-                # The same start time is ourselves, at an address we had, or have by another name.
-                is_taken = (
-                    identity is not None
-                    and identity.instance_id == self._me
-                    and identity.start_time_ms != self.start_time_ms
-                )
-                if is_taken:
-                    raise StartupError(
-                        f"instance id {self._me} is taken by the process at {address}:"
-                        " give this one another MM_INSTANCE_ID, or stop that one"
-                    )
-            logger.info("instance id %s is taken over from a process that is gone", self._me)
+        await refuse_if_taken(
+            item,
+            self._ports.peers,
+            me=self._me,
+            own_address=self._address,
+            start_time_ms=self.start_time_ms,
+            timeout_s=self._config.identity_timeout_s,
+        )
         count = await self._registrar.forget_all()
         if count:
             logger.info("%d copies of an earlier process with this id were taken out", count)
@@ -432,11 +442,3 @@ class Node:
 
 def _went_away(error: StoreUnavailableError) -> str:
     return f"Problem connecting to etcd: it went away during the start: {error.message}"
-
-
-def _address_of(item: Item) -> str:
-    try:
-        return InstanceRecord.decode(item.value).address
-    except RecordError as exc:
-        logger.error("record %s skipped: %s", item.key, exc)
-        return ""
