@@ -25,7 +25,7 @@ async def refuse_if_taken(
     start_time_ms: int,
     timeout_s: float,
 ) -> None:
-    """Raise ``StartupError`` if the process that wrote our record, ``item``, is another and lives."""
+    """Raise ``StartupError`` if another process wrote our record, ``item``, and lives."""
     if item is None:
         return
     address = _address_of(item)
