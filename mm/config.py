@@ -11,11 +11,11 @@ import logging
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Final, Literal, Self
 
-from mm.core.constraints import NO_CONSTRAINTS, TypeConstraints, parse_type_constraints
-from mm.core.dataplane import DataplaneConfig, parse_dataplane_config
+from mm import json_settings
+from mm.core.constraints import NO_CONSTRAINTS, TypeConstraints
+from mm.core.dataplane import DataplaneConfig
 from mm.core.ids import InstanceId
 from mm.core.load_failures import FailureRules
 from mm.environment import Environment, wrong
@@ -203,23 +203,13 @@ class Config(Limits):
                 "MM_MULTI_PARALLELISM", default=4, minimum=1, maximum=1000
             ),
             dataplane=_dataplane(env),
-            dataplane_config=_dataplane_config(env),
-            type_constraints=_type_constraints(env),
-            type_constraints_path=_type_constraints_path(env),
-            load_failure_expiry_ms=env.integer(
-                "MM_LOAD_FAILURE_EXPIRY_TIME_MS",
-                default=900_000,
-                minimum=1,
-                maximum=2**53,
-                meaning="milliseconds",
+            dataplane_config=json_settings.dataplane_config(env),
+            type_constraints=json_settings.type_constraints(env),
+            type_constraints_path=json_settings.type_constraints_path(env),
+            load_failure_expiry_ms=_milliseconds(
+                env, "MM_LOAD_FAILURE_EXPIRY_TIME_MS", default=900_000, minimum=1
             ),
-            min_churn_age_ms=env.integer(
-                "MM_MIN_CHURN_AGE_MS",
-                default=0,
-                minimum=0,
-                maximum=2**53,
-                meaning="milliseconds",
-            ),
+            min_churn_age_ms=_milliseconds(env, "MM_MIN_CHURN_AGE_MS", default=0, minimum=0),
             copy_calls_max=env.integer(
                 "MM_MAX_INFLIGHT_PER_MODEL_COPY",
                 default=0,
@@ -239,6 +229,12 @@ class Config(Limits):
             log_level=_log_level(env),
             warnings=address_warnings + _unused_labels(env) + _unused(env),
         )
+
+
+def _milliseconds(env: Environment, name: str, *, default: int, minimum: int) -> int:
+    return env.integer(
+        name, default=default, minimum=minimum, maximum=2**53, meaning="milliseconds"
+    )
 
 
 def _refuse_tls(env: Environment) -> None:
@@ -376,54 +372,6 @@ def _dataplane(env: Environment) -> Literal["python", "wire"]:
     # "wire" will be the other; what it is today is not allowed.
     env.choice("MM_DATAPLANE", default="python", allowed=("python",))
     return "python"
-
-
-def _dataplane_config(env: Environment) -> DataplaneConfig:
-    env.not_both("MM_DATAPLANE_CONFIG", "MM_DATAPLANE_CONFIG_PATH", "the JSON itself, or its file")
-    name, value = "MM_DATAPLANE_CONFIG_PATH", env.text("MM_DATAPLANE_CONFIG_PATH")
-    text: str | bytes | None
-    if value is not None:
-        try:
-            text = Path(value).read_bytes()
-        except OSError as exc:
-            raise wrong(name, value, f"a readable JSON file ({exc.strerror})") from exc
-    else:
-        name = "MM_DATAPLANE_CONFIG"
-        text = value = env.text(name)
-    if text is None or value is None:
-        return DataplaneConfig()
-    try:
-        return parse_dataplane_config(text)
-    except ValueError as exc:
-        shape = (
-            '{"rpcConfigs": {"package.Service/Method": {"idExtractionPath": [1], '
-            '"vModelId": false}}, "allowOtherRpcs": false}'
-        )
-        raise wrong(name, value, f"JSON like {shape}; {exc}") from exc
-
-
-def _type_constraints(env: Environment) -> TypeConstraints:
-    name, path_name = "MM_TYPE_CONSTRAINTS", "MM_TYPE_CONSTRAINTS_PATH"
-    env.not_both(name, path_name, "the JSON itself, or its file")
-    text = env.text(name)
-    if text is None:
-        return NO_CONSTRAINTS
-    try:
-        return parse_type_constraints(text)
-    except ValueError as exc:
-        shape = '{"type": {"required": ["label"], "preferred": ["label"]}}'
-        raise wrong(name, text, f"JSON like {shape}; {exc}") from exc
-
-
-def _type_constraints_path(env: Environment) -> str:
-    """Answer the path of the file, which must be there; what is in it may be put right later."""
-    name = "MM_TYPE_CONSTRAINTS_PATH"
-    path = env.text(name)
-    if path is None:
-        return ""
-    if not Path(path).is_file():
-        raise wrong(name, path, "a file that exists")
-    return path
 
 
 def _unused_labels(env: Environment) -> tuple[str, ...]:

@@ -23,7 +23,13 @@ FREE = ("mm.runtime", "mm.cli", "mm.testing", "mm.demo", "mm.__main__")
 TABLE = ("mm._lru", "mm.table")
 #: What `core` and everything above may see.
 FOUNDATION = ("mm.errors", "mm.core")
-SETTINGS = ("mm.config", "mm.environment", "mm.limits", "mm.known_variables")
+SETTINGS = (
+    "mm.config",
+    "mm.environment",
+    "mm.json_settings",
+    "mm.limits",
+    "mm.known_variables",
+)
 
 #: A layer, what of mm it may import, and which packages that are not of the standard library.
 LAYERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
@@ -178,16 +179,21 @@ async def test_a_file_that_is_just_being_written_is_looked_at_twice(
     file = ConstraintsFile(str(path))
     await file.first()
     path.write_text("")
-    monkeypatch.setattr(constraints_file, "SECOND_LOOK_S", 0.2)
-    async with anyio.create_task_group() as group:
-
-        async def write() -> None:
-            await anyio.sleep(0.05)
-            path.write_text(text("b"))
-
-        group.start_soon(write)
-        assert label(await file.changed()) == "b"
+    write_after_look(monkeypatch, path, text("b"))
+    assert label(await file.changed()) == "b"
     assert warnings.take() == []
+
+
+def write_after_look(monkeypatch: pytest.MonkeyPatch, path: Path, content: str) -> None:
+    """Have the file written as soon as it was looked at."""
+    look = constraints_file._look
+
+    def look_and_write(*args: Any) -> Any:
+        found = look(*args)
+        path.write_text(content)
+        return found
+
+    monkeypatch.setattr(constraints_file, "_look", look_and_write)
 
 
 async def test_a_bad_start_is_without_constraints_and_says_so(
@@ -202,17 +208,14 @@ async def test_a_bad_start_is_without_constraints_and_says_so(
     assert label(await file.changed()) == "a"
 
 
-async def test_a_start_waits_for_a_file_that_is_put_right(tmp_path: Path) -> None:
+async def test_a_start_waits_for_a_file_that_is_put_right(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "constraints"
     path.write_text("")
-    async with anyio.create_task_group() as group:
-
-        async def write() -> None:
-            await anyio.sleep(0.05)
-            path.write_text(text("a"))
-
-        group.start_soon(write)
-        assert label(await ConstraintsFile(str(path)).first()) == "a"
+    monkeypatch.setattr(constraints_file, "START_WAIT_S", 5.0)
+    write_after_look(monkeypatch, path, text("a"))
+    assert label(await ConstraintsFile(str(path)).first()) == "a"
 
 
 async def test_whoever_listens_hears_of_every_change(tmp_path: Path) -> None:
