@@ -144,7 +144,9 @@ class Mirror:
         self._items = {k: replace(item, mod_revision=0) for k, item in self._items.items()}
 
     def _resync(self, items: Sequence[Item], revision: int) -> None:
-        present = {item.key[len(self.prefix) :]: item.mod_revision for item in items}
+        present: dict[str, int] = {}
+        if self._items or self._deleted:  # not at the start: a million entries for nothing
+            present = {item.key[len(self.prefix) :]: item.mod_revision for item in items}
         gone = [
             key_id
             for key_id, item in self._items.items()

@@ -269,7 +269,6 @@ class Peers(Protocol):
         """Forward a get-status by a ``PeerRoute``; raises ``PeerCallError``."""
         ...
 
-
     async def push_loads(
         self, address: str, me: InstanceId, loads: Mapping[ModelId, int], timeout_s: float
     ) -> None:

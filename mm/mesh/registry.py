@@ -165,12 +165,13 @@ class Registry:
         if cached is not None and cached[0] == item.mod_revision:
             self._parsed.move_to_end(model_id)
             return cached[1]
+        if self._corrupt.get(model_id) == item.mod_revision:
+            return None
         try:
             record = ModelRecord.decode(item.value)
         except RecordError as exc:
-            if self._corrupt.get(model_id) != item.mod_revision:
-                self._corrupt[model_id] = item.mod_revision
-                logger.error("record %s skipped: %s", item.key, exc)
+            self._corrupt[model_id] = item.mod_revision
+            logger.error("record %s skipped: %s", item.key, exc)
             return None
         self._corrupt.pop(model_id, None)
         self._parsed[model_id] = (item.mod_revision, record)
