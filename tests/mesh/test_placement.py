@@ -199,6 +199,21 @@ async def test_a_busy_instance_refuses_if_it_may_and_others_are_left() -> None:
 
 
 @pytest.mark.virtual_time
+async def test_the_sender_is_no_better_place() -> None:
+    """It knows itself better than its record does here, which may be seconds old."""
+    async with running_cluster("a", "b", "c", plan=ModelPlan(load_s=30.0)) as cluster:
+        await anyio.sleep(60)
+        await cluster["b"].register("m")
+        await _keep_busy(cluster, "b", 6)
+        router = cluster["b"].node.router
+        call = call_for(hop=Hop.LOAD_LOCAL, may_refuse=True, sender=A)
+        with pytest.raises(NoRoomError, match="others can load model m better"):
+            await router.begin(call)
+        left = call_for(hop=Hop.LOAD_LOCAL, may_refuse=True, sender=A, excludes={C})
+        assert isinstance(await router.begin(left), LocalCopy)
+
+
+@pytest.mark.virtual_time
 async def test_whoever_may_not_refuse_loads() -> None:
     async with running_cluster("a", "b", plan=ModelPlan(load_s=30.0)) as cluster:
         await cluster["b"].register("m")
@@ -210,7 +225,7 @@ async def test_whoever_may_not_refuse_loads() -> None:
 
 
 @pytest.mark.virtual_time
-async def test_after_two_refusals_the_better_of_the_two_is_asked_again() -> None:
+async def test_after_enough_refusals_the_best_of_those_that_refused_is_asked_again() -> None:
     async with running_cluster("a", "b", "c", "d", plan=FAST) as cluster:
         await cluster["a"].register("m")
         router = cluster["a"].node.router
