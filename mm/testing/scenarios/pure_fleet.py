@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from math import inf
 from typing import Final
 
 from mm.core.accounting import UnloadAccounting
@@ -75,6 +76,7 @@ class PureFleet:
         #: record).
         self._publish_s = [PUBLISH_GAP_S * number / count for number in range(count)]
         self._coming: list[tuple[float, InstanceId, InstanceRecord]] = []
+        self._next_news_s = 0.0
         self.evictions_count = 0
         self.refusals_count = 0
         self.loads_counts = dict.fromkeys(self._by_name, 0)
@@ -88,7 +90,8 @@ class PureFleet:
 
     def call(self, model_id: ModelId, size_units: int, now_s: float) -> bool:
         """Call a model at any instance; answers whether it was there."""
-        self._publish(now_s)
+        if now_s >= self._next_news_s:
+            self._publish(now_s)
         now_ms = round(1000 * now_s)
         holder = self._holders.get(model_id)
         if holder is not None:
@@ -143,6 +146,8 @@ class PureFleet:
                 each = self._instances[index]
                 self._coming.append((now_s + DELIVERY_S, each.name, each.record()))
                 self._publish_s[index] = now_s + PUBLISH_GAP_S
+        coming_s = self._coming[0][0] if self._coming else inf
+        self._next_news_s = min(coming_s, *self._publish_s)
 
     def _tell(self, name: InstanceId, record: InstanceRecord, now_s: float) -> None:
         for each in self._instances:
