@@ -81,6 +81,9 @@ class Limits:
     #: Tries to unload, one each `unload_retry_s`: a quarter of an hour. After that the runtime is
     #: taken at its word that the memory cannot be had back, and the capacity shrinks by it.
     unload_retries_max: int = 90
+    #: Unloads asked of the runtime at a time. A large load evicts hundreds of small models: all at
+    #: once they would time each other out. More than this a runtime does not do side by side.
+    unloads_at_once_max: int = 64
     unload_retry_s: float = 10.0
     #: Calls in flight hold back an unload this long: 0.5 + 1 + 2 + ... + 64 s of the Java mesh.
     in_flight_wait_s: float = 127.5

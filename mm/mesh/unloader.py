@@ -52,6 +52,10 @@ class Unloader:
         self._ended: dict[ModelId, anyio.Event] = {}
         self._idle: dict[ModelId, anyio.Event] = {}
         self._failures_told = Seldom()
+        self._given_up_told = Seldom()
+        self._at_once = anyio.CapacityLimiter(limits.unloads_at_once_max)
+        #: When all unloads that failed were last tried again because one had succeeded.
+        self._all_nudged_s: float | None = None
         self._lost: set[ModelId] = set()
         #: Set to try an unload that failed again at once: somebody wants to load the model.
         self._nudges: dict[ModelId, anyio.Event] = {}
@@ -156,38 +160,29 @@ class Unloader:
         finally:
             del self._nudges[model_id]
 
+    def _nudge_all(self) -> None:
+        """The runtime unloads again: let the others not wait out their rests, now and then."""
+        now_s = anyio.current_time()
+        if self._all_nudged_s is None or now_s - self._all_nudged_s >= self._limits.unload_retry_s:
+            self._all_nudged_s = now_s
+            for nudge in self._nudges.values():
+                nudge.set()
+
     async def _ask(self, model_id: ModelId, weight_units: int, ended: anyio.Event) -> None:
         tries = 0
         while True:
             try:
-                with anyio.fail_after(self._limits.unload_timeout_s):
-                    await self._runtime.unload(model_id)
+                async with self._at_once:
+                    with anyio.fail_after(self._limits.unload_timeout_s):
+                        await self._runtime.unload(model_id)
             except (RuntimeCallError, RuntimeUnavailableError, TimeoutError) as exc:
                 tries += 1
-                if tries == self._limits.unload_retries_max:
-                    logger.error(
-                        "unload of model %s given up after %d tries:"
-                        " capacity shrinks by %d units until it succeeds: %s",
-                        model_id,
-                        tries,
-                        weight_units,
-                        exc,
-                    )
-                    self._lost.add(model_id)
-                    self._counters.unload_failures += 1
-                    self._accounting.unload_failed(weight_units)
-                    self._on_capacity()
-                elif tries == 1:
-                    logger.log(
-                        self._failures_told.level(anyio.current_time()),
-                        "unload of model %s failed, will be tried again"
-                        " (others are told at DEBUG): %s",
-                        model_id,
-                        exc,
-                    )
+                self._failed(model_id, weight_units, tries, exc)
                 await self._rest(model_id, 1.0 if tries == 1 else self._limits.unload_retry_s)
             else:
                 break
+        if self._nudges:
+            self._nudge_all()
         self._counters.unloads += 1
         if self._ended[model_id] is ended:
             self._table.set_state(model_id, CopyState.ABSENT)
@@ -199,3 +194,31 @@ class Unloader:
             freed = self._accounting.unload_completed(weight_units)
         if freed:
             self._on_freed()
+
+    def _failed(self, model_id: ModelId, weight_units: int, tries: int, exc: Exception) -> None:
+        """Tell of the first failure and of the last; after that the memory counts as lost, though
+        it is tried on: a runtime that restarted answers that it has nothing to unload.
+        """
+        now_s = anyio.current_time()
+        if tries == 1:
+            logger.log(
+                self._failures_told.level(now_s),
+                "unload of model %s failed, will be tried again (others are told at DEBUG): %s",
+                model_id,
+                exc,
+            )
+        if tries == self._limits.unload_retries_max:
+            level = self._given_up_told.level(now_s)
+            logger.log(
+                logging.ERROR if level == logging.WARNING else level,
+                "unload of model %s given up after %d tries: capacity shrinks by %d units until it"
+                " succeeds (others are told at DEBUG): %s",
+                model_id,
+                tries,
+                weight_units,
+                exc,
+            )
+            self._lost.add(model_id)
+            self._counters.unload_failures += 1
+            self._accounting.unload_failed(weight_units)
+            self._on_capacity()

@@ -10,6 +10,7 @@ import pytest
 
 from mm.testing.cluster import Cluster, running_cluster, small_parameters
 from mm.testing.fake_runtime import MIB, ModelPlan
+from tests.mesh.calls import FAST
 
 pytestmark = [pytest.mark.anyio, pytest.mark.virtual_time]
 
@@ -65,9 +66,7 @@ async def test_churn_of_large_and_small_models_with_slow_unloads_is_answered(nam
             await cluster["a"].register(f"m{number}")
             size_bytes = rng.choice([1, 1, 1, 2, 4, 18]) * MIB
             for each in cluster.serving:
-                each.runtime.plan(
-                    f"m{number}", size_bytes=size_bytes, predicted_bytes=size_bytes
-                )
+                each.runtime.plan(f"m{number}", size_bytes=size_bytes, predicted_bytes=size_bytes)
         _, slowest_s = await churn(cluster, models=300, calls_each=12)
         for each in cluster.serving:
             counters = each.node._counters
@@ -76,4 +75,40 @@ async def test_churn_of_large_and_small_models_with_slow_unloads_is_answered(nam
             assert each.runtime.overcommitted_bytes_max == 0
         assert slowest_s < 60
         await cluster.settle()
+        cluster.check()
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("is_size_known", [True, False])
+async def test_a_large_model_evicts_what_it_needs_and_no_more(
+    seed: int, is_size_known: bool
+) -> None:
+    """A third of the capacity arrives at a full instance: by prediction, or as a surprise."""
+    parameters = small_parameters(120)
+    async with running_cluster("a", plan=FAST, parameters=parameters) as cluster:
+        a, rng = cluster["a"], random.Random(seed)
+        copies = a.node._copies
+        number = 0
+        while copies.table.used_units < copies.table.capacity_units - 8 * 128:
+            size_bytes = rng.randrange(MIB // 2, 8 * MIB)
+            a.runtime.plan(f"m{number}", size_bytes=size_bytes, predicted_bytes=size_bytes)
+            await a.register(f"m{number}")
+            await a.invoke(f"m{number}")
+            number += 1
+            await anyio.sleep(1)
+        await cluster.settle()
+        before = {copy.model_id: copy.weight_units for copy in copies}
+        used = dict.fromkeys(name for name, _, _ in copies.table.cached())
+        free_units = copies.table.capacity_units - copies.table.used_units
+        predicted_bytes = 40 * MIB if is_size_known else 0
+        a.runtime.plan("large", size_bytes=40 * MIB, predicted_bytes=predicted_bytes)
+        await a.register("large")
+        assert await a.invoke("large") == "a"
+        await cluster.settle()
+        gone = before.keys() - {copy.model_id for copy in copies}
+        needed_units = 40 * 128 - free_units
+        evicted_units = sum(before[name] for name in gone)
+        assert needed_units <= evicted_units
+        assert evicted_units <= needed_units + max(before[name] for name in gone)
+        assert gone == set(list(used)[: len(gone)]), "those least recently used"
         cluster.check()

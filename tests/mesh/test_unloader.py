@@ -174,3 +174,47 @@ async def test_a_load_that_is_stopped_is_unloaded() -> None:
         assert a.runtime.loads_done[M] == 1
         await cluster.settle()
         cluster.check()
+
+
+@pytest.mark.virtual_time
+async def test_when_one_unload_succeeds_those_that_failed_are_tried_again() -> None:
+    """A runtime that was away for a moment does not keep memory for ten seconds more."""
+    async with running_cluster("a", plan=FAST) as cluster:
+        a = cluster["a"]
+        names = [f"m{number}" for number in range(6)]
+        for name in names:
+            await a.register(name)
+            await a.invoke(name)
+            a.runtime.fail_unloads(name, StatusCode.UNAVAILABLE, "busy")
+        for name in names[1:]:
+            remove(a, name)
+        await anyio.sleep(5)
+        for name in names:
+            a.runtime.fail_unloads(name, StatusCode.OK, times=0)
+        began_s = anyio.current_time()
+        remove(a, names[0])
+        await cluster.settle()
+        assert anyio.current_time() - began_s < 1
+        cluster.check()
+
+
+@pytest.mark.virtual_time
+async def test_so_many_unloads_at_a_time_and_no_more() -> None:
+    plan = ModelPlan(load_s=0.001, unload_s=1)
+    async with running_cluster("a", plan=plan, unloads_at_once_max=3) as cluster:
+        a = cluster["a"]
+        names = [f"m{number}" for number in range(12)]
+        for name in names:
+            await a.register(name)
+            await a.invoke(name)
+        began_s, unloading_max = anyio.current_time(), 0
+        for name in names:
+            remove(a, name)
+        while a.node._copies.unloader.count:
+            unloading = [name for name in names if a.runtime.held(name) is Held.UNLOADING]
+            unloading_max = max(unloading_max, len(unloading))
+            await anyio.sleep(0.1)
+        assert unloading_max == 3
+        assert anyio.current_time() - began_s == pytest.approx(4, abs=0.3)
+        await cluster.settle()
+        cluster.check()
