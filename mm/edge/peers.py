@@ -201,6 +201,8 @@ class PeerService:
             waiting_calls=now.waiting_calls,
             waiting_bytes=now.waiting_bytes,
             waiting_refused=counters.waiting_refused,
+            loads_refused=counters.loads_refused,
+            loads_sent_back=counters.loads_sent_back,
             loads_running=now.loads_running,
             loads_queued=now.loads_queued,
             loading_ms=int(counters.loading_s * 1000),

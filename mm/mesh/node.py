@@ -18,6 +18,7 @@ from anyio.abc import TaskGroup
 import mm
 from mm.config import Config
 from mm.core.accounting import UnloadAccounting
+from mm.core.busyness import Busyness
 from mm.core.cluster_state import ClusterState
 from mm.core.constraints import TypeConstraints
 from mm.core.ids import ModelId
@@ -76,6 +77,7 @@ class Node:
         self._ports = ports
         self._me = config.instance_id
         self._counters = Counters()
+        self._busyness = Busyness()
         self._address = ""
         self._draining = False
         prefix = f"/{config.kv_prefix}/{config.service_name}"
@@ -391,6 +393,7 @@ class Node:
             used_units=self._accounting.published_used_units,
             loading_threads=self._parameters.loading_concurrency_max,
             loads_in_progress=self._copies.loads_in_progress,
+            busyness_rpm=self._busyness.rpm(self._counters.calls, self._ports.clock.now_ms()),
             shutting_down=self._draining,
             address=self._address,
             mm_version=mm.__version__,

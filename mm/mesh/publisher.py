@@ -25,6 +25,8 @@ RETRY_S = 1.0
 #: The age of the oldest model decides where others load; it moves with every call, so it is written
 #: when it moved as much as matters for placement (spec core 5.1).
 LRU_CHANGE_MS = 20_000
+#: Calls a minute that are news whatever they were; below, a tenth of what they were is.
+RPM_CHANGE = 100
 
 
 class Publisher:
@@ -104,6 +106,7 @@ class Publisher:
             or now.capacity_units != written.capacity_units
             or now.loads_in_progress != written.loads_in_progress
             or abs(now.lru_time_ms - written.lru_time_ms) >= LRU_CHANGE_MS
+            or _has_moved(written.busyness_rpm, now.busyness_rpm)
         )
 
     async def _wait_for_reason(self) -> None:
@@ -125,3 +128,9 @@ class Publisher:
 
     async def _wait_lease(self) -> None:
         await self._session.wait_change(self._lease_id)
+
+
+def _has_moved(written_rpm: int, now_rpm: int) -> bool:
+    """Answer whether an instance is much busier than it told, or much less (spec core 5.1)."""
+    change_rpm = abs(now_rpm - written_rpm)
+    return change_rpm >= RPM_CHANGE or 10 * change_rpm > written_rpm

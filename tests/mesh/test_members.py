@@ -89,6 +89,26 @@ async def test_the_age_of_the_oldest_copy_is_published_when_it_moved() -> None:
 
 
 @pytest.mark.virtual_time
+async def test_calls_a_minute_are_published_when_they_moved() -> None:
+    async with running_cluster("a", "b", plan=FAST) as cluster:
+        await cluster["a"].register("m")
+        await cluster["a"].load_here("m")
+        await anyio.sleep(100)
+        for _ in range(50):
+            await cluster["b"].invoke("m")
+            await anyio.sleep(1)
+        await anyio.sleep(60)
+        told = published(cluster, "a").busyness_rpm
+        assert 10 < told < 60
+        seen = seen_by(cluster, "b", A)
+        assert seen is not None
+        assert seen.record.busyness_rpm == told
+        await anyio.sleep(600)
+        assert published(cluster, "a").busyness_rpm == 0
+        assert published(cluster, "b").busyness_rpm == 0, "it only passed them on"
+
+
+@pytest.mark.virtual_time
 async def test_a_record_that_is_gone_is_written_again() -> None:
     async with running_cluster("a", "b", plan=FAST) as cluster:
         await anyio.sleep(60)

@@ -174,6 +174,14 @@ class InstanceStatistics(betterproto2.Message):
 
     loading_ms: "int" = betterproto2.field(26, betterproto2.TYPE_UINT64)
 
+    loads_refused: "int" = betterproto2.field(27, betterproto2.TYPE_UINT64)
+    """
+    Counters of placement: loads that peers asked for and this instance refused, because others could do it better; and
+    loads of its own that peers refused. Many of them: records are old, or loads come in bursts.
+    """
+
+    loads_sent_back: "int" = betterproto2.field(28, betterproto2.TYPE_UINT64)
+
 
 default_message_pool.register_message("mm.peer", "InstanceStatistics", InstanceStatistics)
 
