@@ -23,8 +23,8 @@ from mm.testing.simulated_cluster import (
 )
 from mm.testing.simulated_store import SimulatedStore
 
-#: Around the lease (20 s): shorter, a little longer, much longer.
-OUTAGES_S: Final = (0.3, 3.0, 12.0, 25.0)
+#: Shorter than the lease (20 s); longer; so long that the copies of who lost it are taken out.
+OUTAGES_S: Final = (0.3, 3.0, 12.0, 25.0, 45.0)
 #: Between two faults of a run, on average.
 FAULT_GAP_S: Final = 4.0
 #: An instance that cannot start is started again after this, as by Kubernetes.

@@ -34,7 +34,7 @@ STORY_EVENTS_MAX: Final = 30
 #: much. Everything else is as in production.
 LIMITS: Final = {
     "space_wait_s": 40.0,
-    "gone_after_s": 60.0,
+    "gone_after_s": 15.0,
     "reaper_interval_s": 60.0,
     # Twice that is how long one may be remembered.
     "load_failure_expiry_ms": 90_000,
