@@ -8,6 +8,7 @@ answers.
 from __future__ import annotations
 
 from mm.core.ids import UNIT_BYTES
+from mm.core.weights import NOTHING, Weight, common, covering, fits
 
 
 class UnloadAccounting:
@@ -60,7 +61,7 @@ class UnloadAccounting:
         "_unloading",
     )
 
-    def __init__(self, capacity_units: int, reserve_units: int) -> None:
+    def __init__(self, capacity_units: Weight, reserve_units: Weight) -> None:
         assert capacity_units >= 1, capacity_units
         assert 0 <= reserve_units < capacity_units, (reserve_units, capacity_units)
         self._total = capacity_units
@@ -83,115 +84,113 @@ class UnloadAccounting:
     # --- what it says -----------------------------------------------------------------
 
     @property
-    def capacity_units(self) -> int:
+    def capacity_units(self) -> Weight:
         """C: the runtime's capacity less what unloads failed to free; never below 1."""
-        return max(1, self._total - self._lost)
+        return covering(1, self._total - self._lost)
 
     @property
-    def table_capacity_units(self) -> int:
+    def table_capacity_units(self) -> Weight:
         """C - R: the capacity to give to the table (invariant 4)."""
-        return max(0, self.capacity_units - self._reserve)
+        return covering(NOTHING, self.capacity_units - self._reserve)
 
     @property
-    def used_units(self) -> int:
+    def used_units(self) -> Weight:
         """O: equals the table's ``used_units`` at rest."""
         return self._occupied
 
     @property
-    def published_capacity_units(self) -> int:
+    def published_capacity_units(self) -> Weight:
         """C - B: ``cap`` of the instance record (spec core 1.5)."""
         return self.capacity_units - self._buffer_units
 
     @property
-    def published_used_units(self) -> int:
+    def published_used_units(self) -> Weight:
         """(O + B) - B: ``used`` of the instance record (spec core 1.5)."""
         return self._occupied
 
     @property
-    def free_units(self) -> int:
+    def free_units(self) -> Weight:
         """C - (O + B): what can be added without evicting; for churn limit and early abort."""
         return self.capacity_units - self._occupied - self._buffer_units
 
     @property
-    def unloading_units(self) -> int:
+    def unloading_units(self) -> Weight:
         """N: memory of models that left and whose unload is not completed."""
         return self._leaving
 
     @property
-    def deficit_units(self) -> int:
+    def deficit_units(self) -> Weight:
         """D: over-commitment, because models turned out larger than predicted."""
         return self._deficit
 
     @property
-    def lost_units(self) -> int:
+    def lost_units(self) -> Weight:
         """Capacity given up because unloads failed for good."""
         return self._lost
 
     @property
-    def _buffer_units(self) -> int:
-        return min(self.capacity_units, max(self._unloading, self._reserve))
+    def _buffer_units(self) -> Weight:
+        return common(self.capacity_units, covering(self._unloading, self._reserve))
 
-    def can_ever_fit(self, weight_units: int) -> bool:
+    def can_ever_fit(self, weight_units: Weight) -> bool:
         """Answer whether a model of this size could be loaded here at all.
 
         Compared with C - R and not, as in the Java mesh, with C: a model between the two would
         evict everything and then itself (spec core 10.5).
         """
-        return weight_units <= self.table_capacity_units
+        return fits(weight_units, self.table_capacity_units)
 
-    def too_large_message(self, model_id: str, weight_units: int) -> str:
+    def too_large_message(self, model_id: str, weight_units: Weight) -> str:
         """Answer why ``can_ever_fit`` was False (text of spec core 3.6)."""
         return (
             f"Predicted size of {_mebibytes(weight_units)} for model {model_id} is larger than"
             f" total effective capacity of {_mebibytes(self.table_capacity_units)}"
         )
 
-    def can_claim(self, weight_units: int) -> bool:
+    def can_claim(self, weight_units: Weight) -> bool:
         """Answer whether a load of this weight may start now (invariant 5)."""
-        return self._unloading + self._occupied + weight_units <= self.capacity_units
+        return fits(self._unloading + self._occupied + weight_units, self.capacity_units)
 
     # --- the life of an entry ---------------------------------------------------------
 
-    def inserted(self, weight_units: int = 1) -> None:
+    def inserted(self, weight_units: Weight = 1) -> None:
         """A placeholder enters the table; it borrows its weight."""
         assert weight_units >= 1, weight_units
         self._occupied += weight_units
         self._unloading -= weight_units
         self._check()
 
-    def grown(self, delta_units: int) -> None:
+    def grown(self, delta_units: Weight) -> None:
         """An entry that has claimed nothing changes its weight: its size was predicted."""
         self._occupied += delta_units
         self._unloading -= delta_units
         self._check()
 
-    def claimed(self, weight_units: int) -> None:
+    def claimed(self, weight_units: Weight) -> None:
         """A load starts, and pays back what its entry borrowed. Allowed only if ``can_claim``."""
         assert self.can_claim(weight_units), (weight_units, self)
         self._unloading += weight_units
         self._claimed += weight_units
         self._check()
 
-    def measured(self, delta_units: int) -> bool:
+    def measured(self, delta_units: Weight) -> bool:
         """A loaded entry turned out larger or smaller; answers whether space came free.
 
         What exceeds the free space is a deficit: it cannot be undone, only paid from the memory
         released next.
         """
-        freed = 0
-        if delta_units > 0:
-            self._exceed(delta_units)
-        else:
-            paid = min(-delta_units, self._deficit)
-            freed = -delta_units - paid
-            self._deficit -= paid
-            self._unloading += paid
+        grown, shrunk = covering(delta_units, NOTHING), covering(-delta_units, NOTHING)
+        if grown != NOTHING:
+            self._exceed(grown)
+        paid = common(shrunk, self._deficit)
+        self._deficit -= paid
+        self._unloading += paid
         self._occupied += delta_units
         self._claimed += delta_units
         self._check()
-        return freed > 0
+        return shrunk != paid
 
-    def load_failed(self, weight_units: int, *, claimed: bool) -> int:
+    def load_failed(self, weight_units: Weight, *, claimed: bool) -> Weight:
         """A load failed, its entry now weighs 1 unit; answers the units now being unloaded.
 
         These are ended by ``unload_completed`` or ``unload_failed`` like those of an entry that
@@ -217,7 +216,7 @@ class UnloadAccounting:
         self._claimed += 1
         self._check()
 
-    def left(self, weight_units: int, *, claimed: bool) -> None:
+    def left(self, weight_units: Weight, *, claimed: bool) -> None:
         """An entry was evicted or removed.
 
         If it had claimed its space, its unload is now under way until ``unload_completed`` or
@@ -238,23 +237,23 @@ class UnloadAccounting:
 
     # --- the end of an unload ---------------------------------------------------------
 
-    def unload_completed(self, weight_units: int) -> bool:
+    def unload_completed(self, weight_units: Weight) -> bool:
         """Memory is free again; answers whether some is left after paying the deficit."""
-        paid = min(weight_units, self._deficit)
+        paid = common(weight_units, self._deficit)
         self._deficit -= paid
         self._unloading -= weight_units - paid
         self._leaving -= weight_units
         self._check()
-        return weight_units > paid
+        return weight_units != paid
 
-    def unload_failed(self, weight_units: int) -> None:
+    def unload_failed(self, weight_units: Weight) -> None:
         """An unload was given up: its memory is lost, and the table's capacity shrinks by it."""
         self._unloading -= weight_units
         self._leaving -= weight_units
         self._lost += weight_units
         self._check()
 
-    def unload_recovered(self, weight_units: int) -> bool:
+    def unload_recovered(self, weight_units: Weight) -> bool:
         """A given-up unload succeeded later: its capacity is back; answers whether any came free.
 
         The Java mesh gets it back by a restart only (spec core 10.5).
@@ -263,7 +262,7 @@ class UnloadAccounting:
         before = self.capacity_units
         self._lost -= weight_units
         self._check()
-        return self.capacity_units > before
+        return self.capacity_units != before
 
     # --- invariants -------------------------------------------------------------------
 
@@ -274,12 +273,11 @@ class UnloadAccounting:
         if self._leaving == 0:
             assert self.can_claim(self._occupied - self._claimed), self
 
-    def _exceed(self, delta_units: int) -> None:
+    def _exceed(self, delta_units: Weight) -> None:
         """Take ``delta_units`` that nobody asked for: what there is no room for becomes deficit."""
-        excess = delta_units - self.free_units
-        if excess > 0:
-            self._unloading -= excess
-            self._deficit += excess
+        excess = covering(NOTHING, delta_units - self.free_units)
+        self._unloading -= excess
+        self._deficit += excess
 
     def _check(self) -> None:
         assert 0 <= self._claimed <= self._occupied, self
@@ -291,5 +289,5 @@ class UnloadAccounting:
         assert self._unloading + self._occupied <= self.capacity_units, self
 
 
-def _mebibytes(weight_units: int) -> str:
+def _mebibytes(weight_units: Weight) -> str:
     return f"{weight_units * UNIT_BYTES / 2**20:.1f} MiB"

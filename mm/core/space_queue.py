@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from mm.core.accounting import UnloadAccounting
 from mm.core.ids import ModelId
 from mm.core.waiting_line import WaitingLine
+from mm.core.weights import Weight
 
 
 class SpaceQueue:
@@ -28,7 +29,7 @@ class SpaceQueue:
 
     def __init__(self) -> None:
         self._line: WaitingLine[ModelId] = WaitingLine()
-        self._weights: dict[ModelId, int] = {}
+        self._weights: dict[ModelId, Weight] = {}
 
     def __repr__(self) -> str:
         entries = ", ".join(f"{key} {self._weights[key]}" for key in self)
@@ -44,7 +45,7 @@ class SpaceQueue:
         """Iterate in the order in which they may claim."""
         return iter(self._line)
 
-    def add(self, model_id: ModelId, weight_units: int, priority: int) -> None:
+    def add(self, model_id: ModelId, weight_units: Weight, priority: int) -> None:
         """A load begins to wait; each model waits at most once."""
         self._line.add(model_id, priority)
         self._weights[model_id] = weight_units

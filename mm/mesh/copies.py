@@ -20,6 +20,7 @@ from mm.core.accounting import UnloadAccounting
 from mm.core.ids import NEVER_MS, ModelId
 from mm.core.load_times import LoadTimes
 from mm.core.records import ModelRecord
+from mm.core.weights import fits
 from mm.errors import MeshError
 from mm.limits import Limits
 from mm.mesh.concurrency import CallLimits
@@ -173,7 +174,7 @@ class Copies:
 
     def is_too_old(self, copy: LocalCopy, weight_units: int) -> bool:
         """Answer whether everything here was used later than a copy that would need its space."""
-        needs_space = self.table.used_units + weight_units > self.table.capacity_units
+        needs_space = not fits(self.table.used_units + weight_units, self.table.capacity_units)
         return needs_space and copy.last_used_ms < self.oldest_use_ms() and not copy.is_awaited
 
     def insert(self, copy: LocalCopy, weight_units: int) -> None:

@@ -15,14 +15,15 @@ from mm.core.accounting import UnloadAccounting
 from mm.core.ids import ModelId
 from mm.core.space_queue import SpaceQueue
 from mm.core.waiting_line import WaitingLine
+from mm.core.weights import Weight, fits, share
 from mm.mesh.local_copy import LocalCopy, Phase
 
 
 @dataclass(slots=True)
 class _Admitted:
-    weight_units: int
+    weight_units: Weight
     #: What the table does not count yet.
-    pending_units: int
+    pending_units: Weight
 
 
 class AdmissionGate:
@@ -40,7 +41,9 @@ class AdmissionGate:
     event costs O(log n), however many wait.
     """
 
-    def __init__(self, capacity_units: Callable[[], int], used_units: Callable[[], int]) -> None:
+    def __init__(
+        self, capacity_units: Callable[[], Weight], used_units: Callable[[], Weight]
+    ) -> None:
         self._capacity_units = capacity_units
         self._used_units = used_units
         #: Admitted and not settled.
@@ -48,14 +51,14 @@ class AdmissionGate:
         self._under_way_units = 0
         self._pending_units = 0
         self._line: WaitingLine[LocalCopy] = WaitingLine()
-        self._waiting: dict[LocalCopy, tuple[int, anyio.Event]] = {}
+        self._waiting: dict[LocalCopy, tuple[Weight, anyio.Event]] = {}
 
     @property
     def waiting_count(self) -> int:
         """Loads that wait for a place."""
         return len(self._line)
 
-    async def admit(self, copy: LocalCopy, weight_units: int) -> None:
+    async def admit(self, copy: LocalCopy, weight_units: Weight) -> None:
         """Return when the copy may take its weight; ``leave`` must follow, however it ends."""
         granted = anyio.Event()
         self._line.add(copy, copy.priority)
@@ -79,7 +82,7 @@ class AdmissionGate:
             self._pending_units -= admitted.pending_units
             admitted.pending_units = 0
 
-    def grown(self, copy: LocalCopy, delta_units: int) -> None:
+    def grown(self, copy: LocalCopy, delta_units: Weight) -> None:
         """The guess at an admitted copy's weight was wrong by this; the table counts it already."""
         admitted = self._admitted.get(copy)
         if admitted is not None:
@@ -115,13 +118,12 @@ class AdmissionGate:
             self._pending_units += weight_units
             granted.set()
 
-    def _fits(self, weight_units: int) -> bool:
+    def _fits(self, weight_units: Weight) -> bool:
         if not self._admitted:
             return True
         capacity_units = self._capacity_units()
-        return (
-            self._under_way_units + weight_units <= capacity_units // 2
-            or self._used_units() + self._pending_units + weight_units <= capacity_units
+        return fits(self._under_way_units + weight_units, share(capacity_units, 2)) or fits(
+            self._used_units() + self._pending_units + weight_units, capacity_units
         )
 
 
