@@ -41,7 +41,7 @@ class Limits:
     #: for five hundred that fill their stream's window (256 KiB), and no limit for usual ones.
     waiting_bytes_max: int = 128 * MIB
     #: Of those whose model is there now, this many are under way at a time; the next go on when
-    #: they are answered. Two batches: one in the runtime, one on its way there.
+    #: they are answered. Enough to keep a quick runtime busy, few enough for a hit to stand behind.
     released_calls_max: int = 8
     #: Those that take longer than this are left to the runtime, which may well run many at a time:
     #: at the worst four hundred are let go in a second, whatever an inference takes.

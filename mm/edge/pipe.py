@@ -86,12 +86,14 @@ class ProxiedCall:
 
     Invariants: 1. ``_pieces`` holds every request byte so far while ``_keeps``, else those that
     were not sent yet. 2. A piece's size is given back to the client once: when it was sent first,
-    or will not be.
+    or will not be. 3. What is kept while the router is asked is within the windows, or counts among
+    the bytes of those who wait; from the attempt on it is held (``IncomingCall.hold``).
     """
 
     __slots__ = (
         "_attempt",
         "_ended",
+        "_held_bytes",
         "_keeps",
         "_kept_bytes",
         "_meter",
@@ -112,6 +114,7 @@ class ProxiedCall:
         self._ended = False
         self._keeps = True
         self._kept_bytes = 0
+        self._held_bytes = 0
         self._meter = MessageMeter("request", proxy.message_bytes_max)
         self._pieces: list[tuple[bytes, int]] = []
         self._sent_count = 0
@@ -148,6 +151,8 @@ class ProxiedCall:
                 self._pass_on(attempt, route, outcome, text)
                 return
             refusals = 0
+            self.incoming.drop_held()
+            self._held_bytes = 0
             route = await router.route(call)
 
     @property
@@ -158,6 +163,7 @@ class ProxiedCall:
     async def _begin_attempt(self, route: Route) -> Attempt:
         self._sent_count = 0
         self._attempt = None
+        self._hold_kept()
         channel = self.proxy.channel(route)
         attempt = Attempt(self, route)
         encoding = b"" if attempt.injector else self.incoming.head.encoding
@@ -213,17 +219,33 @@ class ProxiedCall:
         self._ended = self._ended or ended
         if data:
             self._pieces.append((data, size))
-            if self._keeps:
-                self._kept_bytes += len(data)
-                self._keeps = (
-                    self._kept_bytes <= self.proxy.retry_buffer_bytes_max
-                    and self.incoming.hold(len(data))
-                )
+            self._kept_bytes += len(data)
+            if self._kept_bytes > self.proxy.retry_buffer_bytes_max:
+                self._keeps = False
+            try:
+                self._count_waiting(len(data))
+            except MeshError as error:
+                self.refuse(error)
+                return
         elif size:
             self.incoming.stream.acknowledge(size)
         attempt = self._attempt
         if attempt is not None and not attempt.done.done():
+            self._hold_kept()
             self._send_pieces(attempt)
+
+    def _count_waiting(self, size: int) -> None:
+        call = self.call
+        if call.waits:
+            self.proxy.router.request_grew(call, size)
+        else:
+            call.request_bytes += size
+
+    def _hold_kept(self) -> None:
+        """Ask to keep what goes out now; without leave the call has this one attempt."""
+        if self._keeps:
+            self._keeps = self.incoming.hold(self._kept_bytes - self._held_bytes)
+            self._held_bytes = self._kept_bytes
 
     def _send_pieces(self, attempt: Attempt) -> None:
         pieces = self._pieces

@@ -92,7 +92,11 @@ class Proxy:
             if model_id == call.model_id:
                 raise
             proxied.call = Call(
-                model_id, method=call.method, balanced=call.balanced, deadline_s=call.deadline_s
+                model_id,
+                method=call.method,
+                balanced=call.balanced,
+                deadline_s=call.deadline_s,
+                request_bytes=call.request_bytes,
             )
             await proxied.run()
         except MeshError:

@@ -316,8 +316,8 @@ class Router(Protocol):
         ...
 
     def request_grew(self, call: Call, size_bytes: int) -> None:
-        """Hear of more bytes of a request that are kept here while ``route`` is asked; raises
-        ``MeshError`` if they are too many.
+        """Hear of more bytes of a request while the call ``waits``; raises ``MeshError`` if that
+        is too much.
         """
         ...
 

@@ -117,11 +117,8 @@ class Router:
         return route
 
     def request_grew(self, call: Call, size_bytes: int) -> None:
-        """Hear of more bytes of a request that is kept; raises ``WaitersFullError``."""
-        if call.waits:
-            self._waiters.grew(call, size_bytes)
-        else:
-            call.request_bytes += size_bytes
+        """Hear of more bytes of a request that waits; raises ``WaitersFullError``."""
+        self._waiters.grew(call, size_bytes)
 
     async def begin(self, call: Call) -> PeerRoute | LocalCopy:
         """Like ``route`` for ensure-loaded, but answer a copy of ours without waiting for its load.

@@ -29,7 +29,7 @@ JOIN_S = 0.05
 class Batch:
     """Calls for one copy that began to wait together, and go on together: one event for all."""
 
-    __slots__ = ("copy", "line", "opened_s", "present_count", "round", "woken")
+    __slots__ = ("copy", "is_running", "line", "opened_s", "present_count", "released_s", "woken")
 
     def __init__(self, copy: LocalCopy, line: Line, opened_s: float) -> None:
         self.copy = copy
@@ -37,8 +37,9 @@ class Batch:
         self.opened_s = opened_s
         #: Calls in it that neither gave up nor, once let go, ended.
         self.present_count = 0
-        #: Of the ``Waiters``, when it was let go.
-        self.round = 0
+        #: Let go, and not slow yet: those in it count among those under way.
+        self.is_running = False
+        self.released_s = 0.0
         self.woken = anyio.Event()
 
 
@@ -56,7 +57,7 @@ class Waiters:
 
     Invariants: 1. a batch is in ``_ages`` and in its line until it is let go or nobody is left in
     it; 2. ``calls`` and ``request_bytes`` tell of those between the two ends of ``wait``; 3.
-    ``_running_count`` counts calls let go in this round and not ended.
+    ``_running_count`` counts the calls of the batches in ``_running`` that did not end.
     """
 
     def __init__(self, limits: Limits, counters: Counters, *, wait_timeout_s: float) -> None:
@@ -72,9 +73,9 @@ class Waiters:
         self._ages: OrderedDict[Batch, None] = OrderedDict()
         #: Lines of copies that are settled.
         self._ready: deque[Line] = deque()
+        #: Let go within ``release_pause_s``, in that order.
+        self._running: deque[Batch] = deque()
         self._running_count = 0
-        self._round = 0
-        self._released_s = 0.0
         #: Set, and replaced, when ``run`` has something new to look at.
         self._changed = anyio.Event()
 
@@ -159,7 +160,7 @@ class Waiters:
         if not batch.woken.is_set():
             if not batch.present_count:
                 self._remove(batch)
-        elif batch.round == self._round:
+        elif batch.is_running:
             self._running_count -= 1
             self._wake_up()
 
@@ -185,10 +186,12 @@ class Waiters:
         try:
             while True:
                 self._expire()
-                while self._ready and self._running_count < self._limits.released_calls_max:
+                self._pass_slow()
+                if self._ready and self._running_count < self._limits.released_calls_max:
                     self._release(self._ready.popleft())
                     await anyio.lowlevel.checkpoint()
-                await self._sleep()
+                else:
+                    await self._sleep()
         finally:
             for batch in list(self._ages):
                 self._let_go(batch)
@@ -199,20 +202,31 @@ class Waiters:
         if batch is None:
             return  # all of them gave up
         self._let_go(batch)
-        batch.round = self._round
+        batch.is_running = True
+        batch.released_s = anyio.current_time()
+        self._running.append(batch)
         self._running_count += batch.present_count
-        self._released_s = anyio.current_time()
         if line:
             self._ready.append(line)
 
     def _let_go(self, batch: Batch) -> None:
         self._remove(batch)
-        batch.round = -1
         batch.woken.set()
 
+    def _pass_slow(self) -> None:
+        """Stop counting calls that take their time in the runtime: they keep nobody else."""
+        now_s, pause_s = anyio.current_time(), self._limits.release_pause_s
+        while self._running and self._running[0].released_s + pause_s <= now_s:
+            batch = self._running.popleft()
+            batch.is_running = False
+            self._running_count -= batch.present_count
+
     def _expire(self) -> None:
-        due_s = anyio.current_time() - self.wait_timeout_s
-        while self._ages and (batch := next(iter(self._ages))).opened_s <= due_s:
+        now_s = anyio.current_time()
+        while self._ages:
+            batch = next(iter(self._ages))
+            if batch.opened_s + self.wait_timeout_s > now_s:
+                return
             self._let_go(batch)
 
     async def _sleep(self) -> None:
@@ -221,11 +235,7 @@ class Waiters:
         if self._ages:
             until_s = next(iter(self._ages)).opened_s + self.wait_timeout_s
         if self._ready:
-            slow_s = self._released_s + self._limits.release_pause_s
+            slow_s = self._running[0].released_s + self._limits.release_pause_s
         with anyio.move_on_after(max(0.0, min(until_s, slow_s) - anyio.current_time())):
             await self._changed.wait()
         self._changed = anyio.Event()
-        if anyio.current_time() >= slow_s:
-            # They take their time in the runtime, which is no reason to keep the others.
-            self._round += 1
-            self._running_count = 0

@@ -24,7 +24,7 @@ from mm.edge.h2 import (
     TransportLimits,
 )
 from mm.edge.proxy import Proxy
-from mm.errors import MeshError, ModelNotFoundError
+from mm.errors import MeshError, ModelNotFoundError, WaitersFullError
 
 #: Far above what anything here takes, far below pytest's own time limit.
 PATIENCE_S = 10.0
@@ -50,6 +50,9 @@ class FakeRouter:
         self.loads: list[int] = []
         self.states: list[str] = []
         self.waiting = 0
+        #: The calls themselves that waited, as they change.
+        self.waits: list[Call] = []
+        self.waiting_bytes_max = 2**30
         self.waiting_event = asyncio.Event()
 
     async def route(self, call: Call) -> Route:
@@ -57,9 +60,12 @@ class FakeRouter:
         answer = self.answers.pop(0) if self.answers else None
         if isinstance(answer, asyncio.Event):
             self._set_waiting(1)
+            call.waits = True
+            self.waits.append(call)
             try:
                 await answer.wait()
             finally:
+                call.waits = False
                 self._set_waiting(-1)
             answer = self.answers.pop(0) if self.answers else None
         if isinstance(answer, MeshError):
@@ -73,6 +79,12 @@ class FakeRouter:
         self.finishes.append((outcome, message))
         self.finished_event.set()
         return self.again.pop(0) if self.again else False
+
+    def request_grew(self, call: Call, size_bytes: int) -> None:
+        if call.request_bytes + size_bytes > self.waiting_bytes_max:
+            raise WaitersFullError("too many bytes wait")
+        call.request_bytes += size_bytes
+        self.waiting_event.set()
 
     async def resolve(self, vmodel_id: str) -> ModelId:
         if vmodel_id not in self.vmodels:

@@ -1,0 +1,305 @@
+"""Calls that wait for loads: bounded, let go a few at a time, in their order, behind hits."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import anyio
+import pytest
+
+from mm.core.calls import Call
+from mm.core.ids import ModelId
+from mm.core.records import ModelInfo
+from mm.errors import LoadTimeoutError, NoRoomError, StatusCode, WaitersFullError
+from mm.limits import Limits
+from mm.mesh.local_copy import LocalCopy, Phase
+from mm.mesh.statistics import Counters
+from mm.mesh.waiters import BATCH_CALLS, JOIN_S, Waiters
+from mm.testing.cluster import running_cluster, until
+from mm.testing.fake_runtime import ModelPlan
+from tests.mesh.calls import call_for
+
+pytestmark = pytest.mark.anyio
+
+TIMEOUT_S = 60.0
+
+
+def new_copy(model_id: str = "m") -> LocalCopy:
+    return LocalCopy(
+        ModelId(model_id),
+        ModelInfo("type", "path"),
+        load_id=1,
+        enqueued_ms=1,
+        last_used_ms=1,
+        priority=1,
+    )
+
+
+def serve(copy: LocalCopy) -> None:
+    copy.phase = Phase.ACTIVE
+    copy.settle()
+
+
+@dataclass
+class World:
+    """Waiters and what became of the calls that waited."""
+
+    limits: Limits = field(default_factory=Limits)
+    counters: Counters = field(default_factory=Counters)
+    #: Calls let go and not ended, as the test sees them.
+    running: list[str] = field(default_factory=list)
+    most_running: int = 0
+    went_on: list[str] = field(default_factory=list)
+    errors: dict[str, Exception] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.waiters = Waiters(self.limits, self.counters, wait_timeout_s=TIMEOUT_S)
+
+    async def call(
+        self, name: str, copy: LocalCopy, *, answer_s: float = 0.001, request_bytes: int = 0
+    ) -> None:
+        """Wait, be served for a while, end."""
+        call = Call(copy.model_id, method="/pkg.Service/Method", request_bytes=request_bytes)
+        try:
+            await self.waiters.wait(copy, call)
+        except (LoadTimeoutError, WaitersFullError) as exc:
+            self.errors[name] = exc
+            return
+        self.went_on.append(name)
+        self.running.append(name)
+        self.most_running = max(self.most_running, len(self.running))
+        try:
+            await anyio.sleep(answer_s)
+        finally:
+            self.running.remove(name)
+            call.end_turn()
+
+
+@asynccontextmanager
+async def running(**limits: int | float) -> AsyncIterator[tuple[World, Callable[..., None]]]:
+    """A world, and what begins a call in it and waits until it stands in line."""
+    world = World(limits=Limits(**limits))  # type: ignore[arg-type]
+    async with anyio.create_task_group() as group:
+        group.start_soon(world.waiters.run)
+        async with anyio.create_task_group() as calls:
+
+            def begin(name: str, copy: LocalCopy, **options: float) -> None:
+                calls.start_soon(lambda: world.call(name, copy, **options))  # type: ignore[arg-type]
+
+            yield world, begin
+        await anyio.sleep(1.0)
+        assert world.waiters.calls == world.waiters.request_bytes == 0
+        assert world.waiters._running_count == 0
+        assert not world.waiters._ages
+        assert not world.waiters._lines
+        group.cancel_scope.cancel()
+
+
+@pytest.mark.virtual_time
+async def test_a_few_are_let_go_at_a_time_in_their_order() -> None:
+    names = [f"{number:03}" for number in range(200)]
+    async with running(released_calls_max=8) as (world, begin):
+        copy = new_copy()
+        for name in names:
+            begin(name, copy)
+            await anyio.sleep(0.001)
+        assert world.waiters.calls == 200
+        assert world.went_on == []
+        serve(copy)
+        await anyio.sleep(1.0)
+        # Those of a batch are equals.
+        batches = [sorted(world.went_on[i : i + BATCH_CALLS]) for i in range(0, 200, BATCH_CALLS)]
+        assert [name for batch in batches for name in batch] == names
+        assert world.most_running <= 8 + BATCH_CALLS - 1
+        assert world.most_running >= 8
+
+
+@pytest.mark.virtual_time
+async def test_slow_calls_do_not_keep_those_behind_them() -> None:
+    """Two hundred that take a minute each: eight every 20 ms, not eight a minute."""
+    async with running(released_calls_max=8, release_pause_s=0.02) as (world, begin):
+        copy = new_copy()
+        for number in range(200):
+            begin(str(number), copy, answer_s=60.0)
+        await anyio.sleep(0.1)
+        serve(copy)
+        await anyio.sleep(0.019)
+        assert len(world.running) <= 8 + BATCH_CALLS - 1
+        await anyio.sleep(200 / 8 * 0.02)
+        assert len(world.running) == 200
+
+
+@pytest.mark.virtual_time
+async def test_slow_calls_are_noticed_although_others_come_and_go() -> None:
+    """Six slow ones do not leave the other hundred two places for ever."""
+    async with running(released_calls_max=8, release_pause_s=0.02) as (world, begin):
+        slow, quick = new_copy("slow"), new_copy("quick")
+        for number in range(6):
+            begin(f"slow-{number}", slow, answer_s=60.0)
+        for number in range(100):
+            begin(f"quick-{number}", quick, answer_s=0.01)
+        await anyio.sleep(0.1)
+        serve(slow)
+        serve(quick)
+        # Two at a time would take half a second, ten a second and a bit less than 0.2.
+        await anyio.sleep(0.2)
+        assert len(world.went_on) == 106
+
+
+@pytest.mark.virtual_time
+async def test_copies_take_turns() -> None:
+    async with running(released_calls_max=4) as (world, begin):
+        crowded, lonely = new_copy("crowded"), new_copy("lonely")
+        for number in range(100):
+            begin(f"crowded-{number}", crowded)
+        begin("lonely", lonely)
+        await anyio.sleep(0.1)
+        serve(crowded)
+        serve(lonely)
+        await anyio.sleep(1.0)
+        assert world.went_on.index("lonely") < 3 * BATCH_CALLS
+
+
+@pytest.mark.virtual_time
+async def test_who_gives_up_is_skipped_and_costs_nobody_a_turn() -> None:
+    async with running(released_calls_max=4) as (world, begin):
+        copy = new_copy()
+        async with anyio.create_task_group() as impatient:
+            for number in range(20):
+                impatient.start_soon(world.call, f"impatient-{number}", copy)
+            await anyio.sleep(0.1)
+            begin("patient", copy)
+            await anyio.sleep(0.1)
+            assert world.waiters.calls == 21
+            impatient.cancel_scope.cancel()
+        assert world.waiters.calls == 1
+        serve(copy)
+        await anyio.sleep(0.01)
+        assert world.went_on == ["patient"]
+
+
+async def test_a_call_cancelled_in_the_moment_it_is_let_go_gives_its_turn_back() -> None:
+    async with running(released_calls_max=1) as (world, begin):
+        copy = new_copy()
+        async with anyio.create_task_group() as unlucky:
+            unlucky.start_soon(world.call, "unlucky", copy)
+            await anyio.wait_all_tasks_blocked()
+            begin("next", copy)
+            await anyio.wait_all_tasks_blocked()
+            batch = next(iter(world.waiters._ages))
+            serve(copy)
+            with anyio.fail_after(5):
+                while not batch.woken.is_set():
+                    await anyio.lowlevel.checkpoint()
+            unlucky.cancel_scope.cancel()
+        await until(lambda: "next" in world.went_on)
+
+
+@pytest.mark.virtual_time
+async def test_every_wait_has_its_own_end() -> None:
+    async with running() as (world, begin):
+        copy = new_copy()
+        begin("first", copy)
+        await anyio.sleep(10.0)
+        begin("second", copy)
+        await anyio.sleep(TIMEOUT_S - 10.0 - 0.001)
+        assert not world.errors
+        await anyio.sleep(0.002)
+        assert list(world.errors) == ["first"]
+        assert isinstance(world.errors["first"], LoadTimeoutError)
+        await anyio.sleep(10.0)
+        assert list(world.errors) == ["first", "second"]
+
+
+@pytest.mark.virtual_time
+async def test_calls_that_come_together_end_together_and_none_late() -> None:
+    async with running() as (world, begin):
+        copy = new_copy()
+        begin("first", copy)
+        await anyio.sleep(JOIN_S / 2)
+        begin("second", copy)
+        await anyio.sleep(TIMEOUT_S - JOIN_S / 2 + 0.001)
+        assert len(world.errors) == 2
+
+
+async def test_too_many_are_refused_at_once_with_the_way_out() -> None:
+    async with running(waiting_calls_max=3) as (world, begin):
+        copy = new_copy()
+        for number in range(4):
+            begin(str(number), copy)
+            await anyio.wait_all_tasks_blocked()
+        assert list(world.errors) == ["3"]
+        error = world.errors["3"]
+        assert isinstance(error, WaitersFullError)
+        assert error.code == StatusCode.RESOURCE_EXHAUSTED
+        assert "the limit is 3 calls (waiting_calls_max)" in error.message
+        assert "ensureLoaded" in error.message
+        assert world.counters.waiting_refused == 1
+        serve(copy)
+
+
+async def test_too_many_bytes_are_refused_when_they_come_and_when_they_grow() -> None:
+    async with running(waiting_bytes_max=1000) as (world, begin):
+        copy = new_copy()
+        begin("large", copy, request_bytes=900)
+        await anyio.wait_all_tasks_blocked()
+        begin("next", copy, request_bytes=101)
+        await anyio.wait_all_tasks_blocked()
+        assert list(world.errors) == ["next"]
+        assert world.waiters.request_bytes == 900
+        call = Call(copy.model_id, method="/m", request_bytes=50)
+        async with anyio.create_task_group() as group:
+            group.start_soon(world.waiters.wait, copy, call)
+            await anyio.wait_all_tasks_blocked()
+            world.waiters.grew(call, 50)
+            assert world.waiters.request_bytes == 1000
+            with pytest.raises(WaitersFullError, match=r"1000 request bytes \(waiting_bytes_max\)"):
+                world.waiters.grew(call, 1)
+            assert world.counters.waiting_refused == 2
+            serve(copy)
+        assert world.waiters.request_bytes <= 900
+        call.end_turn()
+
+
+async def test_a_failed_load_is_told_to_all_and_an_ended_node_keeps_nobody() -> None:
+    world = World()
+    failed, left = new_copy("failed"), new_copy("left")
+    async with anyio.create_task_group() as calls:
+        async with anyio.create_task_group() as node:
+            node.start_soon(world.waiters.run)
+            for number in range(20):
+                calls.start_soon(world.call, f"failed-{number}", failed)
+            calls.start_soon(world.call, "left", left)
+            await anyio.wait_all_tasks_blocked()
+            failed.settle(NoRoomError("no"))
+            await until(lambda: len(world.went_on) == 20)
+            node.cancel_scope.cancel()
+    assert list(world.errors) == ["left"]
+
+
+@pytest.mark.virtual_time
+async def test_hits_go_on_while_a_thousand_are_let_go() -> None:
+    """In a whole instance: whoever calls a loaded model meanwhile is not behind all of them."""
+    async with running_cluster("a", plan=ModelPlan(load_s=3.0)) as cluster:
+        a = cluster["a"]
+        for model_id in ("cold", "hot"):
+            await a.register(model_id)
+        await a.invoke("hot")
+        finished: list[str] = []
+
+        async def invoke(model_id: str) -> None:
+            await a.send(call_for(model_id))
+            if not finished:
+                group.start_soon(invoke, "hot")
+            finished.append(model_id)
+
+        async with anyio.create_task_group() as group:
+            for _ in range(1000):
+                group.start_soon(invoke, "cold")
+            await anyio.sleep(1.0)
+            assert a.node.statistics().waiting_calls == 1000
+        assert finished.index("hot") < 100
+        assert a.node.statistics().waiting_calls == 0
+        assert a.runtime.loads_begun["cold"] == 1
