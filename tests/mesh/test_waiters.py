@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import anyio
 import pytest
@@ -71,7 +72,8 @@ class World:
         self.running.append(name)
         self.most_running = max(self.most_running, len(self.running))
         try:
-            await anyio.sleep(answer_s)
+            with anyio.move_on_after(answer_s):
+                await anyio.sleep_forever()
         finally:
             self.running.remove(name)
             call.end_turn()
@@ -86,12 +88,12 @@ async def running(**limits: int | float) -> AsyncIterator[tuple[World, Callable[
         async with anyio.create_task_group() as calls:
 
             def begin(name: str, copy: LocalCopy, **options: float) -> None:
-                calls.start_soon(lambda: world.call(name, copy, **options))  # type: ignore[arg-type]
+                call = partial(world.call, name, copy, **options)  # type: ignore[arg-type]
+                calls.start_soon(call)
 
             yield world, begin
-        await anyio.sleep(1.0)
+        await until(lambda: not world.waiters._running_count)
         assert world.waiters.calls == world.waiters.request_bytes == 0
-        assert world.waiters._running_count == 0
         assert not world.waiters._ages
         assert not world.waiters._lines
         group.cancel_scope.cancel()
