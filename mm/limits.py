@@ -52,8 +52,8 @@ class Limits:
     #: How busy a copy is, is pushed to the peers that call it, this often at most: below 5 ms news
     #: cost more than they are worth to anybody (design section 4),
     load_push_interval_min_s: float = 0.005
-    #: and with so many messages a second in all, which is a few per cent of one processor; beyond
-    #: it pushes come less often.
+    #: and with so many messages a second in all: 36 us of a processor each, at either end. Up to
+    #: ten peers hear of everything in 5 ms, 64 of them in 32 ms.
     load_pushes_per_s_max: int = 2_000
     #: Copies whose callers are kept in mind. Of others only replies tell, as it was before.
     load_push_copies_max: int = 4_096

@@ -7,20 +7,27 @@ for nothing; what it cannot send at once is not worth sending. Which peers and w
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from h2.errors import ErrorCodes
 
 from mm.core.calls import Outcome
 from mm.core.headers import HeaderList, read_status
-from mm.edge.h2 import Channel
-from mm.edge.h2.messages import frame_message
+from mm.core.ids import InstanceId, ModelId
+from mm.core.load_report_wire import MalformedReportError, decode_report
+from mm.edge.h2 import Channel, IncomingCall
+from mm.edge.h2.messages import MessageSplitter, frame_message
 from mm.edge.h2.stream import RawStream, StreamFault
 from mm.edge.unary import request_headers
+from mm.errors import InvalidRequestError, MeshError
 from mm.mesh.ports import PeerCallError
 
 #: Bytes under way to a peer that reads slowly; more would only be older.
 UNSENT_BYTES_MAX: Final = 64 * 1024
+#: A report names the copies that one peer calls and that changed in some milliseconds.
+MESSAGE_BYTES_MAX: Final = 2**20
 
 
 class LoadStream:
@@ -79,3 +86,38 @@ class LoadStream:
     def terminated(self, fault: StreamFault) -> None:
         """It is gone."""
         self.failure = fault.text
+
+
+class LoadStreamEnd:
+    """The receiving end: reads in the connection's callbacks, without waking a task for each."""
+
+    def __init__(
+        self, call: IncomingCall, heard: Callable[[InstanceId, Mapping[ModelId, int]], None]
+    ) -> None:
+        #: Done when the sender has ended, or sent what is no report.
+        self.done: asyncio.Future[None] = call.link.loop.create_future()
+        self._call = call
+        self._heard = heard
+        self._splitter = MessageSplitter("request", MESSAGE_BYTES_MAX)
+        call.read_by(self)
+
+    def data_received(self, data: bytes, size: int, ended: bool) -> None:
+        """Take over what whole messages say."""
+        self._call.stream.acknowledge(size)
+        if self.done.done():
+            return
+        try:
+            for is_compressed, message in self._splitter.feed(data):
+                if is_compressed:
+                    raise InvalidRequestError("load reports are sent uncompressed")
+                self._heard(*decode_report(message))
+        except MalformedReportError as exc:
+            self.done.set_exception(InvalidRequestError(str(exc)))
+        except MeshError as exc:
+            self.done.set_exception(exc)
+        else:
+            if ended:
+                self.done.set_result(None)
+
+    def data_sent(self, size: int) -> None:
+        """The answer is a few bytes."""

@@ -16,15 +16,14 @@ from mm.core.calls import Outcome, PeerRoute
 from mm.core.headers import read_status
 from mm.core.hop_headers import HOP_VERSION, read_outcome, write_hop_request
 from mm.core.ids import InstanceId, ModelId
+from mm.core.load_report_wire import encode_report
 from mm.edge.h2 import ChannelPool, IncomingCall, UnreachableError
-from mm.edge.load_stream import LoadStream
+from mm.edge.load_stream import LoadStream, LoadStreamEnd
 from mm.edge.management import SERVICE, status_of
 from mm.edge.unary import (
     CallError,
-    MessageStream,
     ServiceTable,
     call_unary,
-    parse_message,
     send_reply,
 )
 from mm.errors import MeshError, StatusCode
@@ -93,12 +92,8 @@ class GrpcPeers(Peers):
             except (UnreachableError, TimeoutError) as exc:
                 raise PeerCallError(Outcome.UNREACHABLE, f"{address}: {exc}") from exc
             self._load_streams[address] = stream
-        copies = [
-            peer.CopyLoad(model_id=model_id, calls_in_flight=count)
-            for model_id, count in loads.items()
-        ]
         try:
-            stream.send(bytes(peer.LoadReport(instance_id=me, copies=copies)), now_s)
+            stream.send(encode_report(me, loads), now_s)
         except PeerCallError:
             self._load_streams.pop(address, None)
             stream.close()
@@ -166,12 +161,8 @@ class PeerService:
 
     async def push_loads(self, call: IncomingCall) -> None:
         """Hear how busy the copies of a peer are, for as long as it has something to tell."""
-        stream = MessageStream(call)
         call.holds_stop = False
-        while (message := await stream.read()) is not None:
-            report = parse_message(peer.LoadReport, message)
-            loads = {ModelId(copy.model_id): copy.calls_in_flight for copy in report.copies}
-            self._node.router.loads_pushed(InstanceId(report.instance_id), loads)
+        await LoadStreamEnd(call, self._node.router.loads_pushed).done
         send_reply(call, bytes(peer.LoadReportsTaken()))
 
     async def statistics(

@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 
 from mm.core.ids import InstanceId, ModelId
-from mm.edge.h2 import PEER_LIMITS, ChannelPool, GrpcServer, IncomingCall
+from mm.core.load_report_wire import encode_report
+from mm.edge.h2 import PEER_LIMITS, Channel, ChannelPool, GrpcServer, IncomingCall
+from mm.edge.h2.messages import frame_message
 from mm.edge.peers import PEER_SERVICE, GrpcPeers, PeerService
-from mm.edge.unary import ServiceTable
+from mm.edge.unary import ServiceTable, call_raw, exchange, request_headers
 from mm.errors import MethodRefusedError
 from mm.mesh.ports import PeerCallError
 from mm.testing.cluster import until
@@ -160,3 +162,26 @@ async def test_idle_streams_are_closed_when_another_begins() -> None:
         await peers.push_loads(other, ME, {M: 1}, timeout_s=5)
         assert pool.get(one).open_count == 0
         assert pool.get(other).open_count == 1
+
+
+@pytest.mark.parametrize("body", [frame_message(b"\x0a\xff"), b"\x01\x00\x00\x00\x01x"])
+async def test_what_is_no_report_ends_the_stream(body: bytes) -> None:
+    node = StubNode()
+    async with serve(services(node)) as address:
+        channel = Channel(address, PEER_LIMITS)
+        headers = request_headers(channel, PEER_SERVICE + "pushLoads", 5)
+        answer = await exchange(channel, headers, body)
+        assert (b"grpc-status", b"3") in (answer.trailers or [])
+        await channel.close()
+    assert node.heard == []
+
+
+async def test_a_stream_that_ends_is_answered() -> None:
+    node = StubNode()
+    async with serve(services(node)) as address:
+        channel = Channel(address, PEER_LIMITS)
+        report = encode_report(ME, {M: 3})
+        path = PEER_SERVICE + "pushLoads"
+        assert await call_raw(channel, path, report, timeout_s=5) == b""
+        await channel.close()
+    assert node.heard == [(ME, {M: 3})]
