@@ -102,11 +102,22 @@ class ClusterState:
         if self._away.pop(instance_id, None) is not None:
             self._refresh(instance_id)
 
-    def learn(self, instance_id: InstanceId, state: HopState, *, now_s: float) -> None:
-        """It told its state with a refusal: that counts until its next record."""
+    def learn(
+        self,
+        instance_id: InstanceId,
+        state: HopState,
+        *,
+        now_s: float,
+        refused: ModelId | None = None,
+    ) -> None:
+        """It told its state with a refusal: that counts until its next record. ``refused``: the
+        model whose load was sent there.
+        """
         view = self._views.get(instance_id)
         if view is not None:
             self._sent.observed(instance_id, now_s)
+            if refused is not None:
+                self._sent.told(instance_id, refused)
             self._refresh(instance_id, state.update(view.record))
 
     def set_constraints(self, constraints: TypeConstraints) -> None:

@@ -92,6 +92,16 @@ class SentLoads:
                 return
             self._forget(instance_id, model_id)
 
+    def told(self, instance_id: InstanceId, model_id: ModelId) -> None:
+        """It told how it was when the load of this model came: with all that was sent before it."""
+        loads = self._loads.get(instance_id, {})
+        if model_id not in loads:
+            return
+        for sent in list(loads):
+            self._forget(instance_id, sent)
+            if sent == model_id:
+                return
+
     def forget(self, instance_id: InstanceId) -> None:
         """The instance is gone."""
         for model_id in list(self._loads.get(instance_id, ())):

@@ -124,7 +124,11 @@ class Placer:
         if not call.may_refuse:
             return
         verdict = self._failure_rules.verdict(call.model_id, record, now_ms)
-        if is_still_right(view, self._request(call, record, verdict)):
+        request = self._request(call, record, verdict)
+        if call.sender is not None:
+            # It knew of itself what its record here may not say yet, and chose another.
+            request = replace(request, excludes=request.excludes | {call.sender})
+        if is_still_right(view, request):
             return
         self._counters.loads_refused += 1
         refusal = hop_error(Outcome.STALE, f"others can load model {call.model_id} better")
@@ -139,7 +143,8 @@ class Placer:
         if told is None:
             return
         self._counters.loads_sent_back += 1
-        self._cluster.learn(route.instance_id, told, now_s=anyio.current_time())
+        now_s = anyio.current_time()
+        self._cluster.learn(route.instance_id, told, now_s=now_s, refused=call.model_id)
         call.refused_by.add(route.instance_id)
         call.refusals_count += 1
 
@@ -183,8 +188,8 @@ class Placer:
     def _among_refusing(
         self, view: ClusterView, call: Call, record: ModelRecord, verdict: Verdict
     ) -> Placement | None:
-        """After two refusals, or when nobody else is left, the better of those that refused has to:
-        of them it is known how they are, and of two like that even the better one is good.
+        """After enough refusals, or when nobody else is left, the best of those that refused has to:
+        of them it is known how they are, and even of a few known ones the best is good.
         """
         refusing = frozenset(call.refused_by)
         if not refusing:

@@ -129,6 +129,19 @@ def test_what_a_refusal_tells_holds_until_the_next_record() -> None:
     made.learn(InstanceId("nobody"), HopState(1, 1, 1, 1, 1), now_s=1.0)
 
 
+def test_a_refusal_tells_of_all_that_was_sent_before_it() -> None:
+    """Not of what was sent afterwards, nor is anything counted twice."""
+    made = state(a=record())
+    earlier, later = ModelId("earlier"), ModelId("later")
+    for model_id in (earlier, M, later):
+        made.load_sent(A, model_id, 30, now_s=1.0)
+    made.learn(A, HopState(1000, 95, 17, 9, 4), now_s=1.1, refused=M)
+    told = seen(made, A)
+    assert (told.record.used_units, told.sent_units, told.sent_count) == (95, 30, 1)
+    made.learn(A, HopState(1000, 95, 17, 9, 4), now_s=1.1, refused=M)
+    assert seen(made, A).sent_units == 30
+
+
 # --- types --------------------------------------------------------------------------------------
 
 
