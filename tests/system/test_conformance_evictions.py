@@ -249,6 +249,16 @@ def test_multi_load_cluster(spread: Models) -> None:
     assert spread.loaded() == list(range(9))
 
 
+def test_multi_load_with_eviction_cluster(spread: Models) -> None:
+    """Where a model goes is decided on records that are seconds old. Java grants two a pod, at four
+    loads a second; here there are twenty a second, so three.
+    """
+    room = POD_ROOM * len(PODS)
+    spread.add_many(room + 3)
+    newest = set(range(3 + 3 * len(PODS), room + 3))
+    assert newest <= set(spread.loaded())
+
+
 def test_multi_load_with_eviction_cluster_reuse(spread: Models) -> None:
     room = POD_ROOM * len(PODS)
     spread.add_many(room)
