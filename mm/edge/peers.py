@@ -199,5 +199,8 @@ class PeerService:
             loading_ms=int(counters.loading_s * 1000),
             store_connected=now.store_connected,
             registered_models=now.registered_models,
+            registry_writes_owed=now.registry_writes_owed,
+            look_ups=now.look_ups,
+            look_ups_refused=now.look_ups_refused,
             instances=now.instances,
         )

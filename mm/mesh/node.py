@@ -403,6 +403,7 @@ class Node:
     def statistics(self) -> InstanceStatistics:
         """Answer a snapshot of counters and gauges."""
         copies = list(self._copies)
+        look_ups = (self._registry.look_ups, self._vmodels.look_ups)
         return InstanceStatistics(
             instance_id=self._me,
             uptime_ms=self._ports.clock.now_ms() - self.start_time_ms,
@@ -418,6 +419,9 @@ class Node:
             loads_queued=self._loader.queue_length,
             store_connected=self._ports.store.connected,
             registered_models=len(self._registry),
+            registry_writes_owed=self._registrar.owed_count,
+            look_ups=sum(each.count for each in look_ups),
+            look_ups_refused=sum(each.refused_count for each in look_ups),
             instances=len(self._members),
             counters=self._counters,
         )

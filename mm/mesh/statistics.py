@@ -61,5 +61,10 @@ class InstanceStatistics:
     loads_queued: int
     store_connected: bool
     registered_models: int
+    #: Records that the store has still to be told of: 0 in good times within a moment.
+    registry_writes_owed: int
+    #: Reads of ids that are not known here, and those refused because they were too many.
+    look_ups: int
+    look_ups_refused: int
     instances: int
     counters: Counters

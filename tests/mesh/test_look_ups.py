@@ -12,7 +12,7 @@ from mm.core.ids import ModelId
 from mm.core.records import ModelRecord
 from mm.edge.memory_server import MemoryServer
 from mm.edge.memory_store import Fault, MemoryStore
-from mm.errors import LimitError, StatusCode, StoreUnavailableError
+from mm.errors import LimitError, ModelNotFoundError, StatusCode, StoreUnavailableError
 from mm.limits import Limits
 from mm.mesh.look_ups import ANSWER_S, LookUps
 from mm.mesh.mirror import Mirror
@@ -225,13 +225,17 @@ async def test_hits_never_touch_the_store() -> None:
         await loaded_at(cluster, "b")
         for each in cluster.serving:
             each.store.set_fault(Fault.SILENT)
-        before = {each.name: each.node._registry.look_ups.count for each in cluster.serving}
+        before = [each.node.statistics().look_ups for each in cluster.serving]
         with anyio.fail_after(3):
             for name in "ab":
                 for _ in range(50):
                     assert await cluster[name].invoke("m") == "b"
-        after = {each.name: each.node._registry.look_ups.count for each in cluster.serving}
-        assert after == before
+        assert [each.node.statistics().look_ups for each in cluster.serving] == before
+        for each in cluster.serving:
+            each.store.set_fault(None)
+        with pytest.raises(ModelNotFoundError):
+            await cluster["a"].invoke("unknown")
+        assert cluster["a"].node.statistics().look_ups == before[0] + 1
 
 
 async def test_a_long_id_that_others_registered_is_served() -> None:

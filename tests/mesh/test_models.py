@@ -126,7 +126,8 @@ async def test_no_more_models_than_the_limit() -> None:
         for name in ("m", "n"):
             await cluster["a"].register(name)
         for name in "ab":
-            await until(lambda name=name: len(cluster[name].node._registry) == 2)  # type: ignore[misc]
+            registry = cluster[name].node._registry
+            await until(lambda registry=registry: len(registry) == 2)  # type: ignore[misc]
             with pytest.raises(LimitError, match="is 2: unregister some, or set MM_MAX") as caught:
                 await cluster[name].register("o")
             assert caught.value.code == StatusCode.RESOURCE_EXHAUSTED

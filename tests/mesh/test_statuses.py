@@ -92,7 +92,7 @@ async def test_one_that_is_ready_is_enough_although_another_is_loading() -> None
         asked = Asked(cluster)
         call = Call(M, hop=Hop.LOAD_LOCAL, hops_left=0)
         await cluster["c"].node.models.ensure_loaded(EnsureRequest(M, sync=False), call)
-        await until(lambda: C in cluster["a"].node._registry.get(M).copies)  # type: ignore[union-attr]
+        await until(lambda: M in cluster["a"].node._registry.held_by(C))
         for name in "abc":
             status = await cluster[name].status("m")
             assert status.status == "LOADED"
@@ -146,7 +146,8 @@ async def test_no_more_than_a_few_are_asked() -> None:
     names = [f"i{number}" for number in range(ASKED_MAX + 2)]
     async with running_cluster("a", *names, plan=FAST) as cluster:
         for name in names:
-            cluster[name].node._registrar.disown = lambda model_id: None  # type: ignore[method-assign]
+            registrar = cluster[name].node._registrar
+            registrar.disown = lambda model_id: None  # type: ignore[method-assign]
         asked = Asked(cluster, ModelStatus("LOADING"))
         record = ModelRecord(INFO)
         for number, name in enumerate(names):

@@ -182,6 +182,18 @@ class InstanceStatistics(betterproto2.Message):
 
     loads_sent_back: "int" = betterproto2.field(28, betterproto2.TYPE_UINT64)
 
+    registry_writes_owed: "int" = betterproto2.field(29, betterproto2.TYPE_UINT64)
+    """
+    Records that the store has still to be told of: a gauge that is 0 within a moment while the store is there.
+    """
+
+    look_ups: "int" = betterproto2.field(30, betterproto2.TYPE_UINT64)
+    """
+    Reads of ids that are not known here, and those refused because they were too many.
+    """
+
+    look_ups_refused: "int" = betterproto2.field(31, betterproto2.TYPE_UINT64)
+
 
 default_message_pool.register_message("mm.peer", "InstanceStatistics", InstanceStatistics)
 
