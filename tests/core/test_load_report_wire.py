@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mm.core.ids import InstanceId, ModelId
@@ -16,6 +16,7 @@ _names = st.text(max_size=200).filter(lambda name: name.isprintable())
 _loads = st.dictionaries(_names.map(ModelId), st.integers(0, 2**32 - 1), max_size=5)
 
 
+@settings(deadline=None)  # the general codec compiles itself at its first use
 @given(_names.map(InstanceId), _loads)
 def test_both_codecs_understand_each_other(
     instance_id: InstanceId, loads: dict[ModelId, int]
