@@ -188,7 +188,7 @@ class Placer:
     def _among_refusing(
         self, view: ClusterView, call: Call, record: ModelRecord, verdict: Verdict
     ) -> Placement | None:
-        """After enough refusals, or when nobody else is left, the best of those that refused has to:
+        """After enough refusals, or when nobody else is left, the best that refused has to load it:
         of them it is known how they are, and even of a few known ones the best is good.
         """
         refusing = frozenset(call.refused_by)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mm.core.busyness import SAMPLE_MS, WINDOW_MS, Busyness
@@ -34,6 +34,7 @@ def test_a_clock_that_is_set_back_starts_anew() -> None:
     assert busyness.rpm(800, START - 9 * SAMPLE_MS) == 100
 
 
+@settings(deadline=None)
 @given(steps=st.lists(st.tuples(st.integers(0, 200_000), st.integers(0, 999)), max_size=60))
 def test_it_never_exceeds_the_fastest_stretch_and_keeps_little(
     steps: list[tuple[int, int]],

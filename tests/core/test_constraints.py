@@ -6,7 +6,7 @@ import json
 from types import MappingProxyType
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mm.core.constraints import (
@@ -148,6 +148,7 @@ LABEL_SETS = st.frozensets(st.sampled_from("abcd"), max_size=4)
 ENTRIES = st.builds(constraint, LABEL_SETS, LABEL_SETS)
 
 
+@settings(deadline=None)
 @given(
     types=st.dictionaries(st.sampled_from(["t", "u", "v", "_default"]), ENTRIES),
     groups=st.dictionaries(st.integers(0, 9), LABEL_SETS),

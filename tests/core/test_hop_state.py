@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mm.core.hop_state import HopState
@@ -14,6 +14,7 @@ NUMBERS = st.integers(0, NEVER_MS)
 COUNTS = st.integers(0, 2**29)
 
 
+@settings(deadline=None)
 @given(st.builds(HopState, NUMBERS, NUMBERS, NUMBERS, COUNTS, COUNTS))
 def test_what_is_written_is_read(state: HopState) -> None:
     assert HopState.read(state.write()) == state

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mm.core.ids import InstanceId, ModelId
@@ -98,6 +98,7 @@ STEPS = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(steps=STEPS)
 def test_sums_are_never_negative_and_end_at_nothing(
     steps: list[tuple[str, InstanceId, ModelId, float]],
