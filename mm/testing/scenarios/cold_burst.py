@@ -29,11 +29,17 @@ MODELS_COUNT: Final = 50
 RECORDS_AGE_S: Final = 1.0
 #: Longer than the burst takes to be asked for, shorter than the records take to tell of it.
 LOAD_S: Final = 2.0
-CAPACITY_MIB: Final = 32
-#: An instance that is full holds this many of 1 MiB: all but the reserve.
-FULL_COUNT: Final = 32
+#: As many models of 1 MiB make an instance full.
+CAPACITY_MIB: Final = 16
 TIMES_MEAN_MAX: Final = 2.0
 BURSTS_COUNT: Final = 4
+#: (what it is called, instances are full, all calls come in at one of them)
+KINDS: Final = (
+    ("empty instances, asked of all", False, False),
+    ("empty instances, asked of one", False, True),
+    ("full instances, asked of all", True, False),
+    ("full instances, asked of one", True, True),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,15 +63,12 @@ def run(seed: int) -> ScenarioReport:
     return report(seed, BURSTS_COUNT)
 
 
-def report(seed: int, bursts_count: int) -> ScenarioReport:
+def report(
+    seed: int, bursts_count: int, kinds: tuple[tuple[str, bool, bool], ...] = KINDS
+) -> ScenarioReport:
     """Answer the figures of so many bursts of each kind."""
     figures = []
-    for title, is_full, is_sticky in (
-        ("empty instances, asked of all", False, False),
-        ("empty instances, asked of one", False, True),
-        ("full instances, asked of all", True, False),
-        ("full instances, asked of one", True, True),
-    ):
+    for title, is_full, is_sticky in kinds:
         work = partial(_bursts, seed, bursts_count, is_full=is_full, is_sticky=is_sticky)
         bursts = run_in_virtual_time(work, f"{seed} {title}")
         figures += _figures(title, bursts)
@@ -119,7 +122,7 @@ async def _fill(cluster: Cluster) -> None:
     """Give every instance as many models as it holds, used at nearly the same times."""
     async with anyio.create_task_group() as group:
         for instance in cluster.serving:
-            for index in range(FULL_COUNT):
+            for index in range(CAPACITY_MIB):
                 model_id = f"old-{instance.name}-{index}"
                 await instance.register(model_id)
                 group.start_soon(instance.load_here, model_id)

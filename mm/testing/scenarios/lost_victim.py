@@ -45,6 +45,9 @@ STRANGERS_COUNT: Final = 4
 PLAN: Final = ModelPlan(load_s=0.02, unload_s=0.01)
 #: A few lengths only: calls that end together cost the scheduler one turn.
 CALLS_S: Final = (0.0, 0.005, 0.01, 0.015)
+#: One in so many takes longer than a copy stays: its copy is evicted under it.
+LONG_EVERY: Final = 20
+LONG_CALL_S: Final = 1.0
 #: About as long as an eviction takes with calls in flight.
 EVICTION_S: Final = CALLS_S[-1] + PLAN.unload_s
 #: A load takes 20 ms, and a few may be queued before it; minutes are for ever.
@@ -62,6 +65,8 @@ class Tally:
     #: Calls that came to a runtime without the model; the mesh may mend that by a reload.
     missed_count: int = 0
     evictions_count: int = 0
+    #: Copies that left the cache under calls.
+    under_calls_count: int = 0
     wait_max_s: float = 0.0
     failures: Counter[str] = field(default_factory=Counter)
 
@@ -82,7 +87,8 @@ class WatchedRuntime(FakeRuntime):
             self._tally.missed_count += 1
             raise RuntimeCallError(StatusCode.NOT_FOUND, f"model {model_id} is not loaded")
         unloads_count = self.unloads_done[model_id]
-        await anyio.sleep(self._rng.choice(CALLS_S))
+        is_long = self._rng.randrange(LONG_EVERY) == 0
+        await anyio.sleep(LONG_CALL_S if is_long else self._rng.choice(CALLS_S))
         is_there = self.held(model_id) is Held.LOADED
         if not is_there or self.unloads_done[model_id] != unloads_count:
             self._tally.wrong_count += 1
@@ -118,6 +124,7 @@ class _Chase:
             before, leaving = leaving, {m for m in MODELS if ModelId(m) in copies.unloader}
             for model_id in sorted(leaving - before):
                 self._tally.evictions_count += 1
+                self._tally.under_calls_count += copies.table.in_flight(model_id) > 0
                 for _ in range(MOMENTS_COUNT):
                     callers.start_soon(self._call_victim, instance, model_id, callers)
             await copies.changed.wait()
@@ -168,7 +175,12 @@ def report(seed: int, calls_count: int) -> ScenarioReport:
                 f"{tally.calls_count:,}",
                 tally.calls_count >= calls_count,
             ),
-            Figure("evictions meanwhile", "", f"{tally.evictions_count:,}", None),
+            Figure(
+                "evictions, and those with calls in flight on the copy",
+                "some",
+                f"{tally.evictions_count:,}, {tally.under_calls_count:,}",
+                tally.under_calls_count > 0,
+            ),
             _none("calls that hang", tally.unanswered_count),
             _none("wrong answers", tally.wrong_count),
             _none("calls sent to a runtime without the model", tally.missed_count),

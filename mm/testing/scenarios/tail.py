@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from mm.core.ids import InstanceId
+from mm.core.load_reports import RECENT_S, SERVICE_PART
 from mm.core.routing import ReadyCopy, RoutingLimits, RoutingView, decide
 from mm.limits import Limits
 from mm.table import Table
@@ -135,12 +136,15 @@ class MeshRule:
         self._copies = {handle: copy for copy, handle in enumerate(self._handles)}
         #: When what a router knows of a copy was true.
         self._known_s = [[0.0] * COPIES_COUNT for _ in range(routers_count)]
-        gap_s = max(0.005, SERVICE_MEAN_S / 4)
+        #: When it called it last.
+        self._called_s = [[0.0] * COPIES_COUNT for _ in range(routers_count)]
+        gap_s = max(_DEFAULTS.load_push_interval_min_s, SERVICE_PART * SERVICE_MEAN_S)
         self._pushes = [_Pushes(gap_s) for _ in range(COPIES_COUNT)]
 
     def choose(self, job: Job, now_s: float) -> int:
         """Take over what was pushed since the last call, then decide as the mesh does."""
         table, known_s = self._tables[job.router], self._known_s[job.router]
+        called_s = self._called_s[job.router]
         sent_s = now_s - LATENCY_S
         for copy, pushes in enumerate(self._pushes):
             if pushes.count != pushes.pushed_count:
@@ -148,12 +152,16 @@ class MeshRule:
             pushed_s, count = pushes.pushed_s, pushes.pushed_count
             if pushed_s > sent_s:
                 pushed_s, count = pushes.earlier
-            if pushed_s > known_s[copy]:
+            # Who has not called of late is not told.
+            if known_s[copy] < pushed_s <= called_s[copy] + RECENT_S:
                 known_s[copy] = pushed_s
                 table.report_load(self._handles[copy], MODEL, count)
         if job.busy < 0:
-            return self._copies[table.choose(MODEL, self._rng.getrandbits(64))]
-        return self._choose_again(table, job)
+            chosen = self._copies[table.choose(MODEL, self._rng.getrandbits(64))]
+        else:
+            chosen = self._choose_again(table, job)
+        called_s[chosen] = now_s
+        return chosen
 
     def _choose_again(self, table: Table, job: Job) -> int:
         ready = [

@@ -1,0 +1,222 @@
+"""The scenarios of `mm sim`, scaled down: they meet their targets, can miss them, and repeat.
+
+Each whole scenario takes up to a minute; here each takes a second or so, with fewer calls.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import cache
+
+import pytest
+
+from mm.core.calls import REFUSALS_MAX
+from mm.core.ids import InstanceId, ModelId
+from mm.core.placement import Placement, PlacementReason
+from mm.mesh.unloader import Unloader
+from mm.testing.scenarios import (
+    SCENARIOS,
+    Figure,
+    ScenarioReport,
+    big_load,
+    cold_burst,
+    fleet_hit_ratio,
+    lost_victim,
+    pure_fleet,
+    sweep,
+    tail,
+)
+from mm.testing.scenarios.queues import Job, Shape, simulate
+from mm.testing.scenarios.zipf import ZipfCalls
+
+#: They take a second or two each; the machine of a CI may be busy with other things.
+pytestmark = pytest.mark.timeout(120)
+
+
+@cache
+def small_report(name: str) -> ScenarioReport:
+    """A scenario, scaled down."""
+    return SMALL[name](1)
+
+
+def small_fleet(seed: int) -> ScenarioReport:
+    return fleet_hit_ratio.report(seed, ((20, 6_000),), 4_000, 400)
+
+
+SMALL: dict[str, Callable[[int], ScenarioReport]] = {
+    "cold-burst": lambda seed: cold_burst.report(seed, 1, cold_burst.KINDS[:1]),
+    "big-load": lambda seed: big_load.report(seed, 1),
+    "tail": lambda seed: tail.report(seed, 8_000),
+    "fleet-hit-ratio": small_fleet,
+    "sweep": lambda seed: sweep.report(seed, 1),
+    "lost-victim": lambda seed: lost_victim.report(seed, 1_000),
+}
+
+
+def test_every_scenario_has_a_small_one() -> None:
+    assert list(SMALL) == list(SCENARIOS)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_scenario_meets_its_targets(name: str) -> None:
+    report = small_report(name)
+    assert report.name == name
+    assert report.is_met, "\n".join(report.lines())
+
+
+_LINES = """
+from tests.sim.test_scenarios import SMALL, small_report
+for name in SMALL:
+    print(*small_report(name).lines(), sep="\\n")
+"""
+
+
+def test_a_seed_gives_the_same_figures_in_every_process() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _LINES],
+        env={**os.environ, "PYTHONHASHSEED": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    here = [line for name in SMALL for line in small_report(name).lines()]
+    assert done.stdout.splitlines() == here
+    assert len(here) > 40
+
+
+def test_another_seed_gives_other_figures() -> None:
+    assert tail.report(1, 2_000) != tail.report(2, 2_000)
+
+
+# --- they can miss --------------------------------------------------------------------------------
+
+
+def test_a_mesh_that_goes_by_its_own_counts_misses_the_tail(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def senders_count(routers_count: int, *_: object) -> tail.SendersCount:
+        return tail.SendersCount(routers_count)
+
+    monkeypatch.setattr(tail, "MeshRule", senders_count)
+    assert not tail.report(1, 4_000).is_met
+
+
+def test_a_fleet_that_loads_wherever_it_is_asked_misses_the_pooled_cache(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def first(view: object, request: object, rng: random.Random) -> Placement:
+        name = f"i{min(int(rng.expovariate(0.5)), 15):02}"
+        return Placement(InstanceId(name), PlacementReason.OLDEST)
+
+    monkeypatch.setattr(pure_fleet, "choose_instance", first)
+    monkeypatch.setattr(pure_fleet, "is_still_right", lambda view, request: True)
+    work = fleet_hit_ratio.Work(1, 16, 4_000, fleet_hit_ratio.CALLS_PER_S)
+    fleet, pooled, _ = fleet_hit_ratio._compare(work, 1, 20, 8_000)
+    assert fleet > pooled + fleet_hit_ratio.POINTS_MAX
+
+
+def test_victims_that_are_unloaded_under_their_calls_answer_wrongly(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def at_once(self: Unloader, model_id: ModelId, wait_max_s: float) -> None:
+        self._table.begin_unload(model_id)
+
+    monkeypatch.setattr(Unloader, "_wait_idle", at_once)
+    report = lost_victim.report(1, 2_000)
+    [wrong] = [figure for figure in report.figures if figure.text == "wrong answers"]
+    assert wrong.is_met is False, report.lines()
+
+
+def test_loads_that_nobody_refuses_are_spread_less_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert REFUSALS_MAX > 0
+    monkeypatch.setattr("mm.mesh.placer.is_still_right", lambda view, request: True)
+    report = cold_burst.report(1, 3, cold_burst.KINDS[:1])
+    assert not report.is_met, report.lines()
+
+
+# --- what they are made of ------------------------------------------------------------------------
+
+
+def test_a_report_says_plainly_what_was_missed() -> None:
+    report = ScenarioReport(
+        "x",
+        (
+            Figure("calls", "", "7", None),
+            Figure("good", "<= 2", "1", True),
+            Figure("bad", "<= 2", "3", False),
+        ),
+    )
+    assert not report.is_met
+    assert [line.split() for line in report.lines()] == [
+        ["x", "target", "reached"],
+        ["calls", "7"],
+        ["good", "<=", "2", "1", "met"],
+        ["bad", "<=", "2", "3", "MISSED"],
+    ]
+
+
+class Alternate:
+    """Sends to each copy in turn; sends back what it is told to."""
+
+    def __init__(self, redirects: set[int] | None = None) -> None:
+        self.count = 0
+        self.redirects = redirects or set()
+        self.told: list[int] = []
+
+    def choose(self, job: Job, now_s: float) -> int:
+        self.count += 1
+        return self.count % 2
+
+    def is_redirected(self, job: Job, in_flight: int) -> bool:
+        return job.busy < 0 and self.count in self.redirects
+
+    def counted(self, copy: int, in_flight: int, now_s: float) -> None:
+        self.told.append(in_flight)
+
+    def replied(self, job: Job, copy: int, in_flight: int, now_s: float) -> None:
+        pass
+
+
+def test_queues_hold_what_queueing_theory_says() -> None:
+    # Calls alternate, so each copy is a queue of its own with half the calls: a copy of half speed
+    # takes twice as long when hardly anybody waits.
+    shape = Shape(1, (1.0, 2.0), 1, 0.01, 0.001, load=0.01)
+    policy = Alternate()
+    times_s = simulate(shape, policy, 20_000, "x")
+    assert len(times_s) == 20_000
+    assert sum(times_s) / len(times_s) == pytest.approx(0.002 + (0.01 + 0.02) / 2, rel=0.05)
+    assert min(policy.told) == 0
+    # M/M/1: the mean time in the system is service / (1 - load).
+    busy = simulate(Shape(1, (1.0,), 1, 0.01, 0.0, load=0.5), One(), 40_000, "x")
+    assert sum(busy) / len(busy) == pytest.approx(0.02, rel=0.05)
+
+
+class One(Alternate):
+    """There is one copy."""
+
+    def choose(self, job: Job, now_s: float) -> int:
+        return 0
+
+
+def test_a_call_that_is_sent_back_takes_two_hops_more() -> None:
+    shape = Shape(1, (1.0, 1.0), 1, 1e-9, 1.0, load=1e-12)
+    times_s = simulate(shape, Alternate(redirects={1}), 2, "x")
+    assert sorted(round(each) for each in times_s) == [2, 4]
+
+
+def test_calls_follow_zipf_and_drift() -> None:
+    calls = iter(ZipfCalls(100, 1.0, 10**9, random.Random(1)))
+    counts = [0] * 100
+    for _ in range(20_000):
+        counts[next(calls)] += 1
+    assert counts[0] / counts[9] == pytest.approx(10, rel=0.3)
+    drifting = ZipfCalls(100, 1.0, 10, random.Random(1))
+    calls = iter(drifting)
+    for _ in range(2_000):
+        next(calls)
+    assert sorted(drifting._models) == list(range(100))
+    assert sum(model != rank for rank, model in enumerate(drifting._models)) > 50
