@@ -201,6 +201,8 @@ class PeerService:
             registered_models=now.registered_models,
             registry_writes_owed=now.registry_writes_owed,
             look_ups=now.look_ups,
+            redirects=counters.redirects,
+            loads_pushed=counters.loads_pushed,
             look_ups_refused=now.look_ups_refused,
             instances=now.instances,
         )

@@ -194,6 +194,14 @@ class InstanceStatistics(betterproto2.Message):
 
     look_ups_refused: "int" = betterproto2.field(31, betterproto2.TYPE_UINT64)
 
+    redirects: "int" = betterproto2.field(32, betterproto2.TYPE_UINT64)
+    """
+    Forwarded calls that a busy copy sent back, to go to another one; and messages to peers that tell how busy copies
+    here are.
+    """
+
+    loads_pushed: "int" = betterproto2.field(33, betterproto2.TYPE_UINT64)
+
 
 default_message_pool.register_message("mm.peer", "InstanceStatistics", InstanceStatistics)
 
