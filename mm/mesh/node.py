@@ -43,6 +43,7 @@ from mm.mesh.registry import Registry
 from mm.mesh.router import Router
 from mm.mesh.statistics import Counters, InstanceStatistics
 from mm.mesh.statuses import Statuses
+from mm.mesh.store_check import wait_for_store
 from mm.mesh.vmodels import VModels
 from mm.mesh.waiters import Waiters
 from mm.table import Table
@@ -96,7 +97,7 @@ class Node:
         Raises ``StartupError`` when it cannot start: the store, the runtime, the id.
         """
         self._address = address
-        await self._check_store()
+        await wait_for_store(self._ports.store, self._config)
         parameters = await self._ports.runtime.wait_ready()
         self._compose(parameters)
         failure: StartupError | None = None
@@ -155,33 +156,6 @@ class Node:
             await write()
         except StoreUnavailableError as exc:
             logger.warning("stopping without telling the others: %s", exc)
-
-    async def _check_store(self) -> None:
-        """The store must answer before anything else makes sense (spec core 7.1)."""
-        config, message = self._config, "no answer"
-        limit_s = config.store_start_timeout_s
-        nobody_listens = True
-        with anyio.move_on_after(limit_s) as scope:
-            started_s = anyio.current_time()
-            while True:
-                try:
-                    await self._ports.store.check()
-                except StoreUnavailableError as exc:
-                    if message != exc.message:
-                        message = exc.message
-                        logger.warning("the store does not answer yet: %s", message)
-                    nobody_listens = nobody_listens and exc.nobody_listens
-                    limit_s = config.store_start_timeout_s
-                    if nobody_listens:
-                        limit_s = config.store_refused_timeout_s
-                    scope.deadline = started_s + limit_s
-                    await anyio.sleep(0.2)
-                else:
-                    break
-        if scope.cancelled_caught:
-            raise StartupError(
-                f"Problem connecting to etcd: {message} (tried for {limit_s:g} s; see KV_STORE)"
-            )
 
     def _compose(self, parameters: RuntimeParameters) -> None:
         self._parameters = parameters
