@@ -93,11 +93,9 @@ class LoadReports:
 
     def began(self, model_id: ModelId, peer: InstanceId | None) -> bool:
         """A call for the copy began, sent by that peer; answers whether it should be timed."""
-        copy = self._copies.get(model_id)
+        copy = self._copies.get(model_id) or self._watch(model_id, peer)
         if copy is None:
-            if peer is None or len(self._copies) >= self._limits.copies_max:
-                return False
-            copy = self._copies[model_id] = _Copy()
+            return False
         if peer is not None:
             copy.callers.add(peer)
             copy.believed.setdefault(peer, _NOTHING)
@@ -106,6 +104,14 @@ class LoadReports:
             return False
         copy.is_timed = True
         return True
+
+    def told(self, model_id: ModelId, peer: InstanceId, count: int) -> None:
+        """A call of that peer was sent away with this count: it will not come back by itself."""
+        copy = self._copies.get(model_id) or self._watch(model_id, peer)
+        if copy is not None:
+            copy.callers.add(peer)
+            copy.believed[peer] = count
+            self._note(model_id, copy)
 
     def ended(self, model_id: ModelId, peer: InstanceId | None, told: int | None) -> None:
         """A call ended; ``told``: the count that its reply told the peer, None if it had none."""
@@ -175,6 +181,12 @@ class LoadReports:
                 copy.forget_old(now_s)
                 if not copy.believed:
                     del self._copies[model_id]
+
+    def _watch(self, model_id: ModelId, peer: InstanceId | None) -> _Copy | None:
+        if peer is None or len(self._copies) >= self._limits.copies_max:
+            return None
+        copy = self._copies[model_id] = _Copy()
+        return copy
 
     def _note(self, model_id: ModelId, copy: _Copy) -> None:
         if not copy.is_changed:

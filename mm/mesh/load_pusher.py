@@ -62,6 +62,11 @@ class LoadPusher:
         if self._reports.is_pending and not self._wanted.is_set():
             self._wanted.set()
 
+    def sent_away(self, model_id: ModelId, peer: InstanceId, count: int) -> None:
+        """A peer heard how busy the copy here is, in place of an answer."""
+        self._reports.told(model_id, peer, count)
+        self._wanted.set()
+
     def ended(self, call: Call) -> None:
         """It let the copy go."""
         self._reports.ended(call.model_id, call.sender, call.load_told)

@@ -200,8 +200,10 @@ class Router:
         """Answer the calls that the copy here has in flight besides this one; its sender is taken
         to know it from now on.
         """
-        call.load_told = self.in_flight(call.model_id) - call.is_here
-        return call.load_told
+        count = call.load_told = self.in_flight(call.model_id) - call.is_here
+        if call.sender is not None and not call.is_here and count:
+            self._pusher.sent_away(call.model_id, call.sender, count)
+        return count
 
     def loads_pushed(self, sender: InstanceId, loads: Mapping[ModelId, int]) -> None:
         """Note the calls in flight that a peer's copies have, as it told of its own accord."""

@@ -49,6 +49,14 @@ def test_a_count_that_came_and_went_is_pushed_to_whom_a_reply_told_of_it() -> No
     assert reports.due(1.5, {M: 0}.__getitem__) == {A: {M: 0}}
 
 
+def test_who_was_sent_away_hears_when_it_may_come_back() -> None:
+    reports = make()
+    reports.told(M, A, 4)
+    assert reports.due(1.0, {M: 4}.__getitem__) == {}
+    reports.ended(M, B, told=3)
+    assert reports.due(1.5, {M: 3}.__getitem__) == {A: {M: 3}}
+
+
 def test_pushes_are_a_quarter_of_a_service_time_apart_and_never_less_than_5_ms() -> None:
     for service_s, interval_s in ((0.001, 0.005), (0.02, 0.005), (0.2, 0.05)):
         reports = make()

@@ -99,6 +99,22 @@ async def test_a_busy_copy_sends_a_call_to_another_one() -> None:
         cluster["b"].node.router.finished(held, route, Outcome.ANSWERED)
 
 
+@pytest.mark.virtual_time
+async def test_a_sender_that_was_sent_away_hears_when_the_copy_is_free() -> None:
+    async with running_cluster("a", "b", "c", plan=NARROW) as cluster:
+        await loaded_at(cluster, "b", "c")
+        tell(cluster, c=5)
+        held = call_for(hop=Hop.HIT_ONLY, hops_left=0)
+        route = await cluster["b"].node.router.route(held)
+        assert await cluster["a"].invoke("m") == "c"
+        table = cluster["a"].node._copies.table
+        assert [count for _, count in table.peer_loads("m")] == [1, 0]
+        await anyio.sleep(0.5)
+        cluster["b"].node.router.finished(held, route, Outcome.ANSWERED)
+        await anyio.sleep(0.1)
+        assert [count for _, count in table.peer_loads("m")] == [0, 0]
+
+
 async def test_the_second_copy_serves_however_busy_it_is() -> None:
     async with running_cluster("a", "b", "c", plan=NARROW) as cluster:
         await loaded_at(cluster, "b", "c")
