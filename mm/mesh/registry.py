@@ -130,6 +130,8 @@ class Registry:
             result = await self._store.write(Write(key, value, if_revision=revision))
             item = result.item
             if item is not None:
+                if result.succeeded and wanted is not None:
+                    self._remember(model_id, item.mod_revision, wanted)  # no need to parse it
                 self._mirror.written(item)
             elif revision:
                 self._mirror.deleted_by_us(model_id, revision)
@@ -173,11 +175,15 @@ class Registry:
             self._corrupt[model_id] = item.mod_revision
             logger.error("record %s skipped: %s", item.key, exc)
             return None
+        self._remember(model_id, item.mod_revision, record)
+        return record
+
+    def _remember(self, model_id: str, mod_revision: int, record: ModelRecord) -> None:
         self._corrupt.pop(model_id, None)
-        self._parsed[model_id] = (item.mod_revision, record)
+        self._parsed[model_id] = (mod_revision, record)
+        self._parsed.move_to_end(model_id)
         if len(self._parsed) > PARSED_MAX:
             self._parsed.popitem(last=False)
-        return record
 
     def _changed(self, key_id: str, item: Item | None) -> None:
         if not _can_be_model(key_id):

@@ -124,6 +124,17 @@ async def test_creation_and_deletion() -> None:
         assert world.registry.get(M) is None
 
 
+async def test_what_we_wrote_is_not_parsed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running() as world:
+        await world.put("m", RECORD)
+        await until(lambda: world.registry.get(M) == RECORD)
+        monkeypatch.setattr(ModelRecord, "decode", None)
+        written = await world.registry.update(M, lambda r: r and r.with_copy(A, 1, 0))
+        assert world.registry.get(M) is written
+        monkeypatch.undo()
+        assert ModelRecord.decode(world.stored("m") or b"") == written
+
+
 async def test_a_fresh_change_also_teaches_the_mirror() -> None:
     async with running() as world:
         world.store.set_fault(Fault.REFUSED)
