@@ -125,7 +125,7 @@ class ProxiedCall:
         """Ask, send, and again, until there is an answer. Raises ``MeshError``."""
         router, call = self.proxy.router, self.call
         refusals = 0
-        route = await router.route(call)
+        route = await self._ask()
         while True:
             attempt: Attempt | None = None
             try:
@@ -153,7 +153,16 @@ class ProxiedCall:
             refusals = 0
             self.incoming.drop_held()
             self._held_bytes = 0
-            route = await router.route(call)
+            route = await self._ask()
+
+    async def _ask(self) -> Route:
+        """Ask the router; while it has no answer the connection counts the call as parked."""
+        link = self.incoming.link
+        link.parked_count += 1
+        try:
+            return await self.proxy.router.route(self.call)
+        finally:
+            link.parked_count -= 1
 
     @property
     def may_repeat(self) -> bool:

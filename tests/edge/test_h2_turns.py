@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 
 import pytest
 
 from mm.edge.h2.messages import frame_message
-from mm.edge.h2.turns import CALLS_A_TURN
+from mm.edge.h2.turns import CALLS_A_TURN, PARKED_MAX
 from tests.edge.h2_echo import assert_serves, serve_echo
 from tests.edge.raw_h2 import REQUEST, RawPeer, connect
 
@@ -67,6 +68,28 @@ async def test_a_quiet_connection_does_not_stand_behind_bursts() -> None:
         assert len(server.queue) == 2
         assert echo.running < BURST, "most of both bursts comes later"
         await until(lambda: echo.running == 2 * BURST)
+
+
+async def test_many_connections_with_a_few_new_calls_each_take_turns() -> None:
+    """Those that have calls waiting already stand behind whoever has none."""
+    async with serve_echo() as (server, port, echo), AsyncExitStack() as stack:
+        crowd = [await stack.enter_async_context(connect(port)) for _ in range(12)]
+        for peer in crowd:
+            await assert_serves(peer)
+        await until(lambda: not server.queue)
+        for link in list(server.links):
+            link.parked_count = PARKED_MAX + 1
+            peer = next(each for each in crowd if address_of(each) == link.peer_address)
+            peer.h2.send_headers(peer.h2.get_next_available_stream_id(), REQUEST)
+            link.data_received(peer.h2.data_to_send())
+        assert len(server.queue) == len(crowd)
+        turns = await until(lambda: echo.running == len(crowd))
+        assert turns >= len(crowd) / 4
+
+
+def address_of(peer: RawPeer) -> str:
+    host, port = peer.writer.get_extra_info("sockname")[:2]
+    return f"{host}:{port}"
 
 
 async def test_a_connection_that_goes_leaves_the_queue() -> None:

@@ -33,9 +33,12 @@ async def test_a_waiting_call_is_charged_for_its_request_and_takes_nothing_from_
         call = client.unary_unary("/t.S/Unary")(bytes(10_000), metadata=METADATA)
         waiting = await waiting_call(stand, 10_005)
         assert waiting.waits
+        (link,) = stand.server.links
+        assert link.parked_count == 1
         assert stand.server.held_bytes == 0, "the budget of calls that are being sent"
         loaded.set()
         assert await call == b"echo:" + bytes(10_000)
+        assert link.parked_count == 0
         assert stand.server.held_bytes == 0
 
 

@@ -254,8 +254,11 @@ class Link(H2Protocol):
         if self.is_behind:
             self.rest()
             return
-        if self.take_turn():
+        if self.is_crowded():
             self.fall_behind()
+        elif self.take_turn():
+            self.fall_behind()
+            self.rest()
         elif len(data) >= _LARGE_READ_BYTES and not self.transport.is_closing():
             self.transport.pause_reading()
             self.loop.call_soon(self._read_on)
@@ -359,6 +362,10 @@ class Link(H2Protocol):
             self.connection.close_gently()
 
     # --- what the two ends add ---------------------------------------------------------------
+
+    def is_crowded(self) -> bool:
+        """Answer whether so much goes on here that what comes in waits for its turn anyway."""
+        return False
 
     def fall_behind(self) -> None:
         """Wait for the next turn. Only where ``calls_a_turn`` has a limit."""

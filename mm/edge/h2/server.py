@@ -27,7 +27,7 @@ from mm.edge.h2.incoming import IncomingCall
 from mm.edge.h2.limits import TransportLimits
 from mm.edge.h2.link import Link
 from mm.edge.h2.stream import NOBODY, RawStream
-from mm.edge.h2.turns import CALLS_A_TURN, TurnQueue
+from mm.edge.h2.turns import CALLS_A_TURN, PARKED_MAX, TurnQueue
 from mm.errors import MeshError, StatusCode
 
 logger = logging.getLogger(__name__)
@@ -56,6 +56,8 @@ class ServerLink(Link):
         self._resets_counted_s = time.monotonic()
         self._handshake: asyncio.TimerHandle | None = None
         self._rests = False
+        #: Calls whose handler waits for something before it can begin, such as a load.
+        self.parked_count = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the connection, unless there are too many."""
@@ -74,10 +76,13 @@ class ServerLink(Link):
         super().connection_lost(exc)
         self.server.link_lost(self)
 
+    def is_crowded(self) -> bool:
+        """Answer whether many calls wait here: more of the kind are likely to come."""
+        return self.parked_count > PARKED_MAX
+
     def fall_behind(self) -> None:
         """Wait for the next turn among all connections that have more than one turn takes."""
         self.is_behind = True
-        self.rest()
         self.server.queue.add(self)
 
     def rest(self) -> None:
@@ -89,6 +94,7 @@ class ServerLink(Link):
     def take_queued_turn(self) -> bool:
         """Go on where the last turn ended; answers whether it stays in the queue."""
         if self.take_turn():
+            self.rest()
             return True
         self.is_behind = self._rests and not self.transport.is_closing()
         if self.is_behind:

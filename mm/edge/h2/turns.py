@@ -3,7 +3,9 @@
 A read may hold hundreds of calls. Served in one go they would keep the event loop for as long as
 hundreds of calls take, and with it every other connection. So a connection with more than a few
 waits in a queue, with its reading paused, and one of the queue has its turn in each turn of the
-event loop: a call on a quiet connection never stands behind more than a few of others.
+event loop: a call on a quiet connection never stands behind more than a few of others. The same
+goes for connections with many calls that wait: a dozen of them with one new call each make a burst
+too.
 """
 
 from __future__ import annotations
@@ -19,35 +21,40 @@ if TYPE_CHECKING:
 #: read and to be sent on; the fewer, the more often the event loop looks around, which costs a
 #: tenth of that.
 CALLS_A_TURN: Final = 2
+#: Calls that wait on one connection from which on its new ones always wait for their turn.
+PARKED_MAX: Final = 4
 
 
 class TurnQueue:
     """Connections of one server that wait for their turn, first come first served.
 
-    Bounded by the connections of the server. One that has caught up stays for one more turn, its
-    reading resumed: else many that are busy would each begin with a turn at once.
+    Two queues, and in each turn one connection of each: those with many calls that wait for loads
+    are likely to bring more of them, and leave half of the time to the others. Bounded by the
+    connections of the server. One that has caught up stays for one more turn, its reading resumed:
+    else many that are busy would each begin with a turn at once.
     """
 
     def __init__(self) -> None:
-        self._links: deque[ServerLink] = deque()
+        self._quick: deque[ServerLink] = deque()
+        self._crowded: deque[ServerLink] = deque()
         self._is_scheduled = False
 
     def __len__(self) -> int:
-        return len(self._links)
+        return len(self._quick) + len(self._crowded)
 
     def add(self, link: ServerLink) -> None:
         """Put a connection at the end."""
-        self._links.append(link)
+        (self._crowded if link.is_crowded() else self._quick).append(link)
         self._schedule()
 
     def _schedule(self) -> None:
-        if self._links and not self._is_scheduled:
+        if len(self) and not self._is_scheduled:
             self._is_scheduled = True
             asyncio.get_running_loop().call_soon(self._turn)
 
     def _turn(self) -> None:
         self._is_scheduled = False
-        link = self._links.popleft()
-        if not link.lost and link.take_queued_turn():
-            self._links.append(link)
+        for link in [queue.popleft() for queue in (self._quick, self._crowded) if queue]:
+            if not link.lost and link.take_queued_turn():
+                self.add(link)
         self._schedule()
