@@ -14,6 +14,10 @@ from typing import Final
 SAMPLES_MIN: Final = 10
 #: An average follows the latest so many models: what a type holds changes over the months.
 SAMPLES_MAX: Final = 100
+#: Loads under way of which the runtime is asked for the size: as many at a time as it may well have
+#: questions in hand, and some rounds of its loading slots.
+ASKED_MIN: Final = 32
+ASKED_FOR_EACH_TURN: Final = 4
 #: Types are named by clients. Past this the one that was loaded longest ago is forgotten.
 TYPES_MAX: Final = 1000
 
@@ -52,5 +56,8 @@ class LoadSizes:
 def is_crowded(loads_in_progress: int, loading_concurrency: int) -> bool:
     """Answer whether to guess sizes rather than ask: the runtime has enough to do, and the guess
     only says how much to evict before this load's turn comes, when the runtime is asked after all.
+
+    Java guesses from a third more loads than threads on, because a question keeps a thread waiting.
+    Here it keeps nobody, and a guess that is too large evicts for nothing: so only a real crowd.
     """
-    return loads_in_progress > loading_concurrency + loading_concurrency // 3
+    return loads_in_progress > max(ASKED_MIN, ASKED_FOR_EACH_TURN * loading_concurrency)

@@ -119,7 +119,10 @@ class Loader:
         assert self._group is not None, "open() first"
         self._under_way += 1
         known_size_units = known_size_units or _size_told(record)
-        self._group.start_soon(self._run, copy, record, known_size_units)
+        is_guess = not known_size_units and is_crowded(
+            self._copies.loads_in_progress, self._turns.concurrency_max
+        )
+        self._group.start_soon(self._run, copy, record, known_size_units, is_guess)
         return copy
 
     def _guard_against_churn(self, model_id: ModelId) -> None:
@@ -157,12 +160,14 @@ class Loader:
         self._turns.raise_priority(copy, priority)
         self._copies.space.raise_priority(copy)
 
-    async def _run(self, copy: LocalCopy, basis: ModelRecord, known_size_units: int) -> None:
+    async def _run(
+        self, copy: LocalCopy, basis: ModelRecord, known_size_units: int, is_guess: bool
+    ) -> None:
         """One load, start to end; every outcome settles the copy."""
         try:
             with copy.scope:
                 try:
-                    await self._load(copy, basis, known_size_units)
+                    await self._load(copy, basis, known_size_units, is_guess)
                 except CopyGoneError:
                     pass
                 except CopyElsewhereError:
@@ -175,10 +180,9 @@ class Loader:
         finally:
             self._under_way -= 1
 
-    async def _load(self, copy: LocalCopy, basis: ModelRecord, known_size_units: int) -> None:
-        is_guess = not known_size_units and is_crowded(
-            self._copies.loads_in_progress, self._turns.concurrency_max
-        )
+    async def _load(
+        self, copy: LocalCopy, basis: ModelRecord, known_size_units: int, is_guess: bool
+    ) -> None:
         if is_guess:
             default_units = self._sizing.default_units
             size_units = self._sizes.guess(copy.info.model_type) or default_units

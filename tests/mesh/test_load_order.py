@@ -50,12 +50,12 @@ async def test_a_crowd_of_loads_does_not_ask_the_runtime_all_at_once() -> None:
     async with running_cluster(plan=plan) as cluster:
         runtime = Asked(DEFAULT_PARAMETERS, default_plan=plan)
         a = await cluster.start("a", runtime=runtime)
-        names = [f"m{number}" for number in range(40)]
+        names = [f"m{number}" for number in range(60)]
         for name in names:
             await a.register(name)
         await call_all(a, names)
-        assert runtime.at_once_max <= 2 + 2, "those that came first, and those whose turn it is"
-        assert runtime.count == 40
+        assert runtime.at_once_max <= 32 + 2, "those that came first, and those whose turn it is"
+        assert runtime.count == 60
         await cluster.settle()
         cluster.check()
 
@@ -63,9 +63,9 @@ async def test_a_crowd_of_loads_does_not_ask_the_runtime_all_at_once() -> None:
 @pytest.mark.virtual_time
 async def test_a_guess_is_mended_when_the_turn_comes() -> None:
     plan = ModelPlan(load_s=1, is_size_told=False, predicted_bytes=5 * MIB, size_bytes=5 * MIB)
-    parameters = replace(small_parameters(60), loading_concurrency_max=1)
+    parameters = replace(small_parameters(300), loading_concurrency_max=1)
     async with running_cluster("a", plan=plan, parameters=parameters) as cluster:
-        a, names = cluster["a"], [f"m{number}" for number in range(8)]
+        a, names = cluster["a"], [f"m{number}" for number in range(40)]
         for name in names:
             await a.register(name)
         async with anyio.create_task_group() as group:
@@ -73,8 +73,8 @@ async def test_a_guess_is_mended_when_the_turn_comes() -> None:
                 group.start_soon(a.invoke, name)
             await anyio.sleep(0.5)
             weights = [copy.weight_units for copy in a.node._copies if copy.phase is Phase.QUEUED]
-            assert weights
-            assert set(weights) == {UNITS}, "the default"
+            assert set(weights) == {UNITS, 5 * UNITS}, "the default, and as predicted"
+            assert weights.count(UNITS) in (7, 8)
         await cluster.settle()
         assert {copy.weight_units for copy in a.node._copies} == {5 * UNITS}
         assert a.runtime.overcommitted_bytes_max == 0
@@ -85,18 +85,19 @@ async def test_a_guess_is_mended_when_the_turn_comes() -> None:
 async def test_a_crowd_is_guessed_by_what_its_type_was() -> None:
     """Not by what is smaller than the default, once its turn comes: memory is at stake then."""
     plan = ModelPlan(load_s=0.1, size_bytes=2 * MIB)
-    async with running_cluster("a", plan=plan) as cluster:
+    async with running_cluster("a", plan=plan, parameters=small_parameters(200)) as cluster:
         a = cluster["a"]
-        for number in range(20):
+        for number in range(60):
             await a.register(f"m{number}")
         for number in range(10):
             await a.invoke(f"m{number}")
         async with anyio.create_task_group() as group:
-            for number in range(10, 20):
+            for number in range(10, 60):
                 group.start_soon(a.invoke, f"m{number}")
             await anyio.sleep(0.05)
             weights = [copy.weight_units for copy in a.node._copies if copy.phase is Phase.QUEUED]
-            assert set(weights) == {2 * UNITS}
+            assert set(weights) == {UNITS, 2 * UNITS}, "the default, and as before"
+            assert 16 <= weights.count(2 * UNITS) <= 18
         await cluster.settle()
         cluster.check()
 
@@ -105,20 +106,20 @@ async def test_a_crowd_is_guessed_by_what_its_type_was() -> None:
 async def test_a_guess_too_large_to_be_true_is_the_runtimes_word() -> None:
     """One that was let in by a guess, and can never fit, fails alone."""
     plan = ModelPlan(load_s=1, predicted_bytes=MIB)
-    parameters = replace(small_parameters(20), loading_concurrency_max=1)
+    parameters = replace(small_parameters(60), loading_concurrency_max=1)
     async with running_cluster("a", plan=plan, parameters=parameters) as cluster:
-        a, names = cluster["a"], [f"m{number}" for number in range(6)]
-        a.runtime.plan("m5", predicted_bytes=30 * MIB)
+        a, names = cluster["a"], [f"m{number}" for number in range(41)]
+        a.runtime.plan("m40", predicted_bytes=90 * MIB)
         for name in names:
             await a.register(name)
         async with anyio.create_task_group() as group:
-            group.start_soon(call_all, a, names[:5])
+            group.start_soon(call_all, a, names[:40])
             await anyio.sleep(0.1)
-            with pytest.raises(LoadFailedError, match="Predicted size of 30"):
-                await a.invoke("m5")
-        assert a.runtime.loads_begun[ModelId("m5")] == 0
+            with pytest.raises(LoadFailedError, match="Predicted size of 90"):
+                await a.invoke("m40")
+        assert a.runtime.loads_begun[ModelId("m40")] == 0
         await cluster.settle()
-        assert a.runtime.loaded == set(map(ModelId, names[:5]))
+        assert a.runtime.loaded == set(map(ModelId, names[:40]))
         cluster.check()
 
 
