@@ -1,4 +1,4 @@
-"""etcd goes away for 30 s while two instances serve, in two ways, and comes back.
+"""etcd goes away while two instances serve, in two ways, and comes back after their leases' time.
 
 Stopped: connections are refused. Frozen: they stay open and nothing answers. Both outages run at
 once, each with an etcd and a mesh of its own; what was seen is then judged test by test.
@@ -30,7 +30,8 @@ from tests.system.processes import eventually
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(150)]
 
-OUTAGE_S = 30.0
+#: Longer than a lease lasts (`lease_ttl_s`).
+OUTAGE_S = 25.0
 #: A write may try for this long before it is clear that the store is away (`store_timeout_s`).
 STORE_TIMEOUT_S = 3.5
 RECOVERY_S = 15.0
