@@ -163,11 +163,12 @@ class Placer:
 
     def _request(self, call: Call, record: ModelRecord, verdict: Verdict) -> PlacementRequest:
         # Where a copy failed this call and said why, `excludes` knows; "not here" may well load it.
-        holders = frozenset(record.copies) - {self._me}
+        holders = frozenset(record.copies)
+        others = holders - call.tried - {self._me}
         return PlacementRequest(
             model_id=call.model_id,
             model_type=record.info.model_type,
-            excludes=frozenset(call.excludes) | (holders - call.tried) | verdict.excluded,
+            excludes=frozenset(call.excludes) | others | verdict.excluded,
             holders=holders,
             size_units=call.known_size_units or max(self._default_units, verdict.needed_units),
             needed_units=verdict.needed_units,

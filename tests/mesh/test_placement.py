@@ -18,10 +18,11 @@ from mm.errors import LoadFailedError, NoEligibleInstanceError, NoRoomError
 from mm.mesh.local_copy import LocalCopy
 from mm.testing.cluster import Cluster, running_cluster, small_parameters
 from mm.testing.fake_runtime import ModelPlan
-from tests.mesh.calls import FAST, A, B, C, M, call_for, loads
+from tests.mesh.calls import FAST, A, B, C, M, call_for, loaded_at, loads
 
 pytestmark = pytest.mark.anyio
 
+D = InstanceId("d")
 GPU = ModelInfo("gpu-type", "path")
 TEXT = (
     "There are no running instances that meet the label requirements of type gpu-type: [gpu, tpu]"
@@ -102,6 +103,30 @@ async def test_whoever_knows_the_constraints_first_is_obeyed() -> None:
         await cluster["c"].register("m", GPU)
         call = call_for(excludes={A})
         assert await cluster["a"].send(call) == "b"
+
+
+# --- copies -------------------------------------------------------------------------------------
+
+
+async def test_a_second_copy_goes_to_another_zone_and_then_to_another_machine() -> None:
+    async with running_cluster(plan=FAST) as cluster:
+        for name, zone, node in (
+            ("a", "y", "1"),
+            ("b", "y", "1"),
+            ("c", "y", "2"),
+            ("d", "z", "3"),
+        ):
+            await cluster.start(name, zone=zone, location=node)
+        await loaded_at(cluster, "a")
+        record = cluster.record("m")
+        assert record is not None
+        placer, now_ms = cluster["a"].node.router._placer, cluster["a"].clock.now_ms()
+        for excluded, expected in ((A, "d"), (D, "c")):
+            for _ in range(5):
+                call = call_for(excludes={A, excluded})
+                assert placer.choose(call, record, now_ms) == expected
+                route = PeerRoute(M, InstanceId(expected), "", Hop.LOAD_LOCAL)
+                placer.load_ended(call, route, Outcome.STALE)
 
 
 # --- bursts ---------------------------------------------------------------------------------------
