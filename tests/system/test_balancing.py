@@ -1,0 +1,66 @@
+"""Two copies of one model: a busy one is gone round, and callers hear of it (issue 4, part 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from mm.pb import mmesh
+from tests.system.meshes import Instance, Mesh, channel_to, mesh_of
+from tests.system.processes import eventually
+
+pytestmark = [pytest.mark.system, pytest.mark.timeout(120)]
+MODEL_TYPE = "SIZE_1000000_100_0"
+#: Far longer than all that is done meanwhile.
+LONG_MS = 60_000
+SHORT_S = 15.0
+
+
+@pytest.fixture(scope="module")
+def mesh(dataplane: str, kv_store: str, new_service_name: Callable[[], str]) -> Iterator[Mesh]:
+    with mesh_of(kv_store, {"MM_DATAPLANE": dataplane}, new_service_name()) as mesh:
+        mesh.add_all("caller", "one", "two", runtime_args=["0", "1"])
+        yield mesh
+
+
+def load_here(instance: Instance, model_id: str) -> None:
+    """Load a copy there, as a peer orders it that has no hops left."""
+    with channel_to(instance.peer_port) as channel:
+        ensure = channel.unary_unary(
+            "/mmesh.ModelMesh/ensureLoaded",
+            request_serializer=bytes,
+            response_deserializer=mmesh.ModelStatusInfo.parse,
+        )
+        metadata = (("mm-hop-kind", "load-local"), ("mm-hop-left", "0"))
+        request = mmesh.EnsureLoadedRequest(model_id=model_id, sync=True)
+        reply = ensure(request, metadata=metadata, timeout=30)
+        assert reply.status == mmesh.ModelStatusInfoModelStatus.LOADED
+
+
+def test_a_busy_copy_sends_calls_to_the_other_and_is_called_again_when_it_is_free(
+    mesh: Mesh,
+) -> None:
+    by_name = {each.instance_id: each for each in mesh.instances}
+    caller, one, two = (by_name[name] for name in ("caller", "one", "two"))
+    caller.register("shared", MODEL_TYPE)
+    for each in (one, two):
+        load_here(each, "shared")
+    eventually(
+        lambda: len(caller.status("shared").model_copy_infos) == 2, what="both copies are known"
+    )
+    held = one.predict_later("shared", f"test:delay:ms={LONG_MS}")
+    one.wait_in_flight(1)
+    before = two.statistics().calls
+    for _ in range(20):
+        caller.predict("shared", timeout_s=SHORT_S)
+    assert two.statistics().calls - before == 20, "each waited a minute otherwise"
+    assert caller.statistics().redirects == 1, "once it is known, no call goes there any more"
+    held.cancel()
+    eventually(lambda: one.statistics().loads_pushed > 0, what="the caller hears that it is free")
+
+    def is_called_again() -> bool:
+        caller.predict("shared", timeout_s=SHORT_S)
+        return one.statistics().calls > 1
+
+    eventually(is_called_again, what="both copies are called")
