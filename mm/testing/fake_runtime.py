@@ -177,6 +177,11 @@ class FakeRuntime:
         return {key for key, model in self._models.items() if model.held is Held.LOADED}
 
     @property
+    def busy_with(self) -> list[ModelId]:
+        """The models that are being loaded or unloaded."""
+        return [m for m, model in self._models.items() if model.held is not Held.LOADED]
+
+    @property
     def loads_at_once(self) -> int:
         """Loads that are running now."""
         return sum(model.held is Held.LOADING for model in self._models.values())

@@ -18,7 +18,9 @@ is ``convergence``'s.
    bounded time.
 6. *The books balance*: table, accounting and phases are in step (``check_invariants``).
 
-3 and 4 are looked at by the runtimes at each change; 1 and 2 at each failure of a call; 5 and 6
+7. *No view goes back*: what an instance knows of a model is never older than what it knew.
+
+3 and 4 are looked at by the runtimes at each change; 1 and 2 at each failure of a call; 5 to 7
 each second.
 """
 
@@ -171,6 +173,8 @@ class Invariants:
         self._cluster = cluster
         #: Since when a copy is in its phase, or an unload under way.
         self._since_s: dict[tuple[object, ...], float] = {}
+        #: The newest revision that each view has shown of each model.
+        self._seen: dict[Instance, dict[str, int]] = {}
 
     async def run(self) -> None:
         """Look each second, until cancelled."""
@@ -193,6 +197,7 @@ class Invariants:
                 )
         for each in self._cluster.serving:
             self._check_books(each)
+            self._check_view(each)
             for key, model_id, what, s_max in _under_way(each):
                 begun_s = since_s[key] = self._since_s.get(key, now_s)
                 if now_s - begun_s > s_max:
@@ -204,6 +209,20 @@ class Invariants:
                         models=[model_id],
                     )
         self._since_s = since_s
+
+    def _check_view(self, each: Instance) -> None:
+        seen = self._seen.setdefault(each, {})
+        for model_id, item in each.node._registry._mirror.items():
+            if item.mod_revision < seen.get(model_id, 0):
+                raise InvariantError(
+                    self._cluster.log,
+                    "no view goes back",
+                    f"{each.name} sees {model_id} as of revision {item.mod_revision},"
+                    f" and saw {seen[model_id]} before",
+                    instances=[each.name],
+                    models=[model_id],
+                )
+            seen[model_id] = item.mod_revision
 
     def _check_books(self, each: Instance) -> None:
         try:

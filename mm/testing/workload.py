@@ -28,6 +28,9 @@ CLIENTS_COUNT: Final = 5
 PATIENCES_S: Final = (0.05, 2.0, CALL_S_MAX, CALL_S_MAX)
 #: Between two calls of one client, and two registrations.
 PAUSES_S: Final = (0.0, 0.3, 1.0, 3.0)
+#: Calls of a model that is being loaded or unloaded, where it is: chance alone would seldom hit
+#: those moments, which are the hard ones.
+MEDDLING_SHARE: Final = 0.3
 MANAGER_GAP_S: Final = 3.0
 
 
@@ -59,7 +62,7 @@ class Workload:
         while not self._is_over:
             serving = self._cluster.serving
             if serving:
-                entry, model_id = rng.choice(serving), self._model()
+                entry, model_id = self._aim(serving)
                 patience_s = rng.choice(PATIENCES_S)
                 what = rng.choices(["call", "ensure", "status"], [16, 2, 1])[0]
                 with self._cluster.at(entry.name):
@@ -100,8 +103,14 @@ class Workload:
         self._cluster.log.tell(entry.name, model_id, f"client: served by {served_by}")
         return "SERVED"
 
-    def _model(self) -> str:
-        return self._rng.choices(self._models, cum_weights=self._cumulative)[0]
+    def _aim(self, serving: list[Instance]) -> tuple[Instance, str]:
+        """Choose whom to call for what: by Zipf, or where something is going on just now."""
+        if self._rng.random() < MEDDLING_SHARE:
+            busy = [(each, model_id) for each in serving for model_id in each.runtime.busy_with]
+            if busy:
+                return self._rng.choice(busy)
+        model_id = self._rng.choices(self._models, cum_weights=self._cumulative)[0]
+        return self._rng.choice(serving), model_id
 
     # --- the manager ----------------------------------------------------------------------------
 
