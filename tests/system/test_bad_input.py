@@ -186,6 +186,22 @@ def test_headers_above_the_limit(instance: Instance) -> None:
             "Model already exists with different",
             id="other path",
         ),
+        pytest.param(
+            mmesh.RegisterModelRequest(
+                model_id="y" * 5000, model_info=mmesh.ModelInfo(type="example")
+            ),
+            Code.RESOURCE_EXHAUSTED,
+            "an id has at most 4096 bytes, this one 5000: use a shorter one",
+            id="long id",
+        ),
+        pytest.param(
+            mmesh.RegisterModelRequest(
+                model_id="x", model_info=mmesh.ModelInfo(type="example", path="p" * 2_000_000)
+            ),
+            Code.INVALID_ARGUMENT,
+            "the path of a model has at most 65536 bytes, this one 2000000",
+            id="long path",
+        ),
     ],
 )
 def test_registrations(
