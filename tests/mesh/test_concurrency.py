@@ -235,7 +235,11 @@ async def test_calls_that_wait_for_an_evicted_copy_are_served_by_the_next() -> N
             await anyio.wait_all_tasks_blocked()
             copy = a.node._copies.get(ModelId("m"))
             assert copy is not None
+            limits = a.node._copies.call_limits
+            assert limits is not None
+            assert limits.waiting_count(copy.load_id) == 5
             a.node._copies.remove(copy)
+            assert limits.waiting_count(copy.load_id) == 0, "they look again at once"
             await anyio.sleep(1)
             assert a.runtime.held("m") is not None, "a call is in flight"
             calls.end.set()

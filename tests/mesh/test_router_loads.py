@@ -117,6 +117,19 @@ async def test_a_permanent_failure_is_not_tried_on_other_instances() -> None:
             assert loads(cluster) == number
 
 
+@pytest.mark.parametrize(
+    ("code", "word"),
+    [(StatusCode.NOT_FOUND, "load-refused"), (StatusCode.INTERNAL, "load-failed")],
+)
+async def test_a_peer_is_told_whether_another_try_makes_sense(code: StatusCode, word: str) -> None:
+    async with running_cluster("a", plan=FAST) as cluster:
+        await cluster["a"].register("m")
+        cluster["a"].runtime.fail_loads("m", code, "boom")
+        with pytest.raises(LoadFailedError) as caught:
+            await cluster["a"].serve(call_for(hop=Hop.LOAD_LOCAL, hops_left=1))
+        assert caught.value.hop_result == word
+
+
 def runtime_of(capacity_mib: int) -> FakeRuntime:
     return FakeRuntime(small_parameters(capacity_mib), default_plan=FAST)
 
