@@ -1,0 +1,83 @@
+"""The simulator sees what it is there to see: a rule broken on purpose is caught within some seeds.
+
+More breaks, done by hand, are told in docs/simulator.md.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import anyio.lowlevel
+import pytest
+
+from mm.mesh.mirror import Mirror
+from mm.mesh.ports import Item
+from mm.mesh.registrar import Registrar
+from mm.mesh.registry import Registry
+from mm.mesh.unloader import Unloader
+from mm.testing.simulator import simulate
+
+SEEDS_MAX = 20
+
+
+async def _at_once(*args: object) -> None:
+    await anyio.lowlevel.checkpoint()
+
+
+def _unload_under_calls(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Unloader, "_wait_idle", _at_once)
+
+
+def _load_under_unloads(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Unloader, "wait_ended", _at_once)
+
+
+def _never_deregister(patch: pytest.MonkeyPatch) -> None:
+    def deregister(self: Registrar, copy: object) -> None:
+        """Say nothing."""
+
+    patch.setattr(Registrar, "deregister", deregister)
+
+
+def _keep_what_was_deleted(patch: pytest.MonkeyPatch) -> None:
+    def resync(self: Mirror, items: Sequence[Item], revision: int) -> None:
+        for item in items:
+            self._put(item)
+
+    patch.setattr(Mirror, "_resync", resync)
+
+
+def _write_whatever_is_there(patch: pytest.MonkeyPatch) -> None:
+    init = Registry.__init__
+
+    def forced(self: Registry, *args: object, **options: object) -> None:
+        init(self, *args, **options)  # type: ignore[arg-type]
+        write = self._store.write
+        self._store.write = lambda w: write(replace(w, if_revision=None))  # type: ignore[method-assign]
+
+    patch.setattr(Registry, "__init__", forced)
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize(
+    ("break_rule", "told"),
+    [
+        (_unload_under_calls, "under calls"),
+        (_load_under_unloads, "a runtime's contract|the books balance"),
+        (_never_deregister, "after the faults all comes right"),
+        (_keep_what_was_deleted, "after the faults all comes right"),
+        (_write_whatever_is_there, "."),
+    ],
+)
+def test_a_broken_rule_is_caught(
+    break_rule: Callable[[pytest.MonkeyPatch], None], told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    break_rule(monkeypatch)
+    for seed in range(SEEDS_MAX):
+        failure = simulate(seed).failure
+        if failure is not None:
+            assert re.search(told, failure.text), failure
+            return
+    pytest.fail(f"{SEEDS_MAX} seeds, and nothing was noticed")
