@@ -44,7 +44,7 @@ def small_report(name: str) -> ScenarioReport:
 
 
 def small_fleet(seed: int) -> ScenarioReport:
-    return fleet_hit_ratio.report(seed, ((20, 6_000),), 4_000, 400)
+    return fleet_hit_ratio.report(seed, ((20, 6_000),), 4_000, 200)
 
 
 SMALL: dict[str, Callable[[int], ScenarioReport]] = {
@@ -68,9 +68,12 @@ def test_a_scenario_meets_its_targets(name: str) -> None:
     assert report.is_met, "\n".join(report.lines())
 
 
+#: The others are made of the same parts.
+COMPARED = ("cold-burst", "tail", "fleet-hit-ratio", "lost-victim")
+
 _LINES = """
-from tests.sim.test_scenarios import SMALL, small_report
-for name in SMALL:
+from tests.sim.test_scenarios import COMPARED, small_report
+for name in COMPARED:
     print(*small_report(name).lines(), sep="\\n")
 """
 
@@ -83,13 +86,13 @@ def test_a_seed_gives_the_same_figures_in_every_process() -> None:
         text=True,
         check=True,
     )
-    here = [line for name in SMALL for line in small_report(name).lines()]
+    here = [line for name in COMPARED for line in small_report(name).lines()]
     assert done.stdout.splitlines() == here
-    assert len(here) > 40
+    assert len(here) > 20
 
 
 def test_another_seed_gives_other_figures() -> None:
-    assert tail.report(1, 2_000) != tail.report(2, 2_000)
+    assert tail.report(1, 400) != tail.report(2, 400)
 
 
 # --- they can miss --------------------------------------------------------------------------------
@@ -126,7 +129,7 @@ def test_victims_that_are_unloaded_under_their_calls_answer_wrongly(
         self._table.begin_unload(model_id)
 
     monkeypatch.setattr(Unloader, "_wait_idle", at_once)
-    report = lost_victim.report(1, 2_000)
+    report = lost_victim.report(1, 1_000)
     [wrong] = [figure for figure in report.figures if figure.text == "wrong answers"]
     assert wrong.is_met is False, report.lines()
 
@@ -134,7 +137,7 @@ def test_victims_that_are_unloaded_under_their_calls_answer_wrongly(
 def test_loads_that_nobody_refuses_are_spread_less_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
     assert REFUSALS_MAX > 0
     monkeypatch.setattr("mm.mesh.placer.is_still_right", lambda view, request: True)
-    report = cold_burst.report(1, 3, cold_burst.KINDS[:1])
+    report = cold_burst.report(1, 2, cold_burst.KINDS[:1])
     assert not report.is_met, report.lines()
 
 
