@@ -51,7 +51,7 @@ REQUEST = bytes(mmesh.PredictRequest(text="x"))
 LOAD_S = 3.0
 PROBE_RATE = 100
 #: Paced arrivals, and what arrives when a client does what it can, as parts of the echo's rate.
-PACED_SHARE, FAST_SHARE = 0.4, 0.6
+PACED_SHARE, FAST_SHARE = 0.4, 0.3
 #: Loading slots, and models that the calls wait for: all are loaded at the same time.
 SLOTS = 10
 #: Streams of one connection, below what `mm serve` allows.
