@@ -53,9 +53,9 @@ def _write_whatever_is_there(patch: pytest.MonkeyPatch) -> None:
     init = Registry.__init__
 
     def forced(self: Registry, *args: object, **options: object) -> None:
-        init(self, *args, **options)  # type: ignore[arg-type]
+        init(self, *args, **options)
         write = self._store.write
-        self._store.write = lambda w: write(replace(w, if_revision=None))  # type: ignore[method-assign]
+        self._store.write = lambda w: write(replace(w, if_revision=None))
 
     patch.setattr(Registry, "__init__", forced)
 
