@@ -14,8 +14,8 @@ pytestmark = [pytest.mark.system, pytest.mark.timeout(120)]
 
 Status = mmesh.ModelStatusInfoModelStatus
 #: Java sends 6,000 and 200, to make it scale to three copies: that has tests of its own.
-SEQUENTIAL_PREDICTS = 500
-LARGE_PREDICTS = 10
+SEQUENTIAL_PREDICTS = 1_000
+LARGE_PREDICTS = 20
 
 
 @pytest.fixture(scope="module")

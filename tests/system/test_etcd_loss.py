@@ -31,7 +31,7 @@ from tests.system.processes import eventually
 pytestmark = [pytest.mark.system, pytest.mark.timeout(150)]
 
 #: Longer than a lease lasts (`lease_ttl_s`).
-OUTAGE_S = 25.0
+OUTAGE_S = 30.0
 #: A write may try for this long before it is clear that the store is away (`store_timeout_s`).
 STORE_TIMEOUT_S = 3.5
 RECOVERY_S = 15.0
