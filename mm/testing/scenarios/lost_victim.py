@@ -40,6 +40,8 @@ MOMENTS_COUNT: Final = 5
 CALLS_AT_ONCE: Final = 40
 #: One call in so many is made at the other instance, and comes from there.
 ELSEWHERE_EVERY: Final = 8
+#: Calls that wait at a time: below what an instance lets wait (``waiting_calls_max``).
+UNANSWERED_MAX: Final = 10_000
 #: Clients who call any model: they keep it going.
 STRANGERS_COUNT: Final = 4
 PLAN: Final = ModelPlan(load_s=0.02, unload_s=0.01)
@@ -133,6 +135,8 @@ class _Chase:
         await anyio.sleep(self._rng.uniform(0, EVICTION_S))
         if self._enough.is_set() or ModelId(model_id) not in holder.node._copies.unloader:
             return
+        if self._tally.unanswered_count > UNANSWERED_MAX:
+            return
         other = next(each for each in self._cluster.serving if each is not holder)
         for index in range(CALLS_AT_ONCE):
             caller = holder if index % ELSEWHERE_EVERY else other
@@ -152,7 +156,7 @@ class _Chase:
         try:
             await instance.serve(Call(ModelId(model_id), method=METHOD))
         except MeshError as exc:
-            self._tally.failures[f"{exc.code.name}: {exc.message}"] += 1
+            self._tally.failures[exc.code.name] += 1
         self._tally.unanswered_count -= 1
         self._tally.wait_max_s = max(self._tally.wait_max_s, anyio.current_time() - begun_s)
 
