@@ -189,9 +189,12 @@ class _Simulation:
             for _ in range(CLIENTS_COUNT):
                 clients.start_soon(workload.client)
             clients.start_soon(workload.manager)
-            with anyio.move_on_after(self.options.safety_s):
-                await faults.run()
-            self.faults_count = faults.count
+            try:
+                with anyio.move_on_after(self.options.safety_s):
+                    await faults.run()
+            finally:
+                # Of a run that a violation ends here, too.
+                self.faults_count = faults.count
             await faults.calm()
             workload.end()
 

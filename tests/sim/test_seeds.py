@@ -10,9 +10,11 @@ import os
 import subprocess
 import sys
 
+import anyio
 import pytest
 
 from mm.cli.sim import lines_of_failure
+from mm.testing.invariants import InvariantError, Invariants
 from mm.testing.simulator import Options, simulate
 
 
@@ -55,3 +57,14 @@ def test_a_run_can_be_of_another_size() -> None:
     run = simulate(1, Options(instances_count=2, models_count=6, safety_s=5.0))
     assert run.failure is None
     assert run.replay == "mm sim --first-seed 1 --seeds 1 --instances 2 --models 6 --seconds 5"
+
+
+def test_a_run_that_fails_tells_of_the_faults_until_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    def look(self: Invariants) -> None:
+        if anyio.current_time() > 20.0:
+            raise InvariantError(self._cluster.log, "nothing", "happens after twenty seconds")
+
+    monkeypatch.setattr(Invariants, "look", look)
+    run = simulate(1, Options(instances_count=2, models_count=6))
+    assert run.failure is not None
+    assert run.faults_count > 0
