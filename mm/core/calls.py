@@ -85,6 +85,8 @@ class Call:
     has_waited: bool = False
     #: It does so now.
     waits: bool = False
+    #: Made by this instance, one a model, to see a load through that nobody waits for.
+    is_own: bool = False
     #: Bytes of its request that are kept here, as far as they have come; whoever waits answers for
     #: them.
     request_bytes: int = 0

@@ -275,6 +275,7 @@ class Models:
                 known_size_units=call.known_size_units,
                 excludes=set(call.excludes) - {self._me},
             )
+        call.is_own = True
         try:
             await self._ensure(replace(request, sync=True), call)
         except MeshError as exc:

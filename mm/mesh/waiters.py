@@ -113,7 +113,7 @@ class Waiters:
 
     def _enter(self, call: Call) -> None:
         """Count a call; nobody counts those that this instance makes itself, one a model."""
-        if not call.method:
+        if call.is_own:
             return
         limits = self._limits
         if self.calls >= limits.waiting_calls_max:

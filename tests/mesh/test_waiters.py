@@ -305,3 +305,19 @@ async def test_hits_go_on_while_a_thousand_are_let_go() -> None:
         assert finished.index("hot") < 100
         assert a.node.statistics().waiting_calls == 0
         assert a.runtime.loads_begun["cold"] == 1
+
+
+@pytest.mark.virtual_time
+async def test_who_waits_for_an_ensured_load_counts_and_who_only_asks_does_not() -> None:
+    async with running_cluster("a", plan=ModelPlan(load_s=3.0)) as cluster:
+        a = cluster["a"]
+        await a.register("cold")
+        await a.load("cold", sync=False)
+        await anyio.sleep(1.0)
+        assert a.node.statistics().waiting_calls == 0
+        async with anyio.create_task_group() as group:
+            for _ in range(5):
+                group.start_soon(partial(a.load, "cold", sync=True))
+            await anyio.sleep(1.0)
+            assert a.node.statistics().waiting_calls == 5
+        assert a.node.statistics().waiting_calls == 0
