@@ -76,7 +76,6 @@ class Members:
         self._unreachable: dict[InstanceId, tuple[float, float]] = {}
         self._gone: dict[InstanceId, _Gone] = {}
         self._mirror = Mirror(store, prefix, self._changed)
-        self._vanished: set[InstanceId] = set()
         #: Set, and replaced, whenever an instance vanished.
         self.somebody_vanished = anyio.Event()
         self.run = self._mirror.run
@@ -105,7 +104,10 @@ class Members:
         handle = self._handles.get(instance_id)
         if handle is None or not self._records[instance_id].address:
             gone = self._gone.get(instance_id)
-            if gone is None or gone.until_s <= anyio.current_time():
+            if gone is None:
+                return None
+            if gone.until_s <= (now_s := anyio.current_time()):
+                self._bury(now_s)  # else hits would go on drawing its copies
                 return None
             handle = gone.handle
         return None if self._is_unreachable(instance_id) else handle
@@ -161,6 +163,8 @@ class Members:
 
     def mark_unreachable(self, instance_id: InstanceId, now_s: float) -> None:
         """A connection failed: leave the instance alone for a while."""
+        if self._known_handle(instance_id) is None:
+            return  # gone for good meanwhile
         until_s, backoff_s = self._unreachable.get(instance_id, (0.0, UNREACHABLE_MIN_S / 2))
         if until_s <= now_s:
             backoff_s = min(2 * backoff_s, UNREACHABLE_MAX_S)
@@ -223,6 +227,7 @@ class Members:
             logger.info("instance %s is gone", instance_id)
             if record.shutting_down or not record.address:
                 self._table.remove_instance(handle)
+                self._unreachable.pop(instance_id, None)
             else:
                 until_s = anyio.current_time() + GONE_CALLED_S
                 self._gone[instance_id] = _Gone(record.address, handle, until_s)
