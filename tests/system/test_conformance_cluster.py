@@ -13,7 +13,7 @@ from tests.system.meshes import Mesh, mesh_of
 pytestmark = [pytest.mark.system, pytest.mark.timeout(120)]
 
 Status = mmesh.ModelStatusInfoModelStatus
-#: Java sends 6,000 and 200, to make it scale to three copies: that has tests of its own.
+#: Java sends 6,000 and 200, to make it scale to three copies, which is not there yet.
 SEQUENTIAL_PREDICTS = 1_000
 LARGE_PREDICTS = 20
 

@@ -31,7 +31,7 @@ class TransportLimits:
     connect_timeout_s: float = 6.0
     #: After a failed connect, further calls fail at once for this long.
     connect_pause_s: float = 0.05
-    #: Silence after which a connection with calls on it is asked for a sign of life; 0: never.
+    #: How often a connection is asked for a sign of life; 0: never.
     ping_interval_s: float = 0.0
     #: Time for that sign.
     ping_timeout_s: float = 10.0
