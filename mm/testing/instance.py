@@ -23,6 +23,7 @@ from mm.mesh.models import EnsureRequest
 from mm.mesh.node import Node, Ports
 from mm.mesh.ports import ModelStatus, PeerCallError, PeerIdentity, RuntimeCallError
 from mm.testing.fake_runtime import FakeRuntime
+from mm.testing.losses import LossesHeard
 
 if TYPE_CHECKING:
     from mm.testing.cluster import Cluster
@@ -36,6 +37,9 @@ class ConnectionLostError(Exception):
 
 class RuntimeAnswerError(MeshError):
     """An error of the runtime itself, passed to the client untouched."""
+
+    #: It is a NOT_FOUND that is to be taken for the model's own (decision 8).
+    is_own_word = False
 
 
 class Instance:
@@ -69,6 +73,7 @@ class Instance:
         self._stopping = anyio.Event()
         self._ended = anyio.Event()
         self._clients: set[anyio.CancelScope] = set()
+        self._losses = LossesHeard()
 
     def __repr__(self) -> str:
         return f"<Instance {self.name}{' serving' if self.is_serving else ''}>"
@@ -225,9 +230,16 @@ class Instance:
                 StatusCode.UNAVAILABLE: Outcome.RUNTIME_UNAVAILABLE,
                 StatusCode.RESOURCE_EXHAUSTED: Outcome.EXHAUSTED,
             }.get(StatusCode(exc.code), Outcome.ANSWERED)
-            return None, outcome, RuntimeAnswerError(exc.message, code=StatusCode(exc.code))
+            answer = RuntimeAnswerError(exc.message, code=StatusCode(exc.code))
+            if outcome is Outcome.LOST:
+                now_s = anyio.current_time()
+                answer.is_own_word = self._losses.lost(route.model_id, route.load_id, now_s)
+            elif outcome is Outcome.ANSWERED:
+                self._losses.answered(route.model_id, route.load_id)
+            return None, outcome, answer
         except RuntimeUnavailableError as exc:
             return None, Outcome.UNREACHABLE, exc
+        self._losses.answered(route.model_id, route.load_id)
         return self.name, Outcome.ANSWERED, None
 
     async def _attempt_there(
@@ -243,7 +255,7 @@ class Instance:
                 self.node.router.report_state(call, route, exc.hop_state)
             cause = exc.__cause__
             if isinstance(cause, RuntimeAnswerError):
-                return None, exc.outcome, RuntimeAnswerError(cause.message, code=cause.code)
+                return None, exc.outcome, cause.another()
             return None, exc.outcome, RuntimeUnavailableError(exc.message)
         except MeshError as exc:
             return None, Outcome.ANSWERED, exc

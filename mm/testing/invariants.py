@@ -10,6 +10,10 @@ is ``convergence``'s.
    away, the instance called crashed or was told to stop, or the model was unregistered meanwhile.
 2. *No registered model is called unknown*, unless it was registered or unregistered meanwhile, or
    less than a second before: so long "there is none" stands where it was asked for (``look_ups``).
+   A model that is lost again and again is no exception but in this: the runtime's own NOT_FOUND may
+   reach the client (and excuses from 1, for it is an answer) if the instance beside it found other
+   loads of the model lost twice in the 60 s before, or once and this one has not answered a call
+   since (decision 8; ``losses``).
 3. *Capacity is never exceeded*: all that a runtime holds, what it is unloading included, fits into
    its memory; a model larger than the mesh could know before it was loaded excuses the difference.
 4. *No load is started twice* on an instance, no model is unloaded twice at a time or under calls,
@@ -38,7 +42,7 @@ from mm.mesh.local_copy import Phase
 from mm.mesh.look_ups import ANSWER_S
 from mm.testing.event_log import EventLog
 from mm.testing.fake_runtime import Held
-from mm.testing.instance import Instance
+from mm.testing.instance import Instance, RuntimeAnswerError
 from mm.testing.simulated_cluster import SimulatedCluster
 
 #: How long a copy may stay in a phase. With the limits of a simulated run (``simulator``) a load
@@ -105,7 +109,7 @@ class CallWatch:
         is_excused = not entry.is_serving or self._registration != _registration(
             self._cluster, model_id
         )
-        if is_excused:
+        if is_excused or (isinstance(error, RuntimeAnswerError) and error.is_own_word):
             return
         told = f"a call for {model_id} by {entry.name}, begun at {self._begun_s:.3f}, failed with"
         told += f" {error.code.name} ({error.message})"

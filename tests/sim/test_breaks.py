@@ -12,6 +12,7 @@ from dataclasses import replace
 import anyio.lowlevel
 import pytest
 
+from mm.mesh.copies import Copies
 from mm.mesh.mirror import Mirror
 from mm.mesh.ports import Item
 from mm.mesh.registrar import Registrar
@@ -60,6 +61,10 @@ def _write_whatever_is_there(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Registry, "__init__", forced)
 
 
+def _believe_no_loss(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Copies, "lost", lambda *args: False)
+
+
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize(
     ("break_rule", "told"),
@@ -69,6 +74,7 @@ def _write_whatever_is_there(patch: pytest.MonkeyPatch) -> None:
         (_never_deregister, "after the faults all comes right"),
         (_keep_what_was_deleted, "after the faults all comes right"),
         (_write_whatever_is_there, "."),
+        (_believe_no_loss, "no registered model is called unknown"),
     ],
 )
 def test_a_broken_rule_is_caught(
