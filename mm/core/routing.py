@@ -11,6 +11,8 @@ because nothing can be less busy and a hop costs more than it could gain. A call
 sent away goes to the least busy of the others.
 *Loads.* A call without a ready copy waits where the model is being loaded already; only if that is
 nowhere, somebody is asked to load it.
+*Last resort.* A ready copy that could not be reached a moment ago is left alone, until the call
+would fail: then it is tried (spec core 2.6).
 """
 
 from __future__ import annotations
@@ -72,6 +74,8 @@ class RoutingView:
     is_here_tried: bool = False
     ready: Sequence[ReadyCopy] = ()
     coming: Sequence[ComingCopy] = ()
+    #: Ready copies elsewhere that could not be reached a moment ago.
+    suspects: Sequence[InstanceId] = ()
     #: Copies that failed this call.
     tried: Collection[InstanceId] = frozenset()
     #: A copy that sent this call away because it is busy; there is at most one.
@@ -131,6 +135,7 @@ class Reason(enum.Enum):
     COPIES_FAILED = "too many copies failed it"
     NOTHING_LEFT = "no copy is left, and another load is no cure"
     LOADS_FAILED = "too many instances failed to load it"
+    LAST_RESORT = "it could not be reached a moment ago, and nothing else is left"
 
     def __str__(self) -> str:
         return self.value
@@ -182,10 +187,21 @@ def decide(view: RoutingView, limits: RoutingLimits, rng: Random) -> Decision:
     if view.hop is Hop.HIT_ONLY:
         return Decision(Action.FAIL, Reason.NOT_HERE)
     if not view.may_load:
-        return Decision(Action.FAIL, Reason.NOTHING_LEFT)
+        return last_resort(view, Reason.NOTHING_LEFT, rng)
     if view.load_failures_count >= limits.load_failures_max:
-        return Decision(Action.FAIL, Reason.LOADS_FAILED)
+        return last_resort(view, Reason.LOADS_FAILED, rng)
     return Decision(Action.LOAD, Reason.NO_COPY)
+
+
+def last_resort(view: RoutingView, reason: Reason, rng: Random) -> Decision:
+    """Answer where a call goes that would fail for this reason, or that it does.
+
+    Only the instance that the client called asks: what others cannot reach, it may.
+    """
+    suspects = [name for name in view.suspects if name not in view.tried]
+    if not suspects or view.hop is not Hop.EXTERNAL or view.hops_left <= 0:
+        return Decision(Action.FAIL, reason)
+    return Decision(Action.FORWARD, Reason.LAST_RESORT, rng.choice(suspects))
 
 
 def stays(hop: Hop, favour_self: bool, here_calls_count: int) -> bool:

@@ -11,6 +11,7 @@ import random
 from mm.config import Config
 from mm.core import routing
 from mm.core.calls import Call, Outcome
+from mm.core.ids import InstanceId
 from mm.core.records import ModelRecord
 from mm.core.routing import (
     Action,
@@ -58,15 +59,14 @@ class Decisions:
 
     def decide(self, call: Call, record: ModelRecord | None) -> Decision:
         """Answer what to do with a call; ``record`` is None for one that may not be forwarded."""
-        decision = routing.decide(self._view(call, record), self._limits, self._rng)
-        logger.debug(
-            "model %s: %s %s: %s",
-            call.model_id,
-            decision.action.value,
-            decision.instance_id or "",
-            decision.reason,
-        )
-        return decision
+        return _noted(call, routing.decide(self._view(call, record), self._limits, self._rng))
+
+    def last_resort(self, call: Call, record: ModelRecord) -> InstanceId | None:
+        """Answer the copy to try before a call fails that nobody can load for; None if there is
+        none.
+        """
+        view = self._view(call, record)
+        return _noted(call, routing.last_resort(view, Reason.NO_COPY, self._rng)).instance_id
 
     def has_copy(self, call: Call) -> bool:
         """Answer whether there is a copy, ready or on its way, that the call may still use."""
@@ -101,8 +101,9 @@ class Decisions:
             here = Here.READY if copy.serves else Here.COMING
         ready: list[ReadyCopy] = []
         coming: list[ComingCopy] = []
+        suspects: list[InstanceId] = []
         if record is not None:
-            ready, coming = self._members.copies_of(call.model_id, record, now_ms)
+            ready, coming, suspects = self._members.copies_of(call.model_id, record, now_ms)
         calls_count = 0 if copy is None else self._copies.table.in_flight(call.model_id)
         return RoutingView(
             hop=call.hop,
@@ -113,6 +114,7 @@ class Decisions:
             is_here_tried=self._me in call.tried,
             ready=ready,
             coming=coming,
+            suspects=suspects,
             tried=call.tried,
             busy=call.busy,
             favour_self=self.favours_self(call),
@@ -121,3 +123,14 @@ class Decisions:
             attempts_count=call.attempts,
             now_ms=now_ms,
         )
+
+
+def _noted(call: Call, decision: Decision) -> Decision:
+    logger.debug(
+        "model %s: %s %s: %s",
+        call.model_id,
+        decision.action.value,
+        decision.instance_id or "",
+        decision.reason,
+    )
+    return decision

@@ -101,6 +101,10 @@ class Members:
 
     def handle(self, instance_id: InstanceId) -> int | None:
         """Answer the table's handle of an instance that can be called now, else None."""
+        return None if self._is_unreachable(instance_id) else self._handle(instance_id)
+
+    def _handle(self, instance_id: InstanceId) -> int | None:
+        """Answer the handle of an instance that has an address, whether or not it was reached."""
         handle = self._handles.get(instance_id)
         if handle is None or not self._records[instance_id].address:
             gone = self._gone.get(instance_id)
@@ -110,7 +114,7 @@ class Members:
                 self._bury(now_s)  # else hits would go on drawing its copies
                 return None
             handle = gone.handle
-        return None if self._is_unreachable(instance_id) else handle
+        return handle
 
     def handle_if_known(self, instance_id: InstanceId) -> int | None:
         """Answer the table's handle of an instance, reachable or not."""
@@ -125,17 +129,23 @@ class Members:
 
     def copies_of(
         self, model_id: ModelId, record: ModelRecord, now_ms: int
-    ) -> tuple[list[ReadyCopy], list[ComingCopy]]:
+    ) -> tuple[list[ReadyCopy], list[ComingCopy], list[InstanceId]]:
         """Answer the copies of a model at other instances that can be called now: those that serve,
-        with the calls in flight that they told of, and those on their way.
+        with the calls in flight that they told of, and those on their way; then, of those that
+        could not be reached a moment ago, the ones that serve.
         """
         ready: list[ReadyCopy] = []
         coming: list[ComingCopy] = []
+        suspects: list[InstanceId] = []
         loads = dict(self._table.peer_loads(model_id))
         is_table_late = False
         for instance_id, enqueued_ms in record.copies.items():
-            handle = None if instance_id == self._me else self.handle(instance_id)
+            handle = None if instance_id == self._me else self._handle(instance_id)
             if handle is None:
+                continue
+            if self._is_unreachable(instance_id):
+                if self._is_ready(record, instance_id, now_ms):
+                    suspects.append(instance_id)
                 continue
             if self._is_ready(record, instance_id, now_ms):
                 is_table_late = is_table_late or handle not in loads
@@ -150,7 +160,7 @@ class Members:
         if is_table_late:
             # One that says nothing of its state, and has had the time to load since.
             self._record_changed(model_id, record)
-        return ready, coming
+        return ready, coming, suspects
 
     def address(self, instance_id: InstanceId) -> str:
         """Answer host:port of an instance that has a handle."""

@@ -369,7 +369,14 @@ class Router:
             self._placer.check(call, record, now_ms)
             return self._load_here(call, record)
         while True:
-            chosen = self._placer.choose(call, record, now_ms)
+            try:
+                chosen = self._placer.choose(call, record, now_ms)
+            except MeshError as exc:
+                suspect = self._decisions.last_resort(call, record)
+                if suspect is None:
+                    raise
+                call.failure = call.failure or exc
+                return self._route_to(call, suspect, Hop.HIT_ONLY)
             if chosen != self._me:
                 route = self._route_to(call, chosen, Hop.LOAD_LOCAL, may_wait=True)
                 return replace(route, may_refuse=call.refusals_count < REFUSALS_MAX)

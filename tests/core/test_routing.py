@@ -210,11 +210,36 @@ def test_calls_without_a_ready_copy(
         ({"may_load": False}, Reason.NOTHING_LEFT),
         ({"load_failures_count": 3}, Reason.LOADS_FAILED),
         ({"hop": Hop.HIT_ONLY, "ready": ready(1)}, Reason.NOT_HERE),
+        # A copy that could not be reached a moment ago is no way out here:
+        ({"may_load": False, "suspects": [B], "tried": {B}}, Reason.NOTHING_LEFT),
+        ({"may_load": False, "suspects": [B], "hops_left": 0}, Reason.NOTHING_LEFT),
+        ({"may_load": False, "suspects": [B], "hop": Hop.LOAD_LOCAL}, Reason.NOTHING_LEFT),
+        ({"hop": Hop.HIT_ONLY, "suspects": [B]}, Reason.NOT_HERE),
+        ({"attempts_count": 8, "suspects": [B]}, Reason.ATTEMPTS_SPENT),
     ],
 )
 def test_calls_that_end(values: dict[str, Any], reason: Reason) -> None:
     decision = ask(**values)
     assert (decision.action, decision.reason) == (Action.FAIL, reason)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"may_load": False}, (FORWARD, B)),
+        ({"load_failures_count": 3}, (FORWARD, B)),
+        ({"may_load": False, "suspects": [B, C], "tried": {B}}, (FORWARD, C)),
+        # Not as long as there is another way.
+        ({}, LOAD),
+        ({"ready": [ReadyCopy(C, 9)]}, (FORWARD, C)),
+        ({"coming": coming(c=5), "may_load": False}, (WAIT_THERE, C)),
+        ({"here": Here.READY, "here_calls_count": 9}, SERVE),
+    ],
+)
+def test_what_could_not_be_reached_is_the_last_resort(
+    values: dict[str, Any], expected: tuple[Action, InstanceId | None]
+) -> None:
+    assert answer(**{"suspects": [B], **values}) == expected
 
 
 def test_reasons_can_be_read_in_a_log() -> None:
@@ -239,6 +264,7 @@ _views = st.builds(
         st.builds(ComingCopy, _names, st.integers(NOW_MS - 9000, NOW_MS), st.booleans()),
         unique_by=lambda c: c.instance_id,
     ),
+    suspects=st.lists(_names, unique=True),
     tried=st.sets(_names),
     busy=st.none() | _names,
     favour_self=st.booleans(),
@@ -259,7 +285,10 @@ def test_what_is_decided_can_be_done(view: RoutingView, seed: int) -> None:
     if view.hop is Hop.HIT_ONLY:
         assert action is not Action.LOAD
     assert chosen not in view.tried
-    if action is Action.FORWARD:
+    if decision.reason is Reason.LAST_RESORT:
+        assert chosen in view.suspects
+        assert {copy.instance_id for copy in (*view.ready, *view.coming)} <= view.tried
+    elif action is Action.FORWARD:
         assert chosen in {copy.instance_id for copy in view.ready}
     if action is Action.WAIT_THERE:
         assert chosen in {copy.instance_id for copy in view.coming}

@@ -11,6 +11,7 @@ import pytest
 from mm.core.calls import Hop, LocalRoute, Outcome, PeerRoute
 from mm.core.ids import InstanceId, ModelId
 from mm.errors import (
+    LoadFailedError,
     NoRoomError,
     RuntimeUnavailableError,
     StatusCode,
@@ -199,8 +200,45 @@ async def test_a_copy_that_vanishes_between_two_tries_is_no_reason_to_load_eithe
         assert await give_back(cluster["a"], call, Outcome.RUNTIME_UNAVAILABLE, "out to lunch")
         for name in (B, C):
             cluster["a"].node._members.mark_unreachable(name, anyio.current_time())
+        assert await give_back(cluster["a"], call, Outcome.UNREACHABLE, "refused"), "the other one"
         with pytest.raises(RuntimeUnavailableError, match="out to lunch"):
             await cluster["a"].node.router.route(call)
+
+
+@pytest.mark.virtual_time
+async def test_what_cannot_be_reached_is_tried_before_a_call_fails() -> None:
+    async with running_cluster("a", "b", "c", plan=FAST) as cluster:
+        await loaded_at(cluster, "b")
+        for name in ("a", "c"):
+            cluster[name].runtime.fail_loads("m", StatusCode.UNAVAILABLE, "boom")
+
+        def suspect() -> None:
+            for name in ("a", "c"):
+                cluster[name].node._members.mark_unreachable(B, anyio.current_time())
+
+        suspect()
+        assert await cluster["a"].invoke("m") == "b", "its loads elsewhere failed"
+        assert loads(cluster) == 3
+        suspect()
+        assert await cluster["a"].invoke("m") == "b", "nobody is asked, for they failed before"
+        assert loads(cluster) == 3
+        assert cluster["a"].node._members.handle(B) is not None, "it answered"
+        suspect()
+        assert (await cluster["a"].load("m")).status == "LOADED"
+        cluster.network.close("b:8080")
+        suspect()
+        with pytest.raises(LoadFailedError, match="boom"):
+            await cluster["a"].invoke("m")
+        cluster.network.listen("b:8080", cluster["b"])
+
+
+@pytest.mark.virtual_time
+async def test_a_copy_that_cannot_be_reached_is_no_reason_not_to_load() -> None:
+    async with running_cluster("a", "b", "c", plan=FAST) as cluster:
+        await loaded_at(cluster, "b")
+        cluster["a"].node._members.mark_unreachable(B, anyio.current_time())
+        assert await cluster["a"].invoke("m") in ("a", "c")
+        assert loads(cluster) == 2
 
 
 @pytest.mark.parametrize("hop", [Hop.HIT_ONLY, Hop.LOAD_LOCAL])
