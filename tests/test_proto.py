@@ -326,7 +326,7 @@ def test_numbers_of_our_own_protocols(
         ("protocol_version", 4),
     ]
     statistics = messages["InstanceStatistics"].field
-    assert [field.number for field in statistics] == list(range(1, 32))
+    assert [field.number for field in statistics] == list(range(1, 34))
     assert (statistics[17].name, statistics[19].name) == ("store_connected", "instances")
 
 

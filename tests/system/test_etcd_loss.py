@@ -122,6 +122,8 @@ class Outage:
             self.etcd.kill()
         else:
             self.etcd.pause()
+            # Its threads stop one after the other: the last may still answer.
+            eventually(partial(self.is_frozen, self.mesh[0]), what="etcd stands still")
         end_s = time.monotonic() + OUTAGE_S
         first, second = self.mesh.instances
         self.note("register", partial(register, first, "during"))
@@ -134,6 +136,9 @@ class Outage:
             self.seen.writes.append((code, took_s))
             self.stopping.wait(0.5)
         assert sum(self.seen.calls.values()) > sum(before.values())
+
+    def is_frozen(self, instance: Instance) -> bool:
+        return not _is_ok(partial(register, instance, "just-before"))
 
     def note(self, name: str, call: Callable[[], Any]) -> None:
         self.seen.during[name] = timed(call)
