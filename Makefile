@@ -10,6 +10,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PY := $(BIN)/python
 ARGS ?=
+# Processes that share the tests, a file each; half of a test's time it waits for other processes.
+TEST_WORKERS ?= 2
 # What `lint`, `fmt` and the types look at.
 SOURCES := mm tests bench setup.py proto
 
@@ -35,7 +37,7 @@ demo: $(EXTENSION) ## three instances, sixty real models, a crash (ARGS=--keep l
 
 .PHONY: test
 test: $(EXTENSION) ## the whole test suite (ARGS="tests/core -k name" for a part)
-	@$(PY) -m pytest $(ARGS)
+	@$(PY) -m pytest --numprocesses $(TEST_WORKERS) --dist loadfile $(ARGS)
 
 SEEDS ?= 1000
 
