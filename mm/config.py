@@ -115,8 +115,6 @@ class Config(Limits):
     #: MM_MULTI_PARALLELISM: concurrent calls for one multi-model call.
     multi_parallelism: int = 4
 
-    #: MM_DATAPLANE: who moves the bytes.
-    dataplane: Literal["python", "wire"] = "python"
     #: MM_DATAPLANE_CONFIG, or the content of MM_DATAPLANE_CONFIG_PATH at the start.
     dataplane_config: DataplaneConfig = field(default_factory=DataplaneConfig)
 
@@ -164,6 +162,7 @@ class Config(Limits):
         """Read every setting, or raise ``ConfigError`` for the first that is wrong."""
         env = Environment(variables)
         _refuse_tls(env)
+        _refuse_other_dataplanes(env)
         kv_store = _kv_store(env)
         alone = kv_store in ("embedded", "memory")
         advertise_host, address_warnings = _advertise_host(env, alone=alone)
@@ -202,7 +201,6 @@ class Config(Limits):
             multi_parallelism=env.integer(
                 "MM_MULTI_PARALLELISM", default=4, minimum=1, maximum=1000
             ),
-            dataplane=_dataplane(env),
             dataplane_config=json_settings.dataplane_config(env),
             type_constraints=json_settings.type_constraints(env),
             type_constraints_path=json_settings.type_constraints_path(env),
@@ -368,10 +366,9 @@ def _labels(env: Environment) -> tuple[str, ...]:
     return tuple(sorted({label for label in labels if label}))
 
 
-def _dataplane(env: Environment) -> Literal["python", "wire"]:
-    # "wire" will be the other; what it is today is not allowed.
+def _refuse_other_dataplanes(env: Environment) -> None:
+    # Nothing to keep as long as there is one; "wire" will be the other.
     env.choice("MM_DATAPLANE", default="python", allowed=("python",))
-    return "python"
 
 
 def _unused_labels(env: Environment) -> tuple[str, ...]:

@@ -54,7 +54,6 @@ def test_defaults_are_those_of_the_java_mesh() -> None:
     assert config.failure_rules == FailureRules(900_000, 10_000, 3)
     assert config.min_churn_age_ms == config.copy_calls_max == 0
     assert config.shutdown_timeout_s == 30
-    assert config.dataplane == "python"
     assert config.dataplane_config == DataplaneConfig()
     assert not config.kv_read_only
     assert not config.log_each_invoke
