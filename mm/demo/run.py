@@ -226,7 +226,7 @@ class _Demo:
             helpers.cancel_scope.cancel()
         return Outcome(
             tally=self._tally,
-            counts=statistics.total,
+            readings=statistics.readings,
             outage=self._outage,
             model_count=len(models),
             model_bytes=sum(model.size_bytes for model in models),

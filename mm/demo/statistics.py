@@ -5,7 +5,7 @@ Counters of a process start at nought when it is started again; here they go on.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Final
 
@@ -117,7 +117,7 @@ class Statistics:
     @property
     def total(self) -> Counts:
         """All counters of all instances."""
-        return sum((reading.counts for reading in self.readings), Counts())
+        return total(self.readings)
 
     async def run(self) -> None:
         """Poll for ever."""
@@ -142,6 +142,11 @@ class Statistics:
             history.fold(answer, anyio.current_time())
         finally:
             channel.close()
+
+
+def total(readings: Iterable[Reading]) -> Counts:
+    """Answer the sums of all counters."""
+    return sum((reading.counts for reading in readings), Counts())
 
 
 def hit_ratio(counts: Counts) -> float:

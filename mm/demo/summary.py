@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mm.demo.limits import EVICTIONS_MIN
-from mm.demo.statistics import Counts, hit_ratio
+from mm.demo.statistics import Counts, Reading, hit_ratio, total
 from mm.demo.tally import Tally
 from mm.demo.zoo import MIB
 
@@ -35,7 +35,7 @@ class Outcome:
     """Everything that the verdict depends on and the summary shows."""
 
     tally: Tally
-    counts: Counts
+    readings: tuple[Reading, ...]
     outage: Outage | None
     model_count: int
     model_bytes: int
@@ -44,6 +44,11 @@ class Outcome:
     traffic_s: float
     total_s: float
     evictions_min: int = EVICTIONS_MIN
+
+    @property
+    def counts(self) -> Counts:
+        """All counters of all instances."""
+        return total(self.readings)
 
 
 def problems(outcome: Outcome) -> tuple[str, ...]:
@@ -109,8 +114,14 @@ def rows(outcome: Outcome) -> tuple[tuple[str, str], ...]:
         ("loads", f"{counts.loads}, {counts.load_failures} failed"),
         ("evictions", f"{counts.evictions}"),
         ("forwarded between instances", f"{counts.forwards}"),
+        ("balance", _balance(outcome.readings)),
         ("time", f"{outcome.total_s:.0f} s, {outcome.traffic_s:.0f} s of them traffic"),
     )
+
+
+def _balance(readings: tuple[Reading, ...]) -> str:
+    calls = " / ".join(f"{each.name} {each.counts.calls}" for each in readings)
+    return f"{calls} calls, {' / '.join(str(each.counts.loads) for each in readings)} loads"
 
 
 def _mib(size_bytes: int) -> str:

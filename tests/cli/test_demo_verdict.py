@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from mm.demo.statistics import Counts
+from mm.demo.statistics import Counts, Reading
 from mm.demo.summary import Outage, Outcome, problems, rows, table, verdict_lines
 from mm.demo.tally import EXAMPLES_MAX, Tally
 
@@ -20,7 +20,10 @@ def good() -> Outcome:
     tally.record_loss("bravo: x: Connection lost")
     return Outcome(
         tally=tally,
-        counts=Counts(loads=90, evictions=70, hits=80, misses=20, forwards=30),
+        readings=(
+            Reading("alpha", counts=Counts(loads=40, evictions=30, calls=60, hits=50, misses=10)),
+            Reading("bravo", counts=Counts(loads=50, evictions=40, calls=40, hits=30, misses=10)),
+        ),
         outage=Outage("bravo", killed_s=15.0, back_s=19.5, answered_since=40),
         model_count=60,
         model_bytes=160 * 2**20,
@@ -54,7 +57,10 @@ def _failed(outcome: Outcome) -> Outcome:
         (_wrong, "1 of 101 answers differ from scikit-learn's"),
         (_failed, "1 calls failed that were not in flight"),
         (lambda o: replace(o, tally=Tally()), "no answer was checked"),
-        (lambda o: replace(o, counts=Counts(evictions=49)), "only 49 evictions, 50 are expected"),
+        (
+            lambda o: replace(o, readings=(Reading("a", counts=Counts(evictions=49)),)),
+            "only 49 evictions, 50 are expected",
+        ),
         (lambda o: replace(o, outage=None), "no instance was killed"),
         (lambda o: replace(o, outage=Outage("bravo", 15.0)), "bravo did not come back"),
         (lambda o: replace(o, outage=Outage("bravo", 15.0, 19.0, 0)), "bravo answered nothing"),
@@ -82,6 +88,7 @@ def test_the_summary_shows_the_figures() -> None:
     figures = dict(rows(good()))
     assert figures["evictions"] == "70"
     assert figures["hit ratio"] == "80%"
+    assert figures["balance"] == "alpha 60 / bravo 40 calls, 40 / 50 loads"
     assert figures["latency p50, p99"] == "50.0 ms, 99 ms"
     assert figures["memory"] == "3 × 14.0 MiB, 26% of all models"  # noqa: RUF001
     assert figures["instance killed"] == ("bravo at 15 s, back after 4.5 s, 40 answers since")
