@@ -1,8 +1,8 @@
 """Conformance with the Java mesh: what a full cache lets go, and how fast (around 22.3).
 
 EvictionsModelMeshTest and ModelMeshEvictionsTest; the second copy (testSecondCopyTrigger)
-waits for copies by load. Java asserts windows of time; here only their upper ends count, and on a machine
-with other work a scenario gets several chances to be as fast as they demand.
+waits for copies by load. Java asserts windows of time; here only their upper ends count, and on a
+machine with other work a scenario gets several chances to be as fast as they demand.
 """
 
 from __future__ import annotations
