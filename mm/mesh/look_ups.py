@@ -81,8 +81,14 @@ class LookUps:
             await under_way.wait()
 
     async def read(self, key_id: str) -> Item | None:
-        """Answer what the store says now; raises ``StoreUnavailableError``."""
-        self._refuse_to_queue(self._reads.value == 0)
+        """Answer what the store says now.
+
+        Raises ``StoreUnavailableError``, or ``LimitError`` when too many wait already.
+        """
+        self._check_line()
+        return await self._read(key_id)
+
+    async def _read(self, key_id: str) -> Item | None:
         async with self._reads:
             self._refuse_to_queue(self._reads.statistics().tasks_waiting > 0)
             item = await self._store.get(self._mirror.key(key_id))
@@ -96,7 +102,7 @@ class LookUps:
         self._take_turn()
         done = self._under_way[key_id] = anyio.Event()
         try:
-            item = await self.read(key_id)
+            item = await self._read(key_id)
             if item is None:
                 self._remember(key_id, None)
             return item
@@ -108,10 +114,8 @@ class LookUps:
             done.set()
 
     def _take_turn(self) -> None:
-        self._refuse_to_queue(self._reads.value == 0)
+        self._check_line()
         per_s, now_s = self._limits.look_ups_per_s_max, anyio.current_time()
-        if self._reads.statistics().tasks_waiting >= self._limits.look_ups_waiting_max:
-            self._refuse(f"{self._limits.look_ups_waiting_max} look-ups wait already")
         passed_s = now_s - self._allowed_at_s
         self._allowed = min(per_s, self._allowed + passed_s * per_s)
         self._allowed_at_s = now_s
@@ -119,6 +123,12 @@ class LookUps:
             self._refuse(f"{per_s} were looked up in the last second")
         self._allowed -= 1
         self.count += 1
+
+    def _check_line(self) -> None:
+        """Raise if whoever asks the store now should not stand in line for it."""
+        self._refuse_to_queue(self._reads.value == 0)
+        if self._reads.statistics().tasks_waiting >= self._limits.look_ups_waiting_max:
+            self._refuse(f"{self._limits.look_ups_waiting_max} look-ups wait already")
 
     def _refuse(self, reason: str) -> None:
         self.refused_count += 1

@@ -287,7 +287,7 @@ class Models:
         """Present what a peer did a moment ago: the mirror need not have its record yet."""
         try:
             await self._registry.read(model_id)
-        except StoreUnavailableError as exc:
+        except (StoreUnavailableError, LimitError) as exc:
             logger.debug("model %s: presented from the mirror: %s", model_id, exc)
         return await self._present(model_id, answer.status, answer)
 

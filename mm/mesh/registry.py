@@ -87,7 +87,10 @@ class Registry:
         return None if item is None else self._parse(model_id, item)
 
     async def read(self, model_id: ModelId) -> ModelRecord | None:
-        """Answer what the store says now; raises ``StoreUnavailableError``."""
+        """Answer what the store says now.
+
+        Raises ``StoreUnavailableError``, or ``LimitError`` when too many ask already.
+        """
         item = await self.look_ups.read(model_id)
         return None if item is None else self._parse(model_id, item)
 

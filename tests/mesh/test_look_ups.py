@@ -156,6 +156,29 @@ async def test_those_that_wait_are_bounded() -> None:
 
 
 @pytest.mark.virtual_time
+async def test_strong_reads_stand_in_the_same_line() -> None:
+    world = World()
+    world.is_open = anyio.Event()
+    refused = []
+
+    async def read(number: int) -> None:
+        try:
+            await world.look_ups.read(f"m{number}")
+        except LimitError as exc:
+            refused.append(exc.message)
+
+    async with anyio.create_task_group() as group:
+        for number in range(20):
+            group.start_soon(read, number)
+        await anyio.wait_all_tasks_blocked()
+        assert (len(world.asked), len(refused)) == (3, 13)
+        assert "4 look-ups wait already" in refused[0]
+        assert world.look_ups.refused_count == 13
+        world.is_open.set()
+    assert len(world.asked) == 7
+
+
+@pytest.mark.virtual_time
 async def test_nobody_queues_for_a_store_that_went_away() -> None:
     """Each would wait for the time limit of all those before it."""
     world = World()
