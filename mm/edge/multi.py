@@ -71,8 +71,10 @@ class MultiCall:
                 for _ in range(workers):
                     group.create_task(self._work(positions, message))
         except BaseExceptionGroup as errors:
-            # The first failure cancelled the others; it alone is the answer.
-            first = errors.exceptions[0]
+            # The first failure cancelled the others; it alone is the answer. A bug in the same
+            # turn, or in giving up, comes before it: nobody else would hear of it.
+            failures = errors.exceptions
+            first = next((exc for exc in failures if not isinstance(exc, MeshError)), failures[0])
             if isinstance(first, CallError):
                 self._incoming.send_status(
                     first.code, first.message, _custom(first.trailers, keep_details=True)

@@ -9,7 +9,7 @@ import grpc
 import grpc.aio
 import pytest
 
-from mm.core.calls import Outcome
+from mm.core.calls import Call, Outcome, Route
 from mm.errors import LoadFailedError
 from tests.edge.upstream import PATIENCE_S, serve_proxy
 
@@ -95,6 +95,26 @@ async def test_any_other_failure_is_the_answer_and_ends_the_others() -> None:
         # The one that still waited was given up, the third never asked for.
         assert stand.router.waiting == 0
         assert "c" not in {call.model_id for call in stand.router.calls}
+
+
+async def test_a_bug_beside_a_failure_is_not_swallowed(caplog: pytest.LogCaptureFixture) -> None:
+    async with serve_proxy(multi_parallelism=2) as stand, stand.client() as client:
+        hold = asyncio.Event()
+
+        async def route(call: Call) -> Route:
+            if call.model_id == "a":
+                await hold.wait()
+                raise LoadFailedError("no file")
+            hold.set()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                raise ZeroDivisionError("a bug in giving up")
+
+        stand.router.route = route  # type: ignore[method-assign]
+        error = await _fail(client.unary_unary("/t.S/Unary")(b"q", metadata=_ids("a", "b")))
+        assert error.code() == grpc.StatusCode.INTERNAL
+    assert "a bug in giving up" in caplog.text
 
 
 async def test_no_more_at_a_time_than_allowed() -> None:
