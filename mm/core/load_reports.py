@@ -7,6 +7,7 @@ them a peer goes on avoiding a copy that was busy a second ago. Sending is ``mes
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -71,9 +72,10 @@ class _Copy:
 
 
 class LoadReports:
-    """The peers of all copies here that have some. Each call costs O(1).
+    """The peers of all copies here that have some. A call costs O(1) while its copy has news already,
+    else O(log n) of the copies that have some; a look costs what is due.
 
-    Invariant: a copy is in ``_changed`` exactly while its ``is_changed``.
+    Invariant: a copy is in ``_changed`` once while its ``is_changed``, else not at all.
     """
 
     def __init__(self, limits: ReportLimits) -> None:
@@ -81,7 +83,8 @@ class LoadReports:
         self._copies: dict[ModelId, _Copy] = {}
         #: The copies that have such peers; the object stays the same.
         self.watched: Mapping[ModelId, object] = self._copies
-        self._changed: list[ModelId] = []
+        #: A heap of copies with news, and when to look at them.
+        self._changed: list[tuple[float, ModelId]] = []
 
     def __len__(self) -> int:
         return len(self._copies)
@@ -134,13 +137,16 @@ class LoadReports:
         self, now_s: float, count_of: Callable[[ModelId], int]
     ) -> Mapping[InstanceId, Mapping[ModelId, int]]:
         """Answer what to tell to whom now; from here on they believe it."""
-        changed, self._changed = self._changed, []
         batches: dict[InstanceId, dict[ModelId, int]] = {}
-        for model_id in changed:
+        while self._changed and self._changed[0][0] <= now_s:
+            model_id = self._changed[0][1]
             copy = self._copies[model_id]
-            if now_s - copy.pushed_s < self.interval_s(model_id):
-                self._changed.append(model_id)
+            # Its calls may take longer than they seemed to when it got here.
+            due_s = copy.pushed_s + self.interval_s(model_id)
+            if due_s > now_s:
+                heapq.heapreplace(self._changed, (due_s, model_id))
                 continue
+            heapq.heappop(self._changed)
             copy.is_changed = False
             copy.forget_old(now_s)
             if not copy.believed:
@@ -191,4 +197,5 @@ class LoadReports:
     def _note(self, model_id: ModelId, copy: _Copy) -> None:
         if not copy.is_changed:
             copy.is_changed = True
-            self._changed.append(model_id)
+            due_s = copy.pushed_s + self.interval_s(model_id)
+            heapq.heappush(self._changed, (due_s, model_id))

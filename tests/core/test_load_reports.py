@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -68,6 +69,46 @@ def test_pushes_are_a_quarter_of_a_service_time_apart_and_never_less_than_5_ms()
         assert reports.due(1.0 + 0.99 * interval_s, {M: 2}.__getitem__) == {}
         assert reports.is_pending
         assert reports.due(1.0 + 1.01 * interval_s, {M: 2}.__getitem__) == {A: {M: 2}}
+
+
+def test_a_look_costs_what_is_due(monkeypatch: pytest.MonkeyPatch) -> None:
+    reports = make(copies_max=1000)
+    slow = [ModelId(f"slow{number}") for number in range(500)]
+    counts = Counter({M: 1, **dict.fromkeys(slow, 1)})
+    for model in slow:
+        reports.began(model, A)
+        reports.timed(model, 0.8)
+    assert reports.due(1.0, counts.__getitem__) == {A: dict.fromkeys(slow, 1)}
+    counts.update(slow)
+    for model in slow:
+        reports.began(model, A)
+    looks: list[ModelId] = []
+    interval_s = reports.interval_s
+
+    def look(model_id: ModelId) -> float:
+        looks.append(model_id)
+        return interval_s(model_id)
+
+    monkeypatch.setattr(reports, "interval_s", look)
+    for turn in range(1, 31):
+        counts[M] += 1
+        reports.began(M, A)
+        assert reports.due(1.0 + 0.006 * turn, counts.__getitem__) == {A: {M: counts[M]}}
+    assert not set(looks) & set(slow)
+    assert reports.due(1.201, counts.__getitem__) == {A: dict.fromkeys(slow, 2)}
+    assert not reports.is_pending
+
+
+def test_calls_that_turn_out_slower_are_told_of_later() -> None:
+    reports = make()
+    reports.began(M, A)
+    reports.timed(M, 0.04)
+    reports.due(1.0, {M: 1}.__getitem__)
+    reports.began(M, A)
+    reports.timed(M, 0.04 + 4 * 0.16)
+    assert reports.due(1.02, {M: 2}.__getitem__) == {}
+    assert reports.is_pending
+    assert reports.due(1.051, {M: 2}.__getitem__) == {A: {M: 2}}
 
 
 def test_the_mean_service_time_follows_slowly() -> None:
