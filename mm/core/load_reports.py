@@ -72,8 +72,8 @@ class _Copy:
 
 
 class LoadReports:
-    """The peers of all copies here that have some. A call costs O(1) while its copy has news already,
-    else O(log n) of the copies that have some; a look costs what is due.
+    """The peers of all copies here that have some. A call costs O(1), the first one after a look
+    O(log n) of the copies with news; a look costs what is due.
 
     Invariant: a copy is in ``_changed`` once while its ``is_changed``, else not at all.
     """
