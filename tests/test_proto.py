@@ -326,8 +326,16 @@ def test_numbers_of_our_own_protocols(
         ("protocol_version", 4),
     ]
     statistics = messages["InstanceStatistics"].field
-    assert [field.number for field in statistics] == list(range(1, 34))
+    assert [field.number for field in statistics] == list(range(1, 39))
     assert (statistics[17].name, statistics[19].name) == ("store_connected", "instances")
+    assert [(f.name, f.number) for f in messages["Partition"].field] == [
+        ("prohibited_types", 1),
+        ("instances", 2),
+        ("capacity_units", 3),
+        ("free_units", 4),
+        ("copies", 5),
+        ("lru_time_ms", 6),
+    ]
 
 
 def test_generated_code_is_up_to_date(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from mm.core.cluster_statistics import ClusterStatistics, Tally, combine
+from mm.core.cluster_statistics import ClusterStatistics, Tally
 from mm.core.cluster_view import ClusterView, InstanceView
 from mm.core.constraints import NO_CONSTRAINTS, TypeConstraints
 from mm.core.hop_state import HopState
@@ -182,19 +182,9 @@ class ClusterState:
             replaced=self._replica_sets.replaced(now_ms),
         )
 
-    def statistics(self, model_type: str | None = None) -> ClusterStatistics:
-        """Answer the sums over the instances that may host a type; None: over all."""
-        key = None if model_type is None else self._constraints.key(model_type)
-        return combine(
-            tally.statistics()
-            for prohibited, tally in self._tallies.items()
-            if key not in prohibited
-        )
-
-    @property
-    def partition_count(self) -> int:
-        """How many kinds of instances the constraints make."""
-        return len(self._tallies)
+    def partitions(self) -> dict[frozenset[str], ClusterStatistics]:
+        """Answer the sums of each partition, by the types that its instances must not host."""
+        return {prohibited: tally.statistics() for prohibited, tally in self._tallies.items()}
 
     # --- inside -------------------------------------------------------------------------------
 

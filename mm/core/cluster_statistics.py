@@ -7,7 +7,6 @@ one away.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from mm.core.ids import NEVER_MS, InstanceId
@@ -16,7 +15,7 @@ from mm.core.records import InstanceRecord
 
 @dataclass(frozen=True, slots=True)
 class ClusterStatistics:
-    """What the instances of one or more partitions have together."""
+    """What the instances of a partition have together."""
 
     instance_count: int = 0
     capacity_units: int = 0
@@ -26,18 +25,6 @@ class ClusterStatistics:
     copy_count: int = 0
     #: Last use of the oldest copy of them all; NEVER_MS without any.
     lru_time_ms: int = NEVER_MS
-
-
-def combine(statistics: Iterable[ClusterStatistics]) -> ClusterStatistics:
-    """Answer the statistics of several partitions as one."""
-    parts = tuple(statistics)
-    return ClusterStatistics(
-        instance_count=sum(each.instance_count for each in parts),
-        capacity_units=sum(each.capacity_units for each in parts),
-        free_units=sum(each.free_units for each in parts),
-        copy_count=sum(each.copy_count for each in parts),
-        lru_time_ms=min((each.lru_time_ms for each in parts), default=NEVER_MS),
-    )
 
 
 class Tally:

@@ -13,9 +13,10 @@ import betterproto2
 
 import mm
 from mm.core.calls import Outcome, PeerRoute
+from mm.core.cluster_statistics import ClusterStatistics
 from mm.core.headers import read_status
 from mm.core.hop_headers import HOP_VERSION, read_outcome, write_hop_request
-from mm.core.ids import InstanceId, ModelId
+from mm.core.ids import NEVER_MS, InstanceId, ModelId
 from mm.core.load_report_wire import encode_report
 from mm.edge.h2 import ChannelPool, IncomingCall, UnreachableError
 from mm.edge.load_stream import LoadStream, LoadStreamEnd
@@ -130,7 +131,9 @@ class GrpcPeers(Peers):
                 outcome = Outcome.STALE  # no answer worth passing on: try elsewhere
             if outcome is None:
                 raise
-            raise PeerCallError(outcome, exc.message, status.hop_state) from exc
+            raise PeerCallError(
+                outcome, exc.message, status.hop_state, status.retry_after_ms
+            ) from exc
         return status_of(message)
 
 
@@ -205,4 +208,20 @@ class PeerService:
             loads_pushed=counters.loads_pushed,
             look_ups_refused=now.look_ups_refused,
             instances=now.instances,
+            calls_overloaded=counters.calls_overloaded,
+            loads_churned=counters.loads_churned,
+            unload_failures=counters.unload_failures,
+            corrupt_records=now.corrupt_records,
+            partitions=[_partition(*each) for each in now.partitions.items()],
         )
+
+
+def _partition(prohibited: frozenset[str], sums: ClusterStatistics) -> peer.Partition:
+    return peer.Partition(
+        prohibited_types=sorted(prohibited),
+        instances=sums.instance_count,
+        capacity_units=sums.capacity_units,
+        free_units=sums.free_units,
+        copies=sums.copy_count,
+        lru_time_ms=0 if sums.lru_time_ms == NEVER_MS else sums.lru_time_ms,
+    )

@@ -396,7 +396,9 @@ class Node:
             registry_writes_owed=self._registrar.owed_count,
             look_ups=sum(each.count for each in look_ups),
             look_ups_refused=sum(each.refused_count for each in look_ups),
+            corrupt_records=self._registry.corrupt_count,
             instances=len(self._members),
+            partitions=self._cluster.partitions(),
             counters=self._counters,
         )
 

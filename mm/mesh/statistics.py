@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+
+from mm.core.cluster_statistics import ClusterStatistics
 
 
 @dataclass(slots=True)
@@ -66,5 +69,9 @@ class InstanceStatistics:
     #: Reads of ids that are not known here, and those refused because they were too many.
     look_ups: int
     look_ups_refused: int
+    #: Records of models in the store that cannot be read.
+    corrupt_records: int
     instances: int
+    #: By the types that their instances must not host.
+    partitions: Mapping[frozenset[str], ClusterStatistics]
     counters: Counters

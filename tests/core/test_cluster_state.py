@@ -56,6 +56,10 @@ def seen(of: ClusterState, instance_id: InstanceId, now_s: float = 0.0) -> Insta
     return found
 
 
+def sizes(made: ClusterState) -> dict[tuple[str, ...], int]:
+    return {tuple(sorted(key)): each.instance_count for key, each in made.partitions().items()}
+
+
 # --- the view -----------------------------------------------------------------------------------
 
 
@@ -78,7 +82,7 @@ def test_whoever_shuts_down_is_as_good_as_gone() -> None:
     made = state(a=record())
     made.put(A, replace(record(), shutting_down=True), now_ms=0, now_s=0.0)
     assert view(made).find(A) is None
-    assert made.statistics() == ClusterStatistics()
+    assert made.partitions() == {}
     made.remove(A, now_ms=0)
 
 
@@ -180,33 +184,32 @@ def test_a_new_instance_takes_part_in_inferred_preferences_at_once() -> None:
 
 def test_new_constraints_hold_at_once() -> None:
     made = state(a=record(labels="gpu"), b=record())
-    assert (allowed(made, "t"), made.partition_count) == ({"a", "b", "me"}, 1)
+    assert (allowed(made, "t"), sizes(made)) == ({"a", "b", "me"}, {(): 2})
     made.set_constraints(constraints(t="gpu", u="gpu"))
-    assert (allowed(made, "t"), made.partition_count) == ({"a"}, 2)
-    assert made.statistics("t").instance_count == 1
+    assert (allowed(made, "t"), sizes(made)) == ({"a"}, {(): 1, ("t", "u"): 1})
     made.set_constraints(constraints())
-    assert allowed(made, "t") == {"a", "b", "me"}
-    assert made.statistics("t").instance_count == 2
+    assert (allowed(made, "t"), sizes(made)) == ({"a", "b", "me"}, {(): 2})
 
 
 # --- statistics ---------------------------------------------------------------------------------
 
 
-def test_statistics_of_a_type_are_those_of_the_instances_that_may() -> None:
+def test_statistics_are_kept_by_what_instances_may_host() -> None:
     made = state(
         constraints(t="gpu", _default="none"),
         a=record(labels="gpu", lru_time_ms=500, count=3),
         b=record(labels="none", lru_time_ms=100, used_units=95),
         me=record(labels="gpu", lru_time_ms=0, count=4, used_units=0),
     )
-    assert made.statistics("t") == ClusterStatistics(2, 200, 180, 7, 500)
-    assert made.statistics("unlisted") == ClusterStatistics(1, 100, 0, 2, 100)
-    assert made.statistics() == ClusterStatistics(3, 300, 180, 9, 100)
+    assert made.partitions() == {
+        frozenset({"_default"}): ClusterStatistics(2, 200, 180, 7, 500),
+        frozenset({"t"}): ClusterStatistics(1, 100, 0, 2, 100),
+    }
 
 
 def test_an_instance_says_itself_when_it_is_full() -> None:
     made = state(a=record(used_units=80, min_space_units=21), b=record(used_units=80))
-    assert made.statistics().free_units == 20
+    assert made.partitions()[frozenset()].free_units == 20
 
 
 RECORDS = st.builds(
@@ -266,9 +269,7 @@ def test_after_any_events_all_is_as_if_made_anew(events: list[tuple[str, object,
     for model_type in ("t", "u", "other"):
         assert allowed(made, model_type) == allowed(anew, model_type)
         assert preferred(made, model_type) == preferred(anew, model_type)
-        assert made.statistics(model_type) == anew.statistics(model_type)
-    assert made.statistics() == anew.statistics()
-    assert made.partition_count == anew.partition_count
+    assert made.partitions() == anew.partitions()
     assert view(made, 1.0).replaced == view(anew, 1.0).replaced
 
 
@@ -290,7 +291,7 @@ def test_an_event_costs_the_same_in_a_small_cluster_and_a_large_one() -> None:
         sys.setprofile(count)
         try:
             made.put(InstanceId("i1"), changed, now_ms=0, now_s=0.0)
-            made.statistics("t")
+            made.partitions()
         finally:
             sys.setprofile(None)
         return calls

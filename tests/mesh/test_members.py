@@ -49,7 +49,9 @@ async def test_an_instance_is_published_before_it_serves() -> None:
         assert record.lru_time_ms == NEVER_MS
         assert record.capacity_units > 0
         assert not record.shutting_down
-        assert cluster["a"].node.statistics().instances == 1
+        now = cluster["a"].node.statistics()
+        assert now.instances == 1
+        assert now.partitions[frozenset()].capacity_units == record.capacity_units
 
 
 @pytest.mark.virtual_time

@@ -10,6 +10,7 @@ __all__ = (
     "InstanceStatistics",
     "LoadReport",
     "LoadReportsTaken",
+    "Partition",
     "PeerStub",
     "StatisticsRequest",
 )
@@ -202,6 +203,26 @@ class InstanceStatistics(betterproto2.Message):
 
     loads_pushed: "int" = betterproto2.field(33, betterproto2.TYPE_UINT64)
 
+    calls_overloaded: "int" = betterproto2.field(34, betterproto2.TYPE_UINT64)
+    """
+    Counters of what was refused or went wrong: calls because too many had come for one copy, loads by the churn guard,
+    and unloads given up, whose memory is lost to the cache until they succeed.
+    """
+
+    loads_churned: "int" = betterproto2.field(35, betterproto2.TYPE_UINT64)
+
+    unload_failures: "int" = betterproto2.field(36, betterproto2.TYPE_UINT64)
+
+    corrupt_records: "int" = betterproto2.field(37, betterproto2.TYPE_UINT64)
+    """
+    A gauge: records of models in the store that cannot be read; each is named in the log.
+    """
+
+    partitions: "list[Partition]" = betterproto2.field(38, betterproto2.TYPE_MESSAGE, repeated=True)
+    """
+    The instance's view of the cluster, by what its instances may host.
+    """
+
 
 default_message_pool.register_message("mm.peer", "InstanceStatistics", InstanceStatistics)
 
@@ -225,6 +246,40 @@ class LoadReportsTaken(betterproto2.Message):
 
 
 default_message_pool.register_message("mm.peer", "LoadReportsTaken", LoadReportsTaken)
+
+
+@dataclass(eq=False, repr=False)
+class Partition(betterproto2.Message):
+    """
+    The instances that may host the same types, as far as their records tell.
+    """
+
+    prohibited_types: "list[str]" = betterproto2.field(1, betterproto2.TYPE_STRING, repeated=True)
+    """
+    Types of the constraints that they must not host.
+    """
+
+    instances: "int" = betterproto2.field(2, betterproto2.TYPE_UINT64)
+
+    capacity_units: "int" = betterproto2.field(3, betterproto2.TYPE_UINT64)
+
+    free_units: "int" = betterproto2.field(4, betterproto2.TYPE_UINT64)
+    """
+    Room at instances that are not full.
+    """
+
+    copies: "int" = betterproto2.field(5, betterproto2.TYPE_UINT64)
+    """
+    A model with three copies counts three times.
+    """
+
+    lru_time_ms: "int" = betterproto2.field(6, betterproto2.TYPE_UINT64)
+    """
+    Last use of the oldest copy of them all; 0 without any.
+    """
+
+
+default_message_pool.register_message("mm.peer", "Partition", Partition)
 
 
 @dataclass(eq=False, repr=False)

@@ -1,0 +1,69 @@
+"""Every statistic of the mesh reaches whoever asks an instance for them."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any, cast
+
+import pytest
+
+from mm.core.cluster_statistics import ClusterStatistics
+from mm.core.ids import NEVER_MS, InstanceId
+from mm.edge.peers import PeerService
+from mm.mesh.statistics import Counters, InstanceStatistics
+from mm.pb.mm import peer
+
+pytestmark = pytest.mark.anyio
+
+OTHERS = ("instance_id", "store_connected", "partitions", "counters")
+
+
+def statistics(**partitions: ClusterStatistics) -> InstanceStatistics:
+    """Every number another one."""
+    counters = Counters(*range(1001, 1001 + len(fields(Counters))))
+    gauges: dict[str, Any] = {
+        field.name: 2001 + index
+        for index, field in enumerate(fields(InstanceStatistics))
+        if field.name not in OTHERS
+    }
+    return InstanceStatistics(
+        instance_id="i",
+        store_connected=True,
+        partitions={frozenset(name.split("_")): each for name, each in partitions.items()},
+        counters=counters,
+        **gauges,
+    )
+
+
+async def told(made: InstanceStatistics) -> peer.InstanceStatistics:
+    class Node:
+        def statistics(self) -> InstanceStatistics:
+            return made
+
+    service = PeerService(cast(Any, Node()), InstanceId("i"))
+    return await service.statistics(peer.StatisticsRequest(), cast(Any, None))
+
+
+async def test_every_number_is_told_under_its_name() -> None:
+    made = statistics()
+    answer = await told(made)
+    for field in fields(Counters):
+        if field.name != "loading_s":
+            assert getattr(answer, field.name) == getattr(made.counters, field.name), field.name
+    assert answer.loading_ms == made.counters.loading_s * 1000
+    for field in fields(InstanceStatistics):
+        if field.name not in OTHERS:
+            assert getattr(answer, field.name) == getattr(made, field.name), field.name
+    assert (answer.instance_id, answer.store_connected) == ("i", True)
+
+
+async def test_partitions_are_told_by_what_they_must_not_host() -> None:
+    answer = await told(
+        statistics(
+            u_t=ClusterStatistics(2, 200, 180, 7, 500), v=ClusterStatistics(1, 100, 0, 0, NEVER_MS)
+        )
+    )
+    assert answer.partitions == [
+        peer.Partition(["t", "u"], 2, 200, 180, 7, 500),
+        peer.Partition(["v"], 1, 100, 0, 0, 0),
+    ]
