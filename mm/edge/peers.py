@@ -131,9 +131,7 @@ class GrpcPeers(Peers):
                 outcome = Outcome.STALE  # no answer worth passing on: try elsewhere
             if outcome is None:
                 raise
-            raise PeerCallError(
-                outcome, exc.message, status.hop_state, status.retry_after_ms
-            ) from exc
+            raise PeerCallError(outcome, exc.message, status.hop_state) from exc
         return status_of(message)
 
 
