@@ -15,12 +15,13 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from mm.core.ids import InstanceId, ModelId
-from mm.errors import MeshError
+from mm.errors import MeshError, StatusCode
 
 #: Refusals for one call. Each costs a hop, and each makes the sender's view right where it was
 #: wrong; after three the next choice is one of four, known exactly. With two, one burst in twelve
 #: of 50 cold models still gave an instance more than twice its share (`mm sim cold-burst`).
 REFUSALS_MAX: Final = 3
+_WORTH_A_RETRY: Final = frozenset({StatusCode.UNAVAILABLE, StatusCode.RESOURCE_EXHAUSTED})
 
 
 class Hop(enum.Enum):
@@ -96,6 +97,22 @@ class Call:
     attempts: int = 0
     #: The most telling failure so far: what the client hears when nothing else is left.
     failure: MeshError | None = None
+    #: The soonest useful retry, as the peers told that refused it.
+    retry_after_ms: int | None = None
+
+    def hear_retry(self, retry_after_ms: int | None) -> None:
+        """A peer refused it, and may have told when a retry makes sense."""
+        if retry_after_ms is not None:
+            known_ms = self.retry_after_ms
+            self.retry_after_ms = (
+                retry_after_ms if known_ms is None else min(retry_after_ms, known_ms)
+            )
+
+    def tell_retry(self, error: MeshError) -> None:
+        """Pass that on with an error of ours that is worth a retry."""
+        heard_ms, own_ms = self.retry_after_ms, error.retry_after_ms
+        if heard_ms is not None and error.code in _WORTH_A_RETRY:
+            error.retry_after_ms = heard_ms if own_ms is None else min(heard_ms, own_ms)
 
     def end_turn(self) -> None:
         """Let the next one go, if this call was let go after a wait."""

@@ -292,6 +292,8 @@ class Status:
     hop_result: str | None = None
     #: Value of ``mm-hop-state``, None without one.
     hop_state: str | None = None
+    #: ``grpc-retry-pushback-ms``, None without one, or if it says "never".
+    retry_after_ms: int | None = None
 
 
 def read_status(trailers: Iterable[Header]) -> Status:
@@ -300,6 +302,7 @@ def read_status(trailers: Iterable[Header]) -> Status:
     message = b""
     hop_result: str | None = None
     hop_state: str | None = None
+    retry_after_ms: int | None = None
     for name, value in trailers:
         if name == b"grpc-status":
             code = int(value) if value.isdigit() and len(value) <= 9 else None
@@ -309,8 +312,10 @@ def read_status(trailers: Iterable[Header]) -> Status:
             hop_result = value.decode("ascii", "replace")
         elif name == b"mm-hop-state":
             hop_state = value.decode("ascii", "replace")
+        elif name == b"grpc-retry-pushback-ms":
+            retry_after_ms = int(value) if value.isdigit() and len(value) <= 9 else None
     text = unquote_to_bytes(message).decode("utf-8", "replace")
-    return Status(code, text, hop_result, hop_state)
+    return Status(code, text, hop_result, hop_state, retry_after_ms)
 
 
 def status_trailers(code: int, message: str = "") -> HeaderList:

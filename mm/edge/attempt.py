@@ -131,6 +131,8 @@ class Attempt:
         self.text = status.message
         if isinstance(self.route, PeerRoute) and status.hop_state is not None:
             proxied.proxy.router.report_state(proxied.call, self.route, status.hop_state)
+        if isinstance(self.route, PeerRoute) and outcome is not Outcome.ANSWERED:
+            proxied.call.hear_retry(status.retry_after_ms)
         if outcome is not Outcome.ANSWERED and not proxied.incoming.headers_sent:
             self.held_trailers = trailers
         else:

@@ -125,6 +125,8 @@ class MultiCall:
             again = router.finished(call, route, outcome, status.message)
             if answer is not None and status.code == StatusCode.OK:
                 return answer
+                if isinstance(route, PeerRoute) and outcome is not Outcome.ANSWERED:
+                    call.hear_retry(status.retry_after_ms)
             if outcome is Outcome.ANSWERED or not again:
                 if answer is not None and answer.trailers is not None:
                     raise CallError(status.code or 2, status.message, answer.trailers)

@@ -131,7 +131,9 @@ class GrpcPeers(Peers):
                 outcome = Outcome.STALE  # no answer worth passing on: try elsewhere
             if outcome is None:
                 raise
-            raise PeerCallError(outcome, exc.message, status.hop_state) from exc
+            raise PeerCallError(
+                outcome, exc.message, status.hop_state, status.retry_after_ms
+            ) from exc
         return status_of(message)
 
 

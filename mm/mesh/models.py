@@ -230,6 +230,7 @@ class Models:
             outcome = Outcome.ANSWERED
         except PeerCallError as exc:
             outcome, message = exc.outcome, exc.message
+            call.hear_retry(exc.retry_after_ms)
             if exc.hop_state is not None:
                 self._router.report_state(call, route, exc.hop_state)
         finally:

@@ -283,13 +283,21 @@ class PeerCallError(Exception):
     """A peer could not be reached or refused; ``outcome`` says which, for the router.
 
     ``hop_state``: what the peer told of itself with a refusal (``mm-hop-state``).
+    ``retry_after_ms``: when it thinks that a retry makes sense (``grpc-retry-pushback-ms``).
     """
 
-    def __init__(self, outcome: Outcome, message: str, hop_state: str | None = None) -> None:
+    def __init__(
+        self,
+        outcome: Outcome,
+        message: str,
+        hop_state: str | None = None,
+        retry_after_ms: int | None = None,
+    ) -> None:
         super().__init__(message)
         self.outcome = outcome
         self.message = message
         self.hop_state = hop_state
+        self.retry_after_ms = retry_after_ms
 
 
 # --- what the data plane asks of the mesh ---

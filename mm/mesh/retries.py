@@ -79,4 +79,6 @@ class Retries:
         elif outcome is Outcome.EXHAUSTED:
             call.exhausted_count += 1
             call.failure = QueueFullError(message)
+        if call.failure is not None:
+            call.tell_retry(call.failure)
         return retry.again

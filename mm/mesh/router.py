@@ -165,6 +165,7 @@ class Router:
             self._unpin(route)
             call.is_here = False
             if self._watched:
+        call.tell_retry(error)
                 self._pusher.ended(call)
         elif outcome not in (Outcome.UNREACHABLE, Outcome.ABANDONED):
             self._members.mark_reachable(route.instance_id)

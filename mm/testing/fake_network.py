@@ -166,7 +166,9 @@ class FakeNetwork:
                 outcome = read_outcome(exc.hop_result)
                 if outcome is None:
                     raise
-                raise PeerCallError(outcome, exc.message, exc.hop_state) from exc
+                raise PeerCallError(
+                    outcome, exc.message, exc.hop_state, exc.retry_after_ms
+                ) from exc
             finally:
                 self._open[target].discard(scope)
         raise PeerCallError(Outcome.UNREACHABLE, f"{target}: connection broke")

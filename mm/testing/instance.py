@@ -251,6 +251,7 @@ class Instance:
                 route, call.method, lambda load: self.node.router.report_load(route, load)
             )
         except PeerCallError as exc:
+            call.hear_retry(exc.retry_after_ms)
             if exc.hop_state is not None:
                 self.node.router.report_state(call, route, exc.hop_state)
             cause = exc.__cause__

@@ -223,6 +223,15 @@ def test_unreadable_statuses() -> None:
     assert read_status([(b"grpc-status", b"x")]).code is None
     assert read_status([(b"grpc-status", b"-1")]).code is None
     assert read_status([]).code is None
+
+
+def test_when_a_retry_makes_sense_is_read() -> None:
+    for text, known in ((b"250", 250), (b"0", 0), (b"-1", None), (b"1" * 10, None), (b"x", None)):
+        assert read_status([(b"grpc-retry-pushback-ms", text)]).retry_after_ms == known
+    assert read_status([]).retry_after_ms is None
+
+
+def test_strange_messages_are_read() -> None:
     assert read_status([(b"grpc-message", b"%zz%e4")]).message == "%zz�"
     assert encode_message("100 %\n") == b"100 %25%0A"
 

@@ -29,6 +29,7 @@ def refusal() -> MeshError:
     error = NoRoomError("others can load model m better")
     error.hop_result = Outcome.STALE.value
     error.hop_state = STATE
+    error.retry_after_ms = 750
     return error
 
 
@@ -49,6 +50,7 @@ async def test_a_refusal_is_told_and_the_call_sent_again(ids: list[str]) -> None
         assert answer == b"echo:q" * len(ids)
         assert here.router.states == [STATE]
         assert here.router.outcomes[0] is Outcome.STALE
+        assert [each.retry_after_ms for each in here.router.calls].count(750) == 1, "asked again"
         assert there.router.calls[0].may_refuse
 
 
@@ -101,4 +103,5 @@ async def test_an_ensure_loaded_may_be_refused_as_well() -> None:
         await pool.close()
         await server.stop(0)
     assert (caught.value.outcome, caught.value.hop_state) == (Outcome.STALE, STATE)
+    assert caught.value.retry_after_ms == 750
     assert [request.may_refuse for request in told] == [True]

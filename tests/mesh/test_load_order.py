@@ -10,11 +10,11 @@ import pytest
 
 from mm.core.ids import ModelId
 from mm.core.records import ModelInfo
-from mm.errors import ChurnError, LoadFailedError
+from mm.errors import ChurnError, LoadFailedError, NoRoomError
 from mm.mesh.local_copy import Phase
 from mm.testing.cluster import Instance, running_cluster, small_parameters
 from mm.testing.fake_runtime import DEFAULT_PARAMETERS, MIB, FakeRuntime, ModelPlan
-from tests.mesh.calls import FAST, call_for
+from tests.mesh.calls import FAST, A, call_for
 
 pytestmark = pytest.mark.anyio
 
@@ -159,6 +159,30 @@ async def fill(instance: Instance, count: int) -> None:
     for number in range(count):
         await instance.register(f"m{number}")
         await instance.invoke(f"m{number}")
+
+
+@pytest.mark.virtual_time
+async def test_who_asked_a_guarded_peer_hears_when_a_retry_makes_sense() -> None:
+    async with running_cluster(
+        "a", "b", plan=FAST, parameters=small_parameters(10), min_churn_age_ms=60_000
+    ) as cluster:
+        for name in ("b", "a"):
+            for number in range(9):
+                await cluster[name].register(f"{name}{number}")
+                await cluster[name].load_here(f"{name}{number}")
+            await anyio.sleep(20)
+        await cluster["a"].register("new")
+        await cluster.settle()
+        for call in (call_for("new", excludes={A}), call_for("new")):
+            with pytest.raises(NoRoomError) as caught:
+                await cluster["a"].send(call)
+            pause_ms = caught.value.retry_after_ms
+            assert pause_ms is not None
+            assert 15_000 < pause_ms <= 20_000, "b's guard, which lets go 20 s before that of a"
+        with pytest.raises(NoRoomError) as caught:
+            await cluster["a"].load("new")
+        assert caught.value.retry_after_ms is not None
+        assert 15_000 < caught.value.retry_after_ms <= 20_000
 
 
 @pytest.mark.virtual_time
