@@ -209,6 +209,12 @@ class MemoryServer:
         events, watcher.pending = watcher.pending, []
         return events
 
+    def give_back(self, watcher: Watcher, events: Sequence[WatchEvent]) -> None:
+        """Say that what was taken did not arrive: it is to be taken again, or what is newer."""
+        if any(isinstance(event, Resync) for event in events):
+            watcher.resync_due = True
+        watcher.pending = [] if watcher.resync_due else [*events, *watcher.pending]
+
     def forget_history(self) -> None:
         """Compact: a watcher with events not yet taken gets a ``Resync`` instead of them."""
         for watcher in self._watchers:

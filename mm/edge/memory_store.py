@@ -37,7 +37,7 @@ class MemoryStore(Store):
     before events are delivered. A session's lease needs no upkeep: it lives as long as this
     client has no fault and the session is open. Set a fault before cancelling a simulated
     instance to make that a crash: nothing is revoked then. The simulator's store has more ways to
-    be wrong: it overrides ``_apply``, ``_delay``, ``_be_late`` and ``_hears``.
+    be wrong: it overrides ``_apply``, ``_delay``, ``_take`` and ``_hears``.
     """
 
     def __init__(
@@ -173,10 +173,11 @@ class MemoryStore(Store):
         if self._call_delay_s:
             await anyio.sleep(self._call_delay_s / 2)
 
-    async def _be_late(self) -> None:
-        """Have events be on their way."""
+    async def _take(self, watcher: Watcher) -> Sequence[WatchEvent]:
+        """Answer the events that there are for a watch, once they are here, if they come."""
         if self._watch_delay_s:
             await anyio.sleep(self._watch_delay_s)
+        return self.server.take(watcher) if self._hears(watcher) else []
 
     def _hears(self, watcher: Watcher) -> bool:
         """Answer whether events get through to a watch."""
@@ -196,9 +197,9 @@ class _Batches(AsyncIterator[Sequence[WatchEvent]]):
         while True:
             server.expire_leases()
             if store._hears(watcher) and (watcher.pending or watcher.resync_due):
-                await store._be_late()
-                if store._hears(watcher):
-                    return server.take(watcher)
+                events = await store._take(watcher)
+                if events:
+                    return events
             watcher.changed = anyio.Event()
             with anyio.CancelScope(deadline=server.next_expiry_s()):
                 await watcher.changed.wait()

@@ -15,7 +15,7 @@ import msgspec
 
 from mm.edge.memory_server import MemoryServer, Watcher
 from mm.edge.memory_store import MemoryStore
-from mm.mesh.ports import Item, Write
+from mm.mesh.ports import Item, WatchEvent, Write
 
 #: The attribute of the other program whose writes forestall ours.
 _FOREIGN: Final = "simulatedForeignWrites"
@@ -94,9 +94,16 @@ class SimulatedStore(MemoryStore):
         if self.way_s_max:
             await anyio.sleep(self._rng.uniform(0, self.way_s_max))
 
-    async def _be_late(self) -> None:
+    async def _take(self, watcher: Watcher) -> Sequence[WatchEvent]:
+        # The delay comes after the events have left the server, so that they may be older than an
+        # answer that overtakes them.
+        events = self.server.take(watcher)
         if self.late_s_max:
             await anyio.sleep(self._rng.uniform(0, self.late_s_max))
+        if self._hears(watcher):
+            return events
+        self.server.give_back(watcher, events)
+        return []
 
     def _hears(self, watcher: Watcher) -> bool:
         return super()._hears(watcher) and _table_of(watcher.prefix) not in self._deaf
