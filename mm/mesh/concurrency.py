@@ -66,11 +66,6 @@ class CallLimits:
         #: By the number of the copy's load.
         self._slots: dict[int, _Slots] = {}
 
-    def waiting_count(self, load_id: int) -> int:
-        """Answer how many calls wait for a slot of a copy."""
-        slots = self._slots.get(load_id)
-        return 0 if slots is None else len(slots.line)
-
     async def enter(self, copy: LocalCopy) -> bool:
         """Return with a slot of the copy, to be given back by ``leave``; False if the copy left
         while the call waited.

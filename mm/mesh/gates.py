@@ -53,11 +53,6 @@ class AdmissionGate:
         self._line: WaitingLine[LocalCopy] = WaitingLine()
         self._waiting: dict[LocalCopy, tuple[Weight, anyio.Event]] = {}
 
-    @property
-    def waiting_count(self) -> int:
-        """Loads that wait for a place."""
-        return len(self._line)
-
     async def admit(self, copy: LocalCopy, weight_units: Weight) -> None:
         """Return when the copy may take its weight; ``leave`` must follow, however it ends."""
         granted = anyio.Event()
@@ -134,11 +129,6 @@ class SpaceGate:
         self._accounting = accounting
         self._queue = SpaceQueue()
         self._granted: dict[ModelId, tuple[LocalCopy, anyio.Event]] = {}
-
-    @property
-    def waiting_count(self) -> int:
-        """Loads that wait for memory."""
-        return len(self._queue)
 
     async def claim(self, copy: LocalCopy) -> None:
         """Return with the copy's weight claimed and its phase LOADING; it must be WAITING."""

@@ -43,11 +43,6 @@ class Mirror:
         #: The watch has told of everything up to here.
         self.revision = 0
 
-    @property
-    def deletions_awaited(self) -> int:
-        """Deletions of ours whose events are still to come."""
-        return len(self._deleted)
-
     def items(self) -> Iterator[tuple[str, Item]]:
         """Iterate over ids and values."""
         return iter(self._items.items())

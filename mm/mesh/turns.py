@@ -21,11 +21,6 @@ class LoadTurns:
         self.concurrency_max = concurrency_max
 
     @property
-    def waiting_count(self) -> int:
-        """Loads that wait for their turn."""
-        return len(self._line)
-
-    @property
     def running_count(self) -> int:
         """Turns held now."""
         return self.concurrency_max - self._free

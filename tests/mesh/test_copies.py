@@ -36,7 +36,7 @@ class Chaos:
         copies = self.instance.node._copies
         copies.check_invariants()
         copies.table.check_invariants()
-        assert copies.space.waiting_count <= self.cluster.parameters.loading_concurrency_max
+        assert len(copies.space._queue) <= self.cluster.parameters.loading_concurrency_max
 
     async def call(self, model_id: str, patience_s: float) -> None:
         with anyio.move_on_after(patience_s):
@@ -143,7 +143,7 @@ async def test_everything_stays_in_step(seed: int) -> None:
         assert len(cluster["a"].node._copies.table) == len(cluster["a"].node._copies)
         copies = cluster["a"].node._copies
         assert not copies.admission._admitted
-        assert copies.admission.waiting_count == copies.space.waiting_count == 0
+        assert len(copies.admission._line) == len(copies.space._queue) == 0
 
 
 async def test_the_least_recently_used_copies_go_first() -> None:

@@ -43,7 +43,7 @@ async def test_loads_that_evict_take_half_of_the_cache_at_most() -> None:
             group.start_soon(world.admit, copy)
             await anyio.wait_all_tasks_blocked()
         assert world.passed == ["a", "b"]
-        assert world.gate.waiting_count == 1
+        assert len(world.gate._line) == 1
         world.gate.inserted(copies[0])
         await anyio.wait_all_tasks_blocked()
         assert world.passed == ["a", "b"], "the table counts it, but it is still under way"
@@ -86,7 +86,7 @@ async def test_a_large_load_is_not_overtaken_by_small_ones_that_would_fit() -> N
             group.start_soon(world.admit, copy)
             await anyio.wait_all_tasks_blocked()
         assert world.passed == ["first"]
-        assert world.gate.waiting_count == 4
+        assert len(world.gate._line) == 4
         world.gate.leave(first)
         await anyio.wait_all_tasks_blocked()
         assert sorted(world.passed) == ["first", "large", "small0", "small1", "small2"]
@@ -181,7 +181,7 @@ async def test_memory_goes_to_the_first_in_line_even_if_a_later_one_would_fit() 
         world.gate.wake()
         await anyio.wait_all_tasks_blocked()
         assert set(world.claimed) == {"old", "large", "small"}
-        assert world.gate.waiting_count == 0
+        assert len(world.gate._queue) == 0
 
 
 async def test_a_raised_copy_overtakes() -> None:
@@ -218,7 +218,7 @@ async def test_a_waiter_that_gives_up_is_forgotten_and_others_go_on() -> None:
                 await anyio.wait_all_tasks_blocked()
                 group.start_soon(world.claim, world.waiting("small", 5))
                 await anyio.wait_all_tasks_blocked()
-                assert world.gate.waiting_count == 2
+                assert len(world.gate._queue) == 2
                 scope.cancel()
         world.accounting.left(90, claimed=False)
         world.gate.wake()

@@ -39,13 +39,13 @@ async def test_no_more_at_a_time_than_allowed(concurrency_max: int) -> None:
             group.start_soon(crowd.take, name, 0)
         await anyio.wait_all_tasks_blocked()
         assert len(crowd.had) == crowd.turns.running_count == concurrency_max
-        assert crowd.turns.waiting_count == 5 - concurrency_max
+        assert len(crowd.turns._line) == 5 - concurrency_max
         for _ in "abcde":
             await crowd.end(crowd.had[-1])
             for name in list(crowd.had):
                 await crowd.end(name)
     assert sorted(crowd.had) == list("abcde")
-    assert crowd.turns.running_count == crowd.turns.waiting_count == 0
+    assert crowd.turns.running_count == len(crowd.turns._line) == 0
 
 
 async def run_in_order(crowd: Crowd, change: Callable[[], None] = lambda: None) -> list[str]:
@@ -98,7 +98,7 @@ async def test_a_waiter_that_is_cancelled_leaves_no_gap() -> None:
                 await anyio.wait_all_tasks_blocked()
                 crowd.turns.raise_priority("b", 10)
                 scope.cancel()
-        assert crowd.turns.waiting_count == 0
+        assert len(crowd.turns._line) == 0
         group.start_soon(crowd.take, "c", 0)
         await anyio.wait_all_tasks_blocked()
         await crowd.end("a")
