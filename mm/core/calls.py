@@ -84,7 +84,7 @@ class Call:
     refusals_count: int = 0
     #: It waited here for a load: a miss of the cache.
     has_waited: bool = False
-    #: It does so now.
+    #: It waits now, here or at a peer, and counts among those that do.
     waits: bool = False
     #: Made by this instance, one a model, to see a load through that nobody waits for.
     is_own: bool = False

@@ -25,7 +25,7 @@ from mm.core.headers import (
 from mm.core.ids import ModelId
 from mm.core.protobuf_ids import FieldWalk, MalformedMessageError, injection_suffix
 from mm.edge.attempt import judge
-from mm.edge.h2.client import UnreachableError
+from mm.edge.h2.client import ChannelFullError, UnreachableError
 from mm.edge.h2.incoming import IncomingCall
 from mm.edge.h2.messages import ENCODINGS_READ, MessageTooLargeError, frame_message
 from mm.edge.h2.stream import FaultKind
@@ -113,6 +113,9 @@ class MultiCall:
             answer: Answer | None = None
             try:
                 answer = await self._exchange(route, message)
+            except ChannelFullError:
+                router.finished(call, route, Outcome.ABANDONED)
+                raise
             except UnreachableError as error:
                 outcome, status = Outcome.UNREACHABLE, Status(14, error.message)
             except BaseException:
@@ -122,11 +125,11 @@ class MultiCall:
                 outcome, status = _classify(route, answer)
                 if isinstance(route, PeerRoute) and status.hop_state is not None:
                     router.report_state(call, route, status.hop_state)
+                if isinstance(route, PeerRoute) and outcome is not Outcome.ANSWERED:
+                    call.hear_retry(status.retry_after_ms)
             again = router.finished(call, route, outcome, status.message)
             if answer is not None and status.code == StatusCode.OK:
                 return answer
-                if isinstance(route, PeerRoute) and outcome is not Outcome.ANSWERED:
-                    call.hear_retry(status.retry_after_ms)
             if outcome is Outcome.ANSWERED or not again:
                 if answer is not None and answer.trailers is not None:
                     raise CallError(status.code or 2, status.message, answer.trailers)

@@ -27,7 +27,7 @@ from mm.core.headers import (
 )
 from mm.core.hop_headers import LOAD, PREFIX, RESULT, write_hop_request
 from mm.edge.attempt import Attempt
-from mm.edge.h2.client import Channel, UnreachableError
+from mm.edge.h2.client import Channel, ChannelFullError, UnreachableError
 from mm.edge.h2.incoming import IncomingCall
 from mm.edge.h2.messages import ENCODINGS_READ, MessageMeter, TooMuchHeldError
 from mm.errors import MeshError, RuntimeUnavailableError, StatusCode
@@ -94,6 +94,7 @@ class ProxiedCall:
         "_attempt",
         "_ended",
         "_held_bytes",
+        "_is_parked",
         "_keeps",
         "_kept_bytes",
         "_meter",
@@ -112,6 +113,7 @@ class ProxiedCall:
         self.loop = incoming.link.loop
         self._attempt: Attempt | None = None
         self._ended = False
+        self._is_parked = False
         self._keeps = True
         self._kept_bytes = 0
         self._held_bytes = 0
@@ -131,6 +133,10 @@ class ProxiedCall:
             try:
                 attempt = await self._begin_attempt(route)
                 await attempt.done
+            except ChannelFullError:
+                # Not worth a try elsewhere: a model that is there would be loaded twice for it.
+                self._abandon(route)
+                raise
             except UnreachableError as error:
                 outcome, text = Outcome.UNREACHABLE, error.message
             except BaseException:
@@ -156,13 +162,18 @@ class ProxiedCall:
             route = await self._ask()
 
     async def _ask(self) -> Route:
-        """Ask the router; while it has no answer the connection counts the call as parked."""
-        link = self.incoming.link
-        link.parked_count += 1
-        try:
-            return await self.proxy.router.route(self.call)
-        finally:
-            link.parked_count -= 1
+        """Ask the router; the connection counts the call as parked as long as it waits for a load,
+        here or at a peer.
+        """
+        self._park(True)
+        route = await self.proxy.router.route(self.call)
+        self._park(isinstance(route, PeerRoute) and route.may_wait)
+        return route
+
+    def _park(self, is_parked: bool) -> None:
+        if is_parked is not self._is_parked:
+            self._is_parked = is_parked
+            self.incoming.link.parked_count += 1 if is_parked else -1
 
     @property
     def may_repeat(self) -> bool:
@@ -213,6 +224,7 @@ class ProxiedCall:
 
     def close(self) -> None:
         """Let go of the last attempt, which holds this call."""
+        self._park(False)
         self._attempt = None
         self._pieces.clear()
 
@@ -232,19 +244,26 @@ class ProxiedCall:
             if self._kept_bytes > self.proxy.retry_buffer_bytes_max:
                 self._keeps = False
             try:
-                self._count_waiting(len(data))
+                self._count_kept(len(data))
             except MeshError as error:
                 self.refuse(error)
                 return
         elif size:
             self.incoming.stream.acknowledge(size)
-        attempt = self._attempt
-        if attempt is not None and not attempt.done.done():
+        attempt = self._live_attempt
+        if attempt is not None:
             self._hold_kept()
             self._send_pieces(attempt)
 
-    def _count_waiting(self, size: int) -> None:
+    @property
+    def _live_attempt(self) -> Attempt | None:
+        attempt = self._attempt
+        return None if attempt is None or attempt.done.done() else attempt
+
+    def _count_kept(self, size: int) -> None:
         call = self.call
+        if not self._keeps and self._live_attempt is not None:
+            return  # it goes on at once
         if call.waits:
             self.proxy.router.request_grew(call, size)
         else:
@@ -285,6 +304,8 @@ class ProxiedCall:
         if not self._keeps:
             pieces.clear()
             self._sent_count = 0
+            if self.call.request_bytes:
+                self.proxy.router.request_passed_on(self.call)
             if injector is None:
                 self.incoming.drop_held()
 
@@ -309,6 +330,9 @@ class ProxiedCall:
     def answer_headers(self, headers: HeaderList) -> None:
         """Begin the answer."""
         self.note_load()
+        if self.call.waits:
+            self.proxy.router.answer_began(self.call)
+        self._park(False)
         self.incoming.send_raw_headers(without_mesh_headers(headers))
 
     def answer_trailers(self, trailers: HeaderList, outcome: Outcome = Outcome.ANSWERED) -> None:

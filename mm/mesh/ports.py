@@ -329,6 +329,14 @@ class Router(Protocol):
         """
         ...
 
+    def request_passed_on(self, call: Call) -> None:
+        """Hear that nothing of a request is kept here any more."""
+        ...
+
+    def answer_began(self, call: Call) -> None:
+        """Hear that an answer comes: if the call waited at a peer, that is over."""
+        ...
+
     async def resolve(self, vmodel_id: str) -> ModelId:
         """Answer the active model of a vmodel; raises ``ModelNotFoundError``."""
         ...

@@ -101,13 +101,21 @@ class Router:
     # --- the question ---
 
     async def route(self, call: Call) -> Route:
-        """Answer where to send the call now; waits for loads. Raises ``MeshError``."""
+        """Answer where to send the call now; waits for loads. Raises ``MeshError``.
+
+        A call that is to wait at a peer counts among those that wait until ``answer_began``, or
+        ``finished``.
+        """
         try:
             route = self._hit(call) or await self._look(call)
             while isinstance(route, LocalRoute) and self._call_limits is not None and call.method:
                 if await self._has_slot(call, route):
                     break
                 route = await self._look(call)
+            if isinstance(route, PeerRoute) and route.may_wait:
+                # If it is refused, the load stays noted as sent there: others may have sent it.
+                call.end_turn()
+                self._waiters.enter(call)
         except BaseException as exc:
             call.end_turn()
             if isinstance(exc, MeshError):
@@ -119,6 +127,14 @@ class Router:
     def request_grew(self, call: Call, size_bytes: int) -> None:
         """Hear of more bytes of a request that waits; raises ``WaitersFullError``."""
         self._waiters.grew(call, size_bytes)
+
+    def request_passed_on(self, call: Call) -> None:
+        """Hear that nothing of a request is kept here any more."""
+        self._waiters.passed_on(call)
+
+    def answer_began(self, call: Call) -> None:
+        """Hear that an answer comes: if the call waited at a peer, that is over."""
+        self._waiters.leave(call)
 
     async def begin(self, call: Call) -> PeerRoute | LocalCopy:
         """Like ``route`` for ensure-loaded, but answer a copy of ours without waiting for its load.
@@ -149,6 +165,7 @@ class Router:
 
     def _refused(self, call: Call, error: MeshError) -> None:
         """Count an error, and translate it for a peer."""
+        call.tell_retry(error)
         if call.hop is Hop.EXTERNAL:
             self._counters.failures += 1
             error.hop_result = None
@@ -159,13 +176,13 @@ class Router:
         """Give the route back; answers whether asking again makes sense."""
         self.routes_open -= 1
         call.end_turn()
+        self._waiters.leave(call)
         if isinstance(route, LocalRoute):
             if self._call_limits is not None and call.method:
                 self._call_limits.leave(route.load_id)
             self._unpin(route)
             call.is_here = False
             if self._watched:
-        call.tell_retry(error)
                 self._pusher.ended(call)
         elif outcome not in (Outcome.UNREACHABLE, Outcome.ABANDONED):
             self._members.mark_reachable(route.instance_id)

@@ -56,7 +56,7 @@ class Waiters:
     are slow (``release_pause_s``). Copies take turns; the calls for one copy go in their order.
 
     Invariants: 1. a batch is in ``_ages`` and in its line until it is let go or nobody is left in
-    it; 2. ``calls`` and ``request_bytes`` tell of those between the two ends of ``wait``; 3.
+    it; 2. ``calls`` and ``request_bytes`` tell of those between ``enter`` and ``leave``; 3.
     ``_running_count`` counts the calls of the batches in ``_running`` that did not end.
     """
 
@@ -88,7 +88,7 @@ class Waiters:
         call.end_turn()
         if copy.settled.is_set():
             return
-        self._enter(call)
+        self.enter(call)
         batch = self._join(copy)
         try:
             await batch.woken.wait()
@@ -96,7 +96,7 @@ class Waiters:
             self._left(batch)
             raise
         finally:
-            self._leave(call)
+            self.leave(call)
         if not copy.settled.is_set():
             raise LoadTimeoutError(f"Timeout waiting for load of model {copy.model_id}")
         call.on_turn_ended = lambda: self._left(batch)
@@ -109,10 +109,20 @@ class Waiters:
         self.request_bytes += size_bytes
         call.request_bytes += size_bytes
 
+    def passed_on(self, call: Call) -> None:
+        """Hear that nothing of its request is kept here any more."""
+        if call.waits:
+            self.request_bytes -= call.request_bytes
+        call.request_bytes = 0
+
     # --- who waits ---
 
-    def _enter(self, call: Call) -> None:
-        """Count a call; nobody counts those that this instance makes itself, one a model."""
+    def enter(self, call: Call) -> None:
+        """Count a call that begins to wait, here or at a peer: it holds its stream and its request
+        here all the same. Raises ``WaitersFullError``.
+
+        Nobody counts those that this instance makes itself, one a model.
+        """
         if call.is_own:
             return
         limits = self._limits
@@ -124,7 +134,8 @@ class Waiters:
         self.calls += 1
         self.request_bytes += call.request_bytes
 
-    def _leave(self, call: Call) -> None:
+    def leave(self, call: Call) -> None:
+        """Count it no more, if it was counted."""
         if call.waits:
             call.waits = False
             self.calls -= 1

@@ -56,6 +56,6 @@ async def serve_all(peer: RawPeer) -> None:
 async def wait_links(channel: Channel, count: int) -> None:
     while len(channel.links) != count:
         waiter = asyncio.get_running_loop().create_future()
-        channel._waiters.append(waiter)
+        channel._waiters[waiter] = None
         done, _ = await asyncio.wait((waiter,), timeout=PATIENCE_S)
         assert done

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 
 import pytest
 from h2.events import (
     StreamEnded,
 )
 
-from mm.edge.h2 import RUNTIME_LIMITS, ChannelPool, UnreachableError
+from mm.edge.h2 import RUNTIME_LIMITS, ChannelFullError, ChannelPool, UnreachableError
 from mm.edge.unary import Answer, request_headers
+from mm.errors import StatusCode
 from tests.edge.h2_calls import (
     OK,
     finish,
@@ -91,6 +93,56 @@ async def test_a_caller_that_gives_up_waiting_passes_its_turn_on() -> None:
             await finish(first)
             assert (await finish(waits)).messages == [(False, b"a")]
             assert gives_up.cancelled()
+
+
+async def test_too_many_that_wait_for_room_are_refused_at_once() -> None:
+    async with listen(serve_when_told(go_on := asyncio.Event())) as (address, _):
+        limits = {"channel_connections_max": 1, "room_waiters_max": 2}
+        async with open_channel(address, **limits) as channel:
+            calls = [start_call(channel) for _ in range(3)]
+            while len(channel._waiters) < 2:
+                await asyncio.wait(calls, timeout=0.01)
+            with pytest.raises(
+                ChannelFullError, match=r"2 calls .* \(room_waiters_max\)"
+            ) as caught:
+                await finish(start_call(channel))
+            assert caught.value.code == StatusCode.RESOURCE_EXHAUSTED
+            # Whoever gives up makes place in the line.
+            calls.pop().cancel()
+            while len(channel._waiters) == 2:
+                await asyncio.wait(calls, timeout=0.01)
+            calls.append(start_call(channel))
+            go_on.set()
+            for call in calls:
+                assert (await finish(call)).messages == [(False, b"a")]
+
+
+async def test_nobody_waits_for_room_for_ever() -> None:
+    async with listen(serve_when_told(go_on := asyncio.Event())) as (address, _):
+        async with open_channel(address, channel_connections_max=1, room_wait_s=0.05) as channel:
+            first = start_call(channel)
+            while not channel.open_count:
+                await asyncio.wait({first}, timeout=0.01)
+            with pytest.raises(ChannelFullError, match=r"no room .* in 0\.05 s") as caught:
+                await finish(start_call(channel))
+            assert caught.value.code == StatusCode.UNAVAILABLE
+            assert not channel._waiters
+            go_on.set()
+            assert (await finish(first)).messages == [(False, b"a")]
+
+
+def serve_when_told(go_on: asyncio.Event) -> Callable[[RawPeer], Awaitable[None]]:
+    """A server that takes one call at a time, and answers when told."""
+
+    async def serve(peer: RawPeer) -> None:
+        peer.start(streams_max=1)
+        while True:
+            ended = await peer.wait_for(StreamEnded)
+            await go_on.wait()
+            assert ended.stream_id is not None
+            send_answer(peer, ended.stream_id)
+
+    return serve
 
 
 async def test_callers_share_a_connection_in_the_making() -> None:

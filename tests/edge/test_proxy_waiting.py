@@ -8,7 +8,7 @@ from dataclasses import replace
 import grpc
 import pytest
 
-from mm.core.calls import Call
+from mm.core.calls import Call, Outcome, PeerRoute
 from mm.edge.h2 import EXTERNAL_LIMITS
 from tests.edge.upstream import PATIENCE_S, Stand, serve_proxy
 
@@ -87,3 +87,76 @@ async def test_one_byte_too_many_ends_a_waiting_call_at_once() -> None:
         assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
         assert caught.value.details() == "too many bytes wait"
         await stand.router.wait_waiting(0)
+
+
+# --- at a peer -----------------------------------------------------------------------------------
+
+
+async def test_a_call_that_waits_at_a_peer_is_charged_here_too() -> None:
+    async with serve_proxy() as stand, stand.client() as client:
+        stand.router.answers = [peer_that_loads(stand)]
+        call = client.unary_unary("/t.S/Hang")(bytes(10_000), metadata=METADATA)
+        waiting = await waiting_call(stand, 10_005)
+        await asyncio.wait_for(stand.runtime.started.wait(), PATIENCE_S)
+        (link,) = stand.server.links
+        assert (waiting.waits, link.parked_count) == (True, 1)
+        call.cancel()
+        await stand.router.wait_finished(1)
+        assert stand.router.outcomes == [Outcome.ABANDONED]
+        await stand.router.wait_waiting(0)
+        assert await client.unary_unary("/t.S/Unary")(b"q", metadata=METADATA) == b"echo:q"
+        assert link.parked_count == 0
+
+
+async def test_once_the_answer_begins_nobody_waits() -> None:
+    async with serve_proxy() as stand, stand.client() as client:
+        stand.router.answers = [peer_that_loads(stand)]
+        call = client.stream_stream("/t.S/Both")(metadata=METADATA)
+        waiting = await waiting_call(stand, 0)
+        await call.write(b"q")
+        assert await call.read() == b"re:q"
+        assert not waiting.waits
+        assert [link.parked_count for link in stand.server.links] == [0]
+        stand.router.waiting_bytes_max = 0
+        await call.write(b"more")
+        assert await call.read() == b"re:more"
+        await call.done_writing()
+        assert await call.read() == grpc.aio.EOF
+
+
+async def test_what_is_not_kept_any_more_is_not_charged() -> None:
+    """A long upload to a peer flows through; it must not be ended for what it once was."""
+    async with serve_proxy(retry_buffer_bytes_max=50_000) as stand, stand.client() as client:
+        stand.router.answers = [peer_that_loads(stand)]
+        stand.router.waiting_bytes_max = 50_000
+        call = client.stream_unary("/t.S/Up")(metadata=METADATA)
+        await call.write(bytes(20_000))
+        waiting = await waiting_call(stand, 20_005)
+        # What comes in pieces may just reach the limit before it is passed on.
+        stand.router.waiting_bytes_max = 100_000
+        for _ in range(20):
+            await call.write(bytes(20_000))
+        await call.done_writing()
+        assert len(await call) == 21 * 20_000 + 20
+        assert waiting.request_bytes == 0
+
+
+async def test_one_byte_too_many_ends_a_call_that_waits_at_a_peer() -> None:
+    async with serve_proxy() as stand, stand.client() as client:
+        stand.router.answers = [peer_that_loads(stand)]
+        stand.router.waiting_bytes_max = 30_000
+        call = client.stream_unary("/t.S/Up")(metadata=METADATA)
+        await call.write(bytes(20_000))
+        await waiting_call(stand, 20_005)
+        await call.write(bytes(20_000))
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await asyncio.wait_for(call, PATIENCE_S)
+        assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+        await stand.router.wait_waiting(0)
+        assert stand.router.outcomes == [Outcome.ABANDONED]
+
+
+def peer_that_loads(stand: Stand) -> PeerRoute:
+    route = stand.peer_route("m", address=f"127.0.0.1:{stand.runtime.port}", may_wait=True)
+    assert isinstance(route, PeerRoute)
+    return route

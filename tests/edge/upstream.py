@@ -73,9 +73,14 @@ class FakeRouter:
         if call.model_id in self.unknown:
             raise ModelNotFoundError
         assert not isinstance(answer, asyncio.Event)
+        if isinstance(answer, PeerRoute) and answer.may_wait:
+            call.waits = True
+            self.waits.append(call)
+            self._set_waiting(1)
         return answer or LocalRoute(call.model_id, self.injection_path)
 
     def finished(self, call: Call, route: Route, outcome: Outcome, message: str = "") -> bool:
+        self.answer_began(call)
         self.finishes.append((outcome, message))
         self.finished_event.set()
         return self.again.pop(0) if self.again else False
@@ -85,6 +90,15 @@ class FakeRouter:
             raise WaitersFullError("too many bytes wait")
         call.request_bytes += size_bytes
         self.waiting_event.set()
+
+    def request_passed_on(self, call: Call) -> None:
+        call.request_bytes = 0
+        self.waiting_event.set()
+
+    def answer_began(self, call: Call) -> None:
+        if call.waits:
+            call.waits = False
+            self._set_waiting(-1)
 
     async def resolve(self, vmodel_id: str) -> ModelId:
         if vmodel_id not in self.vmodels:

@@ -10,7 +10,7 @@ from functools import partial
 import anyio
 import pytest
 
-from mm.core.calls import Call
+from mm.core.calls import Call, Hop, Outcome, PeerRoute
 from mm.core.ids import ModelId
 from mm.core.records import ModelInfo
 from mm.errors import LoadTimeoutError, NoRoomError, StatusCode, WaitersFullError
@@ -20,7 +20,7 @@ from mm.mesh.statistics import Counters
 from mm.mesh.waiters import BATCH_CALLS, JOIN_S, Waiters
 from mm.testing.cluster import running_cluster, until
 from mm.testing.fake_runtime import ModelPlan
-from tests.mesh.calls import call_for
+from tests.mesh.calls import A, call_for, loaded_at
 
 pytestmark = pytest.mark.anyio
 
@@ -321,3 +321,78 @@ async def test_who_waits_for_an_ensured_load_counts_and_who_only_asks_does_not()
             await anyio.sleep(1.0)
             assert a.node.statistics().waiting_calls == 5
         assert a.node.statistics().waiting_calls == 0
+
+
+# --- at a peer -----------------------------------------------------------------------------------
+
+
+@pytest.mark.virtual_time
+@pytest.mark.parametrize("is_loading", [True, False], ids=["a copy on its way", "a load"])
+async def test_calls_that_wait_at_a_peer_count_where_they_came_in(is_loading: bool) -> None:
+    async with running_cluster("b", plan=ModelPlan(load_s=10.0)) as cluster:
+        a = await cluster.start("a", waiting_calls_max=3)
+        await a.register("m")
+        async with anyio.create_task_group() as group:
+            if is_loading:
+                group.start_soon(cluster["b"].load_here, "m")
+                await anyio.sleep(2)
+            calls = [call_for(excludes=set() if is_loading else {A}) for _ in range(4)]
+            routes = [await a.node.router.route(call) for call in calls[:3]]
+            hop = Hop.HIT_ONLY if is_loading else Hop.LOAD_LOCAL
+            for route in routes:
+                assert isinstance(route, PeerRoute)
+                assert (route.hop, route.may_wait) == (hop, True)
+            assert a.node.statistics().waiting_calls == 3
+            with pytest.raises(WaitersFullError, match=r"the limit is 3 calls \(waiting_calls_max"):
+                await a.node.router.route(calls[3])
+            assert a.node.statistics().counters.waiting_refused == 1
+            assert a.node.router.routes_open == 3
+            # An answer that begins ends the wait, whatever comes after it; so does the end.
+            a.node.router.answer_began(calls[0])
+            assert a.node.statistics().waiting_calls == 2
+            for call, route in zip(calls, routes, strict=False):
+                a.node.router.finished(call, route, Outcome.ABANDONED)
+            assert a.node.statistics().waiting_calls == 0
+            group.cancel_scope.cancel()
+
+
+@pytest.mark.virtual_time
+async def test_request_bytes_of_those_that_wait_at_a_peer_are_bounded() -> None:
+    async with running_cluster("b", plan=ModelPlan(load_s=10.0)) as cluster:
+        a = await cluster.start("a", waiting_bytes_max=1000)
+        await a.register("m")
+        router = a.node.router
+        call, other = call_for(excludes={A}, request_bytes=900), call_for(excludes={A})
+        routes = [await router.route(call), await router.route(other)]
+        assert a.node.statistics().waiting_bytes == 900
+        with pytest.raises(WaitersFullError, match=r"1000 request bytes \(waiting_bytes_max\)"):
+            router.request_grew(other, 101)
+        router.request_passed_on(call)
+        assert (call.request_bytes, a.node.statistics().waiting_bytes) == (0, 0)
+        router.request_grew(other, 101)
+        assert a.node.statistics().waiting_bytes == 101
+        for each, route in zip((call, other), routes, strict=True):
+            router.finished(each, route, Outcome.ABANDONED)
+        assert (a.node.statistics().waiting_bytes, a.node.statistics().waiting_calls) == (0, 0)
+
+
+@pytest.mark.virtual_time
+async def test_hits_at_a_peer_do_not_wait() -> None:
+    async with running_cluster("b", plan=ModelPlan(load_s=0.01)) as cluster:
+        await loaded_at(cluster, "b")
+        a = await cluster.start("a", waiting_calls_max=0)
+        route = await a.node.router.route(call := call_for())
+        assert isinstance(route, PeerRoute)
+        assert (route.may_wait, call.waits, a.node.statistics().waiting_calls) == (False, False, 0)
+        a.node.router.finished(call, route, Outcome.ANSWERED)
+
+
+@pytest.mark.virtual_time
+async def test_whoever_only_asks_a_peer_for_a_load_does_not_wait() -> None:
+    async with running_cluster("b", plan=ModelPlan(load_s=10.0)) as cluster:
+        a = await cluster.start("a", waiting_calls_max=0)
+        await a.register("m")
+        begun = await a.node.router.begin(call := call_for(excludes={A}, method=""))
+        assert isinstance(begun, PeerRoute)
+        assert a.node.statistics().waiting_calls == 0
+        a.node.router.finished(call, begun, Outcome.ABANDONED)

@@ -10,7 +10,7 @@ messages, foreign content-subtypes, empty, repeated and non-ASCII metadata, bad 
 lists and messages above a limit, more than 100 streams, and on a GOAWAY with calls in flight.
 """
 
-from mm.edge.h2.client import Channel, ChannelPool, UnreachableError
+from mm.edge.h2.client import Channel, ChannelFullError, ChannelPool, UnreachableError
 from mm.edge.h2.incoming import Body, IncomingCall
 from mm.edge.h2.limits import EXTERNAL_LIMITS, PEER_LIMITS, RUNTIME_LIMITS, TransportLimits
 from mm.edge.h2.server import GrpcServer, Handler
@@ -22,6 +22,7 @@ __all__ = [
     "RUNTIME_LIMITS",
     "Body",
     "Channel",
+    "ChannelFullError",
     "ChannelPool",
     "FaultKind",
     "GrpcServer",

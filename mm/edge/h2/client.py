@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import deque
+from collections import OrderedDict
 
 from mm.core.headers import HeaderList
 from mm.edge.h2.limits import TransportLimits
@@ -26,6 +26,10 @@ class UnreachableError(MeshError):
     """Nobody answers at an address, or the connection broke before a call got on it."""
 
     code = StatusCode.UNAVAILABLE
+
+
+class ChannelFullError(UnreachableError):
+    """All connections to an address are full, and so is the line for them, or it does not move."""
 
 
 class ClientLink(Link):
@@ -96,7 +100,8 @@ class Channel:
     """Streams to one address: "host:port", or "unix:" and a path.
 
     Invariants: 1. At most ``channel_connections_max`` connections exist. 2. A call waits only
-    while a connection is being made or all that may exist are full.
+    while a connection is being made, or all that may exist are full: no more of them than
+    ``room_waiters_max``, nobody longer than ``room_wait_s``.
     """
 
     def __init__(self, address: str, limits: TransportLimits) -> None:
@@ -109,7 +114,8 @@ class Channel:
         #: Event loop time of the last call begun, for whoever closes idle channels.
         self.used_s = 0.0
         self._connecting: asyncio.Task[None] | None = None
-        self._waiters: deque[asyncio.Future[None]] = deque()
+        #: Those that wait for room, in their order; whoever gives up leaves at once.
+        self._waiters: OrderedDict[asyncio.Future[None], None] = OrderedDict()
         self._failure: UnreachableError | None = None
         self._failed_s = 0.0
 
@@ -126,7 +132,11 @@ class Channel:
         return None
 
     async def open(self, headers: HeaderList, sink: StreamSink, end: bool = False) -> RawStream:
-        """Begin a stream, on a new connection if need be. Raises ``UnreachableError``."""
+        """Begin a stream, on a new connection if need be.
+
+        Raises ``UnreachableError``, of which ``ChannelFullError`` is one.
+        """
+        until_s: float | None = None
         while True:
             stream = self.try_open(headers, sink, end)
             if stream is not None:
@@ -136,7 +146,9 @@ class Channel:
             if len(self.links) < self.limits.channel_connections_max:
                 await self._connect()
             else:
-                await self._wait_room()
+                if until_s is None:
+                    until_s = asyncio.get_running_loop().time() + self.limits.room_wait_s
+                await self._wait_room(until_s)
 
     async def close(self) -> None:
         """Drop all connections; calls on them are lost."""
@@ -151,7 +163,7 @@ class Channel:
         deadline_s = loop.time() + _CLOSE_TIMEOUT_S
         while self.links and loop.time() < deadline_s:
             waiter = loop.create_future()
-            self._waiters.append(waiter)
+            self._waiters[waiter] = None
             await asyncio.wait((waiter,), timeout=deadline_s - loop.time())
         for link in list(self.links):
             link.connection.close()
@@ -213,20 +225,38 @@ class Channel:
 
     # --- waiting for room ---------------------------------------------------------------------
 
-    async def _wait_room(self) -> None:
+    async def _wait_room(self, until_s: float) -> None:
+        limits = self.limits
+        if len(self._waiters) >= limits.room_waiters_max:
+            raise ChannelFullError(
+                f"too many calls for {self.address}: all its connections are full, and the limit"
+                f" is {limits.room_waiters_max} calls that wait (room_waiters_max); retry later",
+                code=StatusCode.RESOURCE_EXHAUSTED,
+            )
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiters.append(waiter)
+        self._waiters[waiter] = None
+        try:
+            async with asyncio.timeout_at(until_s):
+                await self._room(waiter)
+        except TimeoutError:
+            raise ChannelFullError(
+                f"no room for a call on the connections to {self.address} in"
+                f" {limits.room_wait_s:g} s"
+            ) from None
+
+    async def _room(self, waiter: asyncio.Future[None]) -> None:
         try:
             await waiter
         except asyncio.CancelledError:
             if waiter.done() and not waiter.cancelled():
                 self.room_made()
+            self._waiters.pop(waiter, None)
             raise
 
     def room_made(self) -> None:
         """Wake one of those who wait for a full connection."""
         while self._waiters:
-            waiter = self._waiters.popleft()
+            waiter, _ = self._waiters.popitem(last=False)
             if not waiter.done():
                 waiter.set_result(None)
                 return

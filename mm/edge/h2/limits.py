@@ -27,6 +27,12 @@ class TransportLimits:
     connections_max: int = 10_000
     #: Connections that a channel opens to one address, each when those before it are full.
     channel_connections_max: int = 16
+    #: Calls that wait for room when all of those are full: what the design promises to bear. The
+    #: runtime decides how many calls a connection takes, so many may come to that.
+    room_waiters_max: int = 10_000
+    #: How long each does: above any usual deadline of a client, who hears of that first, but a call
+    #: without a deadline is not left for ever.
+    room_wait_s: float = 60.0
     #: TCP (or Unix) connect, until the other side's SETTINGS are here.
     connect_timeout_s: float = 6.0
     #: After a failed connect, further calls fail at once for this long.
