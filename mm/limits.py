@@ -33,7 +33,7 @@ class Limits:
     #: A call waits for a load at most this many load time limits: one for the load itself, the
     #: others for loads queued before it and for room.
     load_wait_factor: int = 5
-    #: Calls that wait here for loads, all together. Twice what the design promises to bear (10,000)
+    #: Calls that wait for loads, here or passed on to a peer, all together. Twice what the design promises to bear (10,000)
     #: without hits noticing; each takes some 10 KB, so this is 200 MB at worst. More would find
     #: their deadline before their turn.
     waiting_calls_max: int = 20_000

@@ -134,7 +134,11 @@ async def test_what_is_not_kept_any_more_is_not_charged() -> None:
         waiting = await waiting_call(stand, 20_005)
         # What comes in pieces may just reach the limit before it is passed on.
         stand.router.waiting_bytes_max = 100_000
-        for _ in range(20):
+        for _ in range(3):
+            await call.write(bytes(20_000))
+        await waiting_call(stand, 0)
+        stand.router.waiting_bytes_max = 0
+        for _ in range(17):
             await call.write(bytes(20_000))
         await call.done_writing()
         assert len(await call) == 21 * 20_000 + 20
