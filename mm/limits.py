@@ -33,9 +33,9 @@ class Limits:
     #: A call waits for a load at most this many load time limits: one for the load itself, the
     #: others for loads queued before it and for room.
     load_wait_factor: int = 5
-    #: Calls that wait for loads, here or passed on to a peer, all together. Twice what the design promises to bear (10,000)
-    #: without hits noticing; each takes some 10 KB, so this is 200 MB at worst. More would find
-    #: their deadline before their turn.
+    #: Calls that wait for loads, here or passed on to a peer, all together. Twice what
+    #: the design promises to bear (10,000) without hits noticing; each takes some 10 KB, so this is
+    #: 200 MB at worst. More would find their deadline before their turn.
     waiting_calls_max: int = 20_000
     #: Bytes of their requests, a budget of their own, so that waiting never takes from hits: room
     #: for five hundred that fill their stream's window (256 KiB), and no limit for usual ones.
