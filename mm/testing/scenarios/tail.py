@@ -138,7 +138,12 @@ class MeshRule:
         self._known_s = [[0.0] * COPIES_COUNT for _ in range(routers_count)]
         #: When it called it last.
         self._called_s = [[0.0] * COPIES_COUNT for _ in range(routers_count)]
-        gap_s = max(_DEFAULTS.load_push_interval_min_s, SERVICE_PART * SERVICE_MEAN_S)
+        # A round of messages to all routers takes its part of what may be sent in a second.
+        gap_s = max(
+            _DEFAULTS.load_push_interval_min_s,
+            SERVICE_PART * SERVICE_MEAN_S,
+            routers_count / _DEFAULTS.load_pushes_per_s_max,
+        )
         self._pushes = [_Pushes(gap_s) for _ in range(COPIES_COUNT)]
 
     def choose(self, job: Job, now_s: float) -> int:
