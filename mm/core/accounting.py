@@ -24,8 +24,8 @@ class UnloadAccounting:
     *Variables*, in units: capacity C; reserve R; occupied O, the weights of all entries of the
     table; unloading U, signed: memory being unloaded, less what is borrowed and what is
     over-committed; deficit D, over-commitment that the next completed unload pays. Two more only
-    say what U hides: claimed K, the weights of entries whose load started (or failed), and leaving
-    N, the weights of unloads under way. B = U clamped to [R, C] is the weight that the Java mesh
+    say what U hides: claimed K, the weights of entries whose load started, and leaving N, the
+    weights of unloads under way. B = U clamped to [R, C] is the weight that the Java mesh
     gives to a pseudo entry of its cache.
 
     *Invariants*
@@ -46,8 +46,9 @@ class UnloadAccounting:
 
     *Protocol.* First tell the event here, then change the table (``put``, ``set_weight``,
     ``set_capacity``, ``remove``), then tell ``left`` for each entry that the table gave back,
-    without an ``await`` in between. An entry's weight is 1 unit at insertion, and 1 again once its
-    load has failed.
+    without an ``await`` in between. A copy whose load failed leaves like any other; if the runtime
+    holds nothing of it, its unload is told as completed at once. The Java mesh keeps a placeholder
+    of 1 unit in its cache instead (spec core 3.9).
     """
 
     __slots__ = (
@@ -190,38 +191,11 @@ class UnloadAccounting:
         self._check()
         return shrunk != paid
 
-    def load_failed(self, weight_units: Weight, *, claimed: bool) -> Weight:
-        """A load failed, its entry now weighs 1 unit; answers the units now being unloaded.
-
-        These are ended by ``unload_completed`` or ``unload_failed`` like those of an entry that
-        left; at once, if the runtime said that nothing was loaded. A load that failed before its
-        claim only gives its loan back; its entry then counts 1 unit like every failed one.
-        """
-        if not claimed:
-            self.left(weight_units, claimed=False)
-            self.failure_inserted()
-            return 0
-        difference = weight_units - 1
-        self._occupied -= difference
-        self._unloading += difference
-        self._claimed -= difference
-        self._leaving += difference
-        self._check()
-        return difference
-
-    def failure_inserted(self) -> None:
-        """An entry enters the table as a failed one, with 1 unit, and without a load before it."""
-        self._exceed(1)
-        self._occupied += 1
-        self._claimed += 1
-        self._check()
-
     def left(self, weight_units: Weight, *, claimed: bool) -> None:
         """An entry was evicted or removed.
 
         If it had claimed its space, its unload is now under way until ``unload_completed`` or
-        ``unload_failed``; otherwise it gives its loan back and nothing follows. A failed entry
-        counts as claimed; see ``failure_left``.
+        ``unload_failed``; otherwise it gives its loan back and nothing follows.
         """
         self._occupied -= weight_units
         self._unloading += weight_units
@@ -229,11 +203,6 @@ class UnloadAccounting:
             self._claimed -= weight_units
             self._leaving += weight_units
         self._check()
-
-    def failure_left(self) -> bool:
-        """A failed entry was evicted or removed; answers whether space came free."""
-        self.left(1, claimed=True)
-        return self.unload_completed(1)
 
     # --- the end of an unload ---------------------------------------------------------
 

@@ -16,9 +16,8 @@ class Entry:
     key: int
     used_ms: int
     weight: int
-    #: Its load started, or failed: leaving it takes an unload, or an immediate completion.
+    #: Its load started: leaving it takes an unload.
     claimed: bool = False
-    failed: bool = False
 
     @property
     def age_rank(self) -> tuple[int, int]:
@@ -27,7 +26,7 @@ class Entry:
 
 @dataclass
 class JavaCache:
-    """Spec core 3.9 word by word."""
+    """Spec core 3.9 word by word, but that failed loads leave no entry."""
 
     total: int
     reserve: int
@@ -59,8 +58,6 @@ class JavaCache:
     def leave(self, entry: Entry) -> None:
         del self.entries[entry.key]
         self.unloading += entry.weight
-        if entry.failed:
-            self.complete(entry.weight)
 
     def insert(self, entry: Entry) -> None:
         self.unloading -= entry.weight
@@ -92,22 +89,6 @@ class JavaCache:
             self.deficit -= repaid
             self.unloading += repaid
         entry.weight += delta
-
-    def fail(self, entry: Entry) -> int:
-        difference = entry.weight - 1
-        if entry.claimed:
-            self.grow(entry, -difference)
-            entry.failed = True
-            return difference
-        # It never started: its loan goes back, and a failure placeholder stands in its stead.
-        self.leave(entry)
-        self.insert_failure(Entry(entry.key, entry.used_ms, 1))
-        return 0
-
-    def insert_failure(self, entry: Entry) -> None:
-        self.exceed(1)
-        entry.claimed = entry.failed = True
-        self.entries[entry.key] = entry
 
     def complete(self, weight: int) -> None:
         repaid = min(weight, self.deficit)

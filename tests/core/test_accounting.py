@@ -50,9 +50,8 @@ class AccountingMachine(RuleBasedStateMachine):
         self.java = JavaCache(capacity, reserve)
         self.ours = UnloadAccounting(capacity, reserve)
         self.lru = ReferenceLru(self.ours.table_capacity_units)
-        #: What our side remembers of an entry: the mesh's entry state in two bits.
+        #: What our side remembers of an entry: whether its load started.
         self.claimed: dict[int, bool] = {}
-        self.failed: dict[int, bool] = {}
         self.unloads: list[int] = []
         self.given_up: list[int] = []
         self.keys = 0
@@ -66,36 +65,21 @@ class AccountingMachine(RuleBasedStateMachine):
             self.gone(key, weight)
 
     def gone(self, key: int, weight: int) -> None:
-        if self.failed.pop(key):
-            self.ours.failure_left()
-        else:
-            self.ours.left(weight, claimed=self.claimed[key])
-            if self.claimed[key]:
-                self.unloads.append(weight)
-        del self.claimed[key]
+        self.ours.left(weight, claimed=self.claimed[key])
+        if self.claimed.pop(key):
+            self.unloads.append(weight)
 
-    def enter(self, used_ms: int, *, claimed: bool) -> int:
-        key, self.keys = self.keys, self.keys + 1
-        self.lru.weights[key], self.lru.used_ms[key] = 1, used_ms
-        self.claimed[key] = self.failed[key] = claimed
-        return key
-
-    def pick(self, data: st.DataObject, *, claimed: bool, failed: bool = False) -> int | None:
-        keys = [k for k in self.claimed if self.claimed[k] is claimed and self.failed[k] is failed]
+    def pick(self, data: st.DataObject, *, claimed: bool) -> int | None:
+        keys = [key for key in self.claimed if self.claimed[key] is claimed]
         return data.draw(st.sampled_from(keys)) if keys else None
 
     @rule(used_ms=st.integers(0, 20))
     def insert(self, used_ms: int) -> None:
-        key = self.enter(used_ms, claimed=False)
+        key, self.keys = self.keys, self.keys + 1
+        self.lru.weights[key], self.lru.used_ms[key] = 1, used_ms
+        self.claimed[key] = False
         self.ours.inserted(1)
         self.java.insert(Entry(key, used_ms, 1))
-        self.settle()
-
-    @rule(used_ms=st.integers(0, 20))
-    def insert_failure(self, used_ms: int) -> None:
-        key = self.enter(used_ms, claimed=True)
-        self.ours.failure_inserted()
-        self.java.insert_failure(Entry(key, used_ms, 1))
         self.settle()
 
     @rule(data=st.data(), delta=st.integers(-8, 25))
@@ -135,21 +119,8 @@ class AccountingMachine(RuleBasedStateMachine):
         self.settle()
 
     @rule(data=st.data(), claimed=st.booleans())
-    def fail(self, data: st.DataObject, claimed: bool) -> None:
+    def remove(self, data: st.DataObject, claimed: bool) -> None:
         key = self.pick(data, claimed=claimed)
-        if key is None:
-            return
-        unloading = self.ours.load_failed(self.lru.weights[key], claimed=claimed)
-        assert unloading == self.java.fail(self.java.entries[key])
-        if unloading:
-            self.unloads.append(unloading)
-        self.lru.weights[key] = 1
-        self.claimed[key] = self.failed[key] = True
-        self.settle()
-
-    @rule(data=st.data(), claimed=st.booleans(), failed=st.booleans())
-    def remove(self, data: st.DataObject, claimed: bool, failed: bool) -> None:
-        key = self.pick(data, claimed=claimed, failed=failed)
         if key is None:
             return
         self.java.leave(self.java.entries[key])
