@@ -74,6 +74,9 @@ def _believe_no_loss(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Copies, "lost", lambda *args: False)
 
 
+FIRST_SEEDS = {_unload_under_calls: 28, _load_under_unloads: 17}
+
+
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize(
     ("break_rule", "told"),
@@ -82,8 +85,8 @@ def _believe_no_loss(patch: pytest.MonkeyPatch) -> None:
         (_load_under_unloads, "a runtime's contract|the books balance"),
         (_never_deregister, "after the faults all comes right"),
         (_keep_what_was_deleted, "after the faults all comes right"),
-        (_write_whatever_is_there, "."),
-        (_accept_old_events, "."),
+        (_write_whatever_is_there, "^(?!a bug)"),
+        (_accept_old_events, "no view goes back|after the faults all comes right"),
         (_believe_no_loss, "no registered model is called unknown"),
     ],
 )
@@ -91,8 +94,8 @@ def test_a_broken_rule_is_caught(
     break_rule: Callable[[pytest.MonkeyPatch], None], told: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     break_rule(monkeypatch)
-    # One seed in twelve shows the rarest of them; the first twenty happen not to.
-    first_seed = 25 if break_rule is _unload_under_calls else 0
+    # One seed in twelve shows the rarest of them: those begin near a seed that does.
+    first_seed = FIRST_SEEDS.get(break_rule, 0)
     for seed in range(first_seed, first_seed + SEEDS_MAX):
         failure = simulate(seed).failure
         if failure is not None:
