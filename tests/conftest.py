@@ -14,7 +14,12 @@ from typing import Any
 
 import pytest
 from blockbuster import blockbuster_ctx
+from grpc._cython import cygrpc
 from trio.testing import MockClock
+
+# grpc.aio joins its polling thread when its last object is freed. The garbage collector does so at
+# any moment, also in the midst of a module of mm, which would then seem to block: keep one alive.
+cygrpc.init_grpc_aio()
 
 _MESH_TESTS = Path(__file__).parent / "mesh"
 
