@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from blockbuster import blockbuster_ctx
-from grpc._cython import cygrpc
+from grpc._cython import cygrpc  # type: ignore[attr-defined]
 from trio.testing import MockClock
 
 # grpc.aio joins its polling thread when its last object is freed. The garbage collector does so at
