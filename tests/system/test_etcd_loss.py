@@ -89,7 +89,14 @@ class Outage:
         for model_id in LOADED:
             self.mesh[0].register(model_id, load_now=True, sync=True)
         self.mesh[0].register("cold")
+        for model_id in LOADED:
+            # Whatever a watch has still to tell when etcd ends, is not known to the other one.
+            eventually(partial(self._is_loaded, self.mesh[1], model_id), what="both know it")
         self.stopping = threading.Event()
+
+    @staticmethod
+    def _is_loaded(instance: Instance, model_id: str) -> bool:
+        return instance.status(model_id).status == mmesh.ModelStatusInfoModelStatus.LOADED
 
     def run(self) -> None:
         """Have the outage, and note what was seen."""
