@@ -43,7 +43,8 @@ from mm.edge.reflection import add_reflection
 from mm.edge.runtime_client import GrpcRuntime
 from mm.edge.unary import ServiceTable
 from mm.errors import NoRoomError, StartupError
-from mm.mesh.node import Node, Ports
+from mm.mesh.composition import Ports
+from mm.mesh.node import Node
 from mm.mesh.ports import Clock, Store
 
 logger = logging.getLogger(__name__)

@@ -138,7 +138,9 @@ class Cluster:
     def _all_know(self, instance: Instance) -> bool:
         """Whether everybody who can hear of it has heard that it is there."""
         return all(
-            instance.name in each.node._members for each in self.serving if each.store.connected
+            instance.name in each.node.parts.members
+            for each in self.serving
+            if each.store.connected
         )
 
     def __getitem__(self, name: str) -> Instance:
@@ -194,7 +196,7 @@ class Cluster:
         """
         records = self.records()
         for each in self.serving:
-            held = {copy.model_id for copy in each.node._copies}
+            held = {copy.model_id for copy in each.node.parts.copies}
             lost = held - each.runtime.loaded
             assert losses_unnoticed or not lost, (each.name, lost)
             assert each.runtime.loaded <= held, (each.name, each.runtime.loaded - held)
@@ -202,7 +204,7 @@ class Cluster:
 
 
 def _mirrored(instance: Instance) -> dict[str, Any]:
-    return dict(instance.node._registry._mirror.items())
+    return dict(instance.node.parts.registry._mirror.items())
 
 
 def _unrest(instance: Instance) -> str:
@@ -210,11 +212,11 @@ def _unrest(instance: Instance) -> str:
     found = []
     if node.router.routes_open:
         found.append(f"{node.router.routes_open} calls")
-    found += [repr(copy) for copy in node._copies if copy.phase.name != "ACTIVE"]
-    if node._copies.unloader.count:
-        found.append(f"{node._copies.unloader.count} unloads")
-    if node._registrar.owed_count:
-        found.append(f"{node._registrar.owed_count} registrations owed")
+    found += [repr(copy) for copy in node.parts.copies if copy.phase.name != "ACTIVE"]
+    if node.parts.copies.unloader.count:
+        found.append(f"{node.parts.copies.unloader.count} unloads")
+    if node.parts.registrar.owed_count:
+        found.append(f"{node.parts.registrar.owed_count} registrations owed")
     if not instance.store.connected:
         found.append("no store")
     return f"{instance.name}: {', '.join(found)}" if found else ""
@@ -222,7 +224,7 @@ def _unrest(instance: Instance) -> str:
 
 def _check_node(instance: Instance, records: dict[str, ModelRecord]) -> None:
     node, name = instance.node, instance.name
-    copies, accounting = node._copies, node._accounting
+    copies, accounting = node.parts.copies, node.parts.accounting
     table = copies.table
     accounting.check_invariants()
     table.check_invariants()

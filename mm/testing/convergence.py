@@ -54,7 +54,7 @@ class Convergence:
                 await self._expect_answer(entry, model_id)
         # A runtime that lost models shows it at their next calls: there must be one for each copy.
         for entry in self._cluster.serving:
-            for model_id in sorted(copy.model_id for copy in entry.node._copies):
+            for model_id in sorted(copy.model_id for copy in entry.node.parts.copies):
                 await self._expect_answer(entry, model_id)
         await self._rest()
         await anyio.sleep(PUBLISH_S)
@@ -132,29 +132,28 @@ class Convergence:
             self._fail(f"the store has the instances {sorted(stored)}, there are {names}")
         for each in self._cluster.serving:
             node = each.node
-            if dict(node._members._mirror.items()) != stored:
+            if dict(node.parts.members._mirror.items()) != stored:
                 self._fail(
                     f"{each.name} sees other instances than the store", instances=[each.name]
                 )
             record = self._cluster.instance_record(each.name)
             assert record is not None
-            if record.count != len(node._copies):
-                text = (
-                    f"{each.name} says that it has {record.count} copies, not {len(node._copies)}"
-                )
+            copy_count = len(node.parts.copies)
+            if record.count != copy_count:
+                text = f"{each.name} says that it has {record.count} copies, not {copy_count}"
                 self._fail(text, instances=[each.name])
-            accounting = node._accounting
+            accounting = node.parts.accounting
             if (accounting.lost_units, accounting.deficit_units) != (0, 0):
                 self._fail(f"{each.name} has not all of its memory back", instances=[each.name])
             if node.models._followed:
                 self._fail(f"{each.name} follows {node.models._followed}", instances=[each.name])
             if each.runtime.memory_bytes > each.runtime.parameters.capacity_bytes:
                 self._fail(f"the runtime of {each.name} holds too much", instances=[each.name])
-            for copy in node._copies:
+            for copy in node.parts.copies:
                 self._check_copy(each, copy.model_id)
 
     def _check_copy(self, each: Instance, model_id: ModelId) -> None:
-        copy, record = each.node._copies.get(model_id), self._cluster.record(model_id)
+        copy, record = each.node.parts.copies.get(model_id), self._cluster.record(model_id)
         assert copy is not None
         assert record is not None
         state = record.copy_state(each.name)

@@ -19,8 +19,9 @@ from mm.core.ids import InstanceId, ModelId
 from mm.core.records import ModelInfo
 from mm.edge.memory_store import Fault
 from mm.errors import MeshError, NoRoomError, RuntimeUnavailableError, StatusCode
+from mm.mesh.composition import Ports
 from mm.mesh.models import EnsureRequest
-from mm.mesh.node import Node, Ports
+from mm.mesh.node import Node
 from mm.mesh.ports import ModelStatus, PeerCallError, PeerIdentity, RuntimeCallError
 from mm.testing.fake_runtime import FakeRuntime
 from mm.testing.losses import LossesHeard

@@ -149,16 +149,16 @@ def _registration(cluster: SimulatedCluster, model_id: str) -> int:
 
 
 def _witnesses(cluster: SimulatedCluster, entry: Instance, model_id: ModelId) -> Iterable[_Witness]:
-    record = entry.node._registry.get(model_id)
+    record = entry.node.parts.registry.get(model_id)
     for each in cluster.serving:
-        copy = each.node._copies.get(model_id)
+        copy = each.node.parts.copies.get(model_id)
         if copy is None or not copy.serves or each.runtime.held(model_id) is not Held.LOADED:
             continue
         there, back = (entry.address, each.address), (each.address, entry.address)
         if each is not entry:
             if record is None or each.name not in record.copies:
                 continue
-            if each.name not in entry.node._members:
+            if each.name not in entry.node.parts.members:
                 continue
             if cluster.network.is_cut(*there) or cluster.network.is_cut(*back):
                 continue
@@ -216,7 +216,7 @@ class Invariants:
 
     def _check_view(self, each: Instance) -> None:
         seen = self._seen.setdefault(each, {})
-        for model_id, item in each.node._registry._mirror.items():
+        for model_id, item in each.node.parts.registry._mirror.items():
             if item.mod_revision < seen.get(model_id, 0):
                 raise InvariantError(
                     self._cluster.log,
@@ -230,8 +230,8 @@ class Invariants:
 
     def _check_books(self, each: Instance) -> None:
         try:
-            each.node._copies.check_invariants()
-            each.node._copies.table.check_invariants()
+            each.node.parts.copies.check_invariants()
+            each.node.parts.copies.table.check_invariants()
         except AssertionError as exc:
             raise InvariantError(
                 self._cluster.log, "the books balance", f"{each.name}: {exc}", instances=[each.name]
@@ -240,9 +240,9 @@ class Invariants:
 
 def _under_way(each: Instance) -> Iterable[tuple[tuple[object, ...], ModelId, str, float]]:
     """Everything at one instance that must end: its key, model, state and time limit."""
-    for copy in each.node._copies:
+    for copy in each.node.parts.copies:
         if copy.phase in PHASE_S_MAX:
             key = (each, copy.load_id, copy.phase)
             yield key, copy.model_id, copy.phase.value, PHASE_S_MAX[copy.phase]
-    for model_id, ended in each.node._copies.unloader._ended.items():
+    for model_id, ended in each.node.parts.copies.unloader._ended.items():
         yield (each, ended), model_id, "being unloaded", UNLOAD_S_MAX

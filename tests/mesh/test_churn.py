@@ -44,7 +44,7 @@ async def test_under_sustained_churn_all_are_answered_and_all_loading_slots_busy
         for number in range(2000):
             await a.register(f"m{number}")
         took_s, slowest_s = await churn(cluster, models=2000, calls_each=40)
-        counters = a.node._counters
+        counters = a.node.parts.counters
         assert (counters.failures, counters.load_failures) == (0, 0)
         assert counters.calls == counters.hits + counters.misses == CLIENTS * 40
         assert counters.evictions > 800
@@ -69,7 +69,7 @@ async def test_churn_of_large_and_small_models_with_slow_unloads_is_answered(nam
                 each.runtime.plan(f"m{number}", size_bytes=size_bytes, predicted_bytes=size_bytes)
         _, slowest_s = await churn(cluster, models=300, calls_each=12)
         for each in cluster.serving:
-            counters = each.node._counters
+            counters = each.node.parts.counters
             assert (counters.failures, counters.load_failures) == (0, 0)
             assert counters.evictions > 20
             assert each.runtime.overcommitted_bytes_max == 0
@@ -87,7 +87,7 @@ async def test_a_large_model_evicts_what_it_needs_and_no_more(
     parameters = small_parameters(120)
     async with running_cluster("a", plan=FAST, parameters=parameters) as cluster:
         a, rng = cluster["a"], random.Random(seed)
-        copies = a.node._copies
+        copies = a.node.parts.copies
         number = 0
         while copies.table.used_units < copies.table.capacity_units - 8 * 128:
             size_bytes = rng.randrange(MIB // 2, 8 * MIB)

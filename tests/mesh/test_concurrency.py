@@ -177,7 +177,7 @@ async def test_no_copy_has_more_calls_than_it_takes() -> None:
             assert calls.running == 2
             calls.end.set()
         assert (calls.running_max, calls.refused) == (2, 4)
-        assert cluster["a"].node._counters.calls_overloaded == 4
+        assert cluster["a"].node.parts.counters.calls_overloaded == 4
         await cluster.settle()
         cluster.check()
 
@@ -204,9 +204,9 @@ async def test_an_overloaded_copy_is_no_reason_to_refuse_if_another_has_room() -
         held: list[tuple[Instance, Call, Route]] = []
         for instance in (a, cluster["b"]):
             # So that a's own copy looks like the better one, however many calls it has.
-            handle = a.node._members.handle(B)
+            handle = a.node.parts.members.handle(B)
             assert handle is not None
-            a.node._copies.table.report_load(handle, "m", 9)
+            a.node.parts.copies.table.report_load(handle, "m", 9)
             if held:
                 assert await a.send(call_for()) == "b"
             call = call_for(hop=Hop.HIT_ONLY, hops_left=0)
@@ -233,12 +233,12 @@ async def test_calls_that_wait_for_an_evicted_copy_are_served_by_the_next() -> N
             for _ in range(5):
                 group.start_soon(others.call)
             await anyio.wait_all_tasks_blocked()
-            copy = a.node._copies.get(ModelId("m"))
+            copy = a.node.parts.copies.get(ModelId("m"))
             assert copy is not None
-            limits = a.node._copies.call_limits
+            limits = a.node.parts.copies.call_limits
             assert limits is not None
             assert len(limits._slots[copy.load_id].line) == 5
-            a.node._copies.remove(copy)
+            a.node.parts.copies.remove(copy)
             assert not limits._slots[copy.load_id].line, "they look again at once"
             await anyio.sleep(1)
             assert a.runtime.held("m") is not None, "a call is in flight"
@@ -258,4 +258,4 @@ async def test_without_the_wish_there_are_no_slots() -> None:
                 group.start_soon(calls.call)
             await until(lambda: calls.running == 40)
             calls.end.set()
-        assert cluster["a"].node._copies.call_limits is None
+        assert cluster["a"].node.parts.copies.call_limits is None

@@ -33,7 +33,7 @@ class Chaos:
         self.pins: list[tuple[Route, object]] = []
 
     def check(self) -> None:
-        copies = self.instance.node._copies
+        copies = self.instance.node.parts.copies
         copies.check_invariants()
         copies.table.check_invariants()
         assert len(copies.space._queue) <= self.cluster.parameters.loading_concurrency_max
@@ -60,7 +60,7 @@ class Chaos:
                 router.finished(call, route, self.rng.choice([Outcome.ANSWERED, Outcome.LOST]))
 
     def disturb(self, model_id: str) -> None:
-        copies, runtime = self.instance.node._copies, self.instance.runtime
+        copies, runtime = self.instance.node.parts.copies, self.instance.runtime
         copy = copies.get(ModelId(model_id))
         match self.rng.randrange(6):
             case 0 if copy is not None:
@@ -109,11 +109,13 @@ class Chaos:
                 self.check()
 
     def preload(self, model_id: ModelId) -> None:
-        record = self.instance.node._registry.get(model_id)
+        record = self.instance.node.parts.registry.get(model_id)
         assert record is not None
         used_ms = self.instance.clock.now_ms() - 5000
         with suppress(NoRoomError):
-            self.instance.node._loader.ensure(model_id, record, last_used_ms=used_ms, awaited=False)
+            self.instance.node.parts.loader.ensure(
+                model_id, record, last_used_ms=used_ms, awaited=False
+            )
         self.check()
 
 
@@ -137,11 +139,11 @@ async def test_everything_stays_in_step(seed: int) -> None:
             assert await cluster["a"].invoke(name) == "a"
         await cluster.settle()
         cluster.check()
-        accounting = cluster["a"].node._accounting
+        accounting = cluster["a"].node.parts.accounting
         assert (accounting.lost_units, accounting.deficit_units) == (0, 0)
         assert accounting.unloading_units == 0
-        assert len(cluster["a"].node._copies.table) == len(cluster["a"].node._copies)
-        copies = cluster["a"].node._copies
+        assert len(cluster["a"].node.parts.copies.table) == len(cluster["a"].node.parts.copies)
+        copies = cluster["a"].node.parts.copies
         assert not copies.admission._admitted
         assert len(copies.admission._line) == len(copies.space._queue) == 0
 
@@ -154,9 +156,9 @@ async def test_the_least_recently_used_copies_go_first() -> None:
         for number in range(10):
             await a.invoke(f"m{number}")
             await anyio.sleep(1)
-        oldest_ms = a.node._copies.oldest_use_ms()
+        oldest_ms = a.node.parts.copies.oldest_use_ms()
         await a.invoke("m0")
-        assert a.node._copies.oldest_use_ms() > oldest_ms
+        assert a.node.parts.copies.oldest_use_ms() > oldest_ms
         await anyio.sleep(1)
         await a.invoke("m10")
         await a.invoke("m11")
@@ -167,7 +169,7 @@ async def test_the_least_recently_used_copies_go_first() -> None:
 
 async def test_an_empty_cache_has_no_oldest_copy() -> None:
     async with running_cluster("a", plan=FAST) as cluster:
-        assert cluster["a"].node._copies.oldest_use_ms() == NEVER_MS
+        assert cluster["a"].node.parts.copies.oldest_use_ms() == NEVER_MS
 
 
 async def test_what_is_older_than_all_that_is_loaded_is_too_old() -> None:
@@ -178,10 +180,10 @@ async def test_what_is_older_than_all_that_is_loaded_is_too_old() -> None:
             await a.register(f"m{number}")
             await a.invoke(f"m{number}")
         await a.register("old")
-        record = a.node._registry.get(ModelId("old"))
+        record = a.node.parts.registry.get(ModelId("old"))
         assert record is not None
         used_ms = a.clock.now_ms() - 50_000
-        copy = a.node._loader.ensure(
+        copy = a.node.parts.loader.ensure(
             ModelId("old"), replace(record, last_used_ms=1), last_used_ms=used_ms, awaited=False
         )
         await copy.settled.wait()
@@ -199,12 +201,14 @@ async def test_losses_are_believed_twice_a_minute() -> None:
         await a.register("m")
 
         def lose() -> bool:
-            copy = a.node._copies.get(M)
+            copy = a.node.parts.copies.get(M)
             assert copy is not None
-            return a.node._copies.lost(M, copy.load_id, anyio.current_time())
+            return a.node.parts.copies.lost(M, copy.load_id, anyio.current_time())
 
         await a.invoke("m")
-        assert a.node._copies.lost(M, 0, 0), "an earlier copy: what is here deserves its own try"
+        assert a.node.parts.copies.lost(M, 0, 0), (
+            "an earlier copy: what is here deserves its own try"
+        )
         assert lose()
         await a.load("m")
         assert not lose(), "nothing was answered since"
@@ -224,7 +228,7 @@ async def test_a_closed_cache_raises_its_reason_anew_each_time() -> None:
         await a.register("m")
         reason = NoRoomError("closed")
         reason.hop_result = "draining"
-        a.node._copies.close(reason)
+        a.node.parts.copies.close(reason)
         for _ in range(3):
             with pytest.raises(NoRoomError, match="closed") as caught:
                 await a.invoke("m")

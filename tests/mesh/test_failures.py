@@ -76,6 +76,6 @@ async def test_a_load_that_nobody_waits_for_is_no_use() -> None:
         hour_ago_ms = cluster["a"].clock.now_ms() - 3_600_000
         request = EnsureRequest(M, sync=True, last_used_ms=hour_ago_ms)
         assert (await cluster["a"].node.models.ensure_loaded(request)).status == "LOADED"
-        assert [entry[0] for entry in cluster["a"].node._copies.table.cached()] == ["m", "n"]
-        assert cluster["a"].node._copies.table.last_used("m") == hour_ago_ms
+        assert [entry[0] for entry in cluster["a"].node.parts.copies.table.cached()] == ["m", "n"]
+        assert cluster["a"].node.parts.copies.table.last_used("m") == hour_ago_ms
         cluster.check()

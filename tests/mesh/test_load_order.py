@@ -72,11 +72,13 @@ async def test_a_guess_is_mended_when_the_turn_comes() -> None:
             for name in names:
                 group.start_soon(a.invoke, name)
             await anyio.sleep(0.5)
-            weights = [copy.weight_units for copy in a.node._copies if copy.phase is Phase.QUEUED]
+            weights = [
+                copy.weight_units for copy in a.node.parts.copies if copy.phase is Phase.QUEUED
+            ]
             assert set(weights) == {UNITS, 5 * UNITS}, "the default, and as predicted"
             assert weights.count(UNITS) in (7, 8)
         await cluster.settle()
-        assert {copy.weight_units for copy in a.node._copies} == {5 * UNITS}
+        assert {copy.weight_units for copy in a.node.parts.copies} == {5 * UNITS}
         assert a.runtime.overcommitted_bytes_max == 0
         cluster.check()
 
@@ -95,7 +97,9 @@ async def test_a_crowd_is_guessed_by_what_its_type_was() -> None:
             for number in range(10, 60):
                 group.start_soon(a.invoke, f"m{number}")
             await anyio.sleep(0.05)
-            weights = [copy.weight_units for copy in a.node._copies if copy.phase is Phase.QUEUED]
+            weights = [
+                copy.weight_units for copy in a.node.parts.copies if copy.phase is Phase.QUEUED
+            ]
             assert set(weights) == {UNITS, 2 * UNITS}, "the default, and as before"
             assert 16 <= weights.count(2 * UNITS) <= 18
         await cluster.settle()
@@ -133,7 +137,7 @@ async def test_the_size_told_by_another_copy_is_no_guess() -> None:
         async with anyio.create_task_group() as group:
             group.start_soon(b.load_here, "m")
             await b.runtime.wait_for(lambda: b.runtime.loads_at_once == 1)
-            copy = b.node._copies.get(ModelId("m"))
+            copy = b.node.parts.copies.get(ModelId("m"))
             assert copy is not None
             assert copy.weight_units == 7 * UNITS
 
@@ -208,7 +212,7 @@ async def test_the_churn_guard_refuses_for_as_long_as_it_says(
         told = [each for each in caplog.records if "MM_MIN_CHURN_AGE_MS" in each.getMessage()]
         aloud = [each for each in told if each.levelno >= logging.INFO]
         assert len(aloud) <= 1 + anyio.current_time() - started_s
-        assert a.node._counters.loads_churned == 300
+        assert a.node.parts.counters.loads_churned == 300
         record = cluster.record("new")
         assert record is not None
         assert record.failures == {}
@@ -237,4 +241,4 @@ async def test_the_churn_guard_fails_no_call_that_another_instance_could_serve(
 async def test_without_the_guard_churn_is_work() -> None:
     async with running_cluster("a", plan=FAST, parameters=small_parameters(10)) as cluster:
         await fill(cluster["a"], 30)
-        assert cluster["a"].node._counters.loads_churned == 0
+        assert cluster["a"].node.parts.counters.loads_churned == 0

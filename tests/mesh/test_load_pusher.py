@@ -42,8 +42,8 @@ async def test_a_peer_that_called_hears_of_the_calls_of_others(
     async with running_cluster("a", "b", "c", plan=FAST) as cluster:
         await loaded_at(cluster, "b", "c")
         heard = listen(cluster, monkeypatch)
-        table = cluster["a"].node._copies.table
-        handle = cluster["a"].node._members.handle(B)
+        table = cluster["a"].node.parts.copies.table
+        handle = cluster["a"].node.parts.members.handle(B)
         while "b" not in {sender for _, sender, _ in heard}:
             await cluster["a"].invoke("m")
             await anyio.sleep(0.05)
@@ -127,4 +127,4 @@ async def test_a_call_that_nobody_forwarded_costs_no_push() -> None:
             await cluster["a"].invoke("m")
         await anyio.sleep(1)
         assert cluster["a"].node.statistics().counters.loads_pushed == 0
-        assert len(cluster["a"].node._pusher._reports) == 0
+        assert len(cluster["a"].node.parts.pusher._reports) == 0

@@ -32,15 +32,15 @@ pytestmark = pytest.mark.anyio
 
 
 def copy_at(instance: Instance, model_id: str = "m") -> LocalCopy | None:
-    return instance.node._copies.get(ModelId(model_id))
+    return instance.node.parts.copies.get(ModelId(model_id))
 
 
 def start_load(instance: Instance, model_id: str = "m", **options: int) -> LocalCopy:
     """Begin a load that nobody waits for."""
-    record = instance.node._registry.get(ModelId(model_id))
+    record = instance.node.parts.registry.get(ModelId(model_id))
     assert record is not None
     options.setdefault("last_used_ms", instance.clock.now_ms())
-    return instance.node._loader.ensure(ModelId(model_id), record, awaited=False, **options)
+    return instance.node.parts.loader.ensure(ModelId(model_id), record, awaited=False, **options)
 
 
 async def test_a_caller_that_gives_up_leaves_the_load_running() -> None:
@@ -118,7 +118,7 @@ async def test_a_refused_load_is_recorded_with_the_runtimes_text(
         record = cluster.record("m")
         assert record is not None
         assert (record.copies, record.failure_text(A)) == ({}, text)
-        assert (cluster["a"].node._copies.unloader.count == 1) is unloads
+        assert (cluster["a"].node.parts.copies.unloader.count == 1) is unloads
         await cluster.settle()
         assert cluster["a"].runtime.held("m") is None
         cluster.check()
@@ -231,7 +231,7 @@ async def test_whoever_waits_for_a_model_that_is_registered_anew_gets_the_new_on
             await until(lambda: runtime.held("m") is Held.LOADING)
             runtime.plan("m", load_s=0.001)
             other = ModelInfo("type", "another path")
-            await cluster["a"].node._registry.update(M, lambda r: r and replace(r, info=other))
+            await cluster["a"].node.parts.registry.update(M, lambda r: r and replace(r, info=other))
         await cluster.settle()
         copy = copy_at(cluster["a"])
         assert copy is not None
@@ -248,7 +248,7 @@ async def test_a_copy_evicted_while_it_waits_is_asked_for_again() -> None:
             await until(lambda: cluster["a"].runtime.loads_at_once == 1)
             copy = copy_at(cluster["a"])
             assert copy is not None
-            cluster["a"].node._copies.remove(copy)  # as an eviction ends it: without a failure
+            cluster["a"].node.parts.copies.remove(copy)  # as an eviction ends it: without a failure
         assert cluster["a"].runtime.loads_done[M] == 1
         await cluster.settle()
         cluster.check()
@@ -265,7 +265,7 @@ async def test_awaited_loads_go_first_and_are_raised_once() -> None:
         for name in names:
             start_load(a, name)
             await anyio.sleep(0.01)
-        turns = a.node._loader._turns
+        turns = a.node.parts.loader._turns
         async with anyio.create_task_group() as group:
             for _ in range(50):
                 group.start_soon(a.invoke, "p")

@@ -269,7 +269,7 @@ async def test_a_long_id_that_others_registered_is_served() -> None:
             await cluster["a"].register(long)
         with pytest.raises(LimitError):
             await cluster["a"].invoke(long)
-        registry = cluster["a"].node._registry
+        registry = cluster["a"].node.parts.registry
         await registry.update(ModelId(long), lambda _record: ModelRecord(INFO))
         assert await cluster["a"].invoke(long) == "a"
         await cluster["a"].node.models.unregister(ModelId(long))

@@ -36,7 +36,9 @@ async def test_a_second_loss_is_told_if_the_copy_has_not_answered_since() -> Non
         with anyio.move_on_after(0.001):
             await cluster["a"].invoke("m")
         await cluster.settle()
-        assert cluster["a"].node._copies.get(M) is not None, "the load went on without the client"
+        assert cluster["a"].node.parts.copies.get(M) is not None, (
+            "the load went on without the client"
+        )
         cluster["a"].runtime.lose("m")
         with pytest.raises(RuntimeAnswerError) as caught:
             await cluster["a"].invoke("m")

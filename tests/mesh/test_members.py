@@ -35,7 +35,9 @@ def put(cluster: Cluster, key: str, value: bytes | None) -> None:
 def seen_by(cluster: Cluster, name: str, instance_id: InstanceId) -> InstanceView | None:
     """Answer what one instance knows of another when it places a load."""
     node, now_s = cluster[name].node, anyio.current_time()
-    view = node._cluster.view(node.own_record(), now_ms=cluster[name].clock.now_ms(), now_s=now_s)
+    view = node.parts.cluster.view(
+        node.own_record(), now_ms=cluster[name].clock.now_ms(), now_s=now_s
+    )
     return view.find(instance_id)
 
 
@@ -70,7 +72,7 @@ async def test_changes_are_published_at_most_every_two_seconds() -> None:
         assert 4 <= len(revisions) <= 8
         await anyio.sleep(5)
         record = published(cluster, "a")
-        assert record.count == len(cluster["a"].node._copies) > 0
+        assert record.count == len(cluster["a"].node.parts.copies) > 0
         assert record.loads_in_progress == 0
         item = cluster.server.get(key)
         await anyio.sleep(35)
@@ -83,7 +85,7 @@ async def test_the_age_of_the_oldest_copy_is_published_when_it_moved() -> None:
         await cluster["a"].register("m")
         await cluster["a"].invoke("m")
         await anyio.sleep(100)
-        used_ms = cluster["a"].node._copies.oldest_use_ms()
+        used_ms = cluster["a"].node.parts.copies.oldest_use_ms()
         assert published(cluster, "a").lru_time_ms == used_ms
         await cluster["a"].invoke("m")
         await anyio.sleep(50)
@@ -137,9 +139,9 @@ async def test_an_outage_is_survived_and_said_once(caplog: pytest.LogCaptureFixt
         await cluster["b"].register("n")
         await anyio.sleep(300)
         assert cluster.instance_record("a") is None, "its lease ran out"
-        assert A not in cluster["b"].node._members
+        assert A not in cluster["b"].node.parts.members
         cluster["a"].store.set_fault(None)
-        await until(lambda: A in cluster["b"].node._members)
+        await until(lambda: A in cluster["b"].node.parts.members)
         await cluster.settle()
         assert await cluster["b"].invoke("m") == "a"
         warnings = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
@@ -153,8 +155,8 @@ async def test_a_corrupt_record_is_named_and_skipped(caplog: pytest.LogCaptureFi
     async with running_cluster("a", plan=FAST) as cluster:
         put(cluster, "instances/d", b"[]")
         put(cluster, "instances/e", InstanceRecord(address="e:1").encode())
-        await until(lambda: InstanceId("e") in cluster["a"].node._members)
-        assert D not in cluster["a"].node._members
+        await until(lambda: InstanceId("e") in cluster["a"].node.parts.members)
+        assert D not in cluster["a"].node.parts.members
         assert f"record {PREFIX}/instances/d skipped" in caplog.text
 
 
@@ -164,15 +166,15 @@ async def test_an_instance_without_an_address_is_never_called() -> None:
         java = InstanceRecord(start_time_ms=1, capacity_units=10**9, count=1)
         put(cluster, "instances/d", java.encode())
         put(cluster, "registry/m", ModelRecord(INFO, copies={D: 1}).encode())
-        await until(lambda: cluster["a"].node._registry.holders() == {D})
-        await until(lambda: D in cluster["a"].node._members)
-        assert cluster["a"].node._members.handle(D) is None
+        await until(lambda: cluster["a"].node.parts.registry.holders() == {D})
+        await until(lambda: D in cluster["a"].node.parts.members)
+        assert cluster["a"].node.parts.members.handle(D) is None
         assert await cluster["a"].invoke("m") == "a"
 
 
 async def test_an_instance_that_comes_back_is_reachable_at_once() -> None:
     async with running_cluster("a", "b", plan=FAST) as cluster:
-        members = cluster["a"].node._members
+        members = cluster["a"].node.parts.members
         members.mark_unreachable(B, anyio.current_time())
         handle = members.handle_if_known(B)
         assert members.handle(B) is None
@@ -187,15 +189,15 @@ async def test_copies_known_before_their_holder_are_found_once_it_is_there() -> 
     async with running_cluster("a", plan=FAST) as cluster:
         await cluster["a"].register("m")
         put(cluster, "registry/m", ModelRecord(INFO, copies={D: 1}).encode())
-        await until(lambda: cluster["a"].node._registry.holders() == {D})
-        table = cluster["a"].node._copies.table
+        await until(lambda: cluster["a"].node.parts.registry.holders() == {D})
+        table = cluster["a"].node.parts.copies.table
         assert table.peers("m") == []
         put(cluster, "instances/d", InstanceRecord(address="d:1").encode())
-        await until(lambda: D in cluster["a"].node._members)
-        assert table.peers("m") == [cluster["a"].node._members.handle(D)]
+        await until(lambda: D in cluster["a"].node.parts.members)
+        assert table.peers("m") == [cluster["a"].node.parts.members.handle(D)]
         put(cluster, "instances/d", InstanceRecord(address="d:1", shutting_down=True).encode())
         put(cluster, "instances/d", None)
-        await until(lambda: D not in cluster["a"].node._members)
+        await until(lambda: D not in cluster["a"].node.parts.members)
         assert table.peers("m") == []
         table.check_invariants()
 
@@ -205,7 +207,7 @@ async def test_an_instance_that_vanished_is_still_called_for_a_while() -> None:
     """After an outage of the store all leases have run out: nobody is gone, and nothing is lost."""
     async with running_cluster("a", plan=FAST) as cluster:
         await anyio.sleep(1)
-        members, table = cluster["a"].node._members, cluster["a"].node._copies.table
+        members, table = cluster["a"].node.parts.members, cluster["a"].node.parts.copies.table
         put(cluster, "instances/d", InstanceRecord(address="d:1").encode())
         await until(lambda: D in members)
         handle = members.handle(D)

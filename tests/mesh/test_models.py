@@ -69,7 +69,7 @@ async def test_registering_twice_is_one_registration() -> None:
 async def test_the_mirror_may_be_behind_an_unregistration(info: ModelInfo) -> None:
     async with running_cluster("a", "b", plan=FAST) as cluster:
         await cluster["b"].register("m")
-        await until(lambda: M in list(cluster["a"].node._registry))
+        await until(lambda: M in list(cluster["a"].node.parts.registry))
         store(cluster, None)
         assert (await cluster["a"].register("m", info)).status == "NOT_LOADED"
         await cluster.settle()
@@ -126,7 +126,7 @@ async def test_no_more_models_than_the_limit() -> None:
         for name in ("m", "n"):
             await cluster["a"].register(name)
         for name in "ab":
-            registry = cluster[name].node._registry
+            registry = cluster[name].node.parts.registry
             await until(lambda registry=registry: len(registry) == 2)  # type: ignore[misc]
             with pytest.raises(LimitError, match="is 2: unregister some, or set MM_MAX") as caught:
                 await cluster[name].register("o")
@@ -160,7 +160,7 @@ async def test_what_others_registered_may_be_large() -> None:
     async with running_cluster("a", plan=FAST) as cluster:
         info = ModelInfo("t", "p" * 70_000)
         store(cluster, ModelRecord(info))
-        await until(lambda: M in list(cluster["a"].node._registry))
+        await until(lambda: M in list(cluster["a"].node.parts.registry))
         assert (await cluster["a"].register("m", info)).status == "NOT_LOADED"
         assert await cluster["a"].invoke("m") == "a"
 
@@ -188,7 +188,7 @@ async def test_loading_now_without_waiting_for_it() -> None:
         assert status.status == "LOADING"
         assert [copy.status for copy in status.copies] == ["LOADING"]
         for name in "ab":
-            registry = cluster[name].node._registry
+            registry = cluster[name].node.parts.registry
             await until(lambda registry=registry: bool(registry.holders()))  # type: ignore[misc]
             assert (await cluster[name].status("m")).status == "LOADING"
         await cluster.settle()
@@ -262,7 +262,7 @@ async def test_a_copy_anywhere_is_enough(sync: bool) -> None:
 async def test_asking_for_a_copy_is_a_use(sync: bool, asked: str) -> None:
     """Whoever wants it loaded does not want it evicted first (spec core 2.3)."""
     async with running_cluster("a", "b", plan=FAST) as cluster:
-        table = cluster["a"].node._copies.table
+        table = cluster["a"].node.parts.copies.table
         await loaded_at(cluster, "a")
         before_ms = table.last_used("m") or 0
         for last_used_ms in (0, before_ms):  # now, and a time that has passed

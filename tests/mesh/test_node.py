@@ -231,7 +231,7 @@ async def test_a_draining_instance_finishes_its_calls_and_takes_no_loads() -> No
         assert copies(cluster) == set()
         assert cluster["a"].runtime.loaded == {M}, "the call in flight needs it"
         assert await cluster["a"].invoke("m") == "a", "as do those that come here yet"
-        await until(lambda: not cluster["b"].node._registry.holders())
+        await until(lambda: not cluster["b"].node.parts.registry.holders())
         assert await cluster["a"].invoke("n") == "b"
         assert await cluster["b"].invoke("m") == "b"
         router.finished(call, route, Outcome.ANSWERED)
@@ -268,11 +268,11 @@ async def test_a_stopped_instance_leaves_nothing_behind() -> None:
         await cluster["a"].stop()
         assert cluster.instance_record("a") is None
         assert not any(record.copies for record in cluster.records().values())
-        await until(lambda: A not in cluster["b"].node._members)
+        await until(lambda: A not in cluster["b"].node.parts.members)
         await cluster.settle()
         cluster.check()
         await cluster.start("a")
-        assert B in cluster["a"].node._members
+        assert B in cluster["a"].node.parts.members
 
 
 @pytest.mark.virtual_time

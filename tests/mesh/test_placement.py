@@ -165,8 +165,8 @@ async def test_a_burst_over_all_instances_is_spread_though_records_are_old() -> 
         most = max(each.runtime.loads_begun.total() for each in cluster.serving)
         assert loads(cluster) == 50
         assert most <= 2 * 50 / 16
-        refused = sum(each.node._counters.loads_refused for each in cluster.serving)
-        sent_back = sum(each.node._counters.loads_sent_back for each in cluster.serving)
+        refused = sum(each.node.parts.counters.loads_refused for each in cluster.serving)
+        sent_back = sum(each.node.parts.counters.loads_sent_back for each in cluster.serving)
         assert 0 < refused == sent_back <= REFUSALS_MAX * 50
         await cluster.settle()
         cluster.check()
@@ -218,7 +218,7 @@ async def test_a_busy_instance_refuses_if_it_may_and_others_are_left() -> None:
         assert state == HopState.of(cluster["b"].node.own_record())
         assert state is not None
         assert state.loads_in_progress == 6
-        assert cluster["b"].node._counters.loads_refused == 1
+        assert cluster["b"].node.parts.counters.loads_refused == 1
         alone = call_for(hop=Hop.LOAD_LOCAL, may_refuse=True, excludes={A, C})
         assert isinstance(await router.begin(alone), LocalCopy)
 
@@ -306,6 +306,6 @@ async def test_a_load_that_was_refused_is_not_counted() -> None:
         node = cluster["a"].node
         call = call_for(excludes={A})
         route = await node.router.route(call)
-        assert node._cluster.load_target(M) == B
+        assert node.parts.cluster.load_target(M) == B
         node.router.finished(call, route, Outcome.STALE)
-        assert node._cluster.load_target(M) is None
+        assert node.parts.cluster.load_target(M) is None

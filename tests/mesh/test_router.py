@@ -67,9 +67,9 @@ async def test_a_stale_view_costs_a_hop_and_no_more() -> None:
     """The record names a copy that is not there: it is disowned, and the model loaded."""
     async with running_cluster("a", "b", plan=FAST) as cluster:
         await cluster["a"].register("m")
-        registrar, record = cluster["b"].node._registrar, cluster.record("m")
+        registrar, record = cluster["b"].node.parts.registrar, cluster.record("m")
         assert record is not None
-        await cluster["a"].node._registry.update(M, lambda r: r and r.with_copy(B, 1, 0))
+        await cluster["a"].node.parts.registry.update(M, lambda r: r and r.with_copy(B, 1, 0))
         await cluster["a"].invoke("m")
         await cluster.settle()
         cluster.check()
@@ -131,7 +131,7 @@ async def test_an_unreachable_peer_is_left_alone_and_tried_again_later() -> None
         await loaded_at(cluster, "b")
         cluster.network.close("b:8080")
         assert await cluster["a"].invoke("m") in ("a", "c")
-        members = cluster["a"].node._members
+        members = cluster["a"].node.parts.members
         assert members.handle(B) is None
         arrivals = cluster.network.arrivals["b:8080"]
         await cluster["a"].invoke("m")
@@ -148,21 +148,21 @@ async def test_failures_in_a_row_double_the_rest_until_an_answer_comes() -> None
         node = cluster["a"].node
         for rest_s in (0.5, 1, 2, 4, 8, 10, 10):
             assert await give_back(cluster["a"], call_for(), Outcome.UNREACHABLE, "refused")
-            assert node._members.next_reachable_ms() == 1000 * rest_s
+            assert node.parts.members.next_reachable_ms() == 1000 * rest_s
             await anyio.sleep(rest_s - 0.01)
-            assert node._members.handle(B) is None
+            assert node.parts.members.handle(B) is None
             await anyio.sleep(0.02)
-            assert node._members.handle(B) is not None
+            assert node.parts.members.handle(B) is not None
         await give_back(cluster["a"], call_for(), Outcome.NOT_HERE)
         await give_back(cluster["a"], call_for(), Outcome.UNREACHABLE, "refused")
-        assert node._members.next_reachable_ms() == 500
+        assert node.parts.members.next_reachable_ms() == 500
 
 
 @pytest.mark.virtual_time
 async def test_nowhere_to_load_tells_when_a_retry_makes_sense() -> None:
     async with running_cluster("a", "b", plan=FAST) as cluster:
         await cluster["a"].register("m")
-        cluster["a"].node._members.mark_unreachable(B, anyio.current_time())
+        cluster["a"].node.parts.members.mark_unreachable(B, anyio.current_time())
         with pytest.raises(NoRoomError, match="Nowhere available to load") as caught:
             await cluster["a"].send(call_for(excludes={A}))
         assert caught.value.retry_after_ms == 500
@@ -199,7 +199,7 @@ async def test_a_copy_that_vanishes_between_two_tries_is_no_reason_to_load_eithe
         call = call_for()
         assert await give_back(cluster["a"], call, Outcome.RUNTIME_UNAVAILABLE, "out to lunch")
         for name in (B, C):
-            cluster["a"].node._members.mark_unreachable(name, anyio.current_time())
+            cluster["a"].node.parts.members.mark_unreachable(name, anyio.current_time())
         assert await give_back(cluster["a"], call, Outcome.UNREACHABLE, "refused"), "the other one"
         with pytest.raises(RuntimeUnavailableError, match="out to lunch"):
             await cluster["a"].node.router.route(call)
@@ -214,7 +214,7 @@ async def test_what_cannot_be_reached_is_tried_before_a_call_fails() -> None:
 
         def suspect() -> None:
             for name in ("a", "c"):
-                cluster[name].node._members.mark_unreachable(B, anyio.current_time())
+                cluster[name].node.parts.members.mark_unreachable(B, anyio.current_time())
 
         suspect()
         assert await cluster["a"].invoke("m") == "b", "its loads elsewhere failed"
@@ -222,7 +222,7 @@ async def test_what_cannot_be_reached_is_tried_before_a_call_fails() -> None:
         suspect()
         assert await cluster["a"].invoke("m") == "b", "nobody is asked, for they failed before"
         assert loads(cluster) == 3
-        assert cluster["a"].node._members.handle(B) is not None, "it answered"
+        assert cluster["a"].node.parts.members.handle(B) is not None, "it answered"
         suspect()
         assert (await cluster["a"].load("m")).status == "LOADED"
         cluster.network.close("b:8080")
@@ -236,7 +236,7 @@ async def test_what_cannot_be_reached_is_tried_before_a_call_fails() -> None:
 async def test_a_copy_that_cannot_be_reached_is_no_reason_not_to_load() -> None:
     async with running_cluster("a", "b", "c", plan=FAST) as cluster:
         await loaded_at(cluster, "b")
-        cluster["a"].node._members.mark_unreachable(B, anyio.current_time())
+        cluster["a"].node.parts.members.mark_unreachable(B, anyio.current_time())
         assert await cluster["a"].invoke("m") in ("a", "c")
         assert loads(cluster) == 2
 

@@ -79,7 +79,7 @@ async def test_every_reply_tells_how_busy_the_copy_is() -> None:
         route = await cluster["b"].node.router.route(held)
         tell(cluster, c=9)
         await cluster["a"].invoke("m")
-        loads_told = cluster["a"].node._copies.table.peer_loads("m")
+        loads_told = cluster["a"].node.parts.copies.table.peer_loads("m")
         assert [count for _, count in loads_told] == [1, 9]
         cluster["b"].node.router.finished(held, route, Outcome.ANSWERED)
 
@@ -107,7 +107,7 @@ async def test_a_sender_that_was_sent_away_hears_when_the_copy_is_free() -> None
         held = call_for(hop=Hop.HIT_ONLY, hops_left=0)
         route = await cluster["b"].node.router.route(held)
         assert await cluster["a"].invoke("m") == "c"
-        table = cluster["a"].node._copies.table
+        table = cluster["a"].node.parts.copies.table
         assert [count for _, count in table.peer_loads("m")] == [1, 0]
         await anyio.sleep(0.5)
         cluster["b"].node.router.finished(held, route, Outcome.ANSWERED)
@@ -161,7 +161,7 @@ async def test_copies_on_their_way_are_waited_for_apart_from_hits() -> None:
         async with anyio.create_task_group() as group:
             group.start_soon(cluster["b"].load_here, "m")
             await anyio.sleep(2)
-            table = cluster["a"].node._copies.table
+            table = cluster["a"].node.parts.copies.table
             assert table.peers("m") == [], "it is no hit yet"
             router, call = cluster["a"].node.router, call_for()
             route = await router.route(call)
@@ -172,7 +172,7 @@ async def test_copies_on_their_way_are_waited_for_apart_from_hits() -> None:
             assert anyio.current_time() == pytest.approx(30, abs=0.1)
         await cluster.settle()
         assert loads(cluster) == 1
-        assert table.peers("m") == [cluster["a"].node._members.handle(B)]
+        assert table.peers("m") == [cluster["a"].node.parts.members.handle(B)]
         route = await router.route(call := call_for())
         assert isinstance(route, PeerRoute)
         assert not route.may_wait
@@ -199,9 +199,9 @@ async def test_copies_that_say_nothing_are_hits_once_they_had_the_time_to_load()
         await cluster["a"].register("m")
         now_ms = cluster["a"].clock.now_ms()
         record = ModelRecord(INFO, copies={B: now_ms})
-        cluster["b"].node._registry._listeners.clear()  # b shall not say that it has none
+        cluster["b"].node.parts.registry._listeners.clear()  # b shall not say that it has none
         cluster.server.transact([Write(f"{PREFIX}/registry/m", record.encode(), if_revision=None)])
-        await until(lambda: cluster["a"].node._registry.holders() == {B})
+        await until(lambda: cluster["a"].node.parts.registry.holders() == {B})
         seen = []
         for _ in range(2):
             router, call = cluster["a"].node.router, call_for()
@@ -209,10 +209,10 @@ async def test_copies_that_say_nothing_are_hits_once_they_had_the_time_to_load()
             assert isinstance(route, PeerRoute)
             seen.append((route.hop, route.may_wait))
             router.finished(call, route, Outcome.ABANDONED)
-            await anyio.sleep(cluster["a"].node._sizing.assumed_load_ms / 1000 + 1)
+            await anyio.sleep(cluster["a"].node.parts.sizing.assumed_load_ms / 1000 + 1)
         assert seen == [(Hop.HIT_ONLY, True), (Hop.HIT_ONLY, False)]
-        table = cluster["a"].node._copies.table
-        assert table.peers("m") == [cluster["a"].node._members.handle(B)]
+        table = cluster["a"].node.parts.copies.table
+        assert table.peers("m") == [cluster["a"].node.parts.members.handle(B)]
 
 
 # --- after failures ------------------------------------------------------------------------------

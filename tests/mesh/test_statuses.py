@@ -30,13 +30,13 @@ def put(cluster: Cluster, key: str, value: bytes) -> None:
 async def told(cluster: Cluster, record: ModelRecord, model_id: ModelId = M) -> None:
     """Store a record, and wait until "a" has it."""
     put(cluster, f"registry/{model_id}", record.encode())
-    await until(lambda: cluster["a"].node._registry.get(model_id) == record)
+    await until(lambda: cluster["a"].node.parts.registry.get(model_id) == record)
 
 
 async def with_java(cluster: Cluster) -> None:
     """Have an instance of the Java mesh: it has no address of ours, and says nothing of states."""
     put(cluster, f"instances/{JAVA}", InstanceRecord(capacity_units=100).encode())
-    await until(lambda: JAVA in cluster["a"].node._members)
+    await until(lambda: JAVA in cluster["a"].node.parts.members)
 
 
 class Asked:
@@ -92,7 +92,7 @@ async def test_one_that_is_ready_is_enough_although_another_is_loading() -> None
         asked = Asked(cluster)
         call = Call(M, hop=Hop.LOAD_LOCAL, hops_left=0)
         await cluster["c"].node.models.ensure_loaded(EnsureRequest(M, sync=False), call)
-        await until(lambda: M in cluster["a"].node._registry.held_by(C))
+        await until(lambda: M in cluster["a"].node.parts.registry.held_by(C))
         for name in "abc":
             status = await cluster[name].status("m")
             assert status.status == "LOADED"
@@ -146,7 +146,7 @@ async def test_no_more_than_a_few_are_asked() -> None:
     names = [f"i{number}" for number in range(ASKED_MAX + 2)]
     async with running_cluster("a", *names, plan=FAST) as cluster:
         for name in names:
-            registrar = cluster[name].node._registrar
+            registrar = cluster[name].node.parts.registrar
             registrar.disown = lambda model_id: None  # type: ignore[method-assign]
         asked = Asked(cluster, ModelStatus("LOADING"))
         record = ModelRecord(INFO)
@@ -162,7 +162,7 @@ async def test_a_copy_of_java_is_loaded_after_the_usual_time() -> None:
     async with running_cluster("a", plan=FAST) as cluster:
         a = cluster["a"]
         await with_java(cluster)
-        usual_ms = a.node._load_times.assumed_ms(INFO.model_type)
+        usual_ms = a.node.parts.load_times.assumed_ms(INFO.model_type)
         for age_ms, status in ((usual_ms - 1000, "LOADING"), (usual_ms + 1000, "LOADED")):
             await told(cluster, ModelRecord(INFO, copies={JAVA: a.clock.now_ms() - age_ms}))
             found = await a.status("m")
@@ -178,7 +178,7 @@ async def test_the_usual_time_is_that_of_our_own_loads() -> None:
         for number in range(4):
             await a.register(f"n{number}")
             await a.invoke(f"n{number}")
-        assert 500 <= a.node._load_times.assumed_ms(INFO.model_type) < 600
+        assert 500 <= a.node.parts.load_times.assumed_ms(INFO.model_type) < 600
         await told(cluster, ModelRecord(INFO, copies={JAVA: a.clock.now_ms() - 700}))
         assert (await a.status("m")).status == "LOADED"
 
@@ -229,7 +229,7 @@ async def test_whoever_had_it_loaded_elsewhere_is_told_that_it_is() -> None:
     """The record that says so may be on its way still."""
     plan = ModelPlan(load_s=0.003, is_size_told=False, model_size_s=0.1)
     async with running_cluster("a", "b", plan=plan) as cluster:
-        cluster["a"].node._copies.close(NoRoomError("full"))
+        cluster["a"].node.parts.copies.close(NoRoomError("full"))
         await cluster["a"].register("m")
         status = await cluster["a"].load("m")
         assert status.status == "LOADED"

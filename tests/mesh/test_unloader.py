@@ -21,9 +21,9 @@ MODEL_UNITS = 128
 
 def remove(instance: Instance, model_id: str = "m") -> None:
     """Take a copy out, as an eviction does."""
-    copy = instance.node._copies.get(ModelId(model_id))
+    copy = instance.node.parts.copies.get(ModelId(model_id))
     assert copy is not None
-    instance.node._copies.remove(copy)
+    instance.node.parts.copies.remove(copy)
 
 
 async def loaded(cluster: Cluster) -> Instance:
@@ -41,7 +41,7 @@ async def test_an_unload_waits_for_the_last_call_in_flight() -> None:
         remove(a)
         await anyio.wait_all_tasks_blocked()
         assert a.runtime.held("m") is Held.LOADED
-        assert a.node._accounting.unloading_units == MODEL_UNITS
+        assert a.node.parts.accounting.unloading_units == MODEL_UNITS
         for call, route in zip(calls, routes, strict=True):
             assert a.runtime.held("m") is Held.LOADED
             assert isinstance(route, LocalRoute)
@@ -49,7 +49,7 @@ async def test_an_unload_waits_for_the_last_call_in_flight() -> None:
         await a.runtime.wait_for(lambda: a.runtime.held("m") is None)
         await cluster.settle()
         cluster.check()
-        assert len(a.node._copies.table) == 0
+        assert len(a.node.parts.copies.table) == 0
 
 
 @pytest.mark.virtual_time
@@ -70,7 +70,7 @@ async def test_calls_that_never_end_are_not_waited_for_forever(
         a.node.router.finished(call, route, Outcome.ABANDONED)
         await cluster.settle()
         cluster.check()
-        assert len(a.node._copies.table) == 0
+        assert len(a.node.parts.copies.table) == 0
 
 
 @pytest.mark.virtual_time
@@ -119,19 +119,21 @@ async def test_an_unload_given_up_costs_capacity_until_it_succeeds() -> None:
         "a", plan=FAST, parameters=parameters, unload_retries_max=3
     ) as cluster:
         a = await loaded(cluster)
-        capacity_units = a.node._accounting.capacity_units
+        capacity_units = a.node.parts.accounting.capacity_units
         for number in range(18):
             await a.register(f"n{number}")
             await a.invoke(f"n{number}")
         a.runtime.fail_unloads("m", StatusCode.INTERNAL, "stuck")
         remove(a)
         await anyio.sleep(12)
-        assert a.node._accounting.capacity_units == capacity_units - MODEL_UNITS
-        assert a.node._copies.table.capacity_units == a.node._accounting.table_capacity_units
-        a.node._copies.check_invariants()
+        assert a.node.parts.accounting.capacity_units == capacity_units - MODEL_UNITS
+        assert (
+            a.node.parts.copies.table.capacity_units == a.node.parts.accounting.table_capacity_units
+        )
+        a.node.parts.copies.check_invariants()
         record = cluster.instance_record("a")
         assert record is not None
-        assert record.capacity_units == a.node._accounting.published_capacity_units
+        assert record.capacity_units == a.node.parts.accounting.published_capacity_units
         counters = a.node.statistics().counters
         assert (counters.unload_failures, counters.unloads) == (1, counters.evictions)
         with pytest.raises(LoadFailedError, match="Prior unload of model m failed unrecover"):
@@ -141,7 +143,7 @@ async def test_an_unload_given_up_costs_capacity_until_it_succeeds() -> None:
         assert stored.failures == {}, "not the model's fault"
         a.runtime.fail_unloads("m", StatusCode.OK, times=0)
         await cluster.settle()
-        assert a.node._accounting.capacity_units == capacity_units
+        assert a.node.parts.accounting.capacity_units == capacity_units
         assert await a.invoke("m") == "a"
         await cluster.settle()
         cluster.check()
@@ -154,10 +156,10 @@ async def test_a_stopped_runtime_costs_no_capacity_once_it_is_back() -> None:
         a.runtime.stop()
         remove(a)
         await anyio.sleep(60)
-        assert a.node._accounting.lost_units == MODEL_UNITS
+        assert a.node.parts.accounting.lost_units == MODEL_UNITS
         a.runtime.start()
         await cluster.settle()
-        assert a.node._accounting.lost_units == 0
+        assert a.node.parts.accounting.lost_units == 0
         cluster.check()
 
 
@@ -210,7 +212,7 @@ async def test_so_many_unloads_at_a_time_and_no_more() -> None:
         began_s, unloading_max = anyio.current_time(), 0
         for name in names:
             remove(a, name)
-        while a.node._copies.unloader.count:
+        while a.node.parts.copies.unloader.count:
             unloading = [name for name in names if a.runtime.held(name) is Held.UNLOADING]
             unloading_max = max(unloading_max, len(unloading))
             await anyio.sleep(0.1)

@@ -140,7 +140,7 @@ async def _fill(instance: Instance, prefix: str, rng: random.Random) -> None:
 
 
 async def _arrive(instance: Instance, loads: dict[str, int]) -> Arrival:
-    table = instance.node._copies.table
+    table = instance.node.parts.copies.table
     before = {model_id: units * UNIT_BYTES for model_id, units, _ in table.cached()}
     free_bytes = table.capacity_units * UNIT_BYTES - sum(before.values())
     unloads_before = instance.runtime.unloads_done.copy()

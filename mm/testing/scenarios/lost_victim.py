@@ -120,7 +120,7 @@ class _Chase:
 
     async def _watch(self, instance: Instance, callers: TaskGroup) -> None:
         """See each copy leave, and have it called."""
-        copies = instance.node._copies
+        copies = instance.node.parts.copies
         leaving: set[str] = set()
         while True:
             before, leaving = leaving, {m for m in MODELS if ModelId(m) in copies.unloader}
@@ -133,7 +133,7 @@ class _Chase:
 
     async def _call_victim(self, holder: Instance, model_id: str, callers: TaskGroup) -> None:
         await anyio.sleep(self._rng.uniform(0, EVICTION_S))
-        if self._enough.is_set() or ModelId(model_id) not in holder.node._copies.unloader:
+        if self._enough.is_set() or ModelId(model_id) not in holder.node.parts.copies.unloader:
             return
         if self._tally.unanswered_count > UNANSWERED_MAX:
             return

@@ -1,0 +1,300 @@
+"""What one instance is made of, and how its parts are put together (design section 7).
+
+Owns which part is given which. The life of the parts, their order of start and stop, is ``node``'s.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any
+
+from mm.config import Config
+from mm.core.accounting import UnloadAccounting
+from mm.core.busyness import Busyness
+from mm.core.cluster_state import ClusterState
+from mm.core.load_times import LoadTimes
+from mm.core.records import InstanceRecord
+from mm.core.sizing import CacheSizing
+from mm.mesh.concurrency import CallLimits
+from mm.mesh.copies import Copies
+from mm.mesh.load_pusher import LoadPusher
+from mm.mesh.loader import Loader
+from mm.mesh.members import Members
+from mm.mesh.models import Models
+from mm.mesh.placer import Placer
+from mm.mesh.ports import Clock, Peers, Runtime, RuntimeParameters, Session, Store
+from mm.mesh.pruner import Pruner
+from mm.mesh.publisher import Publisher
+from mm.mesh.registrar import Registrar
+from mm.mesh.registry import Registry
+from mm.mesh.router import Router
+from mm.mesh.statistics import Counters
+from mm.mesh.statuses import Statuses
+from mm.mesh.vmodels import VModels
+from mm.mesh.waiters import Waiters
+from mm.table import Table
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """The world, as one node sees it."""
+
+    store: Store
+    runtime: Runtime
+    peers: Peers
+    clock: Clock
+    rng: random.Random
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """All of an instance that is there from its start to its end."""
+
+    parameters: RuntimeParameters
+    counters: Counters
+    busyness: Busyness
+    registry: Registry
+    vmodels: VModels
+    sizing: CacheSizing
+    accounting: UnloadAccounting
+    load_times: LoadTimes
+    registrar: Registrar
+    copies: Copies
+    cluster: ClusterState
+    members: Members
+    pusher: LoadPusher
+    loader: Loader
+    waiters: Waiters
+    placer: Placer
+    router: Router
+    models: Models
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What runs beside the calls, once the instance has a session."""
+
+    publisher: Publisher
+    #: Each is run until the instance stops, in a task of its own.
+    tasks: tuple[Callable[[], Coroutine[Any, Any, None]], ...]
+
+
+def compose(
+    config: Config,
+    ports: Ports,
+    parameters: RuntimeParameters,
+    own_record: Callable[[], InstanceRecord],
+) -> Parts:
+    """Put the parts together; nothing runs yet. ``own_record`` is asked only once all is there."""
+    counters = Counters()
+    prefix = f"/{config.kv_prefix}/{config.service_name}"
+    registry = Registry(ports.store, f"{prefix}/registry/", config)
+    vmodels = VModels(ports.store, f"{prefix}/vmodels/", config)
+    sizing = _sizing(parameters)
+    load_times = LoadTimes(sizing.assumed_load_ms)
+    registrar = Registrar(registry, config.instance_id, ports.clock)
+    copies = _copies(config, ports, parameters, sizing, load_times, registrar, counters)
+    cluster = _cluster(config, sizing)
+    members = _members(config, ports, registry, copies, cluster, load_times)
+    pusher = LoadPusher(
+        me=config.instance_id,
+        table=copies.table,
+        members=members,
+        peers=ports.peers,
+        limits=config,
+        counters=counters,
+    )
+    loader = Loader(
+        copies=copies,
+        registrar=registrar,
+        runtime=ports.runtime,
+        parameters=parameters,
+        sizing=sizing,
+        config=config,
+    )
+    wait_timeout_s = config.load_wait_factor * loader.load_timeout_s
+    waiters = Waiters(config, counters, wait_timeout_s=wait_timeout_s)
+    placer = _placer(config, ports, cluster, own_record, members, sizing, counters)
+    router = Router(
+        config=config,
+        parameters=parameters,
+        registry=registry,
+        vmodels=vmodels,
+        members=members,
+        copies=copies,
+        loader=loader,
+        waiters=waiters,
+        placer=placer,
+        pusher=pusher,
+        rng=ports.rng,
+    )
+    return Parts(
+        parameters=parameters,
+        counters=counters,
+        busyness=Busyness(),
+        registry=registry,
+        vmodels=vmodels,
+        sizing=sizing,
+        accounting=copies.accounting,
+        load_times=load_times,
+        registrar=registrar,
+        copies=copies,
+        cluster=cluster,
+        members=members,
+        pusher=pusher,
+        loader=loader,
+        waiters=waiters,
+        placer=placer,
+        router=router,
+        models=_models(config, ports, registry, members, copies, router, load_times),
+    )
+
+
+def compose_services(
+    config: Config,
+    ports: Ports,
+    parts: Parts,
+    session: Session,
+    own_record: Callable[[], InstanceRecord],
+) -> Services:
+    """Put together what needs the session; nothing runs yet."""
+    publisher = Publisher(
+        store=ports.store,
+        session=session,
+        members=parts.members,
+        copies=parts.copies,
+        limits=config,
+        own_record=own_record,
+    )
+    pruner = Pruner(
+        registry=parts.registry,
+        members=parts.members,
+        me=config.instance_id,
+        clock=ports.clock,
+        config=config,
+    )
+    return Services(
+        publisher=publisher,
+        tasks=(
+            parts.waiters.run,
+            publisher.run,
+            parts.registrar.run,
+            parts.pusher.run,
+            pruner.run,
+        ),
+    )
+
+
+def _sizing(parameters: RuntimeParameters) -> CacheSizing:
+    return CacheSizing.from_runtime(
+        capacity_bytes=parameters.capacity_bytes,
+        default_model_size_bytes=parameters.default_model_size_bytes,
+        loading_concurrency_max=parameters.loading_concurrency_max,
+        load_timeout_ms=parameters.load_timeout_ms,
+    )
+
+
+def _copies(
+    config: Config,
+    ports: Ports,
+    parameters: RuntimeParameters,
+    sizing: CacheSizing,
+    load_times: LoadTimes,
+    registrar: Registrar,
+    counters: Counters,
+) -> Copies:
+    accounting = UnloadAccounting(sizing.capacity_units, sizing.reserve_units)
+    copies = Copies(
+        table=Table(accounting.table_capacity_units),
+        accounting=accounting,
+        runtime=ports.runtime,
+        registrar=registrar,
+        clock=ports.clock,
+        limits=config,
+        counters=counters,
+        load_times=load_times,
+    )
+    if parameters.limit_model_concurrency:
+        copies.call_limits = CallLimits(config.copy_calls_max, counters)
+    return copies
+
+
+def _cluster(config: Config, sizing: CacheSizing) -> ClusterState:
+    return ClusterState(
+        config.instance_id,
+        config.labels,
+        min_space_units=sizing.min_space_units,
+        saturated_age_ms=sizing.saturated_age_ms,
+        constraints=config.type_constraints,
+    )
+
+
+def _members(
+    config: Config,
+    ports: Ports,
+    registry: Registry,
+    copies: Copies,
+    cluster: ClusterState,
+    load_times: LoadTimes,
+) -> Members:
+    return Members(
+        ports.store,
+        f"/{config.kv_prefix}/{config.service_name}/instances/",
+        me=config.instance_id,
+        table=copies.table,
+        registry=registry,
+        cluster=cluster,
+        clock=ports.clock,
+        assumed_load_ms=load_times.assumed_ms,
+    )
+
+
+def _placer(
+    config: Config,
+    ports: Ports,
+    cluster: ClusterState,
+    own_record: Callable[[], InstanceRecord],
+    members: Members,
+    sizing: CacheSizing,
+    counters: Counters,
+) -> Placer:
+    return Placer(
+        me=config.instance_id,
+        cluster=cluster,
+        own_record=own_record,
+        members=members,
+        failure_rules=config.failure_rules,
+        default_units=sizing.default_units,
+        counters=counters,
+        rng=ports.rng,
+    )
+
+
+def _models(
+    config: Config,
+    ports: Ports,
+    registry: Registry,
+    members: Members,
+    copies: Copies,
+    router: Router,
+    load_times: LoadTimes,
+) -> Models:
+    statuses = Statuses(
+        config=config,
+        members=members,
+        copies=copies,
+        peers=ports.peers,
+        clock=ports.clock,
+        load_times=load_times,
+    )
+    return Models(
+        config=config,
+        registry=registry,
+        statuses=statuses,
+        copies=copies,
+        router=router,
+        peers=ports.peers,
+        clock=ports.clock,
+    )
