@@ -15,8 +15,12 @@ import anyio
 from anyio.abc import TaskStatus
 
 from mm.mesh.ports import Delete, Item, Put, Resync, Store, WatchEvent
+from mm.table import ID_BYTES_MAX
 
 logger = logging.getLogger(__name__)
+
+#: Of a key that is no id, the log shows this much.
+_SHOWN_MAX = 64
 
 #: Told of every change: the id and the new item, None when it is gone. Must not block or raise.
 Listener = Callable[[str, Item | None], None]
@@ -30,7 +34,8 @@ class Mirror:
 
     Invariants: 1. an entry's revision only rises; 2. the listener is called exactly once for each
     change of the map, after it; 3. what was deleted, by whomever, is not brought back by an event
-    or an answer that is older than the deletion.
+    or an answer that is older than the deletion; 4. every id in the map is one that the table can
+    hold: what else stands in the store is named in the log, and skipped.
     """
 
     def __init__(self, store: Store, prefix: str, listener: Listener) -> None:
@@ -39,6 +44,8 @@ class Mirror:
         self._items: dict[str, Item] = {}
         #: Deleted by this process, event still to come: the revision that the record had.
         self._deleted: dict[str, int] = {}
+        #: In the store, but nobody's ids.
+        self._skipped: set[str] = set()
         self.prefix = prefix
         #: The watch has told of everything up to here.
         self.revision = 0
@@ -52,6 +59,11 @@ class Mirror:
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._items)
+
+    @property
+    def skipped_count(self) -> int:
+        """Keys in the store that cannot be ids; each was named in the log."""
+        return len(self._skipped)
 
     def get(self, key_id: str) -> Item | None:
         """Answer the newest value seen, without asking the store."""
@@ -110,6 +122,9 @@ class Mirror:
 
     def _put(self, item: Item) -> None:
         key_id = item.key[len(self.prefix) :]
+        if not _can_be_id(key_id):
+            self._skip(key_id)
+            return
         known = self._items.get(key_id)
         if known is not None and known.mod_revision >= item.mod_revision:
             return
@@ -119,7 +134,14 @@ class Mirror:
         self._items[key_id] = item
         self._listener(key_id, item)
 
+    def _skip(self, key_id: str) -> None:
+        if key_id not in self._skipped:
+            self._skipped.add(key_id)
+            shown = ascii(key_id[:_SHOWN_MAX])
+            logger.error("a key of %d characters, %s, is no id: skipped", len(key_id), shown)
+
     def _removed(self, key_id: str, mod_revision: int) -> None:
+        self._skipped.discard(key_id)
         if self._deleted.get(key_id, mod_revision) < mod_revision:
             del self._deleted[key_id]
         known = self._items.get(key_id)
@@ -140,7 +162,9 @@ class Mirror:
 
     def _resync(self, items: Sequence[Item], revision: int) -> None:
         present: dict[str, int] = {}
-        if self._items or self._deleted:  # not at the start: a million entries for nothing
+        if (
+            self._items or self._deleted or self._skipped
+        ):  # not at the start: a million entries for nothing
             present = {item.key[len(self.prefix) :]: item.mod_revision for item in items}
         gone = [
             key_id
@@ -153,8 +177,21 @@ class Mirror:
             for key_id, deleted in self._deleted.items()
             if deleted > revision or present.get(key_id, deleted + 1) <= deleted
         }
+        self._skipped.intersection_update(present)
         for key_id in gone:
             del self._items[key_id]
             self._listener(key_id, None)
         for item in items:
             self._put(item)
+
+
+def _can_be_id(key_id: str) -> bool:
+    """Answer whether a key names something: the bare prefix does not, and what is not UTF-8 or too
+    long for the table could be neither called nor loaded.
+    """
+    if key_id.isascii():
+        return 0 < len(key_id) <= ID_BYTES_MAX
+    try:
+        return len(key_id.encode()) <= ID_BYTES_MAX
+    except UnicodeEncodeError:
+        return False

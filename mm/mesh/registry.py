@@ -19,7 +19,6 @@ from mm.mesh.instance_index import InstanceIndex
 from mm.mesh.look_ups import LookUps
 from mm.mesh.mirror import Mirror
 from mm.mesh.ports import Item, Store, Write
-from mm.table import ID_BYTES_MAX
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +62,7 @@ class Registry:
     @property
     def corrupt_count(self) -> int:
         """Records in the store that could not be read; each was named in the log."""
-        return len(self._corrupt)
+        return len(self._corrupt) + self._mirror.skipped_count
 
     def listen(self, listener: RecordListener) -> None:
         """Call ``listener`` after every change; it must not block or raise."""
@@ -164,8 +163,6 @@ class Registry:
         return result.succeeded
 
     def _parse(self, model_id: str, item: Item) -> ModelRecord | None:
-        if not _can_be_model(model_id):
-            return None
         cached = self._parsed.get(model_id)
         if cached is not None and cached[0] == item.mod_revision:
             self._parsed.move_to_end(model_id)
@@ -189,10 +186,6 @@ class Registry:
             self._parsed.popitem(last=False)
 
     def _changed(self, key_id: str, item: Item | None) -> None:
-        if not _can_be_model(key_id):
-            if item is not None:
-                logger.error("a key of %d characters is no model's: skipped", len(key_id))
-            return
         model_id = ModelId(key_id)
         record: ModelRecord | None = None
         # Most records name no instance: they stay packed, and no listener is interested in them.
@@ -211,10 +204,3 @@ class Registry:
             return
         for listener in self._listeners:
             listener(model_id, record)
-
-
-def _can_be_model(key_id: str) -> bool:
-    """Answer whether a key is that of a model: the bare prefix is none, and what the table cannot
-    hold could never be loaded.
-    """
-    return 0 < len(key_id) <= ID_BYTES_MAX // 4 or 0 < len(key_id.encode()) <= ID_BYTES_MAX

@@ -11,6 +11,7 @@ from mm.edge.memory_server import MemoryServer
 from mm.edge.memory_store import Fault, MemoryStore
 from mm.mesh.mirror import Mirror
 from mm.mesh.ports import Delete, Item, Put, Resync, Write
+from mm.table import ID_BYTES_MAX
 
 pytestmark = pytest.mark.anyio
 
@@ -54,6 +55,30 @@ async def test_an_event_older_than_what_is_known_changes_nothing() -> None:
     told.delete("a", 3)
     assert told.changes == [("a", 5)]
     assert list(told.mirror) == ["a"]
+
+
+NO_IDS = ["", "\udcff\udcfe", "x" * (ID_BYTES_MAX + 1), "é" * (ID_BYTES_MAX // 2 + 1)]
+
+
+@pytest.mark.parametrize("key", NO_IDS)
+async def test_what_cannot_be_an_id_is_skipped(key: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Neither the table nor a header could hold it, and whoever asked would fail."""
+    told = Told()
+    told.mirror.fold([Resync([item(key, 1), item("a", 2)], 2)])
+    told.put(key, 3)
+    told.mirror.written(item(key, 4))
+    assert told.changes == [("a", 2)]
+    assert list(told.mirror) == ["a"]
+    assert told.mirror.skipped_count == 1
+    assert [record.message for record in caplog.records] == [
+        f"a key of {len(key)} characters, {key[:64]!a}, is no id: skipped"
+    ]
+    told.delete(key, 5)
+    assert told.mirror.skipped_count == 0
+    told.put(key, 6)
+    told.resync(7, a=2)
+    assert told.mirror.skipped_count == 0
+    assert told.changes == [("a", 2)]
 
 
 async def test_our_own_write_is_seen_at_once_and_told_once() -> None:

@@ -28,10 +28,11 @@ class Keys:
         self._lease: Any = rpc.LeaseStub(self._channel)
         self._watch: Any = rpc.WatchStub(self._channel)
 
-    def put(self, key: str, value: str | bytes) -> None:
+    def put(self, key: str | bytes, value: str | bytes) -> None:
         """Write a record, whatever is there."""
         value = value.encode() if isinstance(value, str) else value
-        request = rpc.PutRequest(key=key.encode(), value=value)
+        key = key.encode() if isinstance(key, str) else key
+        request = rpc.PutRequest(key=key, value=value)
         self._kv.Put(request, timeout=CALL_TIMEOUT_S, wait_for_ready=True)
 
     def delete(self, key: str) -> None:
@@ -90,7 +91,8 @@ class Keys:
         request = rpc.RangeRequest(key=start, range_end=end)
         response = self._kv.Range(request, timeout=CALL_TIMEOUT_S)
         records = {
-            kv.key.decode()[len(prefix) :]: kv.value.decode(errors="replace") for kv in response.kvs
+            kv.key.decode(errors="replace")[len(prefix) :]: kv.value.decode(errors="replace")
+            for kv in response.kvs
         }
         return records, response.header.revision
 
@@ -102,7 +104,7 @@ def _range_of(prefix: str) -> tuple[bytes, bytes]:
 
 def _fold(response: Any, records: Records, prefix_length: int) -> None:
     for event in response.events:
-        name = event.kv.key.decode()[prefix_length:]
+        name = event.kv.key.decode(errors="replace")[prefix_length:]
         if event.type == rpc.Event.EventType.DELETE:
             records.pop(name, None)
         else:

@@ -46,6 +46,18 @@ TABLES = {
 }
 
 
+#: Keys that are nobody's, below a table's prefix; the values are good ones of either kind.
+ODD_KEYS = [b"\xff\xfe", b"", b"x" * 70_000]
+ODD_VALUE = b'{"type":"example","instanceIds":{"corrupt-a":1,"corrupt-b":1},"addr":"127.0.0.1:1"}'
+
+
+def put_odd_keys(mesh: Mesh, keys: Keys, age: bytes) -> None:
+    for table in ("registry", "instances"):
+        for odd in ODD_KEYS:
+            key = mesh.prefix(table).encode() + odd
+            keys.put(key + age if odd else key, ODD_VALUE)
+
+
 @pytest.fixture(scope="module")
 def mesh(
     dataplane: str, kv_store: str, new_service_name: Callable[[], str], keys: Keys
@@ -55,6 +67,7 @@ def mesh(
         for table, values in TABLES.items():
             for name, value in values.items():
                 keys.put(f"{mesh.prefix(table)}old-{name}", value)
+        put_odd_keys(mesh, keys, b"-old")
         mesh.add_all("corrupt-a", "corrupt-b")
         mesh[0].register("good", SIZE, load_now=True, sync=True)
         yield mesh
@@ -67,6 +80,7 @@ def age(request: pytest.FixtureRequest, mesh: Mesh, keys: Keys) -> str:
         for table, values in TABLES.items():
             for name, value in values.items():
                 keys.put(f"{mesh.prefix(table)}new-{name}", value)
+        put_odd_keys(mesh, keys, b"-new")
     return str(request.param)
 
 
@@ -105,6 +119,14 @@ def test_vmodels(mesh: Mesh, age: str, name: str) -> None:
 def test_instances(mesh: Mesh, age: str, name: str) -> None:
     for instance in mesh.instances:
         wait_named(instance, f"{mesh.prefix('instances')}{age}-{name}")
+
+
+def test_odd_keys(mesh: Mesh, age: str) -> None:
+    """Of both tables; they are no records at all, whatever their values say."""
+    for instance in mesh.instances:
+        for line in (rf"'\\udcff\\udcfe-{age}', is no id", "of 0 characters", "of 70004 char"):
+            instance.serve.wait_line(f"a key .*{line}")
+        assert instance.statistics().instances == len(mesh.instances)
 
 
 def test_placement_does_not_see_them(mesh: Mesh, age: str) -> None:
