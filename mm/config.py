@@ -18,6 +18,7 @@ from mm.core.constraints import NO_CONSTRAINTS, TypeConstraints
 from mm.core.dataplane import DataplaneConfig
 from mm.core.ids import InstanceId
 from mm.core.load_failures import FailureRules
+from mm.core.versions import RELEASE_NUMBER, RELEASE_VERSION, version_number
 from mm.environment import Environment, wrong
 from mm.errors import ConfigError
 from mm.known_variables import ELSEWHERE, MEANINGLESS, NOT_YET, TLS_NOT_YET
@@ -92,6 +93,10 @@ class Config(Limits):
     #: MM_ADVERTISE_ADDRESS, WATSON_SERVICE_ADDRESS or WKUBE_POD_IPADDR: where peers reach this
     #: instance, as a port can follow it: that of the peer listener as really bound.
     advertise_host: str = "127.0.0.1"
+
+    #: SERVICE_VERSION: the build that this instance is of, as a number; loads go to the newest.
+    #: Unset: the day of the release of mm.
+    version: int = RELEASE_NUMBER
 
     #: MM_LOCATION: the machine; copies of one model are spread over locations.
     location: str = "127.0.0.1"
@@ -168,6 +173,7 @@ class Config(Limits):
         advertise_host, address_warnings = _advertise_host(env, alone=alone)
         grpc_port, peer_port = _ports(env)
         endpoints = _runtime_endpoints(env)
+        version, version_warnings = _version(env)
         return cls(
             service_name=_service_name(env, alone=alone),
             kv_store=kv_store,
@@ -179,6 +185,7 @@ class Config(Limits):
             grpc_port=grpc_port,
             peer_port=peer_port,
             advertise_host=advertise_host,
+            version=version,
             location=env.text_or_nothing("MM_LOCATION") or advertise_host,
             zone=env.text_or_nothing("MM_ZONE") or "",
             labels=_labels(env),
@@ -208,13 +215,7 @@ class Config(Limits):
                 env, "MM_LOAD_FAILURE_EXPIRY_TIME_MS", default=900_000, minimum=1
             ),
             min_churn_age_ms=_milliseconds(env, "MM_MIN_CHURN_AGE_MS", default=0, minimum=0),
-            copy_calls_max=env.integer(
-                "MM_MAX_INFLIGHT_PER_MODEL_COPY",
-                default=0,
-                minimum=-(2**31),
-                maximum=2**31 - 1,
-                meaning="calls",
-            ),
+            copy_calls_max=_copy_calls_max(env),
             shutdown_timeout_s=env.integer(
                 "SHUTDOWN_TIMEOUT_MS",
                 default=30_000,
@@ -225,8 +226,18 @@ class Config(Limits):
             / 1000,
             log_each_invoke=env.boolean("MM_LOG_EACH_INVOKE", default=False),
             log_level=_log_level(env),
-            warnings=address_warnings + _unused_labels(env) + _unused(env),
+            warnings=address_warnings + version_warnings + _unused_labels(env) + _unused(env),
         )
+
+
+def _copy_calls_max(env: Environment) -> int:
+    return env.integer(
+        "MM_MAX_INFLIGHT_PER_MODEL_COPY",
+        default=0,
+        minimum=-(2**31),
+        maximum=2**31 - 1,
+        meaning="calls",
+    )
 
 
 def _milliseconds(env: Environment, name: str, *, default: int, minimum: int) -> int:
@@ -324,6 +335,19 @@ def _advertise_host(env: Environment, *, alone: bool) -> tuple[str, tuple[str, .
     return "127.0.0.1", (
         "MM_ADVERTISE_ADDRESS is not set: other instances are told 127.0.0.1, which only those "
         "on this machine can reach",
+    )
+
+
+def _version(env: Environment) -> tuple[int, tuple[str, ...]]:
+    text = env.text_or_nothing("SERVICE_VERSION")
+    number = RELEASE_NUMBER if text is None else version_number(text)
+    if number is not None:
+        return number, ()
+    # As Java does: a version is no reason not to start. But without any, all loads would go to
+    # instances that say theirs.
+    return RELEASE_NUMBER, (
+        f'SERVICE_VERSION="{text}" has not the form <name>-YYYYMMDD-<number> or'
+        f" YYYYMMDD-HHMM[-<number>]: this instance counts as {RELEASE_VERSION}",
     )
 
 

@@ -62,6 +62,16 @@ def test_defaults_are_those_of_the_java_mesh() -> None:
     assert config.warnings == ()
 
 
+def test_an_instance_is_of_the_version_that_is_said_else_of_the_release() -> None:
+    released = read().version
+    assert released > read(SERVICE_VERSION="kserve-20260401-7").version == 1_775_001_600_007
+    assert read(SERVICE_VERSION="").version == released
+    config = read(SERVICE_VERSION="1.2.3")
+    assert config.version == released
+    [warning] = config.warnings
+    assert warning.startswith('SERVICE_VERSION="1.2.3" has not the form <name>-YYYYMMDD-<number>')
+
+
 def test_a_config_made_by_hand_has_the_defaults_of_an_empty_environment() -> None:
     by_hand = Config(service_name="modelmesh", kv_store="memory", instance_id=InstanceId("one"))
     assert by_hand == read(MM_INSTANCE_ID="one")

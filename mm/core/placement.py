@@ -87,9 +87,9 @@ def choose_instance(view: ClusterView, request: PlacementRequest, rng: Random) -
     """Answer where to load; none only if every instance is excluded, unreachable or shutting down,
     or has not the labels.
 
-    1. The best instance is one of the newest version; that can hold the model at all; has room for
-       it now; among those the most spacious, else the one whose oldest model is oldest, because the
-       least is lost there.
+    1. The best instance is one of the newest version that is not saturated; that can hold the
+       model at all; has room for it now; among those the most spacious, else the one whose oldest
+       model is oldest, because the least is lost there.
     2. All that are about as good make a shortlist. Views are seconds old and every instance decides
        by itself: if all took the very best, it would be run over. Preferred labels, calls and
        copies in the same zone or on the same machine make it shorter, never empty.
@@ -100,12 +100,12 @@ def choose_instance(view: ClusterView, request: PlacementRequest, rng: Random) -
     """
     rule = view.label_groups.rule(request.model_type)
     allowed = _allowed(view.instances, rule)
-    candidates = _candidates(view, allowed, request)
+    ranking = Ranking(view, request.size_units)
+    candidates = _candidates(view, allowed, request, ranking)
     if not candidates:
         is_allowed = rule.allowed is None or allowed
         reason = PlacementReason.NOWHERE if is_allowed else PlacementReason.NOT_ALLOWED
         return Placement(None, reason)
-    ranking = Ranking(view, request.size_units)
     grade, shortlist = _shortlist(candidates, ranking, rule)
     shortlist = _spread(_calm(shortlist, view, request), view, request.holders)
     shortlist.sort(key=lambda each: each.instance_id)
@@ -123,11 +123,11 @@ def is_still_right(view: ClusterView, request: PlacementRequest) -> bool:
     the best stands: refusing costs a hop, so only what is clearly wrong is refused.
     """
     rule = view.label_groups.rule(request.model_type)
-    candidates = _candidates(view, _allowed(view.instances, rule), request)
+    ranking = Ranking(view, request.size_units, tolerance=2)
+    candidates = _candidates(view, _allowed(view.instances, rule), request, ranking)
     ourselves = view.find(view.self_id)
     if ourselves is None or all(each.instance_id == view.self_id for each in candidates):
         return True
-    ranking = Ranking(view, request.size_units, tolerance=2)
     best, grade, alike = ranking.leaders(candidates)
     if ourselves not in ranking.as_good(alike, best, grade):
         return False
@@ -149,9 +149,15 @@ def _allowed(instances: Iterable[InstanceView], rule: TypeRule) -> Iterable[Inst
 
 
 def _candidates(
-    view: ClusterView, allowed: Iterable[InstanceView], request: PlacementRequest
+    view: ClusterView,
+    allowed: Iterable[InstanceView],
+    request: PlacementRequest,
+    ranking: Ranking,
 ) -> list[InstanceView]:
-    """Who can be chosen; of a replica set on its way out only if there is nobody else."""
+    """Who can be chosen; of a replica set on its way out only if there is nobody else, or all
+    others would throw out what is in use: a rollout begins with one new instance, and that has not
+    the memory of all.
+    """
     excludes, needed_units = request.excludes, request.needed_units
     candidates = [
         each
@@ -166,7 +172,7 @@ def _candidates(
     staying = [
         each for each in candidates if (each.record.labels, each.replica_set) not in view.replaced
     ]
-    return staying or candidates
+    return candidates if all(map(ranking.is_saturated, staying)) else staying
 
 
 def _shortlist(

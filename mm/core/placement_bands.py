@@ -76,6 +76,10 @@ class Ranking:
             return Grade.ROOM
         return Grade.OLDEST
 
+    def is_saturated(self, instance: InstanceView) -> bool:
+        """Answer whether a load there would throw out what is in use."""
+        return self._is_saturated(instance, self.grade(instance))
+
     def leaders(
         self, candidates: Sequence[InstanceView]
     ) -> tuple[InstanceView, Grade, Sequence[InstanceView]]:
@@ -167,10 +171,12 @@ class Ranking:
 
     def _version(self, instance: InstanceView, grade: Grade) -> int:
         """A new version that thrashes is no better than the old one, which idles beside it."""
-        is_saturated = grade is not Grade.ROOM and (
+        return 0 if self._is_saturated(instance, grade) else instance.record.version
+
+    def _is_saturated(self, instance: InstanceView, grade: Grade) -> bool:
+        return grade is not Grade.ROOM and (
             self._now_ms - instance.lru_time_ms < self._saturated_age_ms
         )
-        return 0 if is_saturated else instance.record.version
 
 
 def _quality(instance: InstanceView, grade: Grade) -> int:

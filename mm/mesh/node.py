@@ -184,6 +184,7 @@ class Node:
         config, parts = self._config, self.parts
         return InstanceRecord(
             start_time_ms=self.start_time_ms,
+            version=config.version,
             location=config.location,
             zone=config.zone,
             labels=config.labels,

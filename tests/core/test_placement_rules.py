@@ -223,6 +223,25 @@ def test_replica_sets_on_their_way_out_are_avoided_while_there_are_others() -> N
     assert shortlist(view, excludes="new") == "old"
 
 
+@pytest.mark.parametrize(
+    ("name", "new", "expected"),
+    [
+        ("it has room", {"free": 200}, "new"),
+        ("what it throws out has not been used for long", {"free": 0, "age_ms": HOUR_MS}, "new"),
+        ("it would throw out what is in use", {"free": 0, "age_ms": MINUTE_MS}, "old"),
+    ],
+)
+def test_one_new_instance_has_not_to_take_what_all_the_old_ones_would(
+    name: str, new: dict[str, Any], expected: str
+) -> None:
+    view = cluster(
+        instance("old", free=0, replica_set="bbbbbb"),
+        instance("new", replica_set="zzzzzz", **new),
+        replaced=frozenset({((), "bbbbbb")}),
+    )
+    assert shortlist(view) == expected, name
+
+
 def test_an_instance_that_is_too_small_need_not_try() -> None:
     view = cluster(instance("a", free=900), instance("b", capacity_units=2000))
     assert place(view, needed_units=1001).shortlist == ("b",)
