@@ -155,6 +155,9 @@ class Limits:
     #: Asking a peer to load without waiting for it, and with waiting (spec core 9.3).
     ensure_loaded_timeout_s: float = 3.0
     ensure_loaded_sync_timeout_s: float = 600.0
+    #: Instances asked at a time for copies that nobody waits for. They answer in milliseconds, when
+    #: the load is registered; sixteen are some thousand models a second, and leave the store room.
+    preloads_asked_at_once_max: int = 16
 
     # --- listeners ----------------------------------------------------------------------------
 

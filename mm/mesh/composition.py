@@ -19,12 +19,14 @@ from mm.core.records import InstanceRecord
 from mm.core.sizing import CacheSizing
 from mm.mesh.concurrency import CallLimits
 from mm.mesh.copies import Copies
+from mm.mesh.leader import Leader
 from mm.mesh.load_pusher import LoadPusher
 from mm.mesh.loader import Loader
 from mm.mesh.members import Members
 from mm.mesh.models import Models
 from mm.mesh.placer import Placer
 from mm.mesh.ports import Clock, Peers, Runtime, RuntimeParameters, Session, Store
+from mm.mesh.preloader import Preloader
 from mm.mesh.pruner import Pruner
 from mm.mesh.publisher import Publisher
 from mm.mesh.registrar import Registrar
@@ -70,6 +72,7 @@ class Parts:
     placer: Placer
     router: Router
     models: Models
+    preloader: Preloader
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +80,7 @@ class Services:
     """What runs beside the calls, once the instance has a session."""
 
     publisher: Publisher
+    leader: Leader
     #: Each is run until the instance stops, in a task of its own.
     tasks: tuple[Callable[[], Coroutine[Any, Any, None]], ...]
 
@@ -88,8 +92,7 @@ def compose(
     own_record: Callable[[], InstanceRecord],
 ) -> Parts:
     """Put the parts together; nothing runs yet. ``own_record`` is asked only once all is there."""
-    counters = Counters()
-    prefix = f"/{config.kv_prefix}/{config.service_name}"
+    counters, prefix = Counters(), _prefix(config)
     registry = Registry(ports.store, f"{prefix}/registry/", config)
     vmodels = VModels(ports.store, f"{prefix}/vmodels/", config)
     sizing = _sizing(parameters)
@@ -98,14 +101,7 @@ def compose(
     copies = _copies(config, ports, parameters, sizing, load_times, registrar, counters)
     cluster = _cluster(config, sizing)
     members = _members(config, ports, registry, copies, cluster, load_times)
-    pusher = LoadPusher(
-        me=config.instance_id,
-        table=copies.table,
-        members=members,
-        peers=ports.peers,
-        limits=config,
-        counters=counters,
-    )
+    pusher = _pusher(config, ports, copies, members)
     loader = Loader(
         copies=copies,
         registrar=registrar,
@@ -149,6 +145,7 @@ def compose(
         placer=placer,
         router=router,
         models=_models(config, ports, registry, members, copies, router, load_times),
+        preloader=_preloader(config, ports, registry, members, copies, loader, placer),
     )
 
 
@@ -168,6 +165,12 @@ def compose_services(
         limits=config,
         own_record=own_record,
     )
+    leader = Leader(
+        store=ports.store,
+        prefix=f"{_prefix(config)}/leaderLatch/",
+        me=config.instance_id,
+        session=session,
+    )
     pruner = Pruner(
         registry=parts.registry,
         members=parts.members,
@@ -177,14 +180,21 @@ def compose_services(
     )
     return Services(
         publisher=publisher,
+        leader=leader,
         tasks=(
             parts.waiters.run,
             publisher.run,
             parts.registrar.run,
             parts.pusher.run,
+            leader.run,
             pruner.run,
         ),
     )
+
+
+def _prefix(config: Config) -> str:
+    """Answer what all keys of the service begin with (spec core 1.2)."""
+    return f"/{config.kv_prefix}/{config.service_name}"
 
 
 def _sizing(parameters: RuntimeParameters) -> CacheSizing:
@@ -241,13 +251,24 @@ def _members(
 ) -> Members:
     return Members(
         ports.store,
-        f"/{config.kv_prefix}/{config.service_name}/instances/",
+        f"{_prefix(config)}/instances/",
         me=config.instance_id,
         table=copies.table,
         registry=registry,
         cluster=cluster,
         clock=ports.clock,
         assumed_load_ms=load_times.assumed_ms,
+    )
+
+
+def _pusher(config: Config, ports: Ports, copies: Copies, members: Members) -> LoadPusher:
+    return LoadPusher(
+        me=config.instance_id,
+        table=copies.table,
+        members=members,
+        peers=ports.peers,
+        limits=config,
+        counters=copies.counters,
     )
 
 
@@ -297,4 +318,24 @@ def _models(
         router=router,
         peers=ports.peers,
         clock=ports.clock,
+    )
+
+
+def _preloader(
+    config: Config,
+    ports: Ports,
+    registry: Registry,
+    members: Members,
+    copies: Copies,
+    loader: Loader,
+    placer: Placer,
+) -> Preloader:
+    return Preloader(
+        config=config,
+        registry=registry,
+        members=members,
+        copies=copies,
+        loader=loader,
+        placer=placer,
+        peers=ports.peers,
     )

@@ -118,7 +118,7 @@ class Loader:
         copy = self._copies.start(model_id, record, last_used_ms=last_used_ms, priority=priority)
         assert self._group is not None, "open() first"
         self._under_way += 1
-        known_size_units = known_size_units or _size_told(record)
+        known_size_units = known_size_units or size_told(record)
         is_guess = not known_size_units and is_crowded(
             self._copies.loads_in_progress, self._turns.concurrency_max
         )
@@ -189,14 +189,15 @@ class Loader:
         else:
             size_units = known_size_units or await self._predict(copy)
         self._check_prediction(copy, size_units)
-        if self._copies.is_too_old(copy, size_units):
-            raise NoRoomError(f"Entry too old for cache for model {copy.model_id}")
+        self._refuse_if_too_old(copy, size_units)
         await self._registrar.register(copy, basis)
         copy.started.set()
         with anyio.move_on_after(self._config.space_wait_s) as waited:
             await self._copies.admission.admit(copy, size_units)
         if waited.cancelled_caught:
             raise NoRoomError(f"no place came free for model {copy.model_id}: loads are too slow")
+        # Others may have come meanwhile that were used later.
+        self._refuse_if_too_old(copy, size_units)
         self._copies.insert(copy, size_units)
         with anyio.move_on_after(self._config.space_wait_s) as waited:
             await self._copies.unloader.wait_ended(copy.model_id)
@@ -219,6 +220,10 @@ class Loader:
         if size_bytes:
             self._sizes.add(copy.info.model_type, size_units)
         self._copies.measured(copy, size_units)
+
+    def _refuse_if_too_old(self, copy: LocalCopy, size_units: int) -> None:
+        if self._copies.is_too_old(copy, size_units):
+            raise NoRoomError(f"Entry too old for cache for model {copy.model_id}")
 
     def _concurrency_max(self, loaded: Loaded) -> int:
         """Answer the calls that a copy takes at a time, 0 for any number."""
@@ -356,7 +361,7 @@ class LoadRefusedError(Exception):
         self.nothing_loaded = nothing_loaded
 
 
-def _size_told(record: ModelRecord) -> int:
+def size_told(record: ModelRecord) -> int:
     """Answer the size that the model has where it is loaded already, 0 if nobody says."""
     states = map(record.copy_state, record.copies)
     return max((state.size_units for state in states if state is not None), default=0)

@@ -117,6 +117,7 @@ class Node:
             if copy.phase is not Phase.ACTIVE and not copy.serves:
                 self.parts.copies.remove(copy, refusal)
         await self._tell_others(self.services.publisher.publish)
+        await self._tell_others(self.services.leader.resign)
         await self._tell_others(self.parts.registrar.forget_all)
 
     async def _tell_others(self, write: Callable[[], Awaitable[object]]) -> None:

@@ -101,6 +101,31 @@ class Placer:
             self._cluster.load_sent(chosen, call.model_id, request.size_units, now_s=now_s)
         return chosen
 
+    def choose_spare(self, call: Call, record: ModelRecord, now_ms: int) -> InstanceId | None:
+        """Answer where to load a copy that nobody waits for; None if that would cost more than it
+        brings: the instance would have to evict what was used later. Raises ``MeshError``.
+        """
+        verdict = self.refuse_if_pointless(call, record, now_ms)
+        view, request = self._view(now_ms), self._request(call, record, verdict)
+        placement = self._same_as_before(call, request)
+        if placement is None:
+            placement = choose_instance(view, request, self._rng)
+            chosen = None
+            if placement.instance_id is not None:
+                chosen = view.find(placement.instance_id)
+            if chosen is None:
+                return None
+            is_full = chosen.remaining_units < request.size_units
+            if is_full and chosen.lru_time_ms > (call.last_used_ms or now_ms):
+                return None
+        target = placement.instance_id
+        assert target is not None, placement
+        call.excludes.add(target)
+        if target != self._me:
+            now_s = anyio.current_time()
+            self._cluster.load_sent(target, call.model_id, request.size_units, now_s=now_s)
+        return target
+
     def refuse_if_pointless(self, call: Call, record: ModelRecord, now_ms: int) -> Verdict:
         """Answer what earlier failures say. Raise if no load can help: the model fails everywhere,
         or is loaded and not at fault.

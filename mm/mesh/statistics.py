@@ -33,6 +33,10 @@ class Counters:
     failures: int = 0
     loads: int = 0
     load_failures: int = 0
+    #: Copies that this instance wanted somewhere although no call waited, and got, or found no
+    #: place for.
+    preloads: int = 0
+    preloads_refused: int = 0
     #: Loads that the churn guard refused.
     loads_churned: int = 0
     evictions: int = 0
