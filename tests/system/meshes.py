@@ -65,6 +65,7 @@ class Instance:
         sync: bool = False,
         model_type: str = "example",
         key: str = "",
+        last_used_ms: int = 0,
         method: str = "/mmesh.ModelMesh/registerModel",
         metadata: Metadata = (),
     ) -> mmesh.ModelStatusInfo:
@@ -74,6 +75,7 @@ class Instance:
             model_info=mmesh.ModelInfo(type=model_type, path=path, key=key),
             load_now=load_now,
             sync=sync,
+            last_used_time=last_used_ms,
         )
         reply = self.call(method, request, mmesh.ModelStatusInfo, metadata, timeout_s=60)
         assert isinstance(reply, mmesh.ModelStatusInfo)
@@ -90,6 +92,21 @@ class Instance:
         reply = self.call(method, request, mmesh.ModelStatusInfo, timeout_s=60)
         assert isinstance(reply, mmesh.ModelStatusInfo)
         return reply
+
+    def load_here(self, model_id: str, *, last_used_ms: int = 0) -> None:
+        """Load a copy here, as a peer orders it that has no hops left."""
+        with channel_to(self.peer_port) as channel:
+            stub: Any = channel.unary_unary(
+                "/mmesh.ModelMesh/ensureLoaded",
+                request_serializer=bytes,
+                response_deserializer=mmesh.ModelStatusInfo.parse,
+            )
+            metadata = (("mm-hop-kind", "load-local"), ("mm-hop-left", "0"))
+            request = mmesh.EnsureLoadedRequest(
+                model_id=model_id, sync=True, last_used_time=last_used_ms
+            )
+            reply = stub(request, metadata=metadata, timeout=60)
+        assert reply.status == mmesh.ModelStatusInfoModelStatus.LOADED
 
     def unregister(self, model_id: str, method: str = "/mmesh.ModelMesh/unregisterModel") -> None:
         """Unregister a model."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from mm.pb import mmesh
-from tests.system.meshes import Instance, Mesh, channel_to, mesh_of
+from tests.system.meshes import Instance, Mesh, mesh_of
 from tests.system.processes import eventually
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(120)]
@@ -24,20 +24,6 @@ def mesh(dataplane: str, kv_store: str, new_service_name: Callable[[], str]) -> 
         yield mesh
 
 
-def load_here(instance: Instance, model_id: str) -> None:
-    """Load a copy there, as a peer orders it that has no hops left."""
-    with channel_to(instance.peer_port) as channel:
-        ensure = channel.unary_unary(
-            "/mmesh.ModelMesh/ensureLoaded",
-            request_serializer=bytes,
-            response_deserializer=mmesh.ModelStatusInfo.parse,
-        )
-        metadata = (("mm-hop-kind", "load-local"), ("mm-hop-left", "0"))
-        request = mmesh.EnsureLoadedRequest(model_id=model_id, sync=True)
-        reply = ensure(request, metadata=metadata, timeout=30)
-        assert reply.status == mmesh.ModelStatusInfoModelStatus.LOADED
-
-
 def copies_loaded(instance: Instance, model_id: str) -> int:
     """Answer how many copies an instance knows to be ready: only between such it chooses."""
     copies = instance.status(model_id).model_copy_infos
@@ -51,7 +37,7 @@ def test_a_busy_copy_sends_calls_to_the_other_and_is_called_again_when_it_is_fre
     caller, one, two = (by_name[name] for name in ("caller", "one", "two"))
     caller.register("shared", MODEL_TYPE)
     for each in (one, two):
-        load_here(each, "shared")
+        each.load_here("shared")
     eventually(lambda: copies_loaded(caller, "shared") == 2, what="both copies are known as ready")
     held = one.predict_later("shared", f"test:delay:ms={LONG_MS}")
     one.wait_in_flight(1)
