@@ -136,6 +136,12 @@ class Limits:
     #: No sign of life from the store in this time: the channel is thrown away for a new one.
     #: Half the lease, so that a new channel can still save it (design section 6).
     store_silence_max_s: float = 10.0
+    #: Records that a store has lost are written back by the leader, so many at a time: two
+    #: transactions of etcd, one being written while the answer to the other is read.
+    restore_writes_max: int = 240
+    #: Others look whether that goes on so much later, or up to twice as much: the leader may be
+    #: gone, and together they would be a storm.
+    restore_wait_s: float = 2.0
     #: How long the cluster believes in an instance that it does not hear of.
     lease_ttl_s: int = 20
 

@@ -118,6 +118,10 @@ class Stream:
             raise CallError(CallFault.MOVE, "etcd ended the stream", maybe_done=False)
         return message
 
+    def interrupt(self) -> None:
+        """Have the present read, or the next one, fail."""
+        self._call.cancel()
+
     def close(self) -> None:
         """End the stream; it is not used again."""
         self._call.cancel()

@@ -15,6 +15,7 @@ from typing import Any, Final
 from aetcd import rpc
 
 from mm.edge.etcd_connection import Connection, Connector
+from mm.edge.etcd_history import EtcdHistory
 from mm.edge.etcd_txn import OPS_MAX, KeyCodec, WriteUnknownError, answers_of, request_of, result_of
 from mm.errors import StoreUnavailableError
 from mm.mesh.ports import Write, WriteResult
@@ -49,9 +50,10 @@ class WriteGrouper:
     3. A write whose caller gave up before it was sent is not sent.
     """
 
-    def __init__(self, connector: Connector, codec: KeyCodec) -> None:
+    def __init__(self, connector: Connector, codec: KeyCodec, history: EtcdHistory) -> None:
         self._connector = connector
         self._codec = codec
+        self._history = history
         self._pending: dict[_Pending, None] = {}  # in order of arrival
         self._keys_in_flight: set[str] = set()
         self._groups_in_flight = 0
@@ -127,7 +129,7 @@ class WriteGrouper:
         request = parts[0]
         if len(parts) > 1:
             request = rpc.TxnRequest(success=[rpc.RequestOp(request_txn=part) for part in parts])
-        response, sent_before = await self._connector.call(_txn, request)
+        response, sent_before = await self._history.call(_txn, request)
         revision = response.header.revision
         answers = [one.response_txn for one in response.responses] if len(parts) > 1 else [response]
         results: list[WriteResult | Exception] = []

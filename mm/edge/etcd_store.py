@@ -1,8 +1,9 @@
 """The store over etcd: ``mm.mesh.ports.Store`` for ``KV_STORE=etcd:...`` (spec core 1, design 6).
 
 Owns what is asked: reads, tables in pages, conditional writes. The parts: ``etcd_connection``
-(members, time limits, fail-over), ``etcd_txn`` and ``etcd_grouping`` (writes), ``etcd_watch`` and
-``etcd_session`` (what lives longer than a call). aetcd supplies messages, stubs and the channel.
+(members, time limits, fail-over), ``etcd_history`` (whether it is still the same store),
+``etcd_txn`` and ``etcd_grouping`` (writes), ``etcd_watch`` and ``etcd_session`` (what lives longer
+than a call). aetcd supplies messages, stubs and the channel.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from aetcd import rpc
 from mm.edge.etcd_calls import CallError, CallFault
 from mm.edge.etcd_connection import PROBE_KEY, Connection, Connector
 from mm.edge.etcd_grouping import WriteGrouper
+from mm.edge.etcd_history import EtcdHistory
 from mm.edge.etcd_session import EtcdSession
 from mm.edge.etcd_txn import (
     OPS_MAX,
@@ -64,7 +66,8 @@ class EtcdStore(Store):
     ) -> None:
         self._codec = KeyCodec(target.root_prefix)
         self._connector = Connector(target, timeout_s, silence_s)
-        self._grouper = WriteGrouper(self._connector, self._codec)
+        self._history = EtcdHistory(self._connector, self._codec, self._look_after_leases)
+        self._grouper = WriteGrouper(self._connector, self._codec, self._history)
         self._group_writes = group_writes
         self._sessions: set[EtcdSession] = set()
 
@@ -94,16 +97,22 @@ class EtcdStore(Store):
     async def get(self, key: str) -> Item | None:
         """Read linearizably."""
         request = rpc.RangeRequest(key=self._codec.encode(key))
-        response, _ = await self._connector.call(_range, request)
+        response, _ = await self._history.call(_range, request)
         return self._codec.item(response.kvs[0]) if response.kvs else None
 
     async def list(self, prefix: str) -> Resync:
         """Read a table in pages at one revision; each page has the time limit of a call."""
+        reason = "it was replaced while it was read"
         for _ in range(_LIST_ATTEMPTS_MAX):
+            number = self._history.number
             try:
-                return await self._list(prefix)
+                table = await self._list(prefix)
             except CallError as exc:  # compacted while reading: begin again at a later revision
                 reason = exc.reason
+            else:
+                # The first page of another store was asked for as that of the known one.
+                if number == self._history.number:
+                    return table
         raise self._connector.error(reason)
 
     async def _list(self, prefix: str) -> Resync:
@@ -113,7 +122,7 @@ class EtcdStore(Store):
         limit = PAGE_ITEMS_FIRST
         while True:
             request = rpc.RangeRequest(key=start, range_end=end, limit=limit, revision=revision)
-            response, _ = await self._connector.call(_range, request, pass_on=_COMPACTED)
+            response, _ = await self._history.look(_range, request, pass_on=_COMPACTED)
             for begin in range(0, len(response.kvs), _ITEMS_AT_ONCE):
                 items += map(self._codec.item, response.kvs[begin : begin + _ITEMS_AT_ONCE])
                 await anyio.lowlevel.checkpoint()
@@ -152,7 +161,7 @@ class EtcdStore(Store):
     async def _transact(self, writes: Sequence[Write]) -> tuple[bool, Sequence[Item | None], bool]:
         request = request_of(writes, self._codec)
         try:
-            response, sent_before = await self._connector.call(_txn, request, pass_on=_LEASE_LOST)
+            response, sent_before = await self._history.call(_txn, request, pass_on=_LEASE_LOST)
         except CallError as exc:
             lost = {write.lease_id for write in writes}
             for session in self._sessions:
@@ -166,7 +175,7 @@ class EtcdStore(Store):
     @asynccontextmanager
     async def watch(self, prefix: str) -> AsyncIterator[AsyncIterator[Sequence[WatchEvent]]]:
         """Follow a table: batches of events, a ``Resync`` first. Survives outages."""
-        watch = EtcdWatch(prefix, self._connector, self._codec, self.list)
+        watch = EtcdWatch(prefix, self._connector, self._codec, self._history, self.list)
         watch.start()
         try:
             yield watch
@@ -185,6 +194,11 @@ class EtcdStore(Store):
             self._sessions.discard(session)
             with anyio.move_on_after(self._connector.timeout_s, shield=True):
                 await session.stop()
+
+    def _look_after_leases(self) -> None:
+        """Another store knows none of them."""
+        for session in self._sessions:
+            session.look_now()
 
 
 def _range(connection: Connection) -> Any:

@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 from aetcd import rpc
 
 from mm.edge.etcd_calls import CallError, CallFault, Stream, fault_of_text
 from mm.edge.etcd_connection import Connection, Connector
+from mm.edge.etcd_history import EtcdHistory, Follower
 from mm.edge.etcd_txn import KeyCodec
 from mm.errors import StoreUnavailableError
-from mm.mesh.ports import Delete, Put, Resync, WatchEvent
+from mm.mesh.ports import Delete, Item, Put, Resync, WatchEvent
 
 logger = logging.getLogger(__name__)
 
@@ -34,11 +37,13 @@ _BACKOFF_MAX_S: Final = 1.0
 _DELETE: Final = rpc.Event.EventType.Value("DELETE")
 
 
-class EtcdWatch(AsyncIterator[Sequence[WatchEvent]]):
+class EtcdWatch(Follower, AsyncIterator[Sequence[WatchEvent]]):
     """One followed table. Made by ``EtcdStore.watch``.
 
     Invariant: everything before ``_resume_at`` was delivered, and at it the events of ``_seen``.
-    A transaction may be told in several messages, so its revision may be half delivered.
+    A transaction may be told in several messages, so its revision may be half delivered. Before it
+    is resumed the store must show that it still knows the last item told (``_witness``): another
+    store may well have come as far by then.
     """
 
     def __init__(
@@ -46,15 +51,18 @@ class EtcdWatch(AsyncIterator[Sequence[WatchEvent]]):
         prefix: str,
         connector: Connector,
         codec: KeyCodec,
+        history: EtcdHistory,
         read_table: Callable[[str], Awaitable[Resync]],
     ) -> None:
         self._prefix = prefix
         self._connector = connector
         self._codec = codec
+        self._history = history
         self._read_table = read_table
         self._resume_at = 0  # 0: nothing known, read the table
         self._seen: set[bytes] = set()
-        self._cluster_id = 0
+        self._witness: Item | None = None
+        self._open: Stream | None = None
         self._events: list[WatchEvent] = []
         self._arrived = asyncio.Event()
         self._taken = asyncio.Event()
@@ -66,11 +74,18 @@ class EtcdWatch(AsyncIterator[Sequence[WatchEvent]]):
         """Begin to follow."""
         self._following = self._connector.spawn(self._follow())
         self._following.add_done_callback(lambda _: self._arrived.set())
+        self._history.follow(self)
+
+    def turn_back(self) -> None:
+        """Leave the stream: the store is another one."""
+        if self._open is not None:
+            self._open.interrupt()
 
     def stop(self) -> None:
         """End; whoever still waits for events is told that there are no more."""
         assert self._following is not None
         self._following.cancel()
+        self._history.unfollow(self)
 
     async def __anext__(self) -> Sequence[WatchEvent]:
         """Answer the events since the last time, at least one."""
@@ -91,17 +106,37 @@ class EtcdWatch(AsyncIterator[Sequence[WatchEvent]]):
     async def _follow(self) -> None:
         while True:
             try:
-                if not self._resume_at:
-                    table = await self._read_table(self._prefix)
-                    self._resume_at = table.revision + 1
-                    self._seen.clear()
-                    self._events = [table]  # what was not taken yet is out of date
-                    self._arrived.set()
+                if not await self._can_resume():
+                    await self._begin()
                 await self._stream()
             except StoreUnavailableError as exc:
                 self._lost(exc.message)
-            await asyncio.sleep(self._backoff_s)
+            # Instances that lost the store together should not come back together.
+            await asyncio.sleep(self._backoff_s * random.uniform(0.5, 1.0))
             self._backoff_s = min(self._backoff_s * 2, _BACKOFF_MAX_S)
+
+    async def _can_resume(self) -> bool:
+        if self.history_number != self._history.number:
+            return False
+        if self._witness is None:  # the table was empty: reading it again costs nothing
+            return False
+        # Asked even if the table must be read: only this tells which store's table that will be.
+        return await self._history.remembers(self._witness) and self._resume_at > 0
+
+    async def _begin(self) -> None:
+        table = await self._read_table(self._prefix)
+        told, self.history_number = self.history_number, self._history.number
+        if told and told != self.history_number:
+            table = replace(table, is_of_other_store=True)
+        is_empty_still = bool(told) and self._witness is None and not table.items
+        self._resume_at = table.revision + 1
+        self._seen.clear()
+        self._witness = table.items[-1] if table.items else None
+        if table.is_of_other_store:
+            self._events.append(table)  # nobody will tell again what the old one said before
+        elif not is_empty_still:
+            self._events = [table]  # what was not taken yet is out of date
+        self._arrived.set()
 
     def _lost(self, reason: str) -> None:
         log = logger.debug if self._lost_reason else logger.warning
@@ -119,10 +154,9 @@ class EtcdWatch(AsyncIterator[Sequence[WatchEvent]]):
         deadline_s = time.monotonic() + self._connector.timeout_s
         connection = await self._connector.connection(deadline_s)
         started_s = time.monotonic()
-        stream: Stream | None = None
         metadata = connection.metadata
         try:
-            stream = Stream(connection.watch.Watch, metadata)
+            stream = self._open = Stream(connection.watch.Watch, metadata)
             await stream.write(self._create_request(), self._connector.timeout_s)
             await self._read(stream, connection)
         except CallError as exc:
@@ -135,8 +169,9 @@ class EtcdWatch(AsyncIterator[Sequence[WatchEvent]]):
             elif exc.fault is CallFault.MOVE and _is_suspect(connection, started_s, exc):
                 self._connector.retire(connection, exc.reason)
         finally:
-            if stream is not None:
-                stream.close()
+            if self._open is not None:
+                self._open.close()
+                self._open = None
 
     def _create_request(self) -> Any:
         start, end = self._codec.range_of(self._prefix)
@@ -189,10 +224,12 @@ class EtcdWatch(AsyncIterator[Sequence[WatchEvent]]):
             self._seen.clear()
 
     def _check_history(self, header: Any) -> None:
-        """See that the store is the one we know: it may have been emptied, or restored."""
-        known, self._cluster_id = self._cluster_id, header.cluster_id
-        if (known and known != header.cluster_id) or header.revision < self._resume_at - 1:
-            reason = f"the store was replaced: it is at revision {header.revision}"
+        """See that the member knows what was told; one that lags behind may not yet.
+
+        Reading the table tells which it is, and if it is another store's.
+        """
+        if header.revision < self._resume_at - 1:
+            reason = f"etcd is at revision {header.revision} only"
             raise CallError(CallFault.COMPACTED, reason, maybe_done=False)
 
     def _take(self, events: Sequence[Any]) -> None:
@@ -207,7 +244,8 @@ class EtcdWatch(AsyncIterator[Sequence[WatchEvent]]):
             if event.type == _DELETE:
                 self._events.append(Delete(self._codec.decode(kv.key), kv.mod_revision))
             else:
-                self._events.append(Put(self._codec.item(kv)))
+                self._witness = self._codec.item(kv)
+                self._events.append(Put(self._witness))
         if self._events:
             self._arrived.set()
 

@@ -8,14 +8,15 @@ Invariants:
 1. ``revision`` grows by one with each transaction that changes anything, and every key changed in
 it carries it.
 2. A key bound to a lease is in that lease's ``keys``, and in no other's.
-3. A watcher's pending events are in order of revision, or it is due a ``Resync``.
+3. A watcher's pending events are in order of revision, or it is due a ``Resync``. After ``wipe``
+both: they are of the store before, and come first.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import anyio
@@ -45,6 +46,10 @@ class Watcher:
     prefix: str
     pending: list[WatchEvent] = field(default_factory=list)
     resync_due: bool = True
+    #: Of which store this one has told, as the server counts them; 0: nothing told yet.
+    history_number: int = 0
+    #: Of which the table is that was taken last; it may still be on its way.
+    taken_number: int = 0
     changed: anyio.Event = field(default_factory=anyio.Event)
 
     def wake(self) -> None:
@@ -57,11 +62,27 @@ class MemoryServer:
 
     def __init__(self) -> None:
         self.revision = 1
+        #: Counts the stores that this one has been.
+        self.history_number = 1
         self._items: dict[str, Item] = {}
         self._leases: dict[int, Lease] = {}
         self._leases_running_out: dict[int, Lease] = {}
         self._watchers: set[Watcher] = set()
         self._next_lease_id = 1001
+
+    def wipe(self) -> None:
+        """Be another, empty store: revisions begin anew, and no lease is known.
+
+        What watchers were not told yet reaches them still, as what is in buffers of the network.
+        """
+        self.history_number += 1
+        self.revision = 1
+        self._items.clear()
+        self._leases.clear()
+        self._leases_running_out.clear()
+        for watcher in self._watchers:
+            watcher.resync_due = True
+            watcher.wake()
 
     # --- keys ---
 
@@ -203,9 +224,13 @@ class MemoryServer:
         """Answer the events since the last time; empty if there are none."""
         self.expire_leases()
         if watcher.resync_due:
+            before, watcher.pending = watcher.pending, []
             watcher.resync_due = False
-            watcher.pending = []
-            return [self.table(watcher.prefix)]
+            watcher.taken_number = self.history_number
+            table = self.table(watcher.prefix)
+            if watcher.history_number in (0, self.history_number):
+                return [table]
+            return [*before, replace(table, is_of_other_store=True)]
         events, watcher.pending = watcher.pending, []
         return events
 
@@ -213,7 +238,11 @@ class MemoryServer:
         """Say that what was taken did not arrive: it is to be taken again, or what is newer."""
         if any(isinstance(event, Resync) for event in events):
             watcher.resync_due = True
-        watcher.pending = [] if watcher.resync_due else [*events, *watcher.pending]
+            events = [event for event in events if not isinstance(event, Resync)]
+        if watcher.history_number != self.history_number:
+            watcher.pending = list(events)
+        else:
+            watcher.pending = [] if watcher.resync_due else [*events, *watcher.pending]
 
     def forget_history(self) -> None:
         """Compact: a watcher with events not yet taken gets a ``Resync`` instead of them."""

@@ -77,12 +77,16 @@ class MemoryStore(Store):
         for watcher in self._watchers:
             watcher.wake()
 
-    def revoke_lease(self, lease_id: int) -> None:
-        """Lose a lease as if an operator had revoked it; a session that held it replaces it."""
-        self.server.revoke(lease_id)
+    def look_after_leases(self) -> None:
+        """Replace leases that the server does not know any longer, unless there is a fault."""
         if self._fault is None:
             for session in self._sessions:
                 session.reconnect()
+
+    def revoke_lease(self, lease_id: int) -> None:
+        """Lose a lease as if an operator had revoked it; a session that held it replaces it."""
+        self.server.revoke(lease_id)
+        self.look_after_leases()
 
     async def check(self) -> None:
         """Return if there is no fault."""
@@ -91,9 +95,11 @@ class MemoryStore(Store):
 
     async def get(self, key: str) -> Item | None:
         """Read linearizably."""
+        number = self._same_store(self.server.history_number)
         await self._reach()
         item = self.server.get(key)
         await self._reply()
+        self._same_store(number)
         return item
 
     async def list(self, prefix: str) -> Resync:
@@ -110,9 +116,11 @@ class MemoryStore(Store):
 
     async def transact(self, writes: Sequence[Write]) -> tuple[bool, Sequence[Item | None]]:
         """All writes or none; then what is stored under each key, in the order given."""
+        number = self._same_store(self.server.history_number)
         await self._reach()
         outcome = self._apply(writes)
         await self._reply()
+        self._same_store(number)
         return outcome
 
     @asynccontextmanager
@@ -164,6 +172,13 @@ class MemoryStore(Store):
                 f"the memory store did not answer within {self._timeout_s:g} s (fault)"
             )
 
+    def _same_store(self, number: int) -> int:
+        """Answer the number; raise if the store is another one, or watches have not told so yet."""
+        told = {watcher.history_number for watcher in self._watchers} - {0}
+        if number != self.server.history_number or told - {number}:
+            raise StoreUnavailableError("the memory store was replaced; tables are read anew")
+        return number
+
     def _apply(self, writes: Sequence[Write]) -> tuple[bool, Sequence[Item | None]]:
         """Have a transaction that arrived take effect."""
         return self.server.transact(writes)
@@ -199,10 +214,18 @@ class _Batches(AsyncIterator[Sequence[WatchEvent]]):
             if store._hears(watcher) and (watcher.pending or watcher.resync_due):
                 events = await store._take(watcher)
                 if events:
+                    self._note_store(events)
                     return events
             watcher.changed = anyio.Event()
             with anyio.CancelScope(deadline=server.next_expiry_s()):
                 await watcher.changed.wait()
+
+    def _note_store(self, events: Sequence[WatchEvent]) -> None:
+        tables = [event for event in events if isinstance(event, Resync)]
+        if tables:
+            self._watcher.history_number = self._watcher.taken_number
+        if any(table.is_of_other_store for table in tables):
+            self._store.look_after_leases()
 
 
 class _MemorySession(Session):

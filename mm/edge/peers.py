@@ -212,6 +212,8 @@ class PeerService:
             loads_churned=counters.loads_churned,
             unload_failures=counters.unload_failures,
             corrupt_records=now.corrupt_records,
+            records_unconfirmed=now.records_unconfirmed,
+            records_restored=counters.records_restored,
             partitions=[_partition(*each) for each in now.partitions.items()],
         )
 

@@ -31,6 +31,7 @@ from mm.mesh.pruner import Pruner
 from mm.mesh.publisher import Publisher
 from mm.mesh.registrar import Registrar
 from mm.mesh.registry import Registry
+from mm.mesh.restorer import Restorer
 from mm.mesh.router import Router
 from mm.mesh.statistics import Counters
 from mm.mesh.statuses import Statuses
@@ -178,10 +179,19 @@ def compose_services(
         clock=ports.clock,
         config=config,
     )
+    restorer = Restorer(
+        (parts.vmodels.mirror, parts.registry.mirror),
+        parts.members,
+        leads=lambda: parts.members.first_id() == config.instance_id,
+        limits=config,
+        counters=parts.counters,
+        rng=ports.rng,
+    )
     return Services(
         publisher=publisher,
         leader=leader,
         tasks=(
+            restorer.run,
             parts.waiters.run,
             publisher.run,
             parts.registrar.run,

@@ -91,9 +91,14 @@ class Members:
         """Answer the store's key of our own record."""
         return self._mirror.key(self._me)
 
+    @property
+    def mirror(self) -> Mirror:
+        """The records as they came."""
+        return self._mirror
+
     def own_item(self) -> Item | None:
         """Answer our own record as the store has it."""
-        return self._mirror.get(self._me)
+        return None if self._mirror.is_unconfirmed(self._me) else self._mirror.get(self._me)
 
     def written(self, item: Item) -> None:
         """Take over what the publisher just wrote."""

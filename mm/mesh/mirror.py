@@ -14,7 +14,7 @@ from dataclasses import replace
 import anyio
 from anyio.abc import TaskStatus
 
-from mm.mesh.ports import Delete, Item, Put, Resync, Store, WatchEvent
+from mm.mesh.ports import Delete, Item, Put, Resync, Store, WatchEvent, Write
 from mm.table import ID_BYTES_MAX
 
 logger = logging.getLogger(__name__)
@@ -32,16 +32,23 @@ class Mirror:
     News come on two ways that overtake each other: the watch, in order of revision, and answers to
     reads and writes of this process, in any order.
 
-    Invariants: 1. an entry's revision only rises; 2. the listener is called exactly once for each
-    change of the map, after it; 3. what was deleted, by whomever, is not brought back by an event
-    or an answer that is older than the deletion; 4. every id in the map is one that the table can
-    hold: what else stands in the store is named in the log, and skipped.
+    Invariants: 1. an entry's revision only rises, as long as the store is the same one; 2. the
+    listener is called exactly once for each change of the map, after it; 3. what was deleted, by
+    whomever, is not brought back by an event or an answer that is older than the deletion; 4. every
+    id in the map is one that the table can hold: what else stands in the store is named in the log,
+    and skipped.
+
+    When the store was emptied, restored or exchanged, everything known is kept as *unconfirmed*,
+    with revision 0, as if it had never been stored: it goes on serving, whatever the new store says
+    of a key wins, and the next change of an entry writes it anew. ``restorer`` does so soon.
     """
 
     def __init__(self, store: Store, prefix: str, listener: Listener) -> None:
         self._store = store
         self._listener = listener
         self._items: dict[str, Item] = {}
+        #: Those known only from a store that is no more, in order; their items have revision 0.
+        self._unconfirmed: dict[str, None] = {}
         #: Deleted by this process, event still to come: the revision that the record had.
         self._deleted: dict[str, int] = {}
         #: In the store, but nobody's ids.
@@ -49,6 +56,8 @@ class Mirror:
         self.prefix = prefix
         #: The watch has told of everything up to here.
         self.revision = 0
+        #: Set, and replaced, whenever the store turned out to be another one.
+        self.store_replaced = anyio.Event()
 
     def items(self) -> Iterator[tuple[str, Item]]:
         """Iterate over ids and values."""
@@ -73,6 +82,38 @@ class Mirror:
         """Answer the store's key for an id."""
         return self.prefix + key_id
 
+    def is_unconfirmed(self, key_id: str) -> bool:
+        """Answer whether an entry is known only from a store that is no more."""
+        return key_id in self._unconfirmed
+
+    @property
+    def unconfirmed_count(self) -> int:
+        """How many these are."""
+        return len(self._unconfirmed)
+
+    def unconfirmed(self) -> list[str]:
+        """Answer the ids of all these entries."""
+        return list(self._unconfirmed)
+
+    async def restore(self, key_id: str) -> bool:
+        """Have the store take an unconfirmed entry, unless it has one; answers whether it did.
+
+        Raises ``StoreUnavailableError``.
+        """
+        if key_id not in self._unconfirmed:
+            return False
+        item = self._items[key_id]
+        result = await self._store.write(Write(item.key, item.value, if_revision=0))
+        assert result.item is not None, "it is there now, whoever wrote it"
+        self.written(result.item)
+        return result.succeeded
+
+    def forget_unconfirmed(self) -> None:
+        """Give up what nobody has written to the new store."""
+        for key_id in self.unconfirmed():
+            self._drop(key_id)
+            self._listener(key_id, None)
+
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Follow the table until cancelled; reports started once the whole table is here."""
         started = False
@@ -94,11 +135,14 @@ class Mirror:
                 case Delete(key, mod_revision):
                     self._removed(key[len(self.prefix) :], mod_revision)
                     self.revision = max(self.revision, mod_revision)
-                case Resync(items, revision):
-                    if revision < self.revision:
-                        self._store_replaced()
+                case Resync(items, revision, is_of_other_store):
+                    if is_of_other_store:
+                        self._keep_unconfirmed()
                     self._resync(items, revision)
                     self.revision = max(self.revision, revision)
+                    if is_of_other_store:
+                        self.store_replaced.set()
+                        self.store_replaced = anyio.Event()
 
     def written(self, item: Item) -> None:
         """Take over an answer of the store: a value that we read or wrote."""
@@ -116,7 +160,7 @@ class Mirror:
             if self.revision < mod_revision:
                 self._deleted[key_id] = max(mod_revision, self._deleted.get(key_id, 0))
         elif known.mod_revision <= mod_revision:
-            del self._items[key_id]
+            self._drop(key_id)
             self._deleted[key_id] = mod_revision
             self._listener(key_id, None)
 
@@ -132,6 +176,7 @@ class Mirror:
             return
         self._deleted.pop(key_id, None)
         self._items[key_id] = item
+        self._unconfirmed.pop(key_id, None)
         self._listener(key_id, item)
 
     def _skip(self, key_id: str) -> None:
@@ -140,25 +185,27 @@ class Mirror:
             shown = ascii(key_id[:_SHOWN_MAX])
             logger.error("a key of %d characters, %s, is no id: skipped", len(key_id), shown)
 
+    def _drop(self, key_id: str) -> None:
+        del self._items[key_id]
+        self._unconfirmed.pop(key_id, None)
+
     def _removed(self, key_id: str, mod_revision: int) -> None:
         self._skipped.discard(key_id)
         if self._deleted.get(key_id, mod_revision) < mod_revision:
             del self._deleted[key_id]
         known = self._items.get(key_id)
         if known is not None and known.mod_revision < mod_revision:
-            del self._items[key_id]
+            self._drop(key_id)
             self._listener(key_id, None)
 
-    def _store_replaced(self) -> None:
-        """The store went back in time: it was emptied, or another took its place.
-
-        What we know is kept, as if it had never been stored: it goes on serving, whatever the new
-        store says of a key wins, and the next change of an entry writes it anew.
-        """
-        logger.warning("the store under %s was emptied or replaced", self.prefix)
+    def _keep_unconfirmed(self) -> None:
+        logger.warning(
+            "the store under %s is another one: %d entries are kept", self.prefix, len(self)
+        )
         self.revision = 0
         self._deleted.clear()
         self._items = {k: replace(item, mod_revision=0) for k, item in self._items.items()}
+        self._unconfirmed = dict.fromkeys(self._items)
 
     def _resync(self, items: Sequence[Item], revision: int) -> None:
         present: dict[str, int] = {}
@@ -179,7 +226,7 @@ class Mirror:
         }
         self._skipped.intersection_update(present)
         for key_id in gone:
-            del self._items[key_id]
+            self._drop(key_id)
             self._listener(key_id, None)
         for item in items:
             self._put(item)

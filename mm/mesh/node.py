@@ -226,6 +226,7 @@ class Node:
             look_ups=sum(each.count for each in look_ups),
             look_ups_refused=sum(each.refused_count for each in look_ups),
             corrupt_records=parts.registry.corrupt_count,
+            records_unconfirmed=parts.registry.mirror.unconfirmed_count,
             instances=len(parts.members),
             partitions=parts.cluster.partitions(),
             counters=parts.counters,

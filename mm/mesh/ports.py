@@ -59,10 +59,15 @@ class Delete:
 class Resync:
     """The whole table at one revision: first event of every watch, and again when events were
     missed.
+
+    ``is_of_other_store``: it does not continue what this watch told before. The store was emptied,
+    restored from a backup or exchanged; revisions of before mean nothing there, and what is not in
+    it may never have been deleted.
     """
 
     items: Sequence[Item]
     revision: int
+    is_of_other_store: bool = False
 
 
 WatchEvent = Put | Delete | Resync
@@ -112,7 +117,8 @@ class Store(Protocol):
     are the store's affair.
 
     Every method raises ``StoreUnavailableError`` within ``Config.store_timeout_s`` when the store
-    cannot be reached.
+    cannot be reached. So do reads and writes once the store is another one, until every open watch
+    has told so: nobody is to take what is missing there for deleted.
     """
 
     @property

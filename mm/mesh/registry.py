@@ -60,6 +60,11 @@ class Registry:
         return (ModelId(key_id) for key_id in self._mirror)
 
     @property
+    def mirror(self) -> Mirror:
+        """The records as they came."""
+        return self._mirror
+
+    @property
     def corrupt_count(self) -> int:
         """Records in the store that could not be read; each was named in the log."""
         return len(self._corrupt) + self._mirror.skipped_count
@@ -127,8 +132,13 @@ class Registry:
             wanted = change(present)
             if wanted is present:
                 return present
-            value = None if wanted is None else wanted.encode()
             revision = 0 if item is None else item.mod_revision
+            if wanted is None and item is not None and not revision:
+                # Others know it, too, and must see it go: a new store has to have it first.
+                await self._mirror.restore(model_id)
+                item = self._mirror.get(model_id)
+                continue
+            value = None if wanted is None else wanted.encode()
             result = await self._store.write(Write(key, value, if_revision=revision))
             item = result.item
             if item is not None:
@@ -144,6 +154,7 @@ class Registry:
         )
 
     async def _read_fresh(self, model_id: ModelId) -> Item | None:
+        await self._mirror.restore(model_id)
         known = self._mirror.get(model_id)
         item = await self._store.get(self._mirror.key(model_id))
         if item is not None:

@@ -42,6 +42,8 @@ class Counters:
     evictions: int = 0
     unloads: int = 0
     unload_failures: int = 0
+    #: Records written back to a store that had lost them.
+    records_restored: int = 0
     #: Calls that would have waited for a load, had there not been too many already.
     waiting_refused: int = 0
     #: Time that loads held one of the runtime's loading slots, summed over the slots.
@@ -75,6 +77,8 @@ class InstanceStatistics:
     look_ups_refused: int
     #: Records of models in the store that cannot be read.
     corrupt_records: int
+    #: Records that are known from a store that is no more: restored within seconds.
+    records_unconfirmed: int
     instances: int
     #: By the types that their instances must not host.
     partitions: Mapping[frozenset[str], ClusterStatistics]

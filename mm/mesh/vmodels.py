@@ -23,9 +23,9 @@ class VModels:
     """Every vmodel record of the cluster, as this instance sees it."""
 
     def __init__(self, store: Store, prefix: str, limits: Limits) -> None:
-        self._mirror = Mirror(store, prefix, lambda _id, _item: None)
-        self.look_ups = LookUps(store, self._mirror, limits)
-        self.run = self._mirror.run
+        self.mirror = Mirror(store, prefix, lambda _id, _item: None)
+        self.look_ups = LookUps(store, self.mirror, limits)
+        self.run = self.mirror.run
 
     async def resolve(self, vmodel_id: str) -> ModelId:
         """Answer the active model.

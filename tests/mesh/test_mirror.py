@@ -42,6 +42,10 @@ class Told:
     def resync(self, revision: int, **items: int) -> None:
         self.mirror.fold([Resync([item(k, r) for k, r in items.items()], revision)])
 
+    def other_store(self, revision: int, **items: int) -> None:
+        table = [item(k, r) for k, r in items.items()]
+        self.mirror.fold([Resync(table, revision, is_of_other_store=True)])
+
     def revision(self, key: str) -> int | None:
         found = self.mirror.get(key)
         return None if found is None else found.mod_revision
@@ -222,13 +226,46 @@ async def test_it_follows_a_store_through_outages(seed: int) -> None:
         group.cancel_scope.cancel()
 
 
-async def test_a_store_that_was_emptied_does_not_empty_the_mirror() -> None:
+async def test_another_store_does_not_empty_the_mirror() -> None:
     told = Told()
     told.resync(10, a=3, b=10)
     told.delete("b", 11)
-    told.resync(2, c=2)
+    replaced = told.mirror.store_replaced
+    told.other_store(2, c=2)
+    assert replaced.is_set()
     assert {key: told.revision(key) for key in told.mirror} == {"a": 0, "c": 2}
+    assert told.mirror.unconfirmed() == ["a"]
     told.put("a", 3)  # written anew, with the revisions of the new store
     assert told.revision("a") == 3
+    assert not told.mirror.unconfirmed()
     told.resync(4, c=2)
     assert list(told.mirror) == ["c"], "what the new store once had, it may lose"
+
+
+async def test_another_store_may_have_come_further() -> None:
+    told = Told()
+    told.resync(10, a=3, b=10)
+    told.other_store(50, b=4)
+    assert {key: told.revision(key) for key in told.mirror} == {"a": 0, "b": 4}
+    told.put("b", 5)
+    assert told.revision("b") == 5
+
+
+async def test_an_unconfirmed_entry_is_restored_once_and_over_nothing() -> None:
+    server = MemoryServer()
+    mirror = Mirror(MemoryStore(server), PREFIX, lambda key, found: None)
+    table = [item("a", 3), item("b", 4), item("c", 5)]
+    mirror.fold([Resync(table, 10), Resync([], 1, is_of_other_store=True)])
+    server.transact([Write(PREFIX + "b", b"of somebody else", 0)])
+
+    assert await mirror.restore("a")
+    assert not await mirror.restore("a"), "it is there now"
+    assert not await mirror.restore("b"), "somebody was quicker"
+    assert not await mirror.restore("unknown")
+
+    values = {i.key[len(PREFIX) :]: i.value for i in server.table(PREFIX).items}
+    assert values == {"a": b"3", "b": b"of somebody else"}
+    assert mirror.unconfirmed() == ["c"]
+    assert mirror.get("b") == server.get(PREFIX + "b")
+    mirror.forget_unconfirmed()
+    assert list(mirror) == ["a", "b"]

@@ -41,7 +41,7 @@ async def test_the_active_model_is_found_and_changes_are_followed() -> None:
         assert await vmodels.resolve("vm") == "m1", "the store is not asked"
         store.set_fault(None)
         put(store, VModelRecord(ModelId("m2"), ModelId("m2")).encode())
-        await until(lambda: vmodels._mirror.revision == store.server.revision)
+        await until(lambda: vmodels.mirror.revision == store.server.revision)
         assert await vmodels.resolve("vm") == "m2"
 
 

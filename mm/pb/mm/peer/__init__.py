@@ -218,6 +218,14 @@ class InstanceStatistics(betterproto2.Message):
     A gauge: records of models in the store that cannot be read; each is named in the log.
     """
 
+    records_unconfirmed: "int" = betterproto2.field(61, betterproto2.TYPE_UINT64)
+    """
+    After the store was emptied, restored or exchanged: records that it has still to be given back, a gauge; and those
+    that this instance gave it back, a counter.
+    """
+
+    records_restored: "int" = betterproto2.field(62, betterproto2.TYPE_UINT64)
+
     partitions: "list[Partition]" = betterproto2.field(38, betterproto2.TYPE_MESSAGE, repeated=True)
     """
     The instance's view of the cluster, by what its instances may host.

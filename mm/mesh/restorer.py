@@ -1,0 +1,120 @@
+"""Writes back what a store that was emptied, restored or exchanged has lost (spec core 7.6).
+
+Owns who does it, when and how fast; what is known only from the store before is ``Mirror``'s, the
+instance's own record ``publisher``'s. Only what is missing is written, never over anything: what
+the new store says of a key wins. What was seen to be deleted is not known any longer, so it stays
+deleted.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable, Iterator
+
+import anyio
+
+from mm.errors import StoreUnavailableError
+from mm.limits import Limits
+from mm.mesh.members import Members
+from mm.mesh.mirror import Mirror
+from mm.mesh.statistics import Counters
+
+logger = logging.getLogger(__name__)
+
+#: Whoever waits for somebody else to restore sees that this is going on if so much less is missing
+#: than at the last look: single records also come back because somebody changed them.
+PROGRESS: float = 0.1
+
+
+class Restorer:
+    """Brings tables back after each loss.
+
+    The leader begins at once. The others look after some seconds, each after its own: as long as
+    what is missing becomes less they leave it to whoever is at it.
+    """
+
+    def __init__(
+        self,
+        tables: tuple[Mirror, ...],
+        members: Members,
+        *,
+        leads: Callable[[], bool],
+        limits: Limits,
+        counters: Counters,
+        rng: random.Random,
+    ) -> None:
+        self._tables = tables
+        self._members = members
+        self._leads = leads
+        self._limits = limits
+        self._counters = counters
+        self._rng = rng
+
+    async def run(self) -> None:
+        """Do so until cancelled."""
+        async with anyio.create_task_group() as group:
+            for table in self._tables:
+                group.start_soon(self._keep, table)
+            group.start_soon(self._forget_instances)
+
+    async def _keep(self, table: Mirror) -> None:
+        while True:
+            replaced = table.store_replaced
+            await self._restore(table)
+            await replaced.wait()
+
+    async def _restore(self, table: Mirror) -> None:
+        missing_count = table.unconfirmed_count
+        waits, has_begun = not self._leads(), False
+        while missing_count:
+            if waits:
+                await anyio.sleep(self._pause_s())
+            waits = True
+            missing = table.unconfirmed()
+            has_begun = has_begun or self._leads()
+            if has_begun or len(missing) > (1 - PROGRESS) * missing_count:
+                has_begun = True
+                await self._write(table, missing)
+            missing_count = table.unconfirmed_count
+
+    def _pause_s(self) -> float:
+        return self._rng.uniform(self._limits.restore_wait_s, 2 * self._limits.restore_wait_s)
+
+    async def _write(self, table: Mirror, missing: list[str]) -> None:
+        """Write what is missing, as far as the store takes it."""
+        logger.info("%d records under %s are written back", len(missing), table.prefix)
+        left: Iterator[str] = iter(missing)
+        failure: StoreUnavailableError | None = None
+
+        async def work() -> None:
+            nonlocal failure
+            for key_id in left:
+                if failure is not None:
+                    return
+                try:
+                    is_written = await table.restore(key_id)
+                except StoreUnavailableError as exc:
+                    failure = exc
+                else:
+                    self._counters.records_restored += is_written
+
+        async with anyio.create_task_group() as group:
+            for _ in range(min(self._limits.restore_writes_max, len(missing))):
+                group.start_soon(work)
+        if failure is not None:
+            logger.warning("records under %s still to be written back: %s", table.prefix, failure)
+
+    async def _forget_instances(self) -> None:
+        """Their records are their own to write; who has not by the time of a lease is gone."""
+        table = self._members.mirror
+        while True:
+            replaced = table.store_replaced
+            is_replaced_again = True
+            while is_replaced_again and table.unconfirmed_count:
+                with anyio.move_on_after(self._limits.lease_ttl_s):
+                    await replaced.wait()
+                is_replaced_again = replaced.is_set()
+                replaced = table.store_replaced
+            table.forget_unconfirmed()
+            await replaced.wait()
