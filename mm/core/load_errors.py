@@ -10,6 +10,11 @@ from typing import Final
 
 from mm.errors import StatusCode
 
+#: Of what a runtime says, this much is kept. The text goes into the model's record for each instance
+#: that failed (etcd takes 1.5 MiB at a time), into the trailers of every call (clients take 8 KiB of
+#: them, and escaping may treble it) and into the log. It says what is wrong, and where in a trace.
+TEXT_BYTES_MAX: Final = 2048
+
 #: Only these promise, by the runtime's contract, that nothing was tried and no memory taken.
 _NOTHING_LOADED: Final = frozenset({StatusCode.FAILED_PRECONDITION, StatusCode.INVALID_ARGUMENT})
 
@@ -29,10 +34,25 @@ def failure_message(code: int, description: str) -> str:
     UNKNOWN says nothing that the description does not say better; without a description only the
     code is left.
     """
-    status, description = status_of(code), description.strip()
+    status, description = status_of(code), _shortened(description.strip())
     if not description:
         return status.name
     return description if status is StatusCode.UNKNOWN else f"{status.name}: {description}"
+
+
+def _shortened(text: str) -> str:
+    """Answer a text with its middle left out if it is too long: of a trace the first line tells
+    where one is, the last what happened.
+    """
+    encoded = text.encode("utf-8", "replace")
+    if len(encoded) <= TEXT_BYTES_MAX:
+        return text
+    half = TEXT_BYTES_MAX // 2
+    first, last = (
+        encoded[:half].decode("utf-8", "ignore"),
+        encoded[-half:].decode("utf-8", "ignore"),
+    )
+    return f"{first} [... of {len(encoded)} bytes] {last}"
 
 
 def status_of(code: int) -> StatusCode:

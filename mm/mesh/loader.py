@@ -33,7 +33,7 @@ from mm.mesh.copies import Copies
 from mm.mesh.local_copy import AWAITED, CopyGoneError, LocalCopy, Phase
 from mm.mesh.ports import Loaded, Runtime, RuntimeCallError, RuntimeParameters
 from mm.mesh.registrar import CopyElsewhereError, Registrar
-from mm.mesh.seldom import Seldom
+from mm.mesh.seldom import FAILURES_LOUD_MAX, Seldom
 from mm.mesh.turns import LoadTurns
 from mm.table import CopyState
 
@@ -69,6 +69,8 @@ class Loader:
         self._sizes = LoadSizes()
         self._churn_told = Seldom(CHURN_QUIET_S)
         self._limits_told = Seldom()
+        self._failures_told = Seldom(loud_max=FAILURES_LOUD_MAX)
+        self._measures_told = Seldom()
 
     @property
     def load_timeout_s(self) -> float:
@@ -300,8 +302,12 @@ class Loader:
             with anyio.fail_after(self._config.model_size_timeout_s):
                 return await self._runtime.model_size(copy.model_id)
         except (TimeoutError, RuntimeCallError, RuntimeUnavailableError) as exc:
-            logger.warning(
-                "size of model %s not measured, the prediction stands: %s", copy.model_id, exc
+            logger.log(
+                self._measures_told.level(anyio.current_time()),
+                "size of model %s not measured, the prediction stands (others are told at DEBUG):"
+                " %s",
+                copy.model_id,
+                exc,
             )
             return 0
 
@@ -320,7 +326,8 @@ class Loader:
     async def _failed(self, copy: LocalCopy, basis: ModelRecord, refused: LoadRefusedError) -> None:
         """Tell the registry, then those who wait: whoever asks after them must find the failure."""
         message, rules, now_ms = str(refused), self._failure_rules, self._copies.clock.now_ms()
-        logger.warning("load of model %s failed: %s", copy.model_id, message)
+        level = self._failures_told.level(anyio.current_time())
+        logger.log(level, "load of model %s failed: %s", copy.model_id, message)
         self._copies.counters.load_failures += 1
         failure = LoadFailure(
             self._registrar.instance_id,

@@ -36,6 +36,7 @@ from mm.mesh.look_ups import check_id_length
 from mm.mesh.ports import Clock, ModelStatus, PeerCallError, Peers
 from mm.mesh.registry import Registry
 from mm.mesh.router import Router
+from mm.mesh.seldom import FAILURES_LOUD_MAX, Seldom
 from mm.mesh.statuses import Statuses
 
 logger = logging.getLogger(__name__)
@@ -80,6 +81,7 @@ class Models:
         self._peers = peers
         self._clock = clock
         self._group: TaskGroup | None = None
+        self._failures_told = Seldom(loud_max=FAILURES_LOUD_MAX)
         #: Loads without a waiter that a task sees through.
         self._followed: set[ModelId] = set()
 
@@ -279,8 +281,11 @@ class Models:
         call.is_own = True
         try:
             await self._ensure(replace(request, sync=True), call)
+        except ModelNotFoundError:
+            logger.debug("model %s was unregistered before it was loaded", request.model_id)
         except MeshError as exc:
-            logger.warning("model %s is not loaded: %s", request.model_id, exc.message)
+            level = self._failures_told.level(anyio.current_time())
+            logger.log(level, "model %s is not loaded: %s", request.model_id, exc.message)
         finally:
             self._followed.discard(request.model_id)
 

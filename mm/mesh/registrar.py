@@ -26,6 +26,7 @@ from mm.errors import ModelNotFoundError, StoreUnavailableError
 from mm.mesh.local_copy import LocalCopy, Phase
 from mm.mesh.ports import Clock
 from mm.mesh.registry import Registry
+from mm.mesh.seldom import Seldom
 
 logger = logging.getLogger(__name__)
 
@@ -81,6 +82,7 @@ class Registrar:
         #: Last uses to be told with a deregistration.
         self._last_uses_ms: dict[ModelId, int] = {}
         self._retry_at_s = 0.0
+        self._failures_told = Seldom()
         self._woken = anyio.Event()
 
     @property
@@ -179,7 +181,8 @@ class Registrar:
             await self._registry.update(copy.model_id, change)
             is_recorded = True
         except (StoreUnavailableError, RecordError) as exc:
-            logger.warning("failure of model %s not recorded: %s", copy.model_id, exc)
+            level = self._failures_told.level(anyio.current_time())
+            logger.log(level, "failure of model %s not recorded: %s", copy.model_id, exc)
         finally:
             if not is_recorded:
                 self._owe(copy.model_id, copy.last_used_ms)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mm.core.load_errors import failure_message, is_nothing_loaded
+from mm.core.load_errors import TEXT_BYTES_MAX, failure_message, is_nothing_loaded
 from mm.errors import StatusCode
 
 S = StatusCode
@@ -28,6 +28,18 @@ S = StatusCode
 )
 def test_failure_message(code: int, description: str, message: str) -> None:
     assert failure_message(code, description) == message
+
+
+@pytest.mark.parametrize("letter", ["x", "é", "\u2603"])
+def test_a_long_text_keeps_its_ends(letter: str) -> None:
+    """A record, a call's trailers and a log line hold it; what a runtime may say is up to 16 MiB."""
+    text = failure_message(S.INTERNAL, "begin" + letter * 200_000 + "end")
+    assert text.startswith(f"INTERNAL: begin{letter}")
+    assert text.endswith(f"{letter}end")
+    assert "[... of " in text
+    assert TEXT_BYTES_MAX - 10 <= len(text.encode()) <= TEXT_BYTES_MAX + 50
+    exact = letter * (TEXT_BYTES_MAX // len(letter.encode()))
+    assert failure_message(S.UNKNOWN, exact) == exact
 
 
 def test_only_two_codes_promise_that_nothing_was_loaded() -> None:
