@@ -10,9 +10,9 @@ from typing import Final
 
 from mm.errors import StatusCode
 
-#: Of what a runtime says, this much is kept. The text goes into the model's record for each instance
-#: that failed (etcd takes 1.5 MiB at a time), into the trailers of every call (clients take 8 KiB of
-#: them, and escaping may treble it) and into the log. It says what is wrong, and where in a trace.
+#: Of what a runtime says, this much is kept. The text goes into the model's record once for each
+#: instance that failed (etcd takes 1.5 MiB at a time), into the trailers of every call (clients
+#: take 8 KiB of them, and escaping may treble it) and into the log.
 TEXT_BYTES_MAX: Final = 2048
 
 #: Only these promise, by the runtime's contract, that nothing was tried and no memory taken.

@@ -32,7 +32,7 @@ def test_failure_message(code: int, description: str, message: str) -> None:
 
 @pytest.mark.parametrize("letter", ["x", "é", "\u2603"])
 def test_a_long_text_keeps_its_ends(letter: str) -> None:
-    """A record, a call's trailers and a log line hold it; what a runtime may say is up to 16 MiB."""
+    """A record, a call's trailers and a log line hold it; a runtime may say up to 16 MiB."""
     text = failure_message(S.INTERNAL, "begin" + letter * 200_000 + "end")
     assert text.startswith(f"INTERNAL: begin{letter}")
     assert text.endswith(f"{letter}end")
