@@ -112,7 +112,9 @@ def compose(
         config=config,
     )
     wait_timeout_s = config.load_wait_factor * loader.load_timeout_s
-    waiters = Waiters(config, counters, wait_timeout_s=wait_timeout_s)
+    waiters = Waiters(
+        config, counters, wait_timeout_s=wait_timeout_s, on_let_go=copies.admission.leave
+    )
     placer = _placer(config, ports, cluster, own_record, members, sizing, counters)
     router = Router(
         config=config,
