@@ -214,6 +214,8 @@ class PeerService:
             corrupt_records=now.corrupt_records,
             records_unconfirmed=now.records_unconfirmed,
             records_restored=counters.records_restored,
+            preloads=counters.preloads,
+            preloads_refused=counters.preloads_refused,
             partitions=[_partition(*each) for each in now.partitions.items()],
         )
 

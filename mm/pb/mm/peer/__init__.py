@@ -226,6 +226,13 @@ class InstanceStatistics(betterproto2.Message):
 
     records_restored: "int" = betterproto2.field(62, betterproto2.TYPE_UINT64)
 
+    preloads: "int" = betterproto2.field(70, betterproto2.TYPE_UINT64)
+    """
+    Copies that this instance wanted somewhere although no call waited, and that were accepted, or found no place.
+    """
+
+    preloads_refused: "int" = betterproto2.field(71, betterproto2.TYPE_UINT64)
+
     partitions: "list[Partition]" = betterproto2.field(38, betterproto2.TYPE_MESSAGE, repeated=True)
     """
     The instance's view of the cluster, by what its instances may host.
