@@ -165,6 +165,10 @@ class StoreUnavailableError(MeshError):
         self.nobody_listens = nobody_listens
 
 
+class ContendedError(StoreUnavailableError):
+    """The store works, but others changed this one record each time before we could."""
+
+
 class RuntimeUnavailableError(MeshError):
     """The model runtime beside an instance does not answer."""
 

@@ -43,6 +43,8 @@ class CallFault(enum.Enum):
     LEASE_LOST = "lease-lost"
     #: The revision asked for is compacted away.
     COMPACTED = "compacted"
+    #: etcd takes no more writes until somebody makes room (its NOSPACE alarm).
+    NO_SPACE = "no-space"
     #: No retry will help.
     FINAL = "final"
 
@@ -183,7 +185,7 @@ _WORDS: Final[tuple[tuple[str, CallFault, str, bool], ...]] = (
     ("revision of auth store is old", CallFault.TOKEN, "", False),
     ("requested lease not found", CallFault.LEASE_LOST, "the lease is lost", False),
     ("required revision has been compacted", CallFault.COMPACTED, "", False),
-    ("database space exceeded", CallFault.FINAL, "etcd is out of space", False),
+    ("database space exceeded", CallFault.NO_SPACE, "etcd is out of space", False),
     ("request is too large", CallFault.FINAL, "the record is too large for etcd", False),
     ("too many requests", CallFault.WAIT, "", False),
     ("no leader", CallFault.WAIT, "", True),

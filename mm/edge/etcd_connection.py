@@ -29,6 +29,7 @@ from mm.edge.etcd_calls import (
 )
 from mm.edge.kv_config import Endpoint, EtcdTarget
 from mm.errors import StoreUnavailableError
+from mm.mesh.ports import Write
 
 logger = logging.getLogger(__name__)
 
@@ -136,6 +137,8 @@ class Connector:
         self._down_reason = ""
         self._down_since_s = 0.0
         self._nobody_listens = False
+        #: Whether etcd refused a write for want of space, and has taken none since.
+        self.out_of_space = False
         self._closed = False
         self._tasks: set[asyncio.Task[Any]] = set()
         self._closing: set[asyncio.Task[None]] = set()
@@ -156,6 +159,12 @@ class Connector:
         return StoreUnavailableError(
             f"{self._target}: {reason}", nobody_listens=self._nobody_listens
         )
+
+    def wrote(self, writes: Sequence[Write]) -> None:
+        """Note that etcd took these: there is room, unless all they do is make some."""
+        if self.out_of_space and any(write.value is not None for write in writes):
+            self.out_of_space = False
+            logger.info("etcd has room again")
 
     def spawn(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Run a task that ends at the latest when the connector closes."""
@@ -216,6 +225,9 @@ class Connector:
                 if exc.fault in pass_on:
                     raise
                 error = self.error(exc.reason)
+                if exc.fault is CallFault.NO_SPACE and not self.out_of_space:
+                    self.out_of_space = True
+                    logger.error("%s: no write is taken until somebody makes room", exc.reason)
                 sent_before = sent_before or exc.maybe_done
                 if exc.fault is CallFault.TOKEN and not token_renewed:
                     token_renewed = True

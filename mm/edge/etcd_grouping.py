@@ -130,6 +130,7 @@ class WriteGrouper:
         if len(parts) > 1:
             request = rpc.TxnRequest(success=[rpc.RequestOp(request_txn=part) for part in parts])
         response, sent_before = await self._history.call(_txn, request)
+        self._connector.wrote(writes)
         revision = response.header.revision
         answers = [one.response_txn for one in response.responses] if len(parts) > 1 else [response]
         results: list[WriteResult | Exception] = []

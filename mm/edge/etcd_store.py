@@ -89,6 +89,11 @@ class EtcdStore(Store):
         """Whether the last contact succeeded and is recent; never blocks."""
         return self._connector.connected
 
+    @property
+    def out_of_space(self) -> bool:
+        """Whether etcd refused a write for want of space, and has taken none since."""
+        return self._connector.out_of_space
+
     async def check(self) -> None:
         """Return if the store answers, and could write: the read is linearizable."""
         key = self._codec.encode(PROBE_KEY.decode())
@@ -168,6 +173,7 @@ class EtcdStore(Store):
                 if session.lease_id in lost:
                     session.look_now()
             raise self._connector.error(exc.reason) from None
+        self._connector.wrote(writes)
         revision = response.header.revision
         succeeded, items = answers_of(writes, response, self._codec, revision)
         return succeeded, items, sent_before

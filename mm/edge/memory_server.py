@@ -62,6 +62,8 @@ class MemoryServer:
 
     def __init__(self) -> None:
         self.revision = 1
+        #: Full: it takes no writes until somebody makes room.
+        self.is_full = False
         #: Counts the stores that this one has been.
         self.history_number = 1
         self._items: dict[str, Item] = {}
@@ -98,8 +100,13 @@ class MemoryServer:
         return Resync(items=[self._items[key] for key in keys], revision=self.revision)
 
     def transact(self, writes: Sequence[Write]) -> tuple[bool, list[Item | None]]:
-        """Apply all writes if every condition holds; then answer what is stored under each key."""
+        """Apply all writes if every condition holds; then answer what is stored under each key.
+
+        Raises ``StoreUnavailableError`` when a lease is lost, or nothing more fits.
+        """
         self.expire_leases()
+        if self.is_full:
+            raise StoreUnavailableError("the memory store is out of space")
         keys = [write.key for write in writes]
         if len(set(keys)) != len(keys):
             raise ValueError(f"a key occurs twice in one transaction: {keys}")

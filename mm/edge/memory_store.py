@@ -53,6 +53,7 @@ class MemoryStore(Store):
         self._call_delay_s = call_delay_s
         self._watch_delay_s = watch_delay_s
         self._fault: Fault | None = None
+        self._out_of_space = False
         self._sessions: set[_MemorySession] = set()
         self._watchers: set[Watcher] = set()
 
@@ -60,6 +61,11 @@ class MemoryStore(Store):
     def connected(self) -> bool:
         """Whether there is no fault."""
         return self._fault is None
+
+    @property
+    def out_of_space(self) -> bool:
+        """Whether the last write met a full server."""
+        return self._out_of_space
 
     @property
     def fault(self) -> Fault | None:
@@ -118,6 +124,7 @@ class MemoryStore(Store):
         """All writes or none; then what is stored under each key, in the order given."""
         number = self._same_store(self.server.history_number)
         await self._reach()
+        self._out_of_space = self.server.is_full
         outcome = self._apply(writes)
         await self._reply()
         self._same_store(number)

@@ -212,6 +212,7 @@ class PeerService:
             loads_churned=counters.loads_churned,
             unload_failures=counters.unload_failures,
             corrupt_records=now.corrupt_records,
+            store_out_of_space=now.store_out_of_space,
             records_unconfirmed=now.records_unconfirmed,
             records_restored=counters.records_restored,
             preloads=counters.preloads,

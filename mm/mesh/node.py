@@ -221,6 +221,7 @@ class Node:
             loads_running=parts.loader.running_count,
             loads_queued=parts.loader.queue_length,
             store_connected=self._ports.store.connected,
+            store_out_of_space=self._ports.store.out_of_space,
             registered_models=len(parts.registry),
             registry_writes_owed=parts.registrar.owed_count,
             look_ups=sum(each.count for each in look_ups),

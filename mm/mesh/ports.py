@@ -126,6 +126,14 @@ class Store(Protocol):
         """Whether the last contact succeeded and is recent (10 s); never blocks."""
         ...
 
+    @property
+    def out_of_space(self) -> bool:
+        """Whether it refused a write because it is full, and has taken none since; never blocks.
+
+        Reads, watches and leases go on; writes raise ``StoreUnavailableError``.
+        """
+        ...
+
     async def check(self) -> None:
         """Return if the store answers."""
         ...

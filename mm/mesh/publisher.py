@@ -92,7 +92,13 @@ class Publisher:
 
     def _is_due(self) -> bool:
         gone = self._members.own_item() is None
-        return gone or self._lease_id != self._session.lease_id or self._has_changed()
+        # A store that was full shows by the next write that it is no more; nobody else may write.
+        return (
+            gone
+            or self._store.out_of_space
+            or self._lease_id != self._session.lease_id
+            or self._has_changed()
+        )
 
     def _has_changed(self) -> bool:
         written, now = self._written, self._own_record()

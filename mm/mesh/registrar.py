@@ -22,7 +22,7 @@ from mm.core.copy_record import CopyStage
 from mm.core.ids import InstanceId, ModelId
 from mm.core.load_failures import FailureRules, LoadFailure
 from mm.core.records import ModelInfo, ModelRecord, RecordError
-from mm.errors import ModelNotFoundError, StoreUnavailableError
+from mm.errors import ContendedError, ModelNotFoundError, StoreUnavailableError
 from mm.mesh.local_copy import LocalCopy, Phase
 from mm.mesh.ports import Clock
 from mm.mesh.registry import Registry
@@ -256,10 +256,13 @@ class Registrar:
         return next(iter(self._later.values())) - now_s if self._later else None
 
     async def _pay(self, model_id: ModelId) -> None:
-        is_paid = False
+        is_paid = is_contended = False
         try:
             await self._bring(model_id)
             is_paid = True
+        except ContendedError as exc:
+            logger.info("still to be written: %s", exc)
+            is_contended = True
         except StoreUnavailableError as exc:
             logger.debug("record of model %s still to be written: %s", model_id, exc)
             self._retry_at_s = anyio.current_time() + RETRY_S
@@ -267,7 +270,10 @@ class Registrar:
             self._in_flight.discard(model_id)
             if model_id in self._again or not is_paid:
                 self._again.discard(model_id)
-                self._owe(model_id)
+                if is_contended:
+                    self._owe_later(model_id)  # the others need not wait for it
+                else:
+                    self._owe(model_id)
             self._woken.set()
 
     async def _bring(self, model_id: ModelId) -> None:

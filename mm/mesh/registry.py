@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 
 from mm.core.ids import InstanceId, ModelId
 from mm.core.records import ModelRecord, RecordError
-from mm.errors import StoreUnavailableError
+from mm.errors import ContendedError
 from mm.limits import Limits
 from mm.mesh.instance_index import InstanceIndex
 from mm.mesh.look_ups import LookUps
@@ -149,7 +149,7 @@ class Registry:
                 self._mirror.deleted_by_us(model_id, revision)
             if result.succeeded:
                 return wanted
-        raise StoreUnavailableError(
+        raise ContendedError(
             f"the record of model {model_id} changed {CAS_TRIES_MAX} times while being changed"
         )
 

@@ -69,6 +69,8 @@ class InstanceStatistics:
     loads_running: int
     loads_queued: int
     store_connected: bool
+    #: The store refuses writes because it is full; calls to loaded models go on.
+    store_out_of_space: bool
     registered_models: int
     #: Records that the store has still to be told of: 0 in good times within a moment.
     registry_writes_owed: int

@@ -15,7 +15,7 @@ from mm.pb.mm import peer
 
 pytestmark = pytest.mark.anyio
 
-OTHERS = ("instance_id", "store_connected", "partitions", "counters")
+OTHERS = ("instance_id", "store_connected", "store_out_of_space", "partitions", "counters")
 
 
 def statistics(**partitions: ClusterStatistics) -> InstanceStatistics:
@@ -29,6 +29,7 @@ def statistics(**partitions: ClusterStatistics) -> InstanceStatistics:
     return InstanceStatistics(
         instance_id="i",
         store_connected=True,
+        store_out_of_space=True,
         partitions={frozenset(name.split("_")): each for name, each in partitions.items()},
         counters=counters,
         **gauges,
@@ -55,6 +56,7 @@ async def test_every_number_is_told_under_its_name() -> None:
         if field.name not in OTHERS:
             assert getattr(answer, field.name) == getattr(made, field.name), field.name
     assert (answer.instance_id, answer.store_connected) == ("i", True)
+    assert answer.store_out_of_space
 
 
 async def test_partitions_are_told_by_what_they_must_not_host() -> None:

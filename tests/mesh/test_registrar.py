@@ -13,12 +13,12 @@ from mm.core.load_failures import FailureKind, FailureRules, LoadFailure
 from mm.core.records import ModelInfo, ModelRecord
 from mm.edge.memory_server import MemoryServer
 from mm.edge.memory_store import Fault, MemoryStore
-from mm.errors import ModelNotFoundError, StoreUnavailableError
+from mm.errors import ContendedError, ModelNotFoundError, StoreUnavailableError
 from mm.limits import Limits
 from mm.mesh.local_copy import LocalCopy
 from mm.mesh.ports import Write
 from mm.mesh.registrar import CopyElsewhereError, Registrar
-from mm.mesh.registry import Registry
+from mm.mesh.registry import Change, Registry
 from mm.testing.cluster import until
 from mm.testing.fake_clock import FakeClock
 
@@ -281,6 +281,40 @@ async def test_forgetting_fails_with_one_plain_error() -> None:
 
 
 @pytest.mark.virtual_time
+@pytest.mark.virtual_time
+async def test_a_record_that_others_keep_changing_holds_up_no_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with running() as world:
+        world.put(RECORD, "other")
+        await until(lambda: world.registry.get(ModelId("other")) is not None)
+        update, contended = world.registry.update, True
+
+        async def contend(
+            model_id: ModelId, change: Change, *, fresh: bool = False
+        ) -> ModelRecord | None:
+            if model_id == M and contended:
+                raise ContendedError("changed too often")
+            return await update(model_id, change, fresh=fresh)
+
+        copy = copy_at(100)
+        await world.registrar.register(copy, RECORD)
+        another = LocalCopy(
+            ModelId("other"), INFO, load_id=2, enqueued_ms=7, last_used_ms=0, priority=0
+        )
+        await world.registrar.register(another, RECORD)
+        monkeypatch.setattr(world.registry, "update", contend)
+        world.registrar.deregister(copy)
+        await anyio.sleep(0.01)
+        world.registrar.deregister(another)
+        await until(lambda: not world.copies("other"), timeout_s=0.5)
+        assert world.copies() == {ME: 100}
+        assert world.registrar.owed_count == 1
+        contended = False
+        await until(lambda: not world.copies(), timeout_s=0.5)
+        assert world.registrar.owed_count == 0
+
+
 async def test_a_copy_is_put_back() -> None:
     async with running() as world:
         copy = copy_at(10)

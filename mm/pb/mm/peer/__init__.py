@@ -218,6 +218,11 @@ class InstanceStatistics(betterproto2.Message):
     A gauge: records of models in the store that cannot be read; each is named in the log.
     """
 
+    store_out_of_space: "bool" = betterproto2.field(60, betterproto2.TYPE_BOOL)
+    """
+    The store refuses writes because it is full: etcd's NOSPACE alarm. Calls to loaded models go on.
+    """
+
     records_unconfirmed: "int" = betterproto2.field(61, betterproto2.TYPE_UINT64)
     """
     After the store was emptied, restored or exchanged: records that it has still to be given back, a gauge; and those
