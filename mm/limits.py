@@ -155,6 +155,8 @@ class Limits:
     publish_gap_s: float = 2.0
     #: How often vanished instances are looked for when none was seen to vanish.
     reaper_interval_s: float = 420.0
+    #: How often all copies here are compared with their records, should an event have been missed.
+    janitor_interval_s: float = 360.0
     #: Copies of a vanished instance are kept in the registry this long: a restart of a node, or an
     #: outage of the store, must not make the cluster forget what is loaded.
     gone_after_s: float = 600.0

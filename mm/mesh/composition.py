@@ -19,6 +19,7 @@ from mm.core.records import InstanceRecord
 from mm.core.sizing import CacheSizing
 from mm.mesh.concurrency import CallLimits
 from mm.mesh.copies import Copies
+from mm.mesh.janitor import Janitor
 from mm.mesh.leader import Leader
 from mm.mesh.load_pusher import LoadPusher
 from mm.mesh.loader import Loader
@@ -27,8 +28,8 @@ from mm.mesh.models import Models
 from mm.mesh.placer import Placer
 from mm.mesh.ports import Clock, Peers, Runtime, RuntimeParameters, Session, Store
 from mm.mesh.preloader import Preloader
-from mm.mesh.pruner import Pruner
 from mm.mesh.publisher import Publisher
+from mm.mesh.reaper import Reaper
 from mm.mesh.registrar import Registrar
 from mm.mesh.registry import Registry
 from mm.mesh.restorer import Restorer
@@ -74,6 +75,7 @@ class Parts:
     router: Router
     models: Models
     preloader: Preloader
+    janitor: Janitor
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +151,7 @@ def compose(
         router=router,
         models=_models(config, ports, registry, members, copies, router, load_times),
         preloader=_preloader(config, ports, registry, members, copies, loader, placer),
+        janitor=_janitor(config, ports, registry, registrar, copies, members),
     )
 
 
@@ -174,12 +177,12 @@ def compose_services(
         me=config.instance_id,
         session=session,
     )
-    pruner = Pruner(
+    reaper = Reaper(
+        config=config,
         registry=parts.registry,
         members=parts.members,
-        me=config.instance_id,
+        leader=leader,
         clock=ports.clock,
-        config=config,
     )
     restorer = Restorer(
         (parts.vmodels.mirror, parts.registry.mirror),
@@ -199,7 +202,8 @@ def compose_services(
             parts.registrar.run,
             parts.pusher.run,
             leader.run,
-            pruner.run,
+            parts.janitor.run,
+            reaper.run,
         ),
     )
 
@@ -350,4 +354,23 @@ def _preloader(
         loader=loader,
         placer=placer,
         peers=ports.peers,
+    )
+
+
+def _janitor(
+    config: Config,
+    ports: Ports,
+    registry: Registry,
+    registrar: Registrar,
+    copies: Copies,
+    members: Members,
+) -> Janitor:
+    return Janitor(
+        config=config,
+        registry=registry,
+        registrar=registrar,
+        copies=copies,
+        members=members,
+        peers=ports.peers,
+        rng=ports.rng,
     )

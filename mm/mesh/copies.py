@@ -130,6 +130,11 @@ class Copies:
             return NEVER_MS
         return self.clock.now_ms() if oldest[1] == UNDER_WAY_MS else oldest[1]
 
+    def last_used_ms(self, copy: LocalCopy) -> int:
+        """Answer the last use of a copy, as the table knows it if it does."""
+        used_ms = self.table.last_used(copy.model_id) if copy.serves else None
+        return copy.last_used_ms if used_ms is None else used_ms
+
     def check_invariants(self) -> None:
         """Assert that table, accounting and phases are in step; between any two events."""
         self.accounting.check_invariants()

@@ -198,8 +198,17 @@ class Members:
         return max(1, round(1000 * min(waits_s))) if waits_s else None
 
     def first_id(self) -> InstanceId:
-        """Answer the lowest id of the instances that are there: it does what only one should do."""
+        """Answer the lowest id of the instances that are there: it goes first where no leader can
+        be elected.
+        """
         return min([*self._records, self._me])
+
+    def serves(self, instance_id: InstanceId, record: ModelRecord) -> bool:
+        """Answer whether an instance that is there to stay has a ready copy, as its record says."""
+        found = self._records.get(instance_id)
+        if found is None or found.shutting_down or instance_id not in record.copies:
+            return False
+        return self._is_ready(record, instance_id, self._clock.now_ms())
 
     def _is_unreachable(self, instance_id: InstanceId) -> bool:
         entry = self._unreachable.get(instance_id)

@@ -16,9 +16,8 @@ from anyio.abc import TaskGroup
 import mm
 from mm.config import Config
 from mm.core.constraints import TypeConstraints
-from mm.core.ids import ModelId
-from mm.core.records import InstanceRecord, ModelRecord
-from mm.errors import ModelNotFoundError, NoRoomError, StartupError, StoreUnavailableError
+from mm.core.records import InstanceRecord
+from mm.errors import NoRoomError, StartupError, StoreUnavailableError
 from mm.mesh.composition import Parts, Ports, Services, compose, compose_services
 from mm.mesh.local_copy import Phase
 from mm.mesh.models import Models
@@ -67,7 +66,6 @@ class Node:
         parameters = await self._ports.runtime.wait_ready()
         self.parts = compose(self._config, self._ports, parameters, self.own_record)
         self.router, self.models = self.parts.router, self.parts.models
-        self.parts.registry.listen(self._record_changed)
         failure: StartupError | None = None
         async with AsyncExitStack() as stack:
             try:
@@ -232,26 +230,6 @@ class Node:
             partitions=parts.cluster.partitions(),
             counters=parts.counters,
         )
-
-    # --- reactions ---
-
-    def _record_changed(self, model_id: ModelId, record: ModelRecord | None) -> None:
-        """Unload what was unregistered; put back what others took out while we were thought to be
-        gone.
-        """
-        copy = self.parts.copies.get(model_id)
-        if copy is None:
-            if record is not None and self._me in record.copies:
-                # A write that landed although its load had ended.
-                self.parts.registrar.disown(model_id)
-        elif self._draining:
-            return
-        elif record is None:
-            self.parts.copies.remove(copy, ModelNotFoundError())
-        elif record.info != copy.info:
-            self.parts.copies.remove(copy)  # registered anew: whoever waits asks again
-        elif copy.registered and copy.started.is_set() and self._me not in record.copies:
-            self.parts.registrar.restore(copy)
 
 
 def _went_away(error: StoreUnavailableError) -> str:

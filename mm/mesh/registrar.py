@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -150,6 +151,49 @@ class Registrar:
             copy.registered = False
             self._live.pop(copy.model_id, None)
             self._owe(copy.model_id, copy.last_used_ms)
+
+    async def withdraw(
+        self, copy: LocalCopy, is_spare: Callable[[ModelRecord], bool], last_used_ms: int
+    ) -> bool:
+        """Take a copy that goes on serving out of its record, if the record as the store has it
+        ``is_spare`` without it; answers whether it was.
+        """
+        model_id, is_out = copy.model_id, False
+        entry = self._live.get(model_id)
+        if entry is None or not copy.registered or self._owes(model_id):
+            return False
+
+        def change(record: ModelRecord | None) -> ModelRecord | None:
+            nonlocal is_out
+            registered_ms = None if record is None else record.copies.get(self._me)
+            is_out = registered_ms == entry.enqueued_ms
+            if record is None or not is_out:
+                return record
+            is_out = is_spare(record)
+            if not is_out:
+                return record
+            return record.without_copy(self._me, self._clock.now_ms(), last_used_ms)
+
+        # Before the write: its event must not look as if somebody else had taken the copy out.
+        copy.registered = False
+        del self._live[model_id]
+        is_known = False
+        try:
+            await self._registry.update(model_id, change)
+            is_known = True
+        except (StoreUnavailableError, RecordError) as exc:
+            logger.debug("the copy of model %s stays registered: %s", model_id, exc)
+        finally:
+            is_out = is_out and is_known
+            if not is_out and copy.phase is not Phase.GONE:
+                copy.registered = True
+                self._live[model_id] = entry
+            if not is_out:
+                self._owe(model_id)
+        return is_out
+
+    def _owes(self, model_id: ModelId) -> bool:
+        return model_id in self._due or model_id in self._later or model_id in self._in_flight
 
     def disown(self, model_id: ModelId) -> None:
         """Take out an entry of ours for a model that is not here. Never blocks."""

@@ -36,6 +36,7 @@ LIMITS: Final = {
     "space_wait_s": 40.0,
     "gone_after_s": 15.0,
     "reaper_interval_s": 60.0,
+    "janitor_interval_s": 60.0,
     # Twice that is how long one may be remembered.
     "load_failure_expiry_ms": 90_000,
 }
