@@ -131,6 +131,10 @@ class Config(Limits):
     #: MM_LOAD_FAILURE_EXPIRY_TIME_MS: how long a failed load keeps an instance from trying again.
     load_failure_expiry_ms: int = 900_000
 
+    #: BOOTSTRAP_CLEARANCE_PERIOD_MS: for so long after the start failed loads may show that this
+    #: instance can load nothing. 0, also by MM_FAILFAST_UPGRADE_ENABLED=false: they never do.
+    probation_ms: int = 180_000
+
     #: MM_MIN_CHURN_AGE_MS: refuse loads that would evict a model used less long ago. 0: never.
     min_churn_age_ms: int = 0
 
@@ -214,6 +218,7 @@ class Config(Limits):
             load_failure_expiry_ms=_milliseconds(
                 env, "MM_LOAD_FAILURE_EXPIRY_TIME_MS", default=900_000, minimum=1
             ),
+            probation_ms=_probation_ms(env),
             min_churn_age_ms=_milliseconds(env, "MM_MIN_CHURN_AGE_MS", default=0, minimum=0),
             copy_calls_max=_copy_calls_max(env),
             shutdown_timeout_s=env.integer(
@@ -228,6 +233,12 @@ class Config(Limits):
             log_level=_log_level(env),
             warnings=address_warnings + version_warnings + _unused_labels(env) + _unused(env),
         )
+
+
+def _probation_ms(env: Environment) -> int:
+    name = "BOOTSTRAP_CLEARANCE_PERIOD_MS"
+    period_ms = _milliseconds(env, name, default=180_000, minimum=0)
+    return period_ms if env.boolean("MM_FAILFAST_UPGRADE_ENABLED", default=True) else 0
 
 
 def _copy_calls_max(env: Environment) -> int:

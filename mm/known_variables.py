@@ -9,14 +9,12 @@ from typing import Final
 
 #: Variables of the Java mesh that will mean something here, but do not yet.
 NOT_YET: Final = (
-    "BOOTSTRAP_CLEARANCE_PERIOD_MS",
     "MM_AUTO_REGISTER_MODEL",
     "MM_AUTO_REGISTER_MODELS",
     "MM_AUTO_REGISTER_MODELS_PATH",
     "MM_AUTO_REGISTER_MODEL_PATH",
     "MM_CONC_SCALEUP_BANDWIDTH_PCT",
     "MM_DEFAULT_VMODEL_OWNER",
-    "MM_FAILFAST_UPGRADE_ENABLED",
     "MM_INFO_METRICS",
     "MM_LEGACY_ERRORS",
     "MM_LOG_PROMETHEUS_REQS",

@@ -145,6 +145,17 @@ class Limits:
     #: How long the cluster believes in an instance that it does not hear of.
     lease_ttl_s: int = 20
 
+    # --- an upgrade ---------------------------------------------------------------------------
+
+    #: An instance whose first loads failed tries one again each so often: an operator who mends the
+    #: runtime's trouble sees it ready within a minute, and a runtime that is broken is asked for
+    #: little.
+    probation_retry_s: float = 30.0
+    #: A new instance is not ready while others move their models, but no longer than this:
+    #: Kubernetes gives up a rollout of which nothing became ready in 600 s, and an instance that
+    #: says for minutes that it is shutting down hangs.
+    others_stop_wait_s: float = 300.0
+
     # --- this instance among the others -------------------------------------------------------
 
     #: Does the holder of our id answer? Long enough for a slow machine, and a start can spare it.

@@ -53,6 +53,7 @@ def test_defaults_are_those_of_the_java_mesh() -> None:
     assert config.load_failure_expiry_ms == 900_000
     assert config.failure_rules == FailureRules(900_000, 10_000, 3)
     assert config.min_churn_age_ms == config.copy_calls_max == 0
+    assert config.probation_ms == 180_000
     assert config.shutdown_timeout_s == 30
     assert config.dataplane_config == DataplaneConfig()
     assert not config.kv_read_only
@@ -70,6 +71,15 @@ def test_an_instance_is_of_the_version_that_is_said_else_of_the_release() -> Non
     assert config.version == released
     [warning] = config.warnings
     assert warning.startswith('SERVICE_VERSION="1.2.3" has not the form <name>-YYYYMMDD-<number>')
+
+
+def test_probation_is_turned_off_by_either_of_two_settings() -> None:
+    assert read(BOOTSTRAP_CLEARANCE_PERIOD_MS="5000").probation_ms == 5000
+    assert read(BOOTSTRAP_CLEARANCE_PERIOD_MS="0").probation_ms == 0
+    both = {"BOOTSTRAP_CLEARANCE_PERIOD_MS": "5000", "MM_FAILFAST_UPGRADE_ENABLED": "false"}
+    assert read(**both).probation_ms == 0
+    with pytest.raises(ConfigError, match="an integer from 0"):
+        read(BOOTSTRAP_CLEARANCE_PERIOD_MS="soon")
 
 
 def test_a_config_made_by_hand_has_the_defaults_of_an_empty_environment() -> None:

@@ -324,6 +324,7 @@ def test_numbers_of_our_own_protocols(
         ("start_time_ms", 2),
         ("version", 3),
         ("protocol_version", 4),
+        ("unready_because", 5),
     ]
     statistics = messages["InstanceStatistics"].field
     numbers = [field.number for field in statistics]

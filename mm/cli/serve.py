@@ -37,7 +37,6 @@ Who and where:
   MM_INSTANCE_ID          its id; a restart may use it again          [made up]
   MM_LOCATION, MM_ZONE    the machine and the zone; copies are spread over them
   MM_LABELS               comma-separated labels
-  SERVICE_VERSION         its build, NAME-YYYYMMDD-NUMBER; loads go to the newest
   MM_KVSTORE_PREFIX       first part of every key                     [tas-runtime]
   KV_READ_ONLY            true: nothing is registered or removed      [false]
 

@@ -154,12 +154,12 @@ def _candidates(
     request: PlacementRequest,
     ranking: Ranking,
 ) -> list[InstanceView]:
-    """Who can be chosen; of a replica set on its way out only if there is nobody else, or all
-    others would throw out what is in use: a rollout begins with one new instance, and that has not
-    the memory of all.
+    """Who can be chosen. Where first loads failed only if there is nobody else. Of a replica set
+    on its way out the same, and if all others would throw out what is in use: a rollout begins with
+    one new instance, and that has not the memory of all.
     """
     excludes, needed_units = request.excludes, request.needed_units
-    candidates = [
+    possible = [
         each
         for each in allowed
         if each.reachable
@@ -167,6 +167,7 @@ def _candidates(
         and not each.record.shutting_down
         and each.record.capacity_units >= needed_units
     ]
+    candidates = [each for each in possible if not each.record.loads_fail] or possible
     if not view.replaced:
         return candidates
     staying = [

@@ -228,6 +228,8 @@ class InstanceRecord:
     mm_version: str = ""
     #: With less than this remaining it is full, by its own sizing; 0: it does not say (ours).
     min_space_units: int = 0
+    #: Its first loads failed, though it may not be the models: others load what they can (ours).
+    loads_fail: bool = False
     unknown: Mapping[str, object] = field(default_factory=dict)
 
     @property
@@ -257,6 +259,7 @@ class InstanceRecord:
             address=attributes.text("addr"),
             mm_version=attributes.text("mv"),
             min_space_units=attributes.integer("minSpace"),
+            loads_fail=attributes.boolean("loadsFail"),
             unknown=attributes.unknown(),
         )
 
@@ -282,6 +285,7 @@ class InstanceRecord:
                 "addr": self.address,
                 "mv": self.mm_version,
                 "minSpace": self.min_space_units,
+                "loadsFail": self.loads_fail,
             },
         )
 

@@ -46,6 +46,7 @@ from mm.errors import NoRoomError, StartupError
 from mm.mesh.composition import Ports
 from mm.mesh.node import Node
 from mm.mesh.ports import Clock, Store
+from mm.mesh.readiness import Readiness
 
 logger = logging.getLogger(__name__)
 
@@ -149,6 +150,7 @@ class Instance:
             )
             async with anyio.create_task_group() as group:
                 group.start_soon(collect_quietly, lambda: not node.statistics().waiting_calls)
+                group.start_soon(self._show_readiness, node.parts.readiness)
                 await stopping.wait()
                 group.cancel_scope.cancel()
             await self._stop(node, external_server)
@@ -171,9 +173,16 @@ class Instance:
                 external=external,
             )
         self._health = add_health(services)
+        self._health.set_serving(node.unready is None)
         add_reflection(services)
         limits = _limits(EXTERNAL_LIMITS, config, config.external_streams_max)
         return GrpcServer(services, limits=limits, external=True)
+
+    async def _show_readiness(self, readiness: Readiness) -> None:
+        while True:
+            changed = readiness.changed
+            self._health.set_serving(readiness.unready is None)
+            await changed.wait()
 
     async def _stop(self, node: Node, external_server: GrpcServer) -> None:
         config = self._config

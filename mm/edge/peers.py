@@ -160,6 +160,7 @@ class PeerService:
             start_time_ms=self._node.start_time_ms,
             version=mm.__version__,
             protocol_version=HOP_VERSION,
+            unready_because=str(self._node.unready or ""),
         )
 
     async def push_loads(self, call: IncomingCall) -> None:
@@ -217,6 +218,10 @@ class PeerService:
             records_restored=counters.records_restored,
             preloads=counters.preloads,
             preloads_refused=counters.preloads_refused,
+            version=now.version,
+            unready_because=now.unready_because,
+            probations_failed=counters.probations_failed,
+            first_loads_failed=now.first_loads_failed,
             partitions=[_partition(*each) for each in now.partitions.items()],
         )
 

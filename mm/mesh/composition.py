@@ -15,10 +15,12 @@ from mm.core.accounting import UnloadAccounting
 from mm.core.busyness import Busyness
 from mm.core.cluster_state import ClusterState
 from mm.core.load_times import LoadTimes
+from mm.core.probation import Terms
 from mm.core.records import InstanceRecord
 from mm.core.sizing import CacheSizing
 from mm.mesh.concurrency import CallLimits
 from mm.mesh.copies import Copies
+from mm.mesh.first_loads import FirstLoads
 from mm.mesh.janitor import Janitor
 from mm.mesh.leader import Leader
 from mm.mesh.load_pusher import LoadPusher
@@ -29,6 +31,7 @@ from mm.mesh.placer import Placer
 from mm.mesh.ports import Clock, Peers, Runtime, RuntimeParameters, Session, Store
 from mm.mesh.preloader import Preloader
 from mm.mesh.publisher import Publisher
+from mm.mesh.readiness import Readiness
 from mm.mesh.reaper import Reaper
 from mm.mesh.registrar import Registrar
 from mm.mesh.registry import Registry
@@ -36,6 +39,7 @@ from mm.mesh.restorer import Restorer
 from mm.mesh.router import Router
 from mm.mesh.statistics import Counters
 from mm.mesh.statuses import Statuses
+from mm.mesh.trials import Trials
 from mm.mesh.vmodels import VModels
 from mm.mesh.waiters import Waiters
 from mm.table import Table
@@ -76,6 +80,8 @@ class Parts:
     models: Models
     preloader: Preloader
     janitor: Janitor
+    first_loads: FirstLoads
+    readiness: Readiness
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +111,7 @@ def compose(
     cluster = _cluster(config, sizing)
     members = _members(config, ports, registry, copies, cluster, load_times)
     pusher = _pusher(config, ports, copies, members)
+    first_loads = _first_loads(config, ports, parameters, registry, copies)
     loader = Loader(
         copies=copies,
         registrar=registrar,
@@ -112,11 +119,10 @@ def compose(
         parameters=parameters,
         sizing=sizing,
         config=config,
+        first_loads=first_loads,
     )
     wait_timeout_s = config.load_wait_factor * loader.load_timeout_s
-    waiters = Waiters(
-        config, counters, wait_timeout_s=wait_timeout_s, on_let_go=copies.admission.leave
-    )
+    waiters = Waiters(config, counters, wait_timeout_s=wait_timeout_s)
     placer = _placer(config, ports, cluster, own_record, members, sizing, counters)
     router = Router(
         config=config,
@@ -152,6 +158,8 @@ def compose(
         models=_models(config, ports, registry, members, copies, router, load_times),
         preloader=_preloader(config, ports, registry, members, copies, loader, placer),
         janitor=_janitor(config, ports, registry, registrar, copies, members),
+        first_loads=first_loads,
+        readiness=Readiness(members, first_loads, config),
     )
 
 
@@ -192,6 +200,12 @@ def compose_services(
         counters=parts.counters,
         rng=ports.rng,
     )
+    trials = Trials(
+        first_loads=parts.first_loads,
+        loader=parts.loader,
+        registry=parts.registry,
+        config=config,
+    )
     return Services(
         publisher=publisher,
         leader=leader,
@@ -204,6 +218,8 @@ def compose_services(
             leader.run,
             parts.janitor.run,
             reaper.run,
+            parts.readiness.run,
+            trials.run,
         ),
     )
 
@@ -245,6 +261,29 @@ def _copies(
     if parameters.limit_model_concurrency:
         copies.call_limits = CallLimits(config.copy_calls_max, counters)
     return copies
+
+
+def _first_loads(
+    config: Config,
+    ports: Ports,
+    parameters: RuntimeParameters,
+    registry: Registry,
+    copies: Copies,
+) -> FirstLoads:
+    terms = Terms(
+        me=config.instance_id,
+        # From now on it could load; a runtime may take minutes to start.
+        start_time_ms=ports.clock.now_ms(),
+        period_ms=config.probation_ms,
+        load_timeout_ms=parameters.load_timeout_ms,
+    )
+    return FirstLoads(
+        terms,
+        registry=registry,
+        clock=ports.clock,
+        counters=copies.counters,
+        loads_in_progress=lambda: copies.loads_in_progress,
+    )
 
 
 def _cluster(config: Config, sizing: CacheSizing) -> ClusterState:

@@ -217,8 +217,7 @@ class Copies:
         self.counters.loads += 1
         self.registrar.progressed(copy)
         copy.settle()
-        if not copy.is_letting_go:
-            self.admission.leave(copy)
+        self.admission.leave(copy)
         self._changed()
 
     def measured(self, copy: LocalCopy, weight_units: int) -> None:

@@ -30,6 +30,7 @@ from mm.errors import (
     RuntimeUnavailableError,
 )
 from mm.mesh.copies import Copies
+from mm.mesh.first_loads import FirstLoads
 from mm.mesh.local_copy import AWAITED, CopyGoneError, LocalCopy, Phase
 from mm.mesh.ports import Loaded, Runtime, RuntimeCallError, RuntimeParameters
 from mm.mesh.registrar import CopyElsewhereError, Registrar
@@ -55,6 +56,7 @@ class Loader:
         parameters: RuntimeParameters,
         sizing: CacheSizing,
         config: Config,
+        first_loads: FirstLoads,
     ) -> None:
         self._copies = copies
         self._registrar = registrar
@@ -63,6 +65,7 @@ class Loader:
         self._sizing = sizing
         self._config = config
         self._failure_rules = config.failure_rules
+        self._first_loads = first_loads
         self._turns = LoadTurns(parameters.loading_concurrency_max)
         self._group: TaskGroup | None = None
         self._under_way = 0
@@ -216,6 +219,7 @@ class Loader:
         if copy.concurrency_max:
             self._copies.table.set_concurrency_max(copy.model_id, copy.concurrency_max)
         self._copies.loaded(copy, anyio.current_time())
+        self._first_loads.loaded(copy.model_id)
         size_bytes = loaded.size_bytes or await self._measure(copy)
         self._check_size(copy, size_bytes)
         size_units = units_of(size_bytes) or copy.weight_units
@@ -329,19 +333,22 @@ class Loader:
         level = self._failures_told.level(anyio.current_time())
         logger.log(level, "load of model %s failed: %s", copy.model_id, message)
         self._copies.counters.load_failures += 1
+        kind = refused.kind
+        if kind is FailureKind.PERMANENT and self._first_loads.serve_elsewhere(copy.model_id):
+            # It cannot be the model. A version that loads nothing must not end the tries of all.
+            kind = FailureKind.TRANSIENT
+        self._first_loads.failed(copy.model_id, kind)
         failure = LoadFailure(
             self._registrar.instance_id,
             now_ms,
             message,
-            refused.kind,
+            kind,
             # Registering this copy has taken out what the record told of this instance.
             rules.count_next(copy.model_id, basis, copy.enqueued_ms),
             refused.needed_units,
         )
         await self._registrar.record_failure(copy, failure, rules)
-        error: MeshError = LoadFailedError(
-            message, is_permanent=refused.kind is FailureKind.PERMANENT
-        )
+        error: MeshError = LoadFailedError(message, is_permanent=kind is FailureKind.PERMANENT)
         if refused.timed_out:
             error = LoadTimeoutError(message)
         self._copies.remove(copy, error, nothing_loaded=refused.nothing_loaded)

@@ -76,8 +76,12 @@ class Members:
         self._unreachable: dict[InstanceId, tuple[float, float]] = {}
         self._gone: dict[InstanceId, _Gone] = {}
         self._mirror = Mirror(store, prefix, self._changed)
-        #: Set, and replaced, whenever an instance vanished.
+        #: Others that should get no new work; True: because they are shutting down.
+        self._unable: dict[InstanceId, bool] = {}
+        #: Set, and replaced, whenever an instance vanished,
         self.somebody_vanished = anyio.Event()
+        #: and whenever one of the two counts below changed.
+        self.standing_changed = anyio.Event()
         self.run = self._mirror.run
         registry.listen(self._record_changed)
 
@@ -86,6 +90,16 @@ class Members:
 
     def __contains__(self, instance_id: object) -> bool:
         return instance_id in self._records
+
+    @property
+    def stopping_count(self) -> int:
+        """Others that are shutting down."""
+        return sum(self._unable.values())
+
+    @property
+    def able_count(self) -> int:
+        """Others that are there to stay, and whose first loads did not fail."""
+        return len(self._records) - (self._me in self._records) - len(self._unable)
 
     def key(self) -> str:
         """Answer the store's key of our own record."""
@@ -232,6 +246,7 @@ class Members:
         )
         if instance_id == self._me:
             return
+        self._note_standing(instance_id, known, record)
         if known is None or known.start_time_ms != record.start_time_ms:
             logger.info("instance %s is there, at %s", instance_id, record.address or "no address")
             self.mark_reachable(instance_id)
@@ -246,6 +261,7 @@ class Members:
         if record is None:
             return
         self._cluster.remove(instance_id, now_ms=self._clock.now_ms())
+        self._note_standing(instance_id, record, None)
         handle = self._handles.pop(instance_id, None)
         if handle is not None:
             logger.info("instance %s is gone", instance_id)
@@ -258,6 +274,17 @@ class Members:
         self._bury(anyio.current_time())
         self.somebody_vanished.set()
         self.somebody_vanished = anyio.Event()
+
+    def _note_standing(
+        self, instance_id: InstanceId, before: InstanceRecord | None, now: InstanceRecord | None
+    ) -> None:
+        if _standing(before) == _standing(now):
+            return
+        self._unable.pop(instance_id, None)
+        if now is not None and (now.shutting_down or now.loads_fail):
+            self._unable[instance_id] = now.shutting_down
+        self.standing_changed.set()
+        self.standing_changed = anyio.Event()
 
     def _bury(self, now_s: float) -> None:
         """Forget for good who has been gone long enough."""
@@ -291,3 +318,7 @@ class Members:
         self._table.set_peers(model_id, handles)
         if not handles and self._table.state(model_id) == 0 and not self._table.weight(model_id):
             self._table.discard(model_id)
+
+
+def _standing(record: InstanceRecord | None) -> tuple[bool, bool] | None:
+    return None if record is None else (record.shutting_down, record.loads_fail)

@@ -16,6 +16,7 @@ from anyio.abc import TaskGroup
 import mm
 from mm.config import Config
 from mm.core.constraints import TypeConstraints
+from mm.core.readiness import Unready
 from mm.core.records import InstanceRecord
 from mm.errors import NoRoomError, StartupError, StoreUnavailableError
 from mm.mesh.composition import Parts, Ports, Services, compose, compose_services
@@ -23,6 +24,7 @@ from mm.mesh.local_copy import Phase
 from mm.mesh.models import Models
 from mm.mesh.own_id import refuse_if_taken
 from mm.mesh.ports import Session
+from mm.mesh.readiness import Readiness
 from mm.mesh.router import Router
 from mm.mesh.statistics import InstanceStatistics
 from mm.mesh.store_check import wait_for_store
@@ -50,6 +52,7 @@ class Node:
         self._me = config.instance_id
         self._address = ""
         self._draining = False
+        self._readiness: Readiness | None = None
         self.start_time_ms = ports.clock.now_ms()
 
     # --- life ---
@@ -66,6 +69,7 @@ class Node:
         parameters = await self._ports.runtime.wait_ready()
         self.parts = compose(self._config, self._ports, parameters, self.own_record)
         self.router, self.models = self.parts.router, self.parts.models
+        self._readiness = self.parts.readiness
         failure: StartupError | None = None
         async with AsyncExitStack() as stack:
             try:
@@ -83,6 +87,7 @@ class Node:
                 failure = exc
             if failure is None:
                 self._log_start()
+                self.parts.readiness.started()
                 try:
                     yield
                 finally:
@@ -108,6 +113,7 @@ class Node:
         if self._draining:
             return
         self._draining = True
+        self.parts.readiness.stopping()
         refusal = NoRoomError(f"instance {self._me} is shutting down")
         refusal.hop_result = "draining"
         self.parts.copies.close(refusal)
@@ -183,7 +189,8 @@ class Node:
         config, parts = self._config, self.parts
         return InstanceRecord(
             start_time_ms=self.start_time_ms,
-            version=config.version,
+            # Java loads at the newest version, whatever becomes of it.
+            version=0 if parts.first_loads.fail else config.version,
             location=config.location,
             zone=config.zone,
             labels=config.labels,
@@ -198,7 +205,13 @@ class Node:
             address=self._address,
             mm_version=mm.__version__,
             min_space_units=parts.sizing.min_space_units,
+            loads_fail=parts.first_loads.fail,
         )
+
+    @property
+    def unready(self) -> Unready | None:
+        """What keeps clients from being sent here; None: nothing does."""
+        return self._readiness.unready if self._readiness is not None else Unready.STARTING
 
     def statistics(self) -> InstanceStatistics:
         """Answer a snapshot of counters and gauges."""
@@ -228,6 +241,9 @@ class Node:
             records_unconfirmed=parts.registry.mirror.unconfirmed_count,
             instances=len(parts.members),
             partitions=parts.cluster.partitions(),
+            version=self.own_record().version,
+            unready_because=str(parts.readiness.unready or ""),
+            first_loads_failed=len(parts.first_loads.models_to_try),
             counters=parts.counters,
         )
 

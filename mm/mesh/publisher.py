@@ -104,7 +104,7 @@ class Publisher:
         written, now = self._written, self._own_record()
         if written is None:
             return True
-        if now.shutting_down != written.shutting_down:
+        if (now.shutting_down, now.loads_fail) != (written.shutting_down, written.loads_fail):
             return True
         return (
             now.count != written.count

@@ -39,6 +39,8 @@ class Counters:
     preloads_refused: int = 0
     #: Loads that the churn guard refused.
     loads_churned: int = 0
+    #: Times that too many of the first loads failed (``mm.core.probation``).
+    probations_failed: int = 0
     evictions: int = 0
     unloads: int = 0
     unload_failures: int = 0
@@ -84,4 +86,10 @@ class InstanceStatistics:
     instances: int
     #: By the types that their instances must not host.
     partitions: Mapping[frozenset[str], ClusterStatistics]
+    #: The build, as the instance's record tells.
+    version: int
+    #: What keeps clients from being sent here; empty: nothing does.
+    unready_because: str
+    #: Models whose first load failed, while that keeps this instance from being ready.
+    first_loads_failed: int
     counters: Counters

@@ -242,6 +242,16 @@ def test_one_new_instance_has_not_to_take_what_all_the_old_ones_would(
     assert shortlist(view) == expected, name
 
 
+def test_where_first_loads_failed_others_load_while_there_are_any() -> None:
+    view = cluster(
+        instance("old", free=100, replica_set="bbbbbb"),
+        instance("new", free=900, replica_set="zzzzzz", version=2, loads_fail=True),
+        replaced=frozenset({((), "bbbbbb")}),
+    )
+    assert shortlist(view) == "old"
+    assert shortlist(view, excludes="old") == "new"
+
+
 def test_an_instance_that_is_too_small_need_not_try() -> None:
     view = cluster(instance("a", free=900), instance("b", capacity_units=2000))
     assert place(view, needed_units=1001).shortlist == ("b",)
@@ -265,6 +275,7 @@ RECORDS = st.builds(
     busyness_rpm=st.integers(0, 900),
     shutting_down=st.booleans(),
     min_space_units=st.sampled_from([0, 300]),
+    loads_fail=st.booleans(),
 )
 INSTANCES = st.lists(
     st.builds(

@@ -15,7 +15,8 @@ from mm.pb.mm import peer
 
 pytestmark = pytest.mark.anyio
 
-OTHERS = ("instance_id", "store_connected", "store_out_of_space", "partitions", "counters")
+TEXTS = ("instance_id", "unready_because")
+OTHERS = (*TEXTS, "store_connected", "store_out_of_space", "partitions", "counters")
 
 
 def statistics(**partitions: ClusterStatistics) -> InstanceStatistics:
@@ -28,6 +29,7 @@ def statistics(**partitions: ClusterStatistics) -> InstanceStatistics:
     }
     return InstanceStatistics(
         instance_id="i",
+        unready_because="so",
         store_connected=True,
         store_out_of_space=True,
         partitions={frozenset(name.split("_")): each for name, each in partitions.items()},
@@ -55,7 +57,8 @@ async def test_every_number_is_told_under_its_name() -> None:
     for field in fields(InstanceStatistics):
         if field.name not in OTHERS:
             assert getattr(answer, field.name) == getattr(made, field.name), field.name
-    assert (answer.instance_id, answer.store_connected) == ("i", True)
+    assert (answer.instance_id, answer.unready_because) == ("i", "so")
+    assert answer.store_connected
     assert answer.store_out_of_space
 
 

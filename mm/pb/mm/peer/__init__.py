@@ -69,6 +69,11 @@ class Identity(betterproto2.Message):
     The newest peer protocol that the instance speaks.
     """
 
+    unready_because: "str" = betterproto2.field(5, betterproto2.TYPE_STRING)
+    """
+    What keeps clients from being sent there; empty: nothing does.
+    """
+
 
 default_message_pool.register_message("mm.peer", "Identity", Identity)
 
@@ -231,17 +236,35 @@ class InstanceStatistics(betterproto2.Message):
 
     records_restored: "int" = betterproto2.field(62, betterproto2.TYPE_UINT64)
 
-    preloads: "int" = betterproto2.field(70, betterproto2.TYPE_UINT64)
-    """
-    Copies that this instance wanted somewhere although no call waited, and that were accepted, or found no place.
-    """
-
-    preloads_refused: "int" = betterproto2.field(71, betterproto2.TYPE_UINT64)
-
     partitions: "list[Partition]" = betterproto2.field(38, betterproto2.TYPE_MESSAGE, repeated=True)
     """
     The instance's view of the cluster, by what its instances may host.
     """
+
+    preloads: "int" = betterproto2.field(45, betterproto2.TYPE_UINT64)
+    """
+    Copies that this instance wanted somewhere although no call waited, and got, or found no place for.
+    """
+
+    preloads_refused: "int" = betterproto2.field(46, betterproto2.TYPE_UINT64)
+
+    version: "int" = betterproto2.field(70, betterproto2.TYPE_INT64)
+    """
+    The build, as a number (SERVICE_VERSION): loads go to the newest.
+    """
+
+    unready_because: "str" = betterproto2.field(71, betterproto2.TYPE_STRING)
+    """
+    What keeps clients from being sent here; empty: nothing does.
+    """
+
+    probations_failed: "int" = betterproto2.field(72, betterproto2.TYPE_UINT64)
+    """
+    How often too many of the first loads failed; and, while that makes this instance not ready, the models that are tried
+    again.
+    """
+
+    first_loads_failed: "int" = betterproto2.field(73, betterproto2.TYPE_UINT64)
 
 
 default_message_pool.register_message("mm.peer", "InstanceStatistics", InstanceStatistics)
