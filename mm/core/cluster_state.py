@@ -7,8 +7,6 @@ through the groups. Does not own addresses and connections: ``mm.mesh.members`` 
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from mm.core.cluster_statistics import ClusterStatistics, Tally
 from mm.core.cluster_view import ClusterView, InstanceView
 from mm.core.constraints import NO_CONSTRAINTS, TypeConstraints
@@ -56,6 +54,7 @@ class ClusterState:
         self._tallies: dict[frozenset[str], Tally] = {}
         self._enter_group(labels)
         self._own_group = self._group_numbers[labels]
+        self._own_replica_set = replica_set_of(me)
 
     # --- events -------------------------------------------------------------------------------
 
@@ -170,7 +169,7 @@ class ClusterState:
             self._me,
             own,
             label_group=self._own_group,
-            replica_set=replica_set_of(self._me),
+            replica_set=self._own_replica_set,
         )
         return ClusterView(
             instances=(*self._others, ourselves),
@@ -253,5 +252,6 @@ class ClusterState:
         view = self._views.get(instance_id)
         if view is not None:
             units, count = self._sent.sums(instance_id)
-            self._views[instance_id] = replace(view, sent_units=units, sent_count=count)
-            self._others = None
+            if (units, count) != (view.sent_units, view.sent_count):
+                self._views[instance_id] = view.with_sent(units, count)
+                self._others = None

@@ -48,6 +48,18 @@ class InstanceView:
         put(self, "load_count", record.loads_in_progress + self.sent_count)
         put(self, "load_rounds", self.load_count / max(1, record.loading_threads))
 
+    def with_sent(self, units: int, count: int) -> InstanceView:
+        """Answer it after other loads were sent there; ``replace`` takes twice as long."""
+        return InstanceView(
+            self.instance_id,
+            self.record,
+            self.reachable,
+            units,
+            count,
+            self.label_group,
+            self.replica_set,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class ClusterView:

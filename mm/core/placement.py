@@ -126,12 +126,12 @@ def is_still_right(view: ClusterView, request: PlacementRequest) -> bool:
     ranking = Ranking(view, request.size_units, tolerance=2)
     candidates = _candidates(view, _allowed(view.instances, rule), request, ranking)
     ourselves = view.find(view.self_id)
-    if ourselves is None or all(each.instance_id == view.self_id for each in candidates):
+    if ourselves is None or all(each is ourselves for each in candidates):
         return True
     best, grade, alike = ranking.leaders(candidates)
-    if ourselves not in ranking.as_good(alike, best, grade):
+    if not any(each is ourselves for each in ranking.as_good(alike, best, grade)):
         return False
-    load_count = sum(each.load_count for each in candidates)
+    load_count = sum([each.load_count for each in candidates])
     busy = max(REFUSE_LOADS_MIN, 2 * load_count / len(candidates))
     return ourselves.load_count < busy
 

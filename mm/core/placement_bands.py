@@ -91,13 +91,15 @@ class Ranking:
         size_units, min_space_units = self._size_units, self._min_space_units
         roomy, full, small = [], [], []
         for each in candidates:
-            record = each.record
+            record, remaining_units = each.record, each.remaining_units
             if size_units > record.capacity_units:
                 small.append(each)
-            elif each.remaining_units >= max(record.min_space_units or min_space_units, size_units):
-                roomy.append(each)
-            else:
+            elif remaining_units < size_units or remaining_units < (
+                record.min_space_units or min_space_units
+            ):
                 full.append(each)
+            else:
+                roomy.append(each)
         if roomy:
             grade, alike = Grade.ROOM, roomy
             most = max([each.remaining_units for each in alike])
@@ -108,7 +110,8 @@ class Ranking:
             equals = [each for each in alike if each.lru_time_ms == oldest_ms]
         else:
             grade, alike, equals = Grade.TOO_SMALL, small, small
-        return min(equals, key=self.key), grade, alike
+        best = equals[0] if len(equals) == 1 else min(equals, key=self.key)
+        return best, grade, alike
 
     # --- the bands ----------------------------------------------------------------------------
 

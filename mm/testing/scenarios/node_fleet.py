@@ -6,6 +6,7 @@ is carried out at another.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Mapping, Sequence
 from typing import Final
@@ -23,6 +24,8 @@ PLAN: Final = ModelPlan(load_s=0.05, unload_s=0.02)
 RECORDS_DELAY_S: Final = 0.02
 LATENCY_S: Final = 0.0005
 REGISTER_BATCH_COUNT: Final = 100
+#: Calls begin together so often: what happens at once costs the scheduler one turn.
+TICK_S: Final = 0.25
 
 
 async def loads_of(
@@ -78,7 +81,9 @@ class _Fleet:
         """Make each call at its time, at any instance; return when all are answered."""
         async with anyio.create_task_group() as group:
             for model_id, _, at_s in calls:
-                await anyio.sleep(max(0.0, self._begun_s + at_s - anyio.current_time()))
+                due_s = self._begun_s + TICK_S * math.ceil(at_s / TICK_S)
+                if due_s > anyio.current_time():
+                    await anyio.sleep_until(due_s)
                 group.start_soon(self._call, model_id)
 
     async def _call(self, model_id: ModelId) -> None:
