@@ -53,6 +53,7 @@ def test_defaults_are_those_of_the_java_mesh() -> None:
     assert config.load_failure_expiry_ms == 900_000
     assert config.failure_rules == FailureRules(900_000, 10_000, 3)
     assert config.min_churn_age_ms == config.copy_calls_max == 0
+    assert config.eviction == "lru"
     assert config.probation_ms == 180_000
     assert config.shutdown_timeout_s == 30
     assert config.dataplane_config == DataplaneConfig()
@@ -106,6 +107,7 @@ def test_every_setting_arrives() -> None:
         MM_MAX_MODELS="0",
         MM_LOAD_FAILURE_EXPIRY_TIME_MS="2001",
         MM_MIN_CHURN_AGE_MS="60000",
+        MM_EVICTION="Cost",
         MM_MAX_INFLIGHT_PER_MODEL_COPY="-1",
         SHUTDOWN_TIMEOUT_MS="90500",
         MM_LOG_EACH_INVOKE="TRUE",
@@ -126,6 +128,7 @@ def test_every_setting_arrives() -> None:
     assert config.models_max == 0
     assert config.failure_rules.expiry_ms == 2001
     assert (config.min_churn_age_ms, config.copy_calls_max) == (60_000, -1)
+    assert config.eviction == "cost"
     assert config.shutdown_timeout_s == 90.5
     assert config.log_each_invoke
     assert config.log_level == "debug"

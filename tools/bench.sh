@@ -7,12 +7,15 @@ cd "$(dirname "$0")/.."
 if [ $# -gt 0 ]; then
     name=$1
     shift
+    [ -d "bench/$name" ] && exec "$PY" -m "bench.$name" "$@"
     exec "$PY" "bench/$name.py" "$@"
 fi
 echo 'make bench ARGS="NAME [its own arguments]"'
 echo
-for file in bench/*.py; do
-    name=$(basename "$file" .py)
+for file in bench/*.py bench/*/__main__.py; do
+    name=${file#bench/}
+    name=${name%.py}
+    name=${name%/__main__}
     case $name in _*) continue ;; esac
     printf '  %-14s %s\n' "$name" "$("$PY" - "$file" <<'PY'
 import ast, pathlib, sys

@@ -64,6 +64,7 @@ Behaviour:
   MM_TYPE_CONSTRAINTS_PATH        or a file with it, read again when it changes
   MM_MAX_MODELS                   no more are registered; 0: no limit [1000000]
   MM_MIN_CHURN_AGE_MS             evict nothing used less long ago    [0]
+  MM_EVICTION                     who goes: lru, or cost, by load time [lru]
   MM_MAX_INFLIGHT_PER_MODEL_COPY  calls that a copy has and keeps waiting, if limited   [0]
   SHUTDOWN_TIMEOUT_MS             from the signal to the exit         [30000]
   MM_LOG_LEVEL                    debug, info, warning or error       [info]

@@ -58,6 +58,11 @@ class LoadTimes:
         if len(self._types) > TYPES_MAX:
             self._types.popitem(last=False)
 
+    def mean_ms(self, model_type: str) -> float:
+        """Answer how long loads of the type take, the default while none is known."""
+        known = self._types.get(model_type)
+        return self._default_ms if known is None else known.mean_ms
+
     def assumed_ms(self, model_type: str) -> int:
         """Answer how long ago a load must have been enqueued to count as done."""
         known = self._types.get(model_type)

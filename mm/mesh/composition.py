@@ -14,13 +14,13 @@ from mm.config import Config
 from mm.core.accounting import UnloadAccounting
 from mm.core.busyness import Busyness
 from mm.core.cluster_state import ClusterState
+from mm.core.eviction import CostEviction
 from mm.core.load_times import LoadTimes
 from mm.core.probation import Terms
 from mm.core.records import InstanceRecord
 from mm.core.sizing import CacheSizing
 from mm.mesh.concurrency import CallLimits
 from mm.mesh.copies import Copies
-from mm.mesh.drain import Drain
 from mm.mesh.first_loads import FirstLoads
 from mm.mesh.janitor import Janitor
 from mm.mesh.leader import Leader
@@ -90,7 +90,6 @@ class Services:
     """What runs beside the calls, once the instance has a session."""
 
     publisher: Publisher
-    drain: Drain
     leader: Leader
     #: Each is run until the instance stops, in a task of its own.
     tasks: tuple[Callable[[], Coroutine[Any, Any, None]], ...]
@@ -208,17 +207,8 @@ def compose_services(
         registry=parts.registry,
         config=config,
     )
-    drain = Drain(
-        config=config,
-        registry=parts.registry,
-        registrar=parts.registrar,
-        copies=parts.copies,
-        members=parts.members,
-        preloader=parts.preloader,
-    )
     return Services(
         publisher=publisher,
-        drain=drain,
         leader=leader,
         tasks=(
             restorer.run,
@@ -259,8 +249,9 @@ def _copies(
     counters: Counters,
 ) -> Copies:
     accounting = UnloadAccounting(sizing.capacity_units, sizing.reserve_units)
+    table = Table(accounting.table_capacity_units)
     copies = Copies(
-        table=Table(accounting.table_capacity_units),
+        table=table,
         accounting=accounting,
         runtime=ports.runtime,
         registrar=registrar,
@@ -268,6 +259,7 @@ def _copies(
         limits=config,
         counters=counters,
         load_times=load_times,
+        by_cost=CostEviction(table.last_used, ports.rng) if config.eviction == "cost" else None,
     )
     if parameters.limit_model_concurrency:
         copies.call_limits = CallLimits(config.copy_calls_max, counters)

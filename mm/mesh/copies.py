@@ -11,12 +11,13 @@ import itertools
 import logging
 from collections import OrderedDict
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import anyio
 from anyio.abc import TaskGroup
 
 from mm.core.accounting import UnloadAccounting
+from mm.core.eviction import CostEviction
 from mm.core.ids import NEVER_MS, ModelId
 from mm.core.load_times import LoadTimes
 from mm.core.records import ModelRecord
@@ -27,6 +28,7 @@ from mm.mesh.concurrency import CallLimits
 from mm.mesh.gates import AdmissionGate, SpaceGate
 from mm.mesh.local_copy import LocalCopy, Phase
 from mm.mesh.registrar import Registrar
+from mm.mesh.room import UNDER_WAY_MS, Room
 from mm.mesh.seldom import Seldom
 from mm.mesh.statistics import Counters
 from mm.mesh.unloader import Unloader
@@ -47,11 +49,6 @@ UNLOAD_AFTER_ABORT_S = 0.5
 LOST_IN_FLIGHT_WAIT_S = 1.0
 
 
-#: The time that the table has of copies under way. It makes them the last to be evicted, in the
-#: order in which they came; their real last use takes its place when they are loaded.
-UNDER_WAY_MS: Final = 2**62
-
-
 class Copies:
     """Every local copy; ``start`` makes one, everything else ends one."""
 
@@ -66,6 +63,7 @@ class Copies:
         limits: Limits,
         counters: Counters,
         load_times: LoadTimes,
+        by_cost: CostEviction | None = None,
     ) -> None:
         self.table = table
         self.accounting = accounting
@@ -88,6 +86,7 @@ class Copies:
         )
         self._limits = limits
         self._load_times = load_times
+        self._room = Room(table, load_times, clock, by_cost)
         self._copies: dict[ModelId, LocalCopy] = {}
         self._losses: OrderedDict[ModelId, tuple[int, float]] = OrderedDict()
         self._losses_told = Seldom()
@@ -124,11 +123,17 @@ class Copies:
         return self._in_progress_count
 
     def oldest_use_ms(self) -> int:
-        """Answer the last use of the least recently used copy, ``NEVER_MS`` when there is none."""
+        """Answer the last use of the least recently used copy, ``NEVER_MS`` when there is none.
+
+        Copies that LRU would not have any more, were it the rule, do not count: what others ask is
+        how long a copy stays here unused, and what is kept for its cost says nothing of that.
+        """
         oldest = self.table.oldest()
         if oldest is None:
             return NEVER_MS
-        return self.clock.now_ms() if oldest[1] == UNDER_WAY_MS else oldest[1]
+        if oldest[1] == UNDER_WAY_MS:
+            return self.clock.now_ms()
+        return max(oldest[1], self._room.boundary_ms)
 
     def last_used_ms(self, copy: LocalCopy) -> int:
         """Answer the last use of a copy, as the table knows it if it does."""
@@ -145,6 +150,7 @@ class Copies:
         assert self.table.capacity_units == self.accounting.table_capacity_units, self.accounting
         counted = {model_id: weight for model_id, weight, _ in self.table.cached()}
         assert counted == {c.model_id: c.weight_units for c in self if c.phase is not Phase.NEW}
+        self._room.check_invariants()
         for copy in self:
             assert copy.phase is not Phase.GONE, copy
             assert copy.settled.is_set() == copy.serves, copy
@@ -187,7 +193,7 @@ class Copies:
         copy.enter(Phase.QUEUED)
         self.accounting.inserted(weight_units)
         copy.weight_units = weight_units
-        self._left(self.table.put(copy.model_id, weight_units, UNDER_WAY_MS))
+        self._left(self._room.insert(copy))
         self.admission.inserted(copy)
         self._changed()
 
@@ -198,15 +204,17 @@ class Copies:
         self.accounting.grown(delta_units)
         copy.weight_units = weight_units
         self.admission.grown(copy, delta_units)
-        self._left(self.table.set_weight(copy.model_id, weight_units))
+        self._left(self._room.weigh(copy, delta_units))
         self._changed()
 
     def loaded(self, copy: LocalCopy, now_s: float) -> None:
         """The runtime has it: serve calls from now on."""
         copy.enter(Phase.SIZING)
         copy.ready_s = now_s
+        load_s = now_s - (now_s if copy.loading_since_s is None else copy.loading_since_s)
         if copy.loading_since_s is not None:
-            self._load_times.add(copy.info.model_type, 1000 * (now_s - copy.loading_since_s))
+            self._load_times.add(copy.info.model_type, 1000 * load_s)
+        self._room.loaded(copy, load_s)
         if copy.is_awaited:
             copy.last_used_ms = self.clock.now_ms()
         # While under way it was kept young; a load alone is no use (spec core 3.2). It fits where
@@ -224,10 +232,11 @@ class Copies:
         """Its true weight is known, and the copy complete."""
         copy.enter(Phase.ACTIVE)
         self._in_progress_count -= 1
-        freed = self.accounting.measured(weight_units - copy.weight_units)
+        delta_units = weight_units - copy.weight_units
+        freed = self.accounting.measured(delta_units)
         copy.weight_units = weight_units
         self.registrar.progressed(copy)
-        self._left(self.table.set_weight(copy.model_id, weight_units))
+        self._left(self._room.weigh(copy, delta_units))
         if freed:
             self.space.wake()
         self._changed()
@@ -256,6 +265,7 @@ class Copies:
             return
         removed = self.table.remove(copy.model_id)
         assert removed is not None, copy
+        self._room.removed(copy)
         self._note_last_use(copy, removed)
         self.space.discard(copy)
         self._leave(copy, failure, nothing_loaded=nothing_loaded, in_flight_wait_s=in_flight_wait_s)
@@ -301,6 +311,7 @@ class Copies:
         copies = [self._copies[ModelId(victim.model_id)] for victim in evicted]
         for copy in copies:
             self.space.discard(copy)
+            self._room.evicted(copy)
         for copy, victim in zip(copies, evicted, strict=True):
             self.counters.evictions += copy.serves
             logger.debug("model %s evicted, last used at %d ms", copy.model_id, victim.last_used_ms)
