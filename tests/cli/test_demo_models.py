@@ -49,7 +49,6 @@ def extremes() -> list[ModelSpec]:
 
 
 @pytest.mark.parametrize("spec", extremes(), ids=lambda spec: spec.model_id)
-@pytest.mark.timeout(60)
 def test_a_model_has_its_size_and_its_answers(spec: ModelSpec, tmp_path: Path) -> None:
     trained = train(spec, str(tmp_path))
     assert 0.5 * MIB <= trained.size_bytes <= 8 * MIB

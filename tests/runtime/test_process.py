@@ -21,7 +21,7 @@ from mm.pb import inference as oip
 from mm.pb import mmesh
 
 #: The import of scikit-learn alone takes five seconds of a slow core.
-pytestmark = [pytest.mark.system, pytest.mark.timeout(60)]
+pytestmark = pytest.mark.system
 
 #: Generous: what is tested is that a process ends at all, on a machine with much else to do.
 STOP_TIMEOUT_S = 40

@@ -77,7 +77,6 @@ def _believe_no_loss(patch: pytest.MonkeyPatch) -> None:
 FIRST_SEEDS = {_unload_under_calls: 28, _load_under_unloads: 17}
 
 
-@pytest.mark.timeout(240)
 @pytest.mark.parametrize(
     ("break_rule", "told"),
     [

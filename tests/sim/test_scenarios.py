@@ -34,7 +34,6 @@ from mm.testing.scenarios.queues import Job, Shape, simulate
 from mm.testing.scenarios.zipf import ZipfCalls
 
 #: They take a second or two each; the machine of a CI may be busy with other things.
-pytestmark = pytest.mark.timeout(120)
 
 
 @cache

@@ -11,12 +11,15 @@ import itertools
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 
 from mm.edge.embedded_etcd import EmbeddedEtcd, embedded_etcd
+from mm.pb import mmesh
 from tests.system.etcd import Keys
 from tests.system.meshes import Instance, Mesh, mesh_of
+from tests.system.processes import START_TIMEOUT_S, eventually
 
 _numbers = itertools.count(1)
 
@@ -41,10 +44,10 @@ def etcd() -> Iterator[EmbeddedEtcd]:
     # The thread lives as long as the etcd, which dies with the thread that started it.
     thread = threading.Thread(target=lambda: asyncio.run(keep()), daemon=True)
     thread.start()
-    assert started.wait(20), "etcd did not start"
+    assert started.wait(START_TIMEOUT_S), "etcd did not start"
     yield found[0]
     stop.set()
-    thread.join(20)
+    thread.join(START_TIMEOUT_S)
 
 
 @pytest.fixture(scope="session")
@@ -83,6 +86,10 @@ class Pair:
         }
 
 
+def _is_loaded(instance: Instance, model_id: str) -> bool:
+    return instance.status(model_id).status == mmesh.ModelStatusInfoModelStatus.LOADED
+
+
 @pytest.fixture(scope="session")
 def pair(dataplane: str, kv_store: str, new_service_name: Callable[[], str]) -> Iterator[Pair]:
     """A mesh for tests that leave it as it was."""
@@ -93,6 +100,7 @@ def pair(dataplane: str, kv_store: str, new_service_name: Callable[[], str]) -> 
         holder, other = mesh.instances
         if copy.location != holder.instance_id:
             holder, other = other, holder
+        eventually(partial(_is_loaded, other, "echo"), what="both know where it is")
         yield Pair(mesh, holder, other)
         # Whatever was called, nobody moved the model: the tests saw the hops that they name.
         assert [c.location for c in other.status("echo").model_copy_infos] == [holder.instance_id]

@@ -12,8 +12,8 @@ from typing import Any
 import grpc
 from aetcd import rpc
 
-CALL_TIMEOUT_S = 5.0
-WAIT_TIMEOUT_S = 20.0
+CALL_TIMEOUT_S = 30.0
+WAIT_TIMEOUT_S = 60.0
 Records = dict[str, str]
 
 

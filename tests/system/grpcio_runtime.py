@@ -19,7 +19,7 @@ import grpc
 from mm.pb import mmesh
 
 MIB = 2**20
-WAIT_S = 20.0
+WAIT_S = 60.0
 #: Calls that may be held at a time.
 THREADS = 24
 
@@ -46,7 +46,7 @@ class Held:
 
     def wait(self) -> None:
         """Block its thread; the bound is for a test that failed."""
-        self._over.wait(60)
+        self._over.wait(2 * WAIT_S)
 
 
 class GrpcioRuntime:

@@ -23,7 +23,8 @@ from mm.pb import mmesh
 from mm.pb.mm import peer
 from tests.system.processes import START_TIMEOUT_S, Program, eventually
 
-CALL_TIMEOUT_S = 20.0
+#: Ends what hangs; no test asserts how fast a call is by it.
+CALL_TIMEOUT_S = 60.0
 #: The default of MM_SVC_GRPC_MAX_MSG_SIZE.
 MESSAGE_BYTES_MAX = 16 * 2**20
 Metadata = Sequence[tuple[str, str | bytes]]
@@ -164,6 +165,10 @@ class Instance:
             assert isinstance(answer, peer.InstanceStatistics)
             return answer
 
+    def knows(self, count: int) -> bool:
+        """Answer whether it knows of so many instances, itself among them."""
+        return self.statistics().instances >= count
+
     def wait_in_flight(self, count: int) -> None:
         """Return when that many calls are on their way to a runtime or peer."""
         eventually(lambda: self.statistics().calls_in_flight >= count, what="calls in flight")
@@ -283,7 +288,14 @@ class Mesh:
             instance_id, runtime, serve, port, peer_port, channel_to(port), all_settings
         )
         self.instances.append(instance)
+        self.wait_acquainted()
         return instance
+
+    def wait_acquainted(self) -> None:
+        """Return when all instances that run know of each other."""
+        running = [each for each in self.instances if each.serve.process.poll() is None]
+        for instance in running:
+            eventually(partial(instance.knows, len(running)), what="instances know each other")
 
     def close(self) -> None:
         """End everything."""

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TypeVar
 
 from mm.demo.processes import environment
@@ -21,8 +22,8 @@ from mm.demo.processes import environment
 T = TypeVar("T")
 
 #: Far more than it takes, because other work may want the machine; a start has its own bench.
-START_TIMEOUT_S = 40.0
-EVENTUALLY_S = 20.0
+START_TIMEOUT_S = 120.0
+EVENTUALLY_S = 60.0
 _POLL_S = 0.05
 
 
@@ -133,3 +134,13 @@ def eventually(check: Callable[[], T], *, timeout_s: float = EVENTUALLY_S, what:
         assert time.monotonic() < deadline_s, f"not in {timeout_s} s: {what or check}"
         pause.wait(_POLL_S)
     return answer
+
+
+def is_running(pid: int) -> bool:
+    """Answer whether there is such a process, other than one that only waits to be collected."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    # A zombie waits for somebody to look at it; it does nothing any more.
+    return "\nState:\tZ" not in status

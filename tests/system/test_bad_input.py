@@ -16,10 +16,10 @@ import pytest
 from mm.pb import mmesh
 from mm.pb.mm.testing import EchoRequest, EchoResponse
 from tests.system.conftest import Pair
-from tests.system.meshes import MESSAGE_BYTES_MAX, Instance, Metadata, refusal
+from tests.system.meshes import CALL_TIMEOUT_S, MESSAGE_BYTES_MAX, Instance, Metadata, refusal
 from tests.system.processes import eventually
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(60)]
+pytestmark = pytest.mark.system
 
 Code = grpc.StatusCode
 NO_ID = "must include mm-model-id header"
@@ -124,7 +124,7 @@ class TestMessagesAboveTheLimit:
     def test_request(self, instance: Instance) -> None:
         stub = self.stub(instance, "unary_unary", "unary")
         request = EchoRequest(payload=bytes(MESSAGE_BYTES_MAX))
-        code, text = refusal(partial(stub, request, metadata=self.ID, timeout=20))
+        code, text = refusal(partial(stub, request, metadata=self.ID, timeout=CALL_TIMEOUT_S))
         assert code == Code.RESOURCE_EXHAUSTED
         assert "request" in text
         assert self.LIMIT in text
@@ -132,14 +132,16 @@ class TestMessagesAboveTheLimit:
     def test_later_request_of_a_stream(self, instance: Instance) -> None:
         stub = self.stub(instance, "stream_unary", "clientStream")
         requests = [EchoRequest(), EchoRequest(payload=bytes(MESSAGE_BYTES_MAX))]
-        code, text = refusal(partial(stub, iter(requests), metadata=self.ID, timeout=20))
+        code, text = refusal(
+            partial(stub, iter(requests), metadata=self.ID, timeout=CALL_TIMEOUT_S)
+        )
         assert code == Code.RESOURCE_EXHAUSTED
         assert self.LIMIT in text
 
     def test_response(self, instance: Instance) -> None:
         stub = self.stub(instance, "unary_unary", "unary")
         request = EchoRequest(reply_bytes=MESSAGE_BYTES_MAX)
-        code, text = refusal(partial(stub, request, metadata=self.ID, timeout=20))
+        code, text = refusal(partial(stub, request, metadata=self.ID, timeout=CALL_TIMEOUT_S))
         assert code == Code.RESOURCE_EXHAUSTED
         assert "response" in text
         assert self.LIMIT in text
@@ -216,7 +218,9 @@ def test_registrations(
 @pytest.mark.parametrize("greeting", [b"", b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", b"\0" * 4096])
 def test_who_does_not_speak_http2(instance: Instance, greeting: bytes) -> None:
     """A probe, a browser, garbage: their connection ends, the others do not notice."""
-    with socket.create_connection(("127.0.0.1", instance.port), timeout=10) as connection:
+    with socket.create_connection(
+        ("127.0.0.1", instance.port), timeout=CALL_TIMEOUT_S
+    ) as connection:
         connection.sendall(greeting)
         if not greeting:
             return

@@ -10,11 +10,13 @@ from mm.pb import mmesh
 from tests.system.meshes import Instance, Mesh, mesh_of
 from tests.system.processes import eventually
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.system
 MODEL_TYPE = "SIZE_1000000_100_0"
 #: Far longer than all that is done meanwhile.
 LONG_MS = 60_000
-SHORT_S = 15.0
+SHORT_S = 30.0
+#: The first goes to either copy; that all of them miss the busy one happens once in 2**40 runs.
+CALLS = 40
 
 
 @pytest.fixture(scope="module")
@@ -42,11 +44,12 @@ def test_a_busy_copy_sends_calls_to_the_other_and_is_called_again_when_it_is_fre
     held = one.predict_later("shared", f"test:delay:ms={LONG_MS}")
     one.wait_in_flight(1)
     before = two.statistics().calls
-    for _ in range(20):
+    for _ in range(CALLS):
         caller.predict("shared", timeout_s=SHORT_S)
-    assert two.statistics().calls - before == 20, "each waited a minute otherwise"
+    assert two.statistics().calls - before == CALLS, "each waited a minute otherwise"
     # Mostly one; more where a push tells of the caller's own call to the other copy: a tie.
     assert caller.statistics().redirects >= 1
+    # However long ago the caller called it: it stays away because of what it heard then.
     held.cancel()
     eventually(lambda: one.statistics().loads_pushed > 0, what="the caller hears that it is free")
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 
 from mm.pb import mmesh
-from tests.system.meshes import Mesh, mesh_of
+from tests.system.meshes import Instance, Mesh, mesh_of
+from tests.system.processes import eventually
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.system
 
 Status = mmesh.ModelStatusInfoModelStatus
 #: Java sends 6,000 and 200, to make it scale to three copies, which is not there yet.
@@ -38,7 +40,7 @@ def test_grpc(mesh: Mesh) -> None:
     assert (loaded.status, loaded.errors) == (Status.LOADED, [])
     text = "y" * 2_000_000
     for _ in range(LARGE_PREDICTS):
-        reply = second.predict("cluster-grpc", text, metadata=header, timeout_s=2.0)
+        reply = second.predict("cluster-grpc", text, metadata=header)
         assert reply.results[0].category == expected.format(text)
     first.unregister("cluster-grpc")
     assert first.status("cluster-grpc").status == Status.NOT_FOUND
@@ -63,10 +65,13 @@ def test_multi_model(mesh: Mesh) -> None:
 def test_every_instance_serves_what_one_loaded(mesh: Mesh) -> None:
     mesh[0].register("shared", "SIZE_1000000_50_0", load_now=True, sync=True)
     for instance in mesh.instances:
-        status = instance.status("shared")
-        assert status.status == Status.LOADED
-        assert len(status.model_copy_infos) == 1
+        eventually(partial(is_loaded, instance, "shared"), what="its copy is known")
+        assert len(instance.status("shared").model_copy_infos) == 1
         assert instance.predict("shared").results[0].confidence == 1.0
+
+
+def is_loaded(instance: Instance, model_id: str) -> bool:
+    return instance.status(model_id).status == Status.LOADED
 
 
 def test_balanced_callers_are_served_where_they_call(mesh: Mesh) -> None:

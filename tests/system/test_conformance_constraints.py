@@ -16,7 +16,7 @@ from mm.pb import mmesh
 from tests.system.etcd import Keys
 from tests.system.meshes import Instance, Mesh, mesh_of, record_of, refusal
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.system
 
 Status = mmesh.ModelStatusInfoModelStatus
 PATH = "SIZE_1000000_20_0"

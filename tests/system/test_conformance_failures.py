@@ -20,19 +20,18 @@ import pytest
 
 from mm.pb import mmesh
 from tests.system.grpcio_runtime import GrpcioRuntime, Held, grpcio_runtime
-from tests.system.meshes import Instance, Mesh, mesh_of, refusal
+from tests.system.meshes import CALL_TIMEOUT_S, Instance, Mesh, mesh_of, refusal
 from tests.system.processes import eventually
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(90)]
+pytestmark = pytest.mark.system
 
 Code = grpc.StatusCode
 Status = mmesh.ModelStatusInfoModelStatus
-#: Java polls for this long until a load has failed everywhere.
-FAILED_EVERYWHERE_S = 24.0
 ERROR = "the disk is on fire"
 #: How many instances are tried for a model that loads nowhere.
 FAILURES_MAX = 3
 EXPIRY_S = 2.0
+PATIENCE_S = 60.0
 
 
 def fail(held: Held) -> None:
@@ -126,9 +125,14 @@ def test_load_failure(world: World, sync: bool) -> None:
         return status.status == Status.LOADING_FAILED and len(status.errors) >= expected
 
     expected = min(FAILURES_MAX, len(world.runtimes))
-    eventually(failed_everywhere, timeout_s=FAILED_EVERYWHERE_S)
-    status = instance.ensure_loaded(model_id, sync=sync)
-    assert status.status == Status.LOADING_FAILED
+    eventually(failed_everywhere)
+
+    def told() -> mmesh.ModelStatusInfo | None:
+        # Where failures are soon forgotten, it may be on its way once more.
+        status = instance.ensure_loaded(model_id, sync=sync)
+        return status if status.status == Status.LOADING_FAILED else None
+
+    status = eventually(told)
     assert len(status.errors) == expected
     assert all(error.endswith(ERROR) for error in status.errors)
     failed = [copy.location for copy in status.model_copy_infos]
@@ -143,7 +147,7 @@ def test_load_failure(world: World, sync: bool) -> None:
 
 def echo(instance: Instance, model_id: str) -> Any:
     stub: Any = instance.channel.unary_unary("/test.Runtime/echo")
-    return stub(b"x", metadata=(("mm-model-id", model_id),), timeout=20)
+    return stub(b"x", metadata=(("mm-model-id", model_id),), timeout=CALL_TIMEOUT_S)
 
 
 def test_failure_expiry(worlds: dict[str, World]) -> None:
@@ -164,13 +168,13 @@ def test_failure_expiry(worlds: dict[str, World]) -> None:
     pause = threading.Event()
     while True:
         stub: Any = instance.channel.unary_unary("/test.Runtime/echo")
-        future = stub.future(b"x", metadata=(("mm-model-id", "expires"),), timeout=20)
+        future = stub.future(b"x", metadata=(("mm-model-id", "expires"),), timeout=CALL_TIMEOUT_S)
         if future.code() == Code.OK:
             break
         assert future.code() == Code.FAILED_PRECONDITION
         assert future.details().endswith(ERROR)
-        # Java waits for four seconds in all; the machine may be busy with something else.
-        assert time.monotonic() - failed_s < 2 * EXPIRY_S + 4
+        # Java waits for four seconds in all; without the setting it would be a quarter of an hour.
+        assert time.monotonic() - failed_s < PATIENCE_S
         pause.wait(0.1)
     assert time.monotonic() - started_s >= EXPIRY_S * 3 / 4
     assert instance.status("expires").status == Status.LOADED
@@ -190,7 +194,7 @@ def test_load_failure_recovery(worlds: dict[str, World]) -> None:
     for other in others:
         other.serve.terminate()
     for other in others:
-        assert other.serve.wait_end(20) == 0
+        assert other.serve.wait_end(PATIENCE_S) == 0
     world.fail_at(bad)
     for number in range(5):
         instance = instances[[*bad, good][number % 3]]

@@ -16,7 +16,7 @@ from tests.system.etcd import Keys
 from tests.system.meshes import Instance, Mesh, mesh_of, refusal
 from tests.system.processes import eventually
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.system
 
 PREDICT = "mmesh.ExamplePredictor/predict"
 MULTI_PREDICT = "mmesh.ExamplePredictor/multiPredict"

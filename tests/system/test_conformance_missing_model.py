@@ -10,9 +10,9 @@ import grpc
 import pytest
 
 from mm.pb import mmesh
-from tests.system.meshes import Instance, channel_to, mesh_of
+from tests.system.meshes import CALL_TIMEOUT_S, Instance, channel_to, mesh_of
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(60)]
+pytestmark = pytest.mark.system
 
 VARIANTS: dict[str, tuple[Sequence[str], dict[str, str]]] = {
     "plain": (["0"], {}),
@@ -54,7 +54,9 @@ def test_handle_missing_model(variant: str, instances: dict[str, Instance]) -> N
         )
         for _ in range(2):
             # Some variants unload it and say that there was nothing to unload.
-            code = unload.future(mmesh.UnloadModelRequest(model_id="m"), timeout=5).code()
+            code = unload.future(
+                mmesh.UnloadModelRequest(model_id="m"), timeout=CALL_TIMEOUT_S
+            ).code()
             assert code in (grpc.StatusCode.OK, grpc.StatusCode.NOT_FOUND)
             reply = instance.predict("m", "again")
             assert reply.results[0].category == "classification for again by model m"

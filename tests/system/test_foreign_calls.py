@@ -21,10 +21,10 @@ from mm.pb.mm.testing import EchoRequest, EchoResponse
 from tests.system.conftest import Pair
 from tests.system.meshes import MESSAGE_BYTES_MAX, refusal
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(90)]
+pytestmark = pytest.mark.system
 
 ID = ("mm-model-id", "echo")
-TIMEOUT_S = 20.0
+TIMEOUT_S = 60.0
 MIB = 2**20
 
 
@@ -320,7 +320,7 @@ async def hold_streams_open(target: str, count: int) -> None:
             request_serializer=bytes,
             response_deserializer=EchoResponse.parse,
         )
-        calls = [stub(metadata=(ID,), timeout=60) for _ in range(count)]
+        calls = [stub(metadata=(ID,), timeout=TIMEOUT_S) for _ in range(count)]
         for turn in range(2):
             for number, call in enumerate(calls):
                 await call.write(EchoRequest(payload=b"%d %d" % (turn, number)))

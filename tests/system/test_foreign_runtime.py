@@ -21,11 +21,13 @@ from mm.pb import mmesh
 from tests.system.grpcio_runtime import WAIT_S, GrpcioRuntime, Held, grpcio_runtime
 from tests.system.meshes import Instance, mesh_of
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(90)]
+pytestmark = pytest.mark.system
 
 Status = mmesh.ModelStatusInfoModelStatus
 ID = (("mm-model-id", "m"),)
-TIMEOUT_S = 20.0
+TIMEOUT_S = 60.0
+#: Long enough for a call to arrive on a machine with other work.
+DEADLINE_S = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +76,10 @@ def test_answers_that_the_runtime_compresses(instance: Instance) -> None:
 
 
 def test_a_deadline_passes_in_the_runtime_too(instance: Instance, world: World) -> None:
-    future = call_of(instance, "hold").future(b"", metadata=ID, timeout=1.0)
+    future = call_of(instance, "hold").future(b"", metadata=ID, timeout=DEADLINE_S)
     held = world.runtime.next_held()
     assert held.time_left_s is not None
-    assert 0 < held.time_left_s <= 1.1
+    assert 0 < held.time_left_s <= DEADLINE_S + 0.1
     assert future.code() == grpc.StatusCode.DEADLINE_EXCEEDED
     assert held.ended.wait(WAIT_S)
 

@@ -25,12 +25,12 @@ import mm
 from mm.pb import mmesh
 from tests.system.meshes import Mesh, mesh_of
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.system
 
 Status = mmesh.ModelStatusInfoModelStatus
 IRIS, IRIS_LABELS = load_iris(return_X_y=True)
 WINE, WINE_LABELS = load_wine(return_X_y=True)
-TIMEOUT_S = 30.0
+TIMEOUT_S = 60.0
 
 #: As modelmesh-serving configures it, but for models instead of vmodels (around 7.1).
 EXTRACTION = """{"allowOtherRpcs": true, "rpcConfigs": {

@@ -19,11 +19,13 @@ from mm.pb import mmesh
 from tests.system.grpcio_runtime import MIB, WAIT_S, GrpcioRuntime, Held, grpcio_runtime
 from tests.system.meshes import Instance, Mesh, mesh_of, refusal
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(90)]
+pytestmark = pytest.mark.system
 
 Code = grpc.StatusCode
 Status = mmesh.ModelStatusInfoModelStatus
-LOAD_TIMEOUT_MS = 1_000
+#: Of which a load takes a hundredth, unless the machine has other work.
+LOAD_TIMEOUT_MS = 5_000
+TIMED_OUT = "Load of model slow timed out after 5s"
 SIZE = "SIZE_1000000_10_0"
 
 
@@ -37,7 +39,7 @@ class World:
     instance: Instance
     runtime: GrpcioRuntime
 
-    def echo(self, model_id: str, timeout_s: float = 20.0) -> Any:
+    def echo(self, model_id: str, timeout_s: float = WAIT_S) -> Any:
         stub: Any = self.instance.channel.unary_unary("/test.Runtime/echo")
         return stub(b"echo", metadata=(("mm-model-id", model_id),), timeout=timeout_s)
 
@@ -78,19 +80,19 @@ def test_a_load_over_its_time(world: World) -> None:
     world.runtime.before_load = hold
     world.instance.register("slow")
     code, text = refusal(partial(world.echo, "slow"))
-    assert (code, text) == (Code.DEADLINE_EXCEEDED, "Load of model slow timed out after 1s")
+    assert (code, text) == (Code.DEADLINE_EXCEEDED, TIMED_OUT)
     assert loading[0].ended.wait(WAIT_S)
     assert world.runtime.unloaded.get(timeout=WAIT_S) == "slow"
     status = world.instance.status("slow")
     assert status.status == Status.LOADING_FAILED
-    assert status.errors == ["Load of model slow timed out after 1s"]
+    assert status.errors == [TIMED_OUT]
 
 
 def test_loads_within_their_time(world: World) -> None:
     """Slower than anything else here, and all callers wait for the one load."""
 
     def dawdle(held: Held) -> None:
-        held.ended.wait(LOAD_TIMEOUT_MS / 2000)
+        held.ended.wait(LOAD_TIMEOUT_MS / 10_000)
 
     world.runtime.before_load = dawdle
     world.instance.register("in-time")

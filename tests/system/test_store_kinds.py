@@ -14,12 +14,13 @@ from mm.edge.embedded_etcd import EmbeddedEtcd
 from mm.pb import mmesh
 from tests.system.etcd import Keys
 from tests.system.meshes import Instance, mesh_of
-from tests.system.processes import eventually
+from tests.system.processes import eventually, is_running
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(60)]
+pytestmark = pytest.mark.system
 
 Status = mmesh.ModelStatusInfoModelStatus
 SIZE = "SIZE_1000000_10_0"
+END_TIMEOUT_S = 60.0
 
 
 def use(instance: Instance) -> None:
@@ -45,7 +46,7 @@ def test_alone(dataplane: str, kv_store: str) -> None:
         children = child_processes(instance.serve.process.pid)
         assert len(children) == (1 if kv_store == "embedded" else 0)
         instance.serve.terminate()
-        assert instance.serve.wait_end(10) == 0
+        assert instance.serve.wait_end(END_TIMEOUT_S) == 0
         assert not any(map(is_running, children))
 
 
@@ -89,12 +90,3 @@ def test_several_endpoints_some_of_them_dead(
 def child_processes(pid: int) -> list[int]:
     children = Path(f"/proc/{pid}/task").glob("*/children")
     return [int(child) for file in children for child in re.findall(r"\d+", file.read_text())]
-
-
-def is_running(pid: int) -> bool:
-    try:
-        status = Path(f"/proc/{pid}/status").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    # A zombie waits for somebody to look at it; it does nothing any more.
-    return "\nState:\tZ" not in status

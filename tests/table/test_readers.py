@@ -22,7 +22,6 @@ def hammer_module() -> ModuleType:
     return load("mm_test_hammer", HERE / "hammer.pyx")
 
 
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize("length", [5, 8, 20, 40, 64])
 def test_ids_that_share_their_tag_are_told_apart(hammer_module: ModuleType, length: int) -> None:
     """A tag has 32 bits: among so many ids a few pairs share one, whatever the secret is."""
@@ -47,7 +46,6 @@ def test_ids_that_share_their_tag_are_told_apart(hammer_module: ModuleType, leng
     table.check_invariants()
 
 
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize("count", [0, 1, 15, 16, 17, 40])
 def test_a_batch_finds_what_one_by_one_finds(hammer_module: ModuleType, count: int) -> None:
     table = Table(10)
@@ -58,7 +56,6 @@ def test_a_batch_finds_what_one_by_one_finds(hammer_module: ModuleType, count: i
     assert found == [model_id if model_id in table else None for model_id in ids]
 
 
-@pytest.mark.timeout(120)  # the first time, the readers are compiled
 @pytest.mark.parametrize("seed", [1, 2])
 def test_readers_see_nothing_that_is_not_so(hammer_module: ModuleType, seed: int) -> None:
     reports = hammer(hammer_module, seed=seed, reader_count=3, steps=15_000)
