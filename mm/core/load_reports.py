@@ -14,12 +14,16 @@ from typing import Final
 
 from mm.core.ids import InstanceId, ModelId
 
-#: A peer that sent no call for this long is not told any more: its next reply tells it.
+#: A peer that sent no call for this long is not told any more than what follows.
 RECENT_S: Final = 1.0
 #: What a new service time counts for in the mean.
 SERVICE_WEIGHT: Final = 0.25
 #: A push is worth while the news are fresh compared with how long a call takes.
 SERVICE_PART: Final = 0.25
+#: It is told when a copy has no more than this part of the calls that it believes in. It may not
+#: call because of what it believes, and would go on for ever; that is a few messages at most, one
+#: for each halving.
+FALLEN_DIVISOR: Final = 2
 #: No peer knows anything before its first reply.
 _NOTHING: Final = -1
 
@@ -60,13 +64,17 @@ class _Copy:
         self.service_s = 0.0
         self.pushed_s = 0.0
 
+    def is_recent(self, peer: InstanceId, now_s: float) -> bool:
+        """Answer whether it called of late."""
+        return now_s - self.called_s.get(peer, 0.0) <= RECENT_S
+
     def forget_old(self, now_s: float) -> None:
-        """Drop who did not call of late."""
+        """Drop who did not call of late, and not because it believes the copy busy."""
         for peer in self.callers:
             self.called_s[peer] = now_s
         self.callers.clear()
-        for peer in list(self.believed):
-            if now_s - self.called_s.get(peer, 0.0) > RECENT_S:
+        for peer, believed in list(self.believed.items()):
+            if believed <= 0 and not self.is_recent(peer, now_s):
                 del self.believed[peer]
                 self.called_s.pop(peer, None)
 
@@ -154,7 +162,8 @@ class LoadReports:
                 continue
             count = count_of(model_id)
             for peer, believed in copy.believed.items():
-                if believed != count:
+                has_fallen = count <= believed // FALLEN_DIVISOR
+                if believed != count and (has_fallen or copy.is_recent(peer, now_s)):
                     copy.pushed_s = now_s
                     copy.believed[peer] = count
                     batches.setdefault(peer, {})[model_id] = count

@@ -129,6 +129,8 @@ def test_who_did_not_call_of_late_is_forgotten() -> None:
     assert set(reports.due(1.0 + 1.1 * RECENT_S, {M: 3}.__getitem__)) == {B}
     reports.began(M, A)
     assert set(reports.due(9.0, {M: 4}.__getitem__)) == {A}, "however long ago the last look was"
+    reports.ended(M, A, told=0)
+    assert set(reports.due(9.1, {M: 0}.__getitem__)) == {B}, "who heard of three stays away"
     reports.sweep(9.5)
     assert len(reports) == 1
     reports.sweep(9.0 + 1.1 * RECENT_S)
@@ -141,9 +143,23 @@ def test_who_did_not_call_of_late_is_forgotten() -> None:
 def test_a_local_call_after_a_long_time_tells_nobody() -> None:
     reports = make()
     reports.began(M, A)
-    reports.due(1.0, {M: 1}.__getitem__)
+    reports.due(1.0, {M: 0}.__getitem__)
     reports.began(M, None)
     assert reports.due(9.0, {M: 5}.__getitem__) == {}
+    assert len(reports) == 0
+
+
+def test_who_stays_away_from_a_busy_copy_is_told_of_each_halving() -> None:
+    reports = make()
+    reports.began(M, A)
+    reports.due(1.0, {M: 40}.__getitem__)
+    told = []
+    for count in range(39, -1, -1):
+        reports.ended(M, None, told=None)
+        loads = reports.due(10.0 + 40 - count, {M: count}.__getitem__)
+        told += [each[M] for peer, each in loads.items() if peer == A]
+    assert told == [20, 10, 5, 2, 1, 0]
+    reports.sweep(99.0)
     assert len(reports) == 0
 
 
@@ -151,7 +167,7 @@ def test_copies_are_bounded() -> None:
     reports = make(copies_max=1)
     reports.began(M, A)
     assert not reports.began(N, A)
-    assert reports.due(1.0, Counter({M: 1, N: 1}).__getitem__) == {A: {M: 1}}
+    assert reports.due(1.0, Counter({M: 0, N: 1}).__getitem__) == {A: {M: 0}}
     reports.sweep(9.0)
     reports.began(N, A)
     assert reports.due(9.0, {N: 1}.__getitem__) == {A: {N: 1}}
@@ -170,7 +186,9 @@ def test_what_was_not_sent_is_due_again_and_what_was_refused_is_not() -> None:
 
 
 class Beliefs(RuleBasedStateMachine):
-    """At rest, everyone who called of late believes what is true."""
+    """At rest, everyone who called of late believes what is true, and nobody avoids a copy for
+    long that is not busy.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -209,6 +227,7 @@ class Beliefs(RuleBasedStateMachine):
         if self.reports.is_pending:
             return
         for (peer, model), called_s in self.called_s.items():
+            assert self.believed[peer, model] <= 2 * self.counts[model] + 1
             if self.now_s - called_s < RECENT_S:
                 assert self.believed[peer, model] == self.counts[model]
 
