@@ -37,6 +37,7 @@ Who and where:
   MM_INSTANCE_ID          its id; a restart may use it again          [made up]
   MM_LOCATION, MM_ZONE    the machine and the zone; copies are spread over them
   MM_LABELS               comma-separated labels
+  SERVICE_VERSION         its build, NAME-YYYYMMDD-NUMBER; loads go to the newest
   MM_KVSTORE_PREFIX       first part of every key                     [tas-runtime]
   KV_READ_ONLY            true: nothing is registered or removed      [false]
 
@@ -66,6 +67,8 @@ Behaviour:
   MM_MIN_CHURN_AGE_MS             evict nothing used less long ago    [0]
   MM_EVICTION                     who goes: lru, or cost, by load time [lru]
   MM_MAX_INFLIGHT_PER_MODEL_COPY  calls that a copy has and keeps waiting, if limited   [0]
+  BOOTSTRAP_CLEARANCE_PERIOD_MS   if its first loads fail so soon, it is not ready      [180000]
+  MM_FAILFAST_UPGRADE_ENABLED     false: it is ready whatever its loads do              [true]
   SHUTDOWN_TIMEOUT_MS             from the signal to the exit         [30000]
   MM_LOG_LEVEL                    debug, info, warning or error       [info]
 

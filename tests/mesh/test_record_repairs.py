@@ -84,11 +84,9 @@ async def test_a_state_is_written_anew_into_a_store_that_was_emptied() -> None:
         copy = copy_at(10)
         await world.registrar.register(copy, RECORD)
         go(world, copy, Phase.SIZING)
-        world.server._items.clear()
-        world.server.revision = 1
-        world.server.forget_history()
-        await until(lambda: world.registry._mirror.revision == 1)
-        assert world.record() is None
+        world.server.wipe()
+        await until(lambda: world.registry._mirror.unconfirmed_count == 1)
+        assert not world.server.table("/").items
         go(world, copy, Phase.ACTIVE, 7)
         await paid(world)
         found = state(world)
