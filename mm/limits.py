@@ -178,6 +178,16 @@ class Limits:
     #: the load is registered; sixteen are some thousand models a second, and leave the store room.
     preloads_asked_at_once_max: int = 16
 
+    #: An instance that has calls of ours and answered none between two looks is asked who it is.
+    #: Models that take longer to answer are usual, so it must cost little: two small calls a second
+    #: for each instance at worst.
+    peer_look_s: float = 0.5
+    #: Without an answer in this time calls go elsewhere. Saying who one is takes a millisecond, but
+    #: an instance that reads a large registry, or has no processor for a moment, is no reason.
+    peer_answer_timeout_s: float = 2.0
+    #: It is asked on until it answers, more and more seldom up to this.
+    peer_ask_pause_max_s: float = 4.0
+
     # --- listeners ----------------------------------------------------------------------------
 
     #: Streams at once on one connection of a client. 100, grpclib's own value, stalls a busy

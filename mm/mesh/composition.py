@@ -38,6 +38,7 @@ from mm.mesh.registrar import Registrar
 from mm.mesh.registry import Registry
 from mm.mesh.restorer import Restorer
 from mm.mesh.router import Router
+from mm.mesh.sentinel import Sentinel
 from mm.mesh.statistics import Counters
 from mm.mesh.statuses import Statuses
 from mm.mesh.trials import Trials
@@ -74,6 +75,7 @@ class Parts:
     cluster: ClusterState
     members: Members
     pusher: LoadPusher
+    sentinel: Sentinel
     loader: Loader
     waiters: Waiters
     placer: Placer
@@ -113,6 +115,7 @@ def compose(
     members = _members(config, ports, registry, copies, cluster, load_times)
     pusher = _pusher(config, ports, copies, members)
     first_loads = _first_loads(config, ports, parameters, registry, copies)
+    sentinel = Sentinel(members, ports.peers, config)
     loader = Loader(
         copies=copies,
         registrar=registrar,
@@ -136,6 +139,7 @@ def compose(
         waiters=waiters,
         placer=placer,
         pusher=pusher,
+        sentinel=sentinel,
         rng=ports.rng,
     )
     return Parts(
@@ -152,6 +156,7 @@ def compose(
         cluster=cluster,
         members=members,
         pusher=pusher,
+        sentinel=sentinel,
         loader=loader,
         waiters=waiters,
         placer=placer,
@@ -216,6 +221,7 @@ def compose_services(
             publisher.run,
             parts.registrar.run,
             parts.pusher.run,
+            parts.sentinel.run,
             leader.run,
             parts.janitor.run,
             reaper.run,

@@ -8,6 +8,7 @@ both. Publishing our own record is ``publisher``'s.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -36,6 +37,11 @@ UNREACHABLE_MAX_S = 10.0
 #: this long: a store that was away lets leases run out before anybody can renew them, and then all
 #: instances are gone for a moment. One that is really gone is found out by the first call.
 GONE_CALLED_S = 10.0
+
+
+#: What a client is told to wait when nobody but a silent instance could have served it: it is asked
+#: again all the time.
+SILENT_RETRY_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +80,8 @@ class Members:
         self._handles: dict[InstanceId, int] = {}
         #: instance -> (until, current back-off), on the clock of anyio.
         self._unreachable: dict[InstanceId, tuple[float, float]] = {}
+        #: Takes calls and does not answer, as far as ``sentinel`` knows: unreachable without end.
+        self._silent: set[InstanceId] = set()
         self._gone: dict[InstanceId, _Gone] = {}
         self._mirror = Mirror(store, prefix, self._changed)
         #: Others that should get no new work; True: because they are shutting down.
@@ -198,17 +206,33 @@ class Members:
         if until_s <= now_s:
             backoff_s = min(2 * backoff_s, UNREACHABLE_MAX_S)
             self._unreachable[instance_id] = (now_s + backoff_s, backoff_s)
-            self._cluster.set_away(instance_id, now_s + backoff_s)
+            if instance_id not in self._silent:
+                self._cluster.set_away(instance_id, now_s + backoff_s)
 
-    def mark_reachable(self, instance_id: InstanceId) -> None:
-        """It answered."""
-        if self._unreachable.pop(instance_id, None) is not None:
-            self._cluster.set_back(instance_id)
+    def mark_silent(self, instance_id: InstanceId) -> bool:
+        """It takes calls and does not answer: leave it alone until it does. False if that is no
+        news.
+        """
+        if instance_id in self._silent or self._known_handle(instance_id) is None:
+            return False
+        self._silent.add(instance_id)
+        self._cluster.set_away(instance_id, math.inf)
+        return True
+
+    def mark_reachable(self, instance_id: InstanceId) -> bool:
+        """It answered; False if that is no news."""
+        was_silent = instance_id in self._silent
+        if self._unreachable.pop(instance_id, None) is None and not was_silent:
+            return False
+        self._silent.discard(instance_id)
+        self._cluster.set_back(instance_id)
+        return was_silent
 
     def next_reachable_ms(self) -> int | None:
         """Answer in how long one that cannot be reached now is tried again; None if all can be."""
         now_s = anyio.current_time()
         waits_s = [until_s - now_s for until_s, _ in self._unreachable.values() if until_s > now_s]
+        waits_s += [SILENT_RETRY_S] * bool(self._silent)
         return max(1, round(1000 * min(waits_s))) if waits_s else None
 
     def first_id(self) -> InstanceId:
@@ -224,7 +248,13 @@ class Members:
             return False
         return self._is_ready(record, instance_id, self._clock.now_ms())
 
+    def address_if_known(self, instance_id: InstanceId) -> str | None:
+        """Answer host:port of an instance that is there, or was a moment ago, reachable or not."""
+        return None if self._known_handle(instance_id) is None else self.address(instance_id)
+
     def _is_unreachable(self, instance_id: InstanceId) -> bool:
+        if instance_id in self._silent:
+            return True
         entry = self._unreachable.get(instance_id)
         return entry is not None and entry[0] > anyio.current_time()
 
@@ -267,7 +297,7 @@ class Members:
             logger.info("instance %s is gone", instance_id)
             if record.shutting_down or not record.address:
                 self._table.remove_instance(handle)
-                self._unreachable.pop(instance_id, None)
+                self._forget_reach(instance_id)
             else:
                 until_s = anyio.current_time() + GONE_CALLED_S
                 self._gone[instance_id] = _Gone(record.address, handle, until_s)
@@ -291,8 +321,12 @@ class Members:
         for instance_id, gone in list(self._gone.items()):
             if gone.until_s <= now_s:
                 del self._gone[instance_id]
-                self._unreachable.pop(instance_id, None)
+                self._forget_reach(instance_id)
                 self._table.remove_instance(gone.handle)
+
+    def _forget_reach(self, instance_id: InstanceId) -> None:
+        self._unreachable.pop(instance_id, None)
+        self._silent.discard(instance_id)
 
     def _is_ready(self, record: ModelRecord, instance_id: InstanceId, now_ms: int) -> bool:
         return is_ready(record, instance_id, now_ms, self._assumed_load_ms(record.info.model_type))

@@ -38,6 +38,7 @@ from mm.mesh.placer import Placer
 from mm.mesh.ports import RuntimeParameters
 from mm.mesh.registry import Registry
 from mm.mesh.retries import Retries
+from mm.mesh.sentinel import Sentinel
 from mm.mesh.vmodels import VModels
 from mm.mesh.waiters import Waiters
 from mm.table import LOCAL, NONE
@@ -66,6 +67,7 @@ class Router:
         waiters: Waiters,
         placer: Placer,
         pusher: LoadPusher,
+        sentinel: Sentinel,
         rng: random.Random,
     ) -> None:
         self._config = config
@@ -78,6 +80,7 @@ class Router:
         self._waiters = waiters
         self._placer = placer
         self._pusher = pusher
+        self._sentinel = sentinel
         #: Copies that peers call: nobody wants to hear of the others.
         self._watched = pusher.watched
         self._rng = rng
@@ -154,6 +157,7 @@ class Router:
         self.routes_open += 1
         if isinstance(route, PeerRoute):
             self._counters.forwards += 1
+            self._sentinel.sent(route.instance_id)
             return
         call.is_here = True
         if call.sender is not None or self._watched:
@@ -184,8 +188,8 @@ class Router:
             call.is_here = False
             if self._watched:
                 self._pusher.ended(call)
-        elif outcome not in (Outcome.UNREACHABLE, Outcome.ABANDONED):
-            self._members.mark_reachable(route.instance_id)
+        else:
+            self._sentinel.ended(route.instance_id, outcome)
         if isinstance(route, PeerRoute) and route.hop is Hop.LOAD_LOCAL:
             self._placer.load_ended(call, route, outcome)
         if outcome is Outcome.ANSWERED:

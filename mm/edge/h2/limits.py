@@ -68,7 +68,10 @@ PEER_LIMITS = TransportLimits(
     streams_max=20_000,
     header_list_bytes_max=64 * 1024,
     channel_connections_max=4,
-    ping_interval_s=10.0,
+    # What is under way to an instance that is gone without a word goes on elsewhere after this and
+    # the next; longer than any pause of a process that lives.
+    ping_interval_s=2.5,
+    ping_timeout_s=5.0,
     # A peer passes on the cancellations of all its clients.
     resets_per_s=1e6,
 )
