@@ -195,6 +195,12 @@ class Limits:
     external_streams_max: int = 1_000
     #: Streams at once on one connection of a peer, which carries the calls of many clients.
     peer_streams_max: int = 20_000
+    #: Models used in this time are moved elsewhere before an instance stops, as in Java; who comes
+    #: back to others will find them loaded in the time of one load.
+    drain_used_within_s: float = 3600.0
+    #: Moves under way at a time: enough for the loading slots of some thirty others. The order in
+    #: which they come is that of their last use.
+    drain_moves_at_once_max: int = 256
     #: Calls in flight get this long when the process stops (spec core 7.4).
     drain_timeout_s: float = 15.0
     #: Closing a connection, a channel, a file that should close at once.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import sys
 from collections import Counter
 from typing import TYPE_CHECKING, Annotated
@@ -68,6 +69,8 @@ def _print_scenario(name: str, seed: int) -> None:
         raise CommandError(
             f"there is no scenario {name!r}: it is one of {', '.join(SCENARIOS)}", exit_code=2
         )
+    # What instances log is none of the figures; without any handler warnings would be printed.
+    logging.getLogger("mm").addHandler(logging.NullHandler())
     report = SCENARIOS[name](seed)
     for line in report.lines():
         typer.echo(line)

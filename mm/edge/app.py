@@ -52,6 +52,8 @@ logger = logging.getLogger(__name__)
 
 #: Of the time for stopping, this much is kept back for the end: leaving the cluster, closing.
 STOP_RESERVE_S = 5.0
+#: Of the rest, models may take this share to move elsewhere; calls in flight have what is left.
+DRAIN_SHARE = 0.8
 
 
 class WallClock(Clock):
@@ -187,10 +189,11 @@ class Instance:
     async def _stop(self, node: Node, external_server: GrpcServer) -> None:
         config = self._config
         limit_s = max(1.0, config.shutdown_timeout_s - STOP_RESERVE_S)
-        grace_s = min(config.drain_timeout_s, limit_s)
         self._health.set_serving(False)
-        with anyio.move_on_after(limit_s):
-            await node.drain()
+        with anyio.move_on_after(limit_s) as everything:
+            await node.drain(limit_s * DRAIN_SHARE)
+            left_s = everything.deadline - anyio.current_time()
+            grace_s = min(config.drain_timeout_s, max(0.0, left_s))
             async with anyio.create_task_group() as group:
                 group.start_soon(external_server.stop, grace_s)
                 group.start_soon(self._peer_server.stop, grace_s)

@@ -21,6 +21,7 @@ from mm.core.records import InstanceRecord
 from mm.core.sizing import CacheSizing
 from mm.mesh.concurrency import CallLimits
 from mm.mesh.copies import Copies
+from mm.mesh.drain import Drain
 from mm.mesh.first_loads import FirstLoads
 from mm.mesh.janitor import Janitor
 from mm.mesh.leader import Leader
@@ -92,6 +93,7 @@ class Services:
     """What runs beside the calls, once the instance has a session."""
 
     publisher: Publisher
+    drain: Drain
     leader: Leader
     #: Each is run until the instance stops, in a task of its own.
     tasks: tuple[Callable[[], Coroutine[Any, Any, None]], ...]
@@ -212,8 +214,17 @@ def compose_services(
         registry=parts.registry,
         config=config,
     )
+    drain = Drain(
+        config=config,
+        registry=parts.registry,
+        registrar=parts.registrar,
+        copies=parts.copies,
+        members=parts.members,
+        preloader=parts.preloader,
+    )
     return Services(
         publisher=publisher,
+        drain=drain,
         leader=leader,
         tasks=(
             restorer.run,

@@ -241,10 +241,18 @@ class Members:
         """
         return min([*self._records, self._me])
 
+    def stays(self, instance_id: InstanceId) -> bool:
+        """Answer whether an instance is there, and not about to stop."""
+        found = self._records.get(instance_id)
+        return found is not None and not found.shutting_down
+
+    def staying(self) -> list[InstanceId]:
+        """Answer the others that are there to stay."""
+        return [each for each in self._records if each != self._me and self.stays(each)]
+
     def serves(self, instance_id: InstanceId, record: ModelRecord) -> bool:
         """Answer whether an instance that is there to stay has a ready copy, as its record says."""
-        found = self._records.get(instance_id)
-        if found is None or found.shutting_down or instance_id not in record.copies:
+        if instance_id not in record.copies or not self.stays(instance_id):
             return False
         return self._is_ready(record, instance_id, self._clock.now_ms())
 

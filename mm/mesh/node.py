@@ -106,9 +106,11 @@ class Node:
             max(0, len(self.parts.members) - 1),
         )
 
-    async def drain(self) -> None:
-        """Take no new work: others are told, loads are refused, registrations taken back. Calls in
-        flight go on.
+    async def drain(self, limit_s: float = 0.0) -> None:
+        """Take no new work, and have others take over what is here; then all is deregistered.
+
+        Others are told, loads are refused; copies serve until their successors do, those of models
+        that were used last first, for ``limit_s`` at most. Calls in flight go on.
         """
         if self._draining:
             return
@@ -120,15 +122,24 @@ class Node:
         for copy in list(self.parts.copies):
             if copy.phase is not Phase.ACTIVE and not copy.serves:
                 self.parts.copies.remove(copy, refusal)
-        await self._tell_others(self.services.publisher.publish)
-        await self._tell_others(self.services.leader.resign)
+        is_told = False
+        with anyio.move_on_after(self._config.close_timeout_s):
+            is_told = await self._tell_others(self.services.publisher.publish)
+        if not is_told:
+            return
+        with anyio.move_on_after(limit_s):
+            await self._tell_others(self.services.leader.resign)
+            await self.services.drain.run()
         await self._tell_others(self.parts.registrar.forget_all)
 
-    async def _tell_others(self, write: Callable[[], Awaitable[object]]) -> None:
+    async def _tell_others(self, write: Callable[[], Awaitable[object]]) -> bool:
+        """Answer whether the store took it."""
         try:
             await write()
         except StoreUnavailableError as exc:
             logger.warning("stopping without telling the others: %s", exc)
+            return False
+        return True
 
     async def _join(self, group: TaskGroup, session: Session) -> None:
         """Mirrors first, then the id, then our own record: from then on others may send us work."""
@@ -176,7 +187,8 @@ class Node:
     async def _leave_cluster(self) -> None:
         """The session's lease is revoked by its own exit, which deletes our record."""
         await self.drain()
-        await self._tell_others(self.parts.registrar.forget_all)
+        if self._ports.store.connected:
+            await self._tell_others(self.parts.registrar.forget_all)
 
     def set_type_constraints(self, constraints: TypeConstraints) -> None:
         """Place loads by these from now on. Copies that they would not allow keep serving."""

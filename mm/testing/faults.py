@@ -108,7 +108,7 @@ class Faults:
                 each.runtime.fail_unloads(model_id, StatusCode.OK, times=0)
                 self._plan(each, model_id, *cluster.times_s(model_id))
         for name in self._names:
-            if not cluster[name].is_serving:
+            if not cluster[name].is_serving or cluster[name].is_stopping:
                 await cluster[name].wait_ended()
                 await cluster.launch(name)
 

@@ -29,6 +29,8 @@ from mm.testing.losses import LossesHeard
 if TYPE_CHECKING:
     from mm.testing.cluster import Cluster
 
+#: What an instance that stops has for moving its models: of the 90 s that Kubernetes gives it.
+DRAIN_S: Final = 68.0
 INFO: Final = ModelInfo("type", "path")
 
 
@@ -89,6 +91,7 @@ class Instance:
                     self.is_serving = self._has_started = True
                     task_status.started()
                     await self._stopping.wait()
+                    await self.node.drain(DRAIN_S)
                     self.is_serving = False
         finally:
             self.is_serving = False
@@ -99,6 +102,11 @@ class Instance:
         """Stop in good order: as SIGTERM, without the wait for calls in flight."""
         self._stopping.set()
         await self.wait_ended()
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether it was told to stop, and may serve still."""
+        return self._stopping.is_set()
 
     async def wait_ended(self) -> None:
         """Return once nothing of it is left."""

@@ -9,21 +9,29 @@ import os
 import random
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import pytest
 
 from mm.core.calls import REFUSALS_MAX
 from mm.core.ids import InstanceId, ModelId
 from mm.core.placement import Placement, PlacementReason
+from mm.core.records import ModelRecord
+from mm.mesh.instance_index import InstanceIndex
+from mm.mesh.ports import Item
+from mm.mesh.registry import Registry
 from mm.mesh.unloader import Unloader
+from mm.testing.losses import LossesHeard
 from mm.testing.scenarios import (
     SCENARIOS,
     Figure,
     ScenarioReport,
     big_load,
     cold_burst,
+    day,
     fleet_hit_ratio,
     lost_victim,
     pure_fleet,
@@ -32,6 +40,7 @@ from mm.testing.scenarios import (
 )
 from mm.testing.scenarios.queues import Job, Shape, simulate
 from mm.testing.scenarios.zipf import ZipfCalls
+from mm.testing.table_sizes import table_sizes
 
 #: They take a second or two each; the machine of a CI may be busy with other things.
 
@@ -53,6 +62,7 @@ SMALL: dict[str, Callable[[int], ScenarioReport]] = {
     "fleet-hit-ratio": small_fleet,
     "sweep": lambda seed: sweep.report(seed, 1),
     "lost-victim": lambda seed: lost_victim.report(seed, 1_000),
+    "day": lambda seed: day.report(seed, 4, 600.0),
 }
 
 
@@ -140,6 +150,21 @@ def test_loads_that_nobody_refuses_are_spread_less_evenly(monkeypatch: pytest.Mo
     assert not report.is_met, report.lines()
 
 
+def test_a_table_that_nobody_empties_is_found_wherever_it_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    parse = Registry._parse
+
+    def leak(self: Any, model_id: ModelId, item: Item) -> ModelRecord | None:
+        self.__dict__.setdefault("_leak", []).append(item.value)
+        return parse(self, model_id, item)
+
+    monkeypatch.setattr(Registry, "_parse", leak)
+    [grown, *_] = day.report(1, 4, 300.0).figures
+    assert grown.is_met is False
+    assert grown.reached == "1 (node.parts.registry._leak)"
+
+
 # --- what they are made of ------------------------------------------------------------------------
 
 
@@ -222,3 +247,28 @@ def test_calls_follow_zipf_and_drift() -> None:
         next(calls)
     assert sorted(drifting._models) == list(range(100))
     assert sum(model != rank for rank, model in enumerate(drifting._models)) > 50
+
+
+def test_sizes_are_found_by_walking_and_have_the_shortest_path() -> None:
+    index = InstanceIndex()
+    for model_id in ("m", "n"):
+        index.set(ModelId(model_id), frozenset({InstanceId("a"), InstanceId("b")}))
+    sizes = table_sizes({"one": [index], "other": (index, LossesHeard())}, "x")
+    assert sizes == {
+        "x": 2,
+        # The same object is no second one, and a fake is no part of the mesh.
+        "x[]": 3,
+        "x[][]._models": 2,
+        "x[][]._models[]": 4,
+        "x[][]._instances": 2,
+        "x[][]._instances[]": 4,
+    }
+
+
+def test_what_grows_is_told_from_what_varies() -> None:
+    flat = [Counter(a=size, b=5) for size in (100, 140, 90, 120, 130, 80, 110, 120)]
+    assert day.growing_tables(flat) == []
+    slow = [Counter(a=100, b=hour) for hour in range(24)]
+    assert day.growing_tables(slow) == ["b"]
+    late = [Counter(a=100), *[Counter(a=100, b=20)] * 3]
+    assert day.growing_tables(late) == ["b"]

@@ -8,7 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from mm.testing.scenarios import big_load, cold_burst, fleet_hit_ratio, lost_victim, sweep, tail
+from mm.testing.scenarios import (
+    big_load,
+    cold_burst,
+    day,
+    fleet_hit_ratio,
+    lost_victim,
+    sweep,
+    tail,
+)
 from mm.testing.scenarios.report import Figure, ScenarioReport
 
 __all__ = ["SCENARIOS", "Figure", "Scenario", "ScenarioReport"]
@@ -22,4 +30,5 @@ SCENARIOS: Final[Mapping[str, Scenario]] = {
     "fleet-hit-ratio": fleet_hit_ratio.run,
     "sweep": sweep.run,
     "lost-victim": lost_victim.run,
+    "day": day.run,
 }
