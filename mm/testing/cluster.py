@@ -45,7 +45,7 @@ LOOK_MIN_S: Final = 0.001
 LOOK_MAX_S: Final = 0.05
 
 
-async def until(condition: Callable[[], bool], timeout_s: float = 10.0, what: str = "") -> None:
+async def until(condition: Callable[[], bool], timeout_s: float = 60.0, what: str = "") -> None:
     """Return once the condition holds; raises ``AssertionError`` with what did not come true."""
     pause_s = LOOK_MIN_S
     with anyio.move_on_after(timeout_s):

@@ -10,7 +10,7 @@ import pytest
 
 from mm.edge.etcd_process import EtcdProcess, find_binary
 from mm.edge.memory_store import MemoryStore
-from tests.edge.store_world import World, etcd_world, memory_world, slow_store
+from tests.edge.store_world import MEMORY_TIMEOUT_S, World, etcd_world, memory_world, slow_store
 
 
 @pytest.fixture(scope="session")
@@ -37,9 +37,9 @@ async def world(store_kind: str | EtcdProcess) -> AsyncIterator[World]:
     """Each kind of store in turn: what holds here holds for all of them."""
     match store_kind:
         case "memory":
-            yield memory_world(MemoryStore(timeout_s=0.1))
+            yield memory_world(MemoryStore(timeout_s=MEMORY_TIMEOUT_S))
         case "simulated":
-            yield memory_world(slow_store(timeout_s=0.1))
+            yield memory_world(slow_store(timeout_s=MEMORY_TIMEOUT_S))
         case etcd:
             assert isinstance(etcd, EtcdProcess)
             async with etcd_world(etcd) as world:

@@ -51,8 +51,9 @@ class _Cluster:
                 return member
         raise AssertionError("there is no leader")
 
-    def store(self) -> EtcdStore:
-        return EtcdStore(EtcdTarget(tuple(member.endpoint for member in self.members)))
+    def store(self, timeout_s: float) -> EtcdStore:
+        target = EtcdTarget(tuple(member.endpoint for member in self.members))
+        return EtcdStore(target, timeout_s=timeout_s)
 
 
 def _free_ports() -> list[int]:
@@ -98,8 +99,9 @@ async def _create(store: EtcdStore, key: str) -> Item:
 
 
 async def test_a_cluster_loses_its_leader_then_its_majority(cluster: _Cluster) -> None:
-    async with cluster.store() as store:
-        async with store.watch("/t/") as batches, store.session(10) as session:
+    # An election takes a second, or more where the members have to wait for a processor.
+    async with cluster.store(30) as store:
+        async with store.watch("/t/") as batches, store.session(60) as session:
             lease_id = session.lease_id
             await resync(batches)
             first = await _create(store, "/t/first")
@@ -111,10 +113,11 @@ async def test_a_cluster_loses_its_leader_then_its_majority(cluster: _Cluster) -
 
             other = next(member for member in cluster.members if member.pid)
             await cluster.stop(other)
-            with pytest.raises(StoreUnavailableError, match=r"leader|no answer"):
-                await store.write(Write("/t/lost", b"", 0))
-            with pytest.raises(StoreUnavailableError):
-                await store.check()
+            async with cluster.store(2) as hasty:
+                with pytest.raises(StoreUnavailableError, match=r"leader|no answer"):
+                    await hasty.write(Write("/t/lost", b"", 0))
+                with pytest.raises(StoreUnavailableError):
+                    await hasty.check()
 
             await cluster.start(leader)
             await wait_answers(store)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import uuid
 from collections.abc import AsyncIterator
 
@@ -133,7 +134,7 @@ async def test_an_error_of_a_group_is_everybodys(shared_etcd: EtcdProcess) -> No
     endpoint = shared_etcd.endpoint
     async with losing_proxy(endpoint.host, endpoint.port) as proxy:
         target = EtcdTarget((Endpoint(proxy.host, proxy.port),), root_prefix=uuid.uuid4().hex)
-        async with EtcdStore(target, timeout_s=0.5) as store:
+        async with EtcdStore(target, timeout_s=1.5) as store:
             await store.check()
             proxy.lose()
             errors = []
@@ -153,7 +154,7 @@ async def test_a_write_given_up_before_it_was_sent_is_not_sent(shared_etcd: Etcd
     endpoint = shared_etcd.endpoint
     async with losing_proxy(endpoint.host, endpoint.port) as proxy:
         target = EtcdTarget((Endpoint(proxy.host, proxy.port),), root_prefix=uuid.uuid4().hex)
-        async with EtcdStore(target, timeout_s=5) as store:
+        async with EtcdStore(target, timeout_s=60) as store:
             await store.check()
             proxy.lose()
             async with anyio.create_task_group() as tg, store.watch("/t/") as batches:
@@ -167,7 +168,7 @@ async def test_a_write_given_up_before_it_was_sent_is_not_sent(shared_etcd: Etcd
                 last = await store.write(Write("/t/last", b"", 0))
                 assert last.item is not None
                 seen = []
-                with anyio.fail_after(5):
+                with anyio.fail_after(60):
                     while Put(last.item) not in seen and last.item not in seen:
                         for event in await anext(batches):
                             seen += [event] if isinstance(event, Put) else list(event.items)
@@ -183,8 +184,16 @@ async def test_a_full_etcd_says_so() -> None:
             for i in range(100):
                 await s.write(Write(f"/t/{i}", b"x" * 50_000, 0))
 
+        async def wait_alarm() -> None:
+            # Until etcd has raised it, small writes may still find room.
+            with anyio.fail_after(60):
+                for i in itertools.count():
+                    await s.write(Write(f"/v/{i}", b"", 0))
+
         with pytest.raises(StoreUnavailableError, match=r"etcd at .*: etcd is out of space"):
             await fill()
+        with pytest.raises(StoreUnavailableError, match="out of space"):
+            await wait_alarm()
         await s.check()
         assert s.connected
         results = []

@@ -21,7 +21,7 @@ BURST = 400
 async def until(condition: Callable[[], bool]) -> int:
     """Return when it is so; answers the turns of the event loop that it took, at least."""
     turns = 0
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not condition():
             turns += 1
             turn = asyncio.Event()

@@ -70,7 +70,7 @@ def services(node: Any) -> ServiceTable:
 
 async def refused_at_last(peers: GrpcPeers, address: str) -> PeerCallError:
     """Push, and again when the peer's answer to that is here."""
-    await peers.push_loads(address, ME, {M: 1}, timeout_s=5)
+    await peers.push_loads(address, ME, {M: 1}, timeout_s=60)
     return await refused(peers, address)
 
 
@@ -79,16 +79,16 @@ async def refused(peers: GrpcPeers, address: str) -> PeerCallError:
     stream = peers._load_streams[address]
     await until(lambda: stream.failure is not None)
     with pytest.raises(PeerCallError) as caught:
-        await peers.push_loads(address, ME, {M: 1}, timeout_s=5)
+        await peers.push_loads(address, ME, {M: 1}, timeout_s=60)
     return caught.value
 
 
 async def test_pushes_arrive_in_order_on_one_stream() -> None:
     node = StubNode()
     async with serve(services(node)) as address, calling() as (peers, pool):
-        await peers.push_loads(address, ME, {M: 3, N: 0}, timeout_s=5)
+        await peers.push_loads(address, ME, {M: 3, N: 0}, timeout_s=60)
         for count in range(50):
-            await peers.push_loads(address, ME, {M: count}, timeout_s=5)
+            await peers.push_loads(address, ME, {M: count}, timeout_s=60)
         await node.wait_heard(51)
         assert node.heard[0] == (ME, {M: 3, N: 0})
         assert [loads[M] for _, loads in node.heard[1:]] == list(range(50))
@@ -118,11 +118,11 @@ async def test_a_peer_that_restarted_is_told_on_a_new_stream() -> None:
     node = StubNode()
     async with calling() as (peers, _):
         async with serve(services(node)) as address:
-            await peers.push_loads(address, ME, {M: 1}, timeout_s=5)
+            await peers.push_loads(address, ME, {M: 1}, timeout_s=60)
             await node.wait_heard(1)
         await refused(peers, address)
         async with serve(services(node), int(address.rpartition(":")[2])):
-            await peers.push_loads(address, ME, {M: 2}, timeout_s=5)
+            await peers.push_loads(address, ME, {M: 2}, timeout_s=60)
             await node.wait_heard(2)
             assert node.heard[-1] == (ME, {M: 2})
 
@@ -130,7 +130,7 @@ async def test_a_peer_that_restarted_is_told_on_a_new_stream() -> None:
 async def test_nobody_there() -> None:
     async with calling() as (peers, _):
         with pytest.raises(PeerCallError, match=r"127\.0\.0\.1:1"):
-            await peers.push_loads("127.0.0.1:1", ME, {M: 1}, timeout_s=5)
+            await peers.push_loads("127.0.0.1:1", ME, {M: 1}, timeout_s=60)
 
 
 async def test_what_a_peer_does_not_read_is_bounded() -> None:
@@ -144,7 +144,7 @@ async def test_what_a_peer_does_not_read_is_bounded() -> None:
         pushes_count = 0
         with contextlib.suppress(PeerCallError):
             while pushes_count < 100:
-                await peers.push_loads(address, ME, loads, timeout_s=5)
+                await peers.push_loads(address, ME, loads, timeout_s=60)
                 pushes_count += 1
         assert 10 < pushes_count < 40, "a window and a little more"
 
@@ -156,10 +156,10 @@ async def test_idle_streams_are_closed_when_another_begins() -> None:
         serve(services(node)) as other,
         calling() as (peers, pool),
     ):
-        await peers.push_loads(one, ME, {M: 1}, timeout_s=5)
+        await peers.push_loads(one, ME, {M: 1}, timeout_s=60)
         await node.wait_heard(1)
         peers._load_streams[one].used_s -= 61
-        await peers.push_loads(other, ME, {M: 1}, timeout_s=5)
+        await peers.push_loads(other, ME, {M: 1}, timeout_s=60)
         assert pool.get(one).open_count == 0
         assert pool.get(other).open_count == 1
 
@@ -182,6 +182,6 @@ async def test_a_stream_that_ends_is_answered() -> None:
         channel = Channel(address, PEER_LIMITS)
         report = encode_report(ME, {M: 3})
         path = PEER_SERVICE + "pushLoads"
-        assert await call_raw(channel, path, report, timeout_s=5) == b""
+        assert await call_raw(channel, path, report, timeout_s=60) == b""
         await channel.close()
     assert node.heard == [(ME, {M: 3})]

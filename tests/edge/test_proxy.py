@@ -209,7 +209,7 @@ async def test_finished_calls_need_no_garbage_collector() -> None:
 
         async def call() -> None:
             metadata = ((b"mm-model-id", b"m"),)
-            await call_raw(channel, "/t.S/Unary", b"q", timeout_s=5, metadata=metadata)
+            await call_raw(channel, "/t.S/Unary", b"q", timeout_s=60, metadata=metadata)
 
         await call()
         gc.collect()

@@ -101,7 +101,7 @@ async def test_deadlines_are_passed_on_shorter_and_kept_here() -> None:
         async with connect(stand.port) as peer:
             path = (b":path", b"/t.S/Hang")
             headers = [path if header[0] == b":path" else header for header in REQUEST]
-            extra = [(b"mm-model-id", b"m"), (b"grpc-timeout", b"100m")]
+            extra = [(b"mm-model-id", b"m"), (b"grpc-timeout", b"1500m")]
             stream_id = peer.begin([*headers, *extra])
             peer.send(stream_id, frame_message(b""), end=True)
             answer, _ = await peer.wait_answer(stream_id)
@@ -112,7 +112,7 @@ async def test_deadlines_are_passed_on_shorter_and_kept_here() -> None:
 async def test_a_deadline_that_passes_while_the_model_loads() -> None:
     async with serve_proxy() as stand, connect(stand.port) as peer:
         stand.router.answers = [asyncio.Event()]
-        extra = [(b"mm-model-id", b"m"), (b"grpc-timeout", b"50m")]
+        extra = [(b"mm-model-id", b"m"), (b"grpc-timeout", b"500m")]
         answer, _ = await peer.wait_answer(peer.begin([*REQUEST, *extra], end=True))
         assert answer[b"grpc-status"] == b"4"
         assert answer[b"grpc-message"] == b"deadline exceeded"

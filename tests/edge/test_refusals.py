@@ -98,7 +98,7 @@ async def test_an_ensure_loaded_may_be_refused_as_well() -> None:
     )
     try:
         with pytest.raises(PeerCallError) as caught:
-            await GrpcPeers(pool).ensure_loaded(route, sync=True, last_used_ms=0, timeout_s=5.0)
+            await GrpcPeers(pool).ensure_loaded(route, sync=True, last_used_ms=0, timeout_s=60)
     finally:
         await pool.close()
         await server.stop(0)

@@ -35,7 +35,7 @@ async def test_calls_fail_in_time_while_the_store_is_away_and_work_afterwards(wo
         start_s = anyio.current_time()
         with pytest.raises(StoreUnavailableError) as caught:
             await call()
-        assert anyio.current_time() - start_s < world.timeout_s + 0.6
+        assert anyio.current_time() - start_s < 3 * world.timeout_s + 2
         assert str(caught.value)
     assert not store.connected
 
@@ -77,7 +77,7 @@ async def test_a_lost_lease_is_replaced(world: World) -> None:
 
         with pytest.raises(StoreUnavailableError, match="lease"):
             await put(world.store, "/i/a", lease_id=first)
-        with anyio.fail_after(5):
+        with anyio.fail_after(60):
             second = await session.wait_change(first)
         assert second == session.lease_id
         assert second not in (0, first)
@@ -97,7 +97,7 @@ async def test_the_keys_of_a_silent_holder_vanish_and_it_gets_another_lease(worl
         assert event.key == "/i/a"
 
         await world.restore()
-        with anyio.fail_after(5):
+        with anyio.fail_after(60):
             second = await session.wait_change(first)
         assert second not in (0, first)
         await put(world.store, "/i/a", lease_id=second)

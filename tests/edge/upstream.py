@@ -27,7 +27,8 @@ from mm.edge.proxy import Proxy
 from mm.errors import MeshError, ModelNotFoundError, WaitersFullError
 
 #: Far above what anything here takes, far below pytest's own time limit.
-PATIENCE_S = 10.0
+#: Ends what hangs; no test asserts how fast anything is by it.
+PATIENCE_S = 60.0
 
 
 class FakeRouter:

@@ -24,7 +24,7 @@ class Client:
 
     def unary(self, path: str, request: Any, response_type: Any, **kwargs: Any) -> Any:
         """Call a unary method with a deadline of ten seconds unless told otherwise."""
-        kwargs.setdefault("timeout", 10)
+        kwargs.setdefault("timeout", 60)
         method = self.channel.unary_unary(
             path, request_serializer=bytes, response_deserializer=response_type.parse
         )

@@ -229,7 +229,7 @@ class TestEcho:
                 request_serializer=bytes,
                 response_deserializer=EchoResponse.parse,
             )
-            return lambda request: multicallable(request, metadata=self.METADATA, timeout=10)
+            return lambda request: multicallable(request, metadata=self.METADATA, timeout=60)
 
         return of
 

@@ -118,7 +118,7 @@ def target(serve: Any, scenario: Scenario) -> str:
 
 
 def raw_call(client: Any, path: str, message: bytes = b"", **kwargs: Any) -> Any:
-    return client.channel.unary_unary(path)(message, **{"timeout": 10, **kwargs})
+    return client.channel.unary_unary(path)(message, **{"timeout": 60, **kwargs})
 
 
 def fails_with(code: str, text: str) -> Any:
@@ -133,7 +133,7 @@ class Http2:
 
     def __init__(self, target: str) -> None:
         host, _, port = target.rpartition(":")
-        self.socket = socket.create_connection((host, int(port)), timeout=10)
+        self.socket = socket.create_connection((host, int(port)), timeout=60)
         self.h2 = h2.connection.H2Connection(
             h2.config.H2Configuration(
                 header_encoding=None, validate_outbound_headers=False,
@@ -335,26 +335,26 @@ def test_an_answer_before_the_end_of_the_request_stops_the_client(http2: Http2) 
 
 
 def test_the_deadline_ends_the_handler(http2: Http2, scenario: Scenario) -> None:
-    answer = http2.call("/t/wait", framed(b""), headers=[("grpc-timeout", "20m")])
+    answer = http2.call("/t/wait", framed(b""), headers=[("grpc-timeout", "500m")])
     assert answer[b"grpc-status"] == b"4"
     assert answer[b"grpc-message"] == b"deadline exceeded"
-    assert scenario.cancelled.wait(10)
+    assert scenario.cancelled.wait(60)
 
 
 def test_cancel_ends_the_handler(target: str, connect: Any, scenario: Scenario) -> None:
-    call = connect(target).channel.unary_unary("/t/wait").future(b"", timeout=30)
-    assert scenario.waiting.acquire(timeout=10)
+    call = connect(target).channel.unary_unary("/t/wait").future(b"", timeout=60)
+    assert scenario.waiting.acquire(timeout=60)
     call.cancel()
-    assert scenario.cancelled.wait(10)
+    assert scenario.cancelled.wait(60)
 
 
 def test_a_lost_connection_ends_the_handler(http2: Http2, scenario: Scenario) -> None:
     http2.h2.send_headers(1, [(":path", "/t/wait"), *GRPC_HEADERS])
     http2.h2.send_data(1, framed(b""), end_stream=True)
     http2.flush()
-    assert scenario.waiting.acquire(timeout=10)
+    assert scenario.waiting.acquire(timeout=60)
     http2.socket.close()
-    assert scenario.cancelled.wait(10)
+    assert scenario.cancelled.wait(60)
 
 
 def test_a_client_that_does_not_read_holds_up_only_itself(
@@ -369,7 +369,7 @@ def test_a_client_that_does_not_read_holds_up_only_itself(
     assert raw_call(connect(target), "/t/echo", b"x") == b"x"
     http2.h2.reset_stream(1)
     http2.flush()
-    assert scenario.cancelled.wait(10)
+    assert scenario.cancelled.wait(60)
 
 
 def test_a_handler_that_does_not_read_stops_the_client(serve: Any) -> None:
@@ -404,18 +404,18 @@ def test_stop_lets_calls_in_flight_end_and_clients_stay_connected(
         manager = portal.wrap_async_context_manager(listening(services))
         [address] = stack.enter_context(manager)
         client, idle = connect(str(address)), Http2(str(address))
-        call = client.channel.unary_unary("/t/wait").future(b"", timeout=30)
-        assert scenario.waiting.acquire(timeout=10)
+        call = client.channel.unary_unary("/t/wait").future(b"", timeout=60)
+        assert scenario.waiting.acquire(timeout=60)
         stopping = threading.Thread(target=stack.close)
         stopping.start()
         # Refused as soon as the server stops: further calls on connections that exist.
         method = client.channel.unary_unary("/t/echo")
-        while (code := method.future(b"", timeout=10).code()) is grpc.StatusCode.OK:
+        while (code := method.future(b"", timeout=60).code()) is grpc.StatusCode.OK:
             pass
         assert code is grpc.StatusCode.UNAVAILABLE
         scenario.release.set()
         assert call.result() == b"done"
-        stopping.join(timeout=10)
+        stopping.join(timeout=60)
         assert not stopping.is_alive()
         while not any(isinstance(e, h2.events.ConnectionTerminated) for e in idle.events):
             idle.read()
@@ -428,10 +428,10 @@ def test_stop_does_not_wait_longer_than_the_grace(connect: Any, scenario: Scenar
             listening([(Address(), scenario.methods())], stop_grace_s=0.05)
         )
         with manager as [address]:
-            call = connect(str(address)).channel.unary_unary("/t/wait").future(b"", timeout=30)
-            assert scenario.waiting.acquire(timeout=10)
+            call = connect(str(address)).channel.unary_unary("/t/wait").future(b"", timeout=60)
+            assert scenario.waiting.acquire(timeout=60)
             began_s = time.monotonic()
-    assert time.monotonic() - began_s < 5
+    assert time.monotonic() - began_s < 30, "the call itself would take a minute"
     assert scenario.cancelled.is_set()
     with pytest.raises(grpc.RpcError):
         call.result()

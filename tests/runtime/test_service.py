@@ -33,7 +33,7 @@ class Gate:
         assert self.opened.wait(20)
 
     def wait_entered(self) -> None:
-        assert self.entered.acquire(timeout=20)
+        assert self.entered.acquire(timeout=60)
 
 
 class Gated(ModelRuntime[str]):
@@ -99,7 +99,7 @@ class Served:
         method = self.client.channel.unary_unary(
             path, request_serializer=bytes, response_deserializer=response_type.parse
         )
-        return method.future(request, timeout=20)
+        return method.future(request, timeout=60)
 
     def load(self, model_id: str, path: str = "p", **info: str) -> Any:
         request = mmesh.LoadModelRequest(model_id=model_id, model_path=path, **info)
@@ -289,7 +289,7 @@ def _as_completed(calls: list[Any]) -> Any:
     for call in calls:
         call.add_done_callback(lambda call: (finished.append(call), done.release()))
     for _ in calls:
-        assert done.acquire(timeout=20)
+        assert done.acquire(timeout=60)
         yield finished.pop(0)
 
 
