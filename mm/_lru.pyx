@@ -248,16 +248,12 @@ cdef class Table:
         """Answer what ``set_flags`` stored, else 0."""
         return load_u32(&self.core.slots[found(self, id_from(model_id))].flags, relaxed)
 
-    def take_calls(self, str model_id not None):
-        """Answer the calls pinned since the last time this was asked, up to 2**31 - 1."""
-        cdef slot_t *s = &self.core.slots[found(self, id_from(model_id))]
-        # A pin that fails takes its count back: until it does we may have read one too many, and
-        # after it one too few, below zero, which the next calls make good.
-        cdef int32_t calls = <int32_t>(load_u64(&s.calls, relaxed) >> 32)
-        if calls <= 0:
-            return 0
-        sub_u64(&s.calls, <uint64_t>calls << 32, relaxed)
-        return calls
+    def take_busy(self):
+        """Answer (model id, calls pinned since last asked, calls in flight) of those with either.
+
+        Of copies that count, in any order; up to 2**31 - 1 calls.
+        """
+        return busy_of(self.core)
 
     # Other instances, and which of them hold a ready copy
 

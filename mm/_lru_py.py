@@ -213,13 +213,17 @@ class Table:
         slot = self._slots.get(checked_id(model_id))
         return 0 if slot is None else slot.flags
 
-    def take_calls(self, model_id: str) -> int:
-        """Answer the calls pinned since the last time this was asked."""
-        slot = self._slots.get(checked_id(model_id))
-        if slot is None:
-            return 0
-        calls, slot.calls = slot.calls, 0
-        return calls
+    def take_busy(self) -> list[tuple[str, int, int]]:
+        """Answer (model id, calls pinned since last asked, calls in flight) of those with either.
+
+        Of copies that count, in any order.
+        """
+        busy = []
+        for slot in self._cached.values():
+            if slot.calls or slot.in_flight:
+                busy.append((slot.model_id, slot.calls, slot.in_flight))
+                slot.calls = 0
+        return busy
 
     # Other instances, and which of them hold a ready copy
 

@@ -127,3 +127,22 @@ cdef int reader_number(Table self, object reader) except -1:
         raise ValueError(f"no reader {reader}")
     i = reader
     return i
+
+
+cdef list busy_of(table_t *t):
+    """Take the calls counted since the last time; answer them, and those in flight, by copy."""
+    cdef uint32_t i = t.slots[0].newer
+    cdef uint64_t both
+    cdef int32_t calls
+    cdef list busy = []
+    while i != 0:
+        # A pin that fails takes its count back: until it does we may have read one too many, and
+        # after it one too few, below zero, which the next calls make good.
+        both = load_u64(&t.slots[i].calls, relaxed)
+        calls = max(0, <int32_t>(both >> 32))
+        if calls != 0:
+            sub_u64(&t.slots[i].calls, <uint64_t>calls << 32, relaxed)
+        if calls != 0 or <uint32_t>both != 0:
+            busy.append((text_of(&t.slots[i]), calls, <uint32_t>both))
+        i = t.slots[i].newer
+    return busy

@@ -23,6 +23,7 @@ from mm.environment import Environment, wrong
 from mm.errors import ConfigError
 from mm.known_variables import ELSEWHERE, MEANINGLESS, NOT_YET, TLS_NOT_YET
 from mm.limits import MIB, Limits
+from mm.scaling_settings import ScalingSettings, copy_calls_max, scaling_settings
 
 #: The runtime's places when nothing is said of it; both are tried, the first that is READY wins.
 DEFAULT_RUNTIME_SOCKET_PATH: Final = "/tmp/mmesh/grpc.sock"
@@ -146,6 +147,8 @@ class Config(Limits):
     #: asks for `limitModelConcurrency`. 0: by what each copy takes at a time; below 0: any number.
     copy_calls_max: int = 0
 
+    scaling: ScalingSettings = field(default_factory=ScalingSettings)
+
     #: SHUTDOWN_TIMEOUT_MS: from the signal to the exit.
     shutdown_timeout_s: float = 30.0
     #: MM_LOG_EACH_INVOKE: one INFO line for each call to the runtime.
@@ -225,7 +228,8 @@ class Config(Limits):
             probation_ms=_probation_ms(env),
             min_churn_age_ms=_milliseconds(env, "MM_MIN_CHURN_AGE_MS", default=0, minimum=0),
             eviction=env.choice("MM_EVICTION", default="lru", allowed=("lru", "cost")),
-            copy_calls_max=_copy_calls_max(env),
+            copy_calls_max=copy_calls_max(env),
+            scaling=scaling_settings(env),
             shutdown_timeout_s=env.integer(
                 "SHUTDOWN_TIMEOUT_MS",
                 default=30_000,
@@ -244,16 +248,6 @@ def _probation_ms(env: Environment) -> int:
     name = "BOOTSTRAP_CLEARANCE_PERIOD_MS"
     period_ms = _milliseconds(env, name, default=180_000, minimum=0)
     return period_ms if env.boolean("MM_FAILFAST_UPGRADE_ENABLED", default=True) else 0
-
-
-def _copy_calls_max(env: Environment) -> int:
-    return env.integer(
-        "MM_MAX_INFLIGHT_PER_MODEL_COPY",
-        default=0,
-        minimum=-(2**31),
-        maximum=2**31 - 1,
-        meaning="calls",
-    )
 
 
 def _milliseconds(env: Environment, name: str, *, default: int, minimum: int) -> int:

@@ -102,6 +102,33 @@ class Limits:
     #: Answering a status question needs no work; a runtime that does not is asked again.
     runtime_status_timeout_s: float = 10.0
 
+    # --- copies by load -----------------------------------------------------------------------
+
+    #: Between two looks at the calls of all copies here. Two of them must agree, so a rise is
+    #: acted on after 0.8 s at the latest; a look at 10,000 copies takes about a millisecond.
+    demand_interval_s: float = 0.4
+    #: Telling another holder is worth while the news are fresh; the next look tells again.
+    demand_timeout_s: float = 1.0
+    #: One that does not listen (an older version, or gone) is spared it this long.
+    demand_rest_s: float = 10.0
+    #: Models in one such message, those called most: some 50 KB.
+    demand_models_told_max: int = 1_000
+    #: How often copies too many, and models in recurring use, are looked for; sooner where the
+    #: window of recurring use is shorter than usual. Java's interval for both is this or longer.
+    surplus_interval_s: float = 10.0
+    #: Asking another holder to give up its copy: one write to the store, and the way there.
+    withdraw_timeout_s: float = 5.0
+    #: Copies asked for because of demand, of models that this instance decides about, at a time.
+    scale_ups_at_once_max: int = 16
+    #: Calls in flight that a copy bears, all the time, if its runtime does not say how many it
+    #: takes: what a small machine computes side by side. Beyond that calls wait for each other.
+    scaleup_in_flight_max: int = 4
+    #: A copy made because of demand stays this long; Java's value. A rise that comes each quarter
+    #: of an hour finds it there.
+    scaledown_settled_s: float = 1_800.0
+    #: Between two copies of one model that go; Java's value: those that stay show what they bear.
+    scaledown_gap_s: float = 80.0
+
     # --- what is registered -------------------------------------------------------------------
 
     #: An id is part of a key of the store, and stands in the headers of every call (8 KiB by

@@ -109,6 +109,10 @@ def test_every_setting_arrives() -> None:
         MM_MIN_CHURN_AGE_MS="60000",
         MM_EVICTION="Cost",
         MM_MAX_INFLIGHT_PER_MODEL_COPY="-1",
+        MM_SCALEUP_RPM_THRESHOLD="10",
+        MM_CONC_SCALEUP_BANDWIDTH_PCT="200",
+        MM_MIN_SECOND_COPY_AGE_SECS="4",
+        MM_MAX_SECOND_COPY_AGE_SECS="10",
         SHUTDOWN_TIMEOUT_MS="90500",
         MM_LOG_EACH_INVOKE="TRUE",
         MM_LOG_LEVEL="Debug",
@@ -129,6 +133,10 @@ def test_every_setting_arrives() -> None:
     assert config.failure_rules.expiry_ms == 2001
     assert (config.min_churn_age_ms, config.copy_calls_max) == (60_000, -1)
     assert config.eviction == "cost"
+    rules = config.scaling.rules(config, limits_concurrency=True)
+    assert (rules.rpm_threshold, rules.bandwidth) == (10, 2.0)
+    assert (rules.second_age_min_ms, rules.second_age_max_ms) == (4_000, 10_000)
+    assert rules.limits_concurrency
     assert config.shutdown_timeout_s == 90.5
     assert config.log_each_invoke
     assert config.log_level == "debug"
@@ -142,6 +150,11 @@ def test_legacy_names_count_when_the_new_one_is_unset(legacy: str, field: str, v
     assert str(getattr(read(**{legacy: value}), field)) == value
     new = legacy.replace("TAS_", "MM_")
     assert str(getattr(read(**{legacy: value, new: "1234"}), field)) == "1234"
+
+
+def test_the_window_of_recurring_use_has_two_ends() -> None:
+    with pytest.raises(ConfigError, match="MM_MIN_SECOND_COPY_AGE_SECS is 11, which is more than"):
+        read(MM_MIN_SECOND_COPY_AGE_SECS="11", MM_MAX_SECOND_COPY_AGE_SECS="10")
 
 
 class TestErrorsNameVariableValueAndWhatIsAllowed:

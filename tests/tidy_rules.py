@@ -27,6 +27,7 @@ SETTINGS = (
     "mm.config",
     "mm.environment",
     "mm.json_settings",
+    "mm.scaling_settings",
     "mm.limits",
     "mm.known_variables",
 )

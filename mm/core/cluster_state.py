@@ -11,7 +11,7 @@ from mm.core.cluster_statistics import ClusterStatistics, Tally
 from mm.core.cluster_view import ClusterView, InstanceView
 from mm.core.constraints import NO_CONSTRAINTS, TypeConstraints
 from mm.core.hop_state import HopState
-from mm.core.ids import InstanceId, ModelId
+from mm.core.ids import NEVER_MS, InstanceId, ModelId
 from mm.core.label_groups import LabelGroups
 from mm.core.records import InstanceRecord
 from mm.core.replica_sets import ReplicaSets, replica_set_of
@@ -184,6 +184,22 @@ class ClusterState:
     def partitions(self) -> dict[frozenset[str], ClusterStatistics]:
         """Answer the sums of each partition, by the types that its instances must not host."""
         return {prohibited: tally.statistics() for prohibited, tally in self._tallies.items()}
+
+    def statistics_of(self, model_type: str) -> ClusterStatistics:
+        """Answer the sums of all instances that may host a type."""
+        key = self._constraints.key(model_type)
+        sums = [
+            tally.statistics()
+            for prohibited, tally in self._tallies.items()
+            if key not in prohibited
+        ]
+        return ClusterStatistics(
+            instance_count=sum(each.instance_count for each in sums),
+            capacity_units=sum(each.capacity_units for each in sums),
+            free_units=sum(each.free_units for each in sums),
+            copy_count=sum(each.copy_count for each in sums),
+            lru_time_ms=min((each.lru_time_ms for each in sums), default=NEVER_MS),
+        )
 
     # --- inside -------------------------------------------------------------------------------
 

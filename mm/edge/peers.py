@@ -100,6 +100,49 @@ class GrpcPeers(Peers):
             stream.close()
             raise
 
+    async def tell_demand(
+        self,
+        address: str,
+        me: InstanceId,
+        demands: Mapping[ModelId, tuple[int, int]],
+        timeout_s: float,
+    ) -> None:
+        """Tell the instance that decides about models of the calls for them here."""
+        models = [
+            peer.ModelDemand(model_id=model_id, calls=calls, calls_in_flight=in_flight)
+            for model_id, (calls, in_flight) in demands.items()
+        ]
+        report = peer.DemandReport(instance_id=me, models=models)
+        await self._tell(address, "tellDemand", report, peer.DemandTaken, timeout_s)
+
+    async def withdraw_copy(self, address: str, model_id: ModelId, timeout_s: float) -> bool:
+        """Ask a peer to give up its copy."""
+        request = peer.WithdrawCopyRequest(model_id=model_id)
+        reply = await self._tell(
+            address, "withdrawCopy", request, peer.WithdrawCopyReply, timeout_s
+        )
+        return reply.withdrawn
+
+    async def _tell(
+        self,
+        address: str,
+        method: str,
+        request: betterproto2.Message,
+        reply: type[Reply],
+        timeout_s: float,
+    ) -> Reply:
+        try:
+            return await call_unary(
+                self._channels.get(address),
+                PEER_SERVICE + method,
+                request,
+                reply,
+                timeout_s=timeout_s,
+            )
+        except MeshError as exc:
+            # Older versions do not know the method; there is nothing to do about it.
+            raise PeerCallError(Outcome.UNREACHABLE, exc.message) from exc
+
     def _close_idle_streams(self, now_s: float) -> None:
         """A stream would keep the connection to an instance that we have nothing to tell."""
         for address, stream in list(self._load_streams.items()):
@@ -152,6 +195,10 @@ class PeerService:
         """Serve what there is to tell once it runs."""
         services.add_unary(PEER_SERVICE + "statistics", peer.StatisticsRequest, self.statistics)
         services.add(PEER_SERVICE + "pushLoads", self.push_loads)
+        services.add_unary(PEER_SERVICE + "tellDemand", peer.DemandReport, self.tell_demand)
+        services.add_unary(
+            PEER_SERVICE + "withdrawCopy", peer.WithdrawCopyRequest, self.withdraw_copy
+        )
 
     async def identify(self, _request: peer.IdentifyRequest, _call: IncomingCall) -> peer.Identity:
         """Answer from the first moment, also while the instance is still starting."""
@@ -168,6 +215,21 @@ class PeerService:
         call.holds_stop = False
         await LoadStreamEnd(call, self._node.router.loads_pushed).done
         send_reply(call, bytes(peer.LoadReportsTaken()))
+
+    async def tell_demand(self, report: peer.DemandReport, _call: IncomingCall) -> peer.DemandTaken:
+        """Hear of the calls for models about which this instance decides."""
+        demands = {
+            ModelId(each.model_id): (each.calls, each.calls_in_flight) for each in report.models
+        }
+        self._node.services.scaler.hear(InstanceId(report.instance_id), demands)
+        return peer.DemandTaken()
+
+    async def withdraw_copy(
+        self, request: peer.WithdrawCopyRequest, _call: IncomingCall
+    ) -> peer.WithdrawCopyReply:
+        """Give up a copy, if others serve the model."""
+        is_withdrawn = await self._node.services.scaler.give_up(ModelId(request.model_id))
+        return peer.WithdrawCopyReply(withdrawn=is_withdrawn)
 
     async def statistics(
         self, _request: peer.StatisticsRequest, _call: IncomingCall
@@ -222,6 +284,10 @@ class PeerService:
             unready_because=now.unready_because,
             probations_failed=counters.probations_failed,
             first_loads_failed=now.first_loads_failed,
+            copies_added=counters.copies_added,
+            second_copies_added=counters.second_copies_added,
+            copies_dropped=counters.copies_dropped,
+            demands_told=counters.demands_told,
             partitions=[_partition(*each) for each in now.partitions.items()],
         )
 

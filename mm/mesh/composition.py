@@ -39,6 +39,7 @@ from mm.mesh.registrar import Registrar
 from mm.mesh.registry import Registry
 from mm.mesh.restorer import Restorer
 from mm.mesh.router import Router
+from mm.mesh.scaler import Scaler, compose_scaler
 from mm.mesh.sentinel import Sentinel
 from mm.mesh.statistics import Counters
 from mm.mesh.statuses import Statuses
@@ -94,6 +95,7 @@ class Services:
 
     publisher: Publisher
     drain: Drain
+    scaler: Scaler
     leader: Leader
     #: Each is run until the instance stops, in a task of its own.
     tasks: tuple[Callable[[], Coroutine[Any, Any, None]], ...]
@@ -164,10 +166,10 @@ def compose(
         placer=placer,
         router=router,
         models=_models(config, ports, registry, members, copies, router, load_times),
-        preloader=_preloader(config, ports, registry, members, copies, loader, placer),
-        janitor=_janitor(config, ports, registry, registrar, copies, members),
         first_loads=first_loads,
         readiness=Readiness(members, first_loads, config),
+        preloader=_preloader(config, ports, registry, members, copies, loader, placer),
+        janitor=_janitor(config, ports, registry, registrar, copies, members),
     )
 
 
@@ -209,10 +211,7 @@ def compose_services(
         rng=ports.rng,
     )
     trials = Trials(
-        first_loads=parts.first_loads,
-        loader=parts.loader,
-        registry=parts.registry,
-        config=config,
+        first_loads=parts.first_loads, loader=parts.loader, registry=parts.registry, config=config
     )
     drain = Drain(
         config=config,
@@ -222,9 +221,11 @@ def compose_services(
         members=parts.members,
         preloader=parts.preloader,
     )
+    scaler = compose_scaler(config, ports.peers, parts, own_record)
     return Services(
         publisher=publisher,
         drain=drain,
+        scaler=scaler,
         leader=leader,
         tasks=(
             restorer.run,
@@ -233,6 +234,7 @@ def compose_services(
             parts.registrar.run,
             parts.pusher.run,
             parts.sentinel.run,
+            scaler.run,
             leader.run,
             parts.janitor.run,
             reaper.run,

@@ -53,6 +53,18 @@ class _Gone:
     until_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class Holders:
+    """The instances with a copy of one model, this one among them; those that are gone are not."""
+
+    ready: tuple[InstanceId, ...]
+    coming: tuple[InstanceId, ...]
+    #: Of the ready ones, those that other instances can ask something: Java's cannot be.
+    deciding: tuple[InstanceId, ...]
+    #: And those that can be called at this moment, and are not about to stop.
+    serving: tuple[InstanceId, ...]
+
+
 class Members:
     """Who is there. Invariant: an instance has a table handle exactly while its record is known and
     it is not us.
@@ -188,6 +200,27 @@ class Members:
             # One that says nothing of its state, and has had the time to load since.
             self._record_changed(model_id, record)
         return ready, coming, suspects
+
+    def holders(self, record: ModelRecord, now_ms: int) -> Holders:
+        """Answer who has, and who is about to have, a copy of a model."""
+        ready: list[InstanceId] = []
+        coming: list[InstanceId] = []
+        now_s = anyio.current_time()
+        for instance_id in record.copies:
+            if instance_id == self._me or self._is_there(instance_id, now_s):
+                is_ready = self._is_ready(record, instance_id, now_ms)
+                (ready if is_ready else coming).append(instance_id)
+        there = [(each, self._records.get(each)) for each in ready]
+        return Holders(
+            ready=tuple(ready),
+            coming=tuple(coming),
+            deciding=tuple(i for i, known in there if known is not None and known.address),
+            serving=tuple(
+                i
+                for i, known in there
+                if known is not None and not known.shutting_down and not self._is_unreachable(i)
+            ),
+        )
 
     def address(self, instance_id: InstanceId) -> str:
         """Answer host:port of an instance that has a handle."""
@@ -338,6 +371,11 @@ class Members:
 
     def _is_ready(self, record: ModelRecord, instance_id: InstanceId, now_ms: int) -> bool:
         return is_ready(record, instance_id, now_ms, self._assumed_load_ms(record.info.model_type))
+
+    def _is_there(self, instance_id: InstanceId, now_s: float) -> bool:
+        """Answer whether an instance is there, or may be back in a moment."""
+        gone = self._gone.get(instance_id)
+        return instance_id in self._records or (gone is not None and gone.until_s > now_s)
 
     def _known_handle(self, instance_id: InstanceId) -> int | None:
         """Answer the handle of an instance that is there, or was a moment ago."""

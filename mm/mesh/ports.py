@@ -292,6 +292,22 @@ class Peers(Protocol):
         """
         ...
 
+    async def tell_demand(
+        self,
+        address: str,
+        me: InstanceId,
+        demands: Mapping[ModelId, tuple[int, int]],
+        timeout_s: float,
+    ) -> None:
+        """Tell the instance that decides about models how many calls came to copies of ours since
+        it was told last, and how many are in flight. Raises ``PeerCallError``.
+        """
+        ...
+
+    async def withdraw_copy(self, address: str, model_id: ModelId, timeout_s: float) -> bool:
+        """Ask a peer to give up its copy; answers whether it does. Raises ``PeerCallError``."""
+        ...
+
 
 class PeerCallError(Exception):
     """A peer could not be reached or refused; ``outcome`` says which, for the router.

@@ -36,6 +36,7 @@ class PreloadReason(enum.Enum):
     """Why a copy is wanted, for the log."""
 
     SCALE_UP = "it is called more than its copies bear"
+    SECOND_COPY = "it is in recurring use"
     MIN_COPIES = "it is to have more copies"
     DRAIN = "its instance stops"
     LOST = "its copies are gone"

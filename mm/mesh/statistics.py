@@ -19,6 +19,12 @@ class Counters:
     redirects: int = 0
     #: Messages to peers that tell how busy copies here are.
     loads_pushed: int = 0
+    #: Messages to peers that tell how much our copies are in demand, copies asked for because of
+    #: demand, of recurring use, and copies given up.
+    demands_told: int = 0
+    copies_added: int = 0
+    second_copies_added: int = 0
+    copies_dropped: int = 0
     #: Loads that a peer asked for and this instance refused, because others could do it better; and
     #: loads of ours that a peer refused.
     loads_refused: int = 0

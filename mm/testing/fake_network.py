@@ -53,6 +53,14 @@ class PeerServer(Protocol):
         """Hear how busy the sender's copies are."""
         ...
 
+    def take_demand(self, sender: InstanceId, demands: Mapping[ModelId, tuple[int, int]]) -> None:
+        """Hear of the calls at the sender's copies."""
+        ...
+
+    async def withdraw_copy(self, model_id: ModelId) -> bool:
+        """Give up the copy here."""
+        ...
+
 
 class FakeNetwork:
     """Connects addresses.
@@ -232,6 +240,26 @@ class FakePeers:
             server.take_loads(me, loads)
 
         await self._network.call(self._address, address, timeout_s, take, is_counted=False)
+
+    async def tell_demand(
+        self,
+        address: str,
+        me: InstanceId,
+        demands: Mapping[ModelId, tuple[int, int]],
+        timeout_s: float,
+    ) -> None:
+        """Tell a peer of the calls at our copies."""
+
+        async def take(server: PeerServer) -> None:
+            server.take_demand(me, demands)
+
+        await self._network.call(self._address, address, timeout_s, take, is_counted=False)
+
+    async def withdraw_copy(self, address: str, model_id: ModelId, timeout_s: float) -> bool:
+        """Ask a peer to give up its copy."""
+        return await self._network.call(
+            self._address, address, timeout_s, lambda server: server.withdraw_copy(model_id)
+        )
 
     async def _send(
         self, route: Route, timeout_s: float, work: Callable[[PeerServer], Awaitable[T]]

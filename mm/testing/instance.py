@@ -210,6 +210,16 @@ class Instance:
         self._require_started()
         self.node.router.loads_pushed(sender, loads)
 
+    def take_demand(self, sender: InstanceId, demands: Mapping[ModelId, tuple[int, int]]) -> None:
+        """Hear of the calls at the sender's copies."""
+        self._require_started()
+        self.node.services.scaler.hear(sender, demands)
+
+    async def withdraw_copy(self, model_id: ModelId) -> bool:
+        """Give up the copy here."""
+        self._require_started()
+        return await self.node.services.scaler.give_up(model_id)
+
     def _tell(self, route: Route, outcome: Outcome, message: str) -> None:
         where = "here" if isinstance(route, LocalRoute) else f"{route.hop.value} {route.address}"
         text = f"sent {where}: {outcome.value} {message}".rstrip()

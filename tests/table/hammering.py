@@ -109,7 +109,7 @@ class Writer:
 
     def ask(self) -> None:
         model_id = self.chance.choice(IDS)
-        self.table.take_calls(model_id)
+        self.table.take_busy()
         self.table.choose(model_id, self.chance.getrandbits(64))
         self.table.oldest()
 

@@ -15,12 +15,12 @@ ABSENT, LOADING, READY, UNLOADING = CopyState
 
 
 def test_only_a_ready_copy_can_be_pinned(table: Table) -> None:
-    table.add("m")
+    table.put("m", 1, 1)
     for state in CopyState:
         table.set_state("m", state)
         assert table.pin("m") == (state is READY)
     assert table.in_flight("m") == 1
-    assert table.take_calls("m") == 1
+    assert table.take_busy() == [("m", 1, 1)]
 
 
 def test_a_pin_lasts_until_it_is_undone(table: Table) -> None:
@@ -49,15 +49,28 @@ def test_a_pin_takes_no_notice_of_the_concurrency_limit(table: Table) -> None:
 
 
 def test_calls_are_counted_until_they_are_taken(table: Table) -> None:
-    table.add("m")
+    table.put("m", 1, 1)
     table.set_state("m", READY)
     for _ in range(3):
         table.pin("m")
         table.unpin("m")
     table.pin("m")
-    assert table.take_calls("m") == 4
-    assert table.take_calls("m") == 0
-    assert table.in_flight("m") == 1
+    assert table.take_busy() == [("m", 4, 1)]
+    assert table.take_busy() == [("m", 0, 1)]
+
+
+def test_what_is_busy_is_told_at_once(table: Table) -> None:
+    for model_id in ("called", "in flight", "idle"):
+        table.put(model_id, 1, 1)
+        table.set_state(model_id, READY)
+    table.add("not counted")
+    table.set_state("not counted", READY)
+    for model_id in ("called", "called", "in flight", "not counted"):
+        table.pin(model_id)
+    table.unpin("called")
+    table.unpin("called")
+    assert sorted(table.take_busy()) == [("called", 2, 0), ("in flight", 1, 1)]
+    assert table.take_busy() == [("in flight", 0, 1)]
 
 
 def test_flags_hold_32_bits(table: Table) -> None:

@@ -5,14 +5,19 @@
 
 __all__ = (
     "CopyLoad",
+    "DemandReport",
+    "DemandTaken",
     "IdentifyRequest",
     "Identity",
     "InstanceStatistics",
     "LoadReport",
     "LoadReportsTaken",
+    "ModelDemand",
     "Partition",
     "PeerStub",
     "StatisticsRequest",
+    "WithdrawCopyReply",
+    "WithdrawCopyRequest",
 )
 
 from collections.abc import AsyncIterable, Iterable
@@ -40,6 +45,27 @@ class CopyLoad(betterproto2.Message):
 
 
 default_message_pool.register_message("mm.peer", "CopyLoad", CopyLoad)
+
+
+@dataclass(eq=False, repr=False)
+class DemandReport(betterproto2.Message):
+    instance_id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    Whose copies these are.
+    """
+
+    models: "list[ModelDemand]" = betterproto2.field(2, betterproto2.TYPE_MESSAGE, repeated=True)
+
+
+default_message_pool.register_message("mm.peer", "DemandReport", DemandReport)
+
+
+@dataclass(eq=False, repr=False)
+class DemandTaken(betterproto2.Message):
+    pass
+
+
+default_message_pool.register_message("mm.peer", "DemandTaken", DemandTaken)
 
 
 @dataclass(eq=False, repr=False)
@@ -266,6 +292,18 @@ class InstanceStatistics(betterproto2.Message):
 
     first_loads_failed: "int" = betterproto2.field(73, betterproto2.TYPE_UINT64)
 
+    copies_added: "int" = betterproto2.field(50, betterproto2.TYPE_UINT64)
+    """
+    Copies of models that this instance asked for because of demand, and because of recurring use; copies of its own that
+    it gave up as too many; messages to peers that tell of demand.
+    """
+
+    second_copies_added: "int" = betterproto2.field(51, betterproto2.TYPE_UINT64)
+
+    copies_dropped: "int" = betterproto2.field(52, betterproto2.TYPE_UINT64)
+
+    demands_told: "int" = betterproto2.field(53, betterproto2.TYPE_UINT64)
+
 
 default_message_pool.register_message("mm.peer", "InstanceStatistics", InstanceStatistics)
 
@@ -289,6 +327,21 @@ class LoadReportsTaken(betterproto2.Message):
 
 
 default_message_pool.register_message("mm.peer", "LoadReportsTaken", LoadReportsTaken)
+
+
+@dataclass(eq=False, repr=False)
+class ModelDemand(betterproto2.Message):
+    model_id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+
+    calls: "int" = betterproto2.field(2, betterproto2.TYPE_UINT32)
+    """
+    Calls that came to the copy since the last report of it, and those in flight now.
+    """
+
+    calls_in_flight: "int" = betterproto2.field(3, betterproto2.TYPE_UINT32)
+
+
+default_message_pool.register_message("mm.peer", "ModelDemand", ModelDemand)
 
 
 @dataclass(eq=False, repr=False)
@@ -331,6 +384,25 @@ class StatisticsRequest(betterproto2.Message):
 
 
 default_message_pool.register_message("mm.peer", "StatisticsRequest", StatisticsRequest)
+
+
+@dataclass(eq=False, repr=False)
+class WithdrawCopyReply(betterproto2.Message):
+    withdrawn: "bool" = betterproto2.field(1, betterproto2.TYPE_BOOL)
+    """
+    The copy leaves; otherwise it stays for now.
+    """
+
+
+default_message_pool.register_message("mm.peer", "WithdrawCopyReply", WithdrawCopyReply)
+
+
+@dataclass(eq=False, repr=False)
+class WithdrawCopyRequest(betterproto2.Message):
+    model_id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+
+
+default_message_pool.register_message("mm.peer", "WithdrawCopyRequest", WithdrawCopyRequest)
 
 
 class PeerStub(betterproto2_grpclib.ServiceStub):
@@ -399,6 +471,48 @@ class PeerStub(betterproto2_grpclib.ServiceStub):
             messages,
             LoadReport,
             LoadReportsTaken,
+            timeout=timeout,
+            deadline=deadline,
+            metadata=metadata,
+        )
+
+    async def tell_demand(
+        self,
+        message: "DemandReport",
+        *,
+        timeout: "float | None" = None,
+        deadline: "Deadline | None" = None,
+        metadata: "MetadataLike | None" = None,
+    ) -> "DemandTaken":
+        """
+        How much models are in demand, told to the instance that decides how many copies they have (docs/peer-protocol.md).
+        """
+
+        return await self._unary_unary(
+            "/mm.peer.Peer/tellDemand",
+            message,
+            DemandTaken,
+            timeout=timeout,
+            deadline=deadline,
+            metadata=metadata,
+        )
+
+    async def withdraw_copy(
+        self,
+        message: "WithdrawCopyRequest",
+        *,
+        timeout: "float | None" = None,
+        deadline: "Deadline | None" = None,
+        metadata: "MetadataLike | None" = None,
+    ) -> "WithdrawCopyReply":
+        """
+        Asked by that instance: give up the copy of a model, if other ready ones are seen.
+        """
+
+        return await self._unary_unary(
+            "/mm.peer.Peer/withdrawCopy",
+            message,
+            WithdrawCopyReply,
             timeout=timeout,
             deadline=deadline,
             metadata=metadata,

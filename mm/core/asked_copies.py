@@ -1,0 +1,83 @@
+"""Copies of one model that were asked for, until the record tells of them (spec core 5.3).
+
+Owns when to count them as on their way, and how long to ask for no more after one that came to
+nothing: a model that cannot be loaded must not be asked for at every look.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Final
+
+from mm.core.ids import InstanceId
+
+#: An accepted load is in the record before the answer comes, and here a watch later.
+SEEN_AFTER_S: Final = 10.0
+#: After a copy that came to nothing, or found no place; doubled for each in a row.
+PAUSE_MIN_S: Final = 10.0
+PAUSE_MAX_S: Final = 600.0
+
+
+class AskedCopies:
+    """What became of the copies asked for of late."""
+
+    __slots__ = ("_asked", "_is_asking", "_pause_s", "_seen", "_until_s")
+
+    def __init__(self) -> None:
+        #: instance -> when its load was accepted; those that no record has told of.
+        self._asked: dict[InstanceId, float] = {}
+        #: Those that the record told of, and that were not ready then.
+        self._seen: set[InstanceId] = set()
+        self._until_s = 0.0
+        self._pause_s = 0.0
+        self._is_asking = False
+
+    @property
+    def unseen(self) -> frozenset[InstanceId]:
+        """Where copies are on their way that the record does not tell of."""
+        return frozenset(self._asked)
+
+    @property
+    def is_forgettable(self) -> bool:
+        """Whether nothing is under way and nothing went wrong."""
+        return not (self._asked or self._seen or self._is_asking or self._pause_s)
+
+    def may_ask(self, now_s: float) -> bool:
+        """Answer whether more copies may be asked for now."""
+        return not self._is_asking and now_s >= self._until_s
+
+    def begin(self) -> None:
+        """Somebody begins to ask."""
+        self._is_asking = True
+
+    def end(self) -> None:
+        """Nobody asks any more."""
+        self._is_asking = False
+
+    def accepted(self, instance_id: InstanceId, now_s: float) -> None:
+        """A load was accepted there."""
+        self._asked[instance_id] = now_s
+
+    def refused(self, now_s: float) -> None:
+        """There was no place for it, or it came to nothing."""
+        self._pause_s = min(PAUSE_MAX_S, max(PAUSE_MIN_S, 2 * self._pause_s))
+        self._until_s = now_s + self._pause_s
+
+    def look(
+        self, holders: Collection[InstanceId], ready: Collection[InstanceId], now_s: float
+    ) -> None:
+        """Compare with what the record says now."""
+        for instance_id, asked_s in list(self._asked.items()):
+            if instance_id in holders:
+                del self._asked[instance_id]
+                self._seen.add(instance_id)
+            elif now_s - asked_s > SEEN_AFTER_S:
+                del self._asked[instance_id]
+                self.refused(now_s)
+        for instance_id in list(self._seen):
+            if instance_id in ready:
+                self._seen.discard(instance_id)
+                self._pause_s = 0.0
+            elif instance_id not in holders:
+                self._seen.discard(instance_id)
+                self.refused(now_s)
