@@ -20,6 +20,7 @@ from mm.core.calls import REFUSALS_MAX
 from mm.core.ids import InstanceId, ModelId
 from mm.core.placement import Placement, PlacementReason
 from mm.core.records import ModelRecord
+from mm.mesh.drain import Drain
 from mm.mesh.instance_index import InstanceIndex
 from mm.mesh.ports import Item
 from mm.mesh.registry import Registry
@@ -35,6 +36,7 @@ from mm.testing.scenarios import (
     fleet_hit_ratio,
     lost_victim,
     pure_fleet,
+    rolling,
     sweep,
     tail,
 )
@@ -62,6 +64,7 @@ SMALL: dict[str, Callable[[int], ScenarioReport]] = {
     "fleet-hit-ratio": small_fleet,
     "sweep": lambda seed: sweep.report(seed, 1),
     "lost-victim": lambda seed: lost_victim.report(seed, 1_000),
+    "rolling": lambda seed: rolling.report(seed, 3, 30.0, 1_000),
     "day": lambda seed: day.report(seed, 4, 600.0),
 }
 
@@ -148,6 +151,17 @@ def test_loads_that_nobody_refuses_are_spread_less_evenly(monkeypatch: pytest.Mo
     monkeypatch.setattr("mm.mesh.placer.is_still_right", lambda view, request: True)
     report = cold_burst.report(1, 2, cold_burst.KINDS[:1])
     assert not report.is_met, report.lines()
+
+
+def test_instances_that_stop_at_once_forget_what_they_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def move_nothing(self: Drain) -> None:
+        """Leave all at once."""
+
+    monkeypatch.setattr(Drain, "run", move_nothing)
+    report = rolling.report(1, 2, 10.0, 300)
+    assert [figure.text for figure in report.figures if figure.is_met is False] == [
+        "hits of the worst 300 calls in it"
+    ]
 
 
 def test_a_table_that_nobody_empties_is_found_wherever_it_is(

@@ -14,6 +14,7 @@ from mm.testing.scenarios import (
     day,
     fleet_hit_ratio,
     lost_victim,
+    rolling,
     sweep,
     tail,
 )
@@ -30,5 +31,6 @@ SCENARIOS: Final[Mapping[str, Scenario]] = {
     "fleet-hit-ratio": fleet_hit_ratio.run,
     "sweep": sweep.run,
     "lost-victim": lost_victim.run,
+    "rolling": rolling.run,
     "day": day.run,
 }
