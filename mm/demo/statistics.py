@@ -104,6 +104,8 @@ class Statistics:
 
     def __init__(self, instances: Sequence[Instance]) -> None:
         self._instances = tuple(instances)
+        #: One poll at a time: an answer that another overtook would look like a new process.
+        self._polling = anyio.Lock()
         self._histories = {
             instance.name: InstanceHistory(instance.name, Reading(instance.name))
             for instance in instances
@@ -127,7 +129,7 @@ class Statistics:
 
     async def poll(self) -> None:
         """Ask every instance once."""
-        async with anyio.create_task_group() as askers:
+        async with self._polling, anyio.create_task_group() as askers:
             for instance in self._instances:
                 askers.start_soon(self._ask, instance)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import stat
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -128,8 +129,11 @@ class ConstraintsFile:
 
 def _look(path: str, seen: tuple[int, ...] | None) -> _Look:
     try:
-        with open(path, "rb") as file:
+        # A pipe would be waited for until somebody writes to it, and nothing looked at meanwhile.
+        with open(path, "rb", opener=lambda p, flags: os.open(p, flags | os.O_NONBLOCK)) as file:
             status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                return _Look((0,), problem="not a file")
             signature = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
             is_fresh = abs(time.time() - status.st_mtime) < FRESH_S
             if signature == seen and not is_fresh:

@@ -350,4 +350,8 @@ async def call_unary(
 ) -> Reply:
     """Call a unary method; see ``call_raw`` for what it raises."""
     reply = await call_raw(channel, path, bytes(request), timeout_s=timeout_s, metadata=metadata)
-    return parse_message(reply_type, reply)
+    try:
+        return decode(reply_type, reply)
+    except NotAMessageError as error:
+        text = f"{path} at {channel.address}: the answer is {error}"
+        raise CallError(StatusCode.INTERNAL, text, []) from error

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import cast
+
+import anyio
+import anyio.lowlevel
 import pytest
 
 from mm.core.ids import UNIT_BYTES
-from mm.demo.statistics import Counts, InstanceHistory, Reading, hit_ratio
+from mm.demo.cluster import Instance
+from mm.demo.statistics import Counts, InstanceHistory, Reading, Statistics, hit_ratio
 from mm.pb.mm.peer import InstanceStatistics
 
 
@@ -28,6 +34,28 @@ def test_gauges_and_rates() -> None:
     assert reading.calls_per_s == 10.0
     assert reading.used_bytes == 60 * UNIT_BYTES
     assert reading.free_bytes == 40 * UNIT_BYTES
+
+
+@pytest.mark.anyio
+async def test_an_answer_is_not_overtaken_by_that_of_another_poll(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The older of two answers would look as if the process had been started again."""
+    asking, asking_max = 0, 0
+
+    async def ask(self: Statistics, instance: Instance) -> None:
+        nonlocal asking, asking_max
+        asking += 1
+        asking_max = max(asking, asking_max)
+        await anyio.lowlevel.checkpoint()
+        asking -= 1
+
+    monkeypatch.setattr(Statistics, "_ask", ask)
+    statistics = Statistics([cast(Instance, SimpleNamespace(name="a"))])
+    async with anyio.create_task_group() as group:
+        for _ in range(3):
+            group.start_soon(statistics.poll)
+    assert asking_max == 1
 
 
 def test_counters_go_on_when_a_process_is_started_again() -> None:

@@ -168,9 +168,16 @@ async def test_what_is_no_file_or_too_long_is_bad(tmp_path: Path, warnings: Warn
     path.unlink()
     path.mkdir()
     assert await file.changed() is None
-    long, directory = warnings.take()
+    path.rmdir()
+    os.mkfifo(path)  # to open it is to wait for a writer
+    assert await file.changed() is None
+    path.unlink()
+    path.write_text(text("a"))
+    assert label(await file.changed()) == "a"
+    long, directory, pipe = warnings.take()
     assert "longer than" in long
     assert "is a directory" in directory
+    assert "not a file" in pipe
 
 
 async def test_a_file_that_is_just_being_written_is_looked_at_twice(

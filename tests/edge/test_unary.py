@@ -21,6 +21,7 @@ from mm.edge.h2 import (
 from mm.edge.unary import CallError, ServiceTable, call_raw, call_unary
 from mm.errors import MeshError, NoRoomError, StatusCode
 from mm.pb.grpc.health.v1 import HealthCheckRequest
+from mm.pb.mmesh import PredictResponse
 
 pytestmark = pytest.mark.anyio
 ECHO = "/t.S/Echo"
@@ -117,6 +118,14 @@ async def test_what_is_no_message_and_what_is_not_one() -> None:
                 with pytest.raises(grpc.aio.AioRpcError) as failed:
                     await client.stream_unary(ECHO)(iter(parts))
                 assert failed.value.code() == code
+
+
+async def test_an_answer_that_is_no_message_is_not_called_a_request() -> None:
+    async with _serve() as address, _channel(address) as channel:
+        request = HealthCheckRequest("\x0f")  # no message, where the wanted one has one
+        with pytest.raises(CallError, match="the answer is not a valid PredictResponse") as caught:
+            await call_unary(channel, ECHO, request, PredictResponse, timeout_s=60)
+        assert caught.value.code == StatusCode.INTERNAL
 
 
 async def test_timeout_cancels_the_handler() -> None:
