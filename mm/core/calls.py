@@ -84,6 +84,8 @@ class Call:
     refusals_count: int = 0
     #: It waited here for a load: a miss of the cache.
     has_waited: bool = False
+    #: When it began to wait here for a load, the first one if there were several.
+    waiting_since_s: float | None = None
     #: It waits now, here or at a peer, and counts among those that do.
     waits: bool = False
     #: Made by this instance, one a model, to see a load through that nobody waits for.

@@ -129,8 +129,8 @@ def compose(
         config=config,
         first_loads=first_loads,
     )
-    wait_timeout_s = config.load_wait_factor * loader.load_timeout_s
-    waiters = Waiters(config, counters, wait_timeout_s=wait_timeout_s)
+    timeout_s, let_go = config.load_wait_factor * loader.load_timeout_s, copies.admission.leave
+    waiters = Waiters(config, counters, wait_timeout_s=timeout_s, on_let_go=let_go)
     placer = _placer(config, ports, cluster, own_record, members, sizing, counters)
     router = Router(
         config=config,

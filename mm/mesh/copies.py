@@ -225,7 +225,8 @@ class Copies:
         self.counters.loads += 1
         self.registrar.progressed(copy)
         copy.settle()
-        self.admission.leave(copy)
+        if not copy.is_letting_go:
+            self.admission.leave(copy)
         self._changed()
 
     def measured(self, copy: LocalCopy, weight_units: int) -> None:

@@ -34,7 +34,9 @@ class AdmissionGate:
     those under way are kept (``Copies`` holds them younger than anything else) and evict for one
     half of the cache at most; what goes beyond waits here, most urgent first, then in order of
     arrival. Nobody overtakes the head, however small. A load that needs no eviction, and one that
-    would be alone, is admitted at once.
+    would be alone, is admitted at once. A copy stays among them until those who waited for it have
+    been let go: else the next load would evict it under their hands, they would wait for it again,
+    and the last of a long line would never have their turn.
 
     Invariants: 1. the weights of several admitted copies that evict add up to at most the half
     (unless their sizes were guessed too small); 2. the two sums are those over ``_admitted``: one
@@ -46,7 +48,7 @@ class AdmissionGate:
     ) -> None:
         self._capacity_units = capacity_units
         self._used_units = used_units
-        #: Admitted and not settled.
+        #: Admitted and not settled, or settled with calls in line for them.
         self._admitted: dict[LocalCopy, _Admitted] = {}
         self._under_way_units = 0
         self._pending_units = 0
@@ -85,7 +87,7 @@ class AdmissionGate:
             self._under_way_units += delta_units
 
     def leave(self, copy: LocalCopy) -> None:
-        """The copy is settled or gone, admitted or not; the next may come."""
+        """Nobody waits for the copy any more, admitted or not; the next may come."""
         admitted = self._admitted.pop(copy, None)
         if admitted is not None:
             self._under_way_units -= admitted.weight_units

@@ -55,6 +55,7 @@ class LocalCopy:
         "failure",
         "has_answered",
         "info",
+        "is_letting_go",
         "last_used_ms",
         "load_id",
         "loading_since_s",
@@ -102,6 +103,8 @@ class LocalCopy:
         self.settled = anyio.Event()
         #: Told the same, for those who wait in lines rather than for the event.
         self.on_settled: Callable[[LocalCopy], None] | None = None
+        #: It serves, and calls that waited for it in a line have not had their turn yet.
+        self.is_letting_go = False
         self.scope = anyio.CancelScope()
 
     def __repr__(self) -> str:

@@ -440,4 +440,9 @@ class Router:
                 call.may_load = False
             return None
         call.excludes.discard(self._me)
-        return self._pin(call, copy)
+        route = self._pin(call, copy)
+        if route is None and call.waiting_since_s is not None and self._waiters.has_time(call):
+            # The load came, and left before it was this call's turn. Attempts are for views that
+            # turn out wrong; waiting has a bound of its own.
+            call.attempts -= 1
+        return route

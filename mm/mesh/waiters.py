@@ -8,6 +8,7 @@ settled ``loader``'s.
 from __future__ import annotations
 
 from collections import OrderedDict, deque
+from collections.abc import Callable
 
 import anyio
 import anyio.lowlevel
@@ -47,7 +48,8 @@ Line = OrderedDict[Batch, None]
 
 
 class Waiters:
-    """Everyone at this instance who waits for a load.
+    """Everyone at this instance who waits for a load; ``on_let_go`` hears when all who waited for a
+    copy that came have had their turn.
 
     *Why in batches.* A thousand calls that wait for one model become runnable in the same moment.
     Let go at once, they would keep the event loop, and then the runtime, from everyone else for as
@@ -60,9 +62,17 @@ class Waiters:
     ``_running_count`` counts the calls of the batches in ``_running`` that did not end.
     """
 
-    def __init__(self, limits: Limits, counters: Counters, *, wait_timeout_s: float) -> None:
+    def __init__(
+        self,
+        limits: Limits,
+        counters: Counters,
+        *,
+        wait_timeout_s: float,
+        on_let_go: Callable[[LocalCopy], None],
+    ) -> None:
         self._limits = limits
         self._counters = counters
+        self._on_let_go = on_let_go
         #: How long a call waits at most (spec core 2.8).
         self.wait_timeout_s = wait_timeout_s
         #: Calls of clients and peers that wait now, and the bytes of their requests so far.
@@ -89,6 +99,8 @@ class Waiters:
         if copy.settled.is_set():
             return
         self.enter(call)
+        if call.waiting_since_s is None:
+            call.waiting_since_s = anyio.current_time()
         batch = self._join(copy)
         try:
             await batch.woken.wait()
@@ -100,6 +112,11 @@ class Waiters:
         if not copy.settled.is_set():
             raise LoadTimeoutError(f"Timeout waiting for load of model {copy.model_id}")
         call.on_turn_ended = lambda: self._left(batch)
+
+    def has_time(self, call: Call) -> bool:
+        """Answer whether a call that waited in vain may wait for another load."""
+        assert call.waiting_since_s is not None, call
+        return anyio.current_time() < call.waiting_since_s + self.wait_timeout_s
 
     def grew(self, call: Call, size_bytes: int) -> None:
         """Hear of more request bytes of a call that waits; raises ``WaitersFullError``."""
@@ -178,14 +195,19 @@ class Waiters:
     def _remove(self, batch: Batch) -> None:
         del self._ages[batch]
         del batch.line[batch]
-        if not batch.line:
-            self._lines.pop(batch.copy, None)
+        if batch.line:
+            return
+        self._lines.pop(batch.copy, None)
+        if batch.copy.is_letting_go:
+            batch.copy.is_letting_go = False
+            self._on_let_go(batch.copy)
 
     # --- who goes on ---
 
     def _settled(self, copy: LocalCopy) -> None:
         line = self._lines.pop(copy, None)
         if line:
+            copy.is_letting_go = copy.serves
             self._ready.append(line)
             self._wake_up()
 

@@ -56,7 +56,11 @@ class World:
     errors: dict[str, Exception] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.waiters = Waiters(self.limits, self.counters, wait_timeout_s=TIMEOUT_S)
+        #: Copies that came, in the order in which the last who waited for each had his turn.
+        self.let_go: list[LocalCopy] = []
+        self.waiters = Waiters(
+            self.limits, self.counters, wait_timeout_s=TIMEOUT_S, on_let_go=self.let_go.append
+        )
 
     async def call(
         self, name: str, copy: LocalCopy, *, answer_s: float = 0.001, request_bytes: int = 0
@@ -162,6 +166,31 @@ async def test_copies_take_turns() -> None:
         serve(lonely)
         await anyio.sleep(1.0)
         assert world.went_on.index("lonely") < 3 * BATCH_CALLS
+
+
+@pytest.mark.virtual_time
+async def test_a_copy_has_let_go_when_the_last_had_his_turn() -> None:
+    async with running(released_calls_max=4) as (world, begin):
+        crowded, short, failed = new_copy("crowded"), new_copy("short"), new_copy("failed")
+        for number in range(100):
+            begin(f"crowded-{number}", crowded)
+        begin("short", short)
+        begin("failed", failed)
+        await anyio.sleep(0.1)
+        failed.settle(NoRoomError("no"))
+        serve(crowded)
+        serve(short)
+        assert crowded.is_letting_go
+        assert not failed.is_letting_go, "there is nothing to keep"
+        await until(lambda: bool(world.let_go))
+        assert world.let_go == [short]
+        await until(lambda: len(world.let_go) > 1)
+        assert world.let_go == [short, crowded]
+        assert len(world.went_on) >= 100
+        assert not crowded.is_letting_go
+        lonely = new_copy("lonely")
+        serve(lonely)
+        assert not lonely.is_letting_go, "nobody waited"
 
 
 @pytest.mark.virtual_time
