@@ -199,9 +199,10 @@ class Mirror:
             self._listener(key_id, None)
 
     def _keep_unconfirmed(self) -> None:
-        logger.warning(
-            "the store under %s is another one: %d entries are kept", self.prefix, len(self)
-        )
+        if self._items:
+            logger.warning(
+                "the store under %s is another one: %d entries are kept", self.prefix, len(self)
+            )
         self.revision = 0
         self._deleted.clear()
         self._items = {k: replace(item, mod_revision=0) for k, item in self._items.items()}

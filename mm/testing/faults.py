@@ -29,6 +29,8 @@ OUTAGES_S: Final = (0.3, 3.0, 12.0, 25.0, 45.0)
 FAULT_GAP_S: Final = 4.0
 #: An instance that cannot start is started again after this, as by Kubernetes.
 RESTART_S: Final = 2.0
+#: An emptied store is full again after this.
+RESTORED_S: Final = 15.0
 LOAD_FAILURES: Final = (
     StatusCode.INTERNAL,
     StatusCode.UNKNOWN,
@@ -57,6 +59,8 @@ class Faults:
         kinds: list[_Fault] = [
             self._store_away,
             self._store_slow,
+            self._store_full,
+            self._store_wiped,
             self._watches_lost,
             self._watches_late,
             self._writes_forestalled,
@@ -75,7 +79,12 @@ class Faults:
             self._half_speed,
             self._clock_steps,
         ]
-        return self._rng.sample(kinds, self._rng.randint(4, len(kinds)))
+        mixture = self._rng.sample(kinds, self._rng.randint(4, len(kinds)))
+        if self._store_wiped not in mixture:
+            return mixture
+        # An instance that has long been cut off does not know what was unregistered meanwhile, and
+        # brings it back: that is so (decision 11), and not to be found again by each seed.
+        return [kind for kind in mixture if kind not in (self._store_away, self._watches_lost)]
 
     @property
     def kinds(self) -> list[str]:
@@ -95,6 +104,7 @@ class Faults:
         cluster = self._cluster
         self._tell("", "the faults are over")
         cluster.network.heal()
+        cluster.server.is_full = False
         cluster.loss_share.clear()
         cluster.way_s_max = WAY_S_MAX
         for each in cluster.instances.values():
@@ -134,6 +144,35 @@ class Faults:
         await anyio.sleep(seconds)
         for each in affected:
             _store(each).way_s_max = STORE_WAY_S_MAX
+
+    async def _store_full(self) -> None:
+        server, seconds = self._cluster.server, self._duration_s()
+        self._tell("", f"the store is full for {seconds:g} s")
+        server.is_full = True
+        await anyio.sleep(seconds)
+        server.is_full = False
+
+    async def _store_wiped(self) -> None:
+        """Have all know the same, lose the store, and find another one, empty, one after the other.
+
+        Nobody starts or ends meanwhile: who comes new to an empty store knows nothing to restore.
+        """
+        names = [n for n in self._names if n not in self._taken and self._cluster[n].is_serving]
+        if len(names) < len(self._names):
+            return
+        self._taken.update(names)
+        seconds = self._rng.choice([3.0, 12.0, 30.0])
+        self._tell("", f"the store is away for {seconds:g} s and comes back empty")
+        everyone = [self._cluster[name] for name in names]
+        for each in everyone:
+            each.store.set_fault(self._rng.choice([Fault.REFUSED, Fault.SILENT]))
+        self._cluster.server.wipe()
+        await anyio.sleep(seconds)
+        for each in self._rng.sample(everyone, len(everyone)):
+            each.store.set_fault(None)
+            await anyio.sleep(self._rng.uniform(0, 0.5))
+        await anyio.sleep(RESTORED_S)
+        self._taken.difference_update(names)
 
     async def _watches_lost(self) -> None:
         affected, seconds = self._some(), self._rng.choice([1.0, 8.0, 30.0, 60.0])

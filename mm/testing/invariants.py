@@ -177,8 +177,9 @@ class Invariants:
         self._cluster = cluster
         #: Since when a copy is in its phase, or an unload under way.
         self._since_s: dict[tuple[object, ...], float] = {}
-        #: The newest revision that each view has shown of each model.
-        self._seen: dict[Instance, dict[str, int]] = {}
+        #: The newest revision that each view has shown of each model, in the present store, which
+        #: is known by the event that will tell of its loss.
+        self._seen: dict[Instance, tuple[anyio.Event, dict[str, int]]] = {}
 
     async def run(self) -> None:
         """Look each second, until cancelled."""
@@ -215,7 +216,10 @@ class Invariants:
         self._since_s = since_s
 
     def _check_view(self, each: Instance) -> None:
-        seen = self._seen.setdefault(each, {})
+        store, seen = self._seen.get(each, (None, {}))
+        if store is not each.node.parts.registry.mirror.store_replaced:
+            store, seen = each.node.parts.registry.mirror.store_replaced, {}
+            self._seen[each] = (store, seen)
         for model_id, item in each.node.parts.registry._mirror.items():
             if item.mod_revision < seen.get(model_id, 0):
                 raise InvariantError(

@@ -11,6 +11,7 @@ import pytest
 from mm.core.ids import ModelId
 from mm.edge.memory_server import MemoryServer
 from mm.edge.memory_store import Fault
+from mm.errors import StoreUnavailableError
 from mm.mesh.ports import Item, Write
 from mm.testing.cluster import PREFIX, Cluster, running_cluster, until
 from mm.testing.fake_runtime import ModelPlan
@@ -185,3 +186,31 @@ async def test_a_second_loss_is_made_good_like_the_first() -> None:
         await cluster.settle()
         cluster.check()
         assert cluster["a"].node.statistics().counters.records_restored >= 2 * len(before)
+
+
+async def test_a_store_that_is_full_holds_up_only_what_must_be_written() -> None:
+    async with running_cluster("a", "b", plan=PLAN) as cluster:
+        await stocked(cluster)
+        cluster.server.is_full = True
+        for model_id in LOADED:
+            await cluster["a"].invoke(model_id)
+        for call in (cluster["a"].invoke(MODELS[-1]), cluster["b"].register("new")):
+            with pytest.raises(StoreUnavailableError, match="out of space"):
+                await call
+        holder = next(each for each in cluster.serving if LOADED[0] in each.runtime.loaded)
+        holder.runtime.lose(LOADED[0])
+        assert not any(each.node.statistics().store_connected is False for each in cluster.serving)
+        await anyio.sleep(60)
+        for each in cluster.serving:
+            assert each.node.statistics().store_out_of_space, each
+            assert each.node.statistics().instances == 2, "a lease is kept alive without a write"
+
+        cluster.server.is_full = False
+        await until(
+            lambda: not any(e.node.statistics().store_out_of_space for e in cluster.serving),
+            timeout_s=5.0,
+        )
+        await cluster["b"].register("new")
+        await cluster["a"].invoke(MODELS[-1])
+        await cluster.settle()
+        cluster.check(losses_unnoticed=True)

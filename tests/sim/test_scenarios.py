@@ -22,6 +22,7 @@ from mm.core.placement import Placement, PlacementReason
 from mm.core.records import ModelRecord
 from mm.mesh.drain import Drain
 from mm.mesh.instance_index import InstanceIndex
+from mm.mesh.members import Members
 from mm.mesh.ports import Item
 from mm.mesh.registry import Registry
 from mm.mesh.unloader import Unloader
@@ -37,6 +38,7 @@ from mm.testing.scenarios import (
     lost_victim,
     pure_fleet,
     rolling,
+    store_outage,
     sweep,
     tail,
 )
@@ -66,6 +68,7 @@ SMALL: dict[str, Callable[[int], ScenarioReport]] = {
     "lost-victim": lambda seed: lost_victim.report(seed, 1_000),
     "rolling": lambda seed: rolling.report(seed, 3, 30.0, 1_000),
     "day": lambda seed: day.report(seed, 4, 600.0),
+    "store-outage": lambda seed: store_outage.report(seed, 300, 25.0),
 }
 
 
@@ -144,6 +147,15 @@ def test_victims_that_are_unloaded_under_their_calls_answer_wrongly(
     report = lost_victim.report(1, 1_000)
     [wrong] = [figure for figure in report.figures if figure.text == "wrong answers"]
     assert wrong.is_met is False, report.lines()
+
+
+def test_instances_that_all_restore_at_once_write_too_much(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Members, "first_id", lambda self: self._me)
+    report = store_outage.report(1, 300, 1.0)
+    missed = [figure.text for figure in report.figures if figure.is_met is False]
+    assert missed == ["wiped: writes a record", "wiped, the first one crashed: writes a record"]
 
 
 def test_loads_that_nobody_refuses_are_spread_less_evenly(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,8 @@
-"""etcd goes away while two instances serve, in two ways, and comes back after their leases' time.
+"""etcd goes away while two instances serve, in three ways, and comes back after their leases' time.
 
-Stopped: connections are refused. Frozen: they stay open and nothing answers. Both outages run at
-once, each with an etcd and a mesh of its own; what was seen is then judged test by test.
+Stopped: connections are refused. Frozen: they stay open and nothing answers. Wiped: as stopped, and
+it comes back without its data directory. All outages run at once, each with an etcd and a mesh of
+its own; what was seen is then judged test by test.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ CALLS_MIN = 60
 AT_ONCE_S = 3.0
 LOADED = [f"loaded-{number}" for number in range(4)]
 NAMES = ("first", "second")
-OUTAGES = ("stopped", "frozen")
+OUTAGES = ("stopped", "frozen", "wiped")
 
 Code = grpc.StatusCode
 
@@ -132,7 +133,7 @@ class Outage:
 
     def suffer(self) -> None:
         before = Counter(self.seen.calls)
-        if self.kind == "stopped":
+        if self.kind != "frozen":
             self.etcd.kill()
         else:
             self.etcd.pause()
@@ -158,7 +159,9 @@ class Outage:
         self.seen.during[name] = timed(call)
 
     def recover(self) -> None:
-        if self.kind == "stopped":
+        if self.kind == "wiped":
+            self.etcd.wipe()
+        if self.kind != "frozen":
             self.etcd.start()
         else:
             self.etcd.resume()
@@ -178,7 +181,7 @@ class Outage:
         self.seen.after = [echo(instance, model).code() for instance, model in calls]
         self.seen.registry = keys.wait(
             self.mesh.prefix("registry"),
-            lambda records: all("instanceIds" in records[model] for model in LOADED),
+            lambda records: all("instanceIds" in records.get(model, "") for model in LOADED),
         )
         self.seen.loads = [list(runtime.loads) for runtime in self.runtimes]
 

@@ -15,6 +15,7 @@ from mm.testing.scenarios import (
     fleet_hit_ratio,
     lost_victim,
     rolling,
+    store_outage,
     sweep,
     tail,
 )
@@ -33,4 +34,5 @@ SCENARIOS: Final[Mapping[str, Scenario]] = {
     "lost-victim": lost_victim.run,
     "rolling": rolling.run,
     "day": day.run,
+    "store-outage": store_outage.run,
 }
