@@ -169,6 +169,10 @@ class Limits:
     #: Others look whether that goes on so much later, or up to twice as much: the leader may be
     #: gone, and together they would be a storm.
     restore_wait_s: float = 2.0
+    #: And nothing is unregistered so long after an instance has noticed that records were lost:
+    #: those that notice later would take it for lost, too. Silent connections are given up after
+    #: `store_silence_max_s`; a second try to connect comes a second later.
+    restore_grace_s: float = 15.0
     #: How long the cluster believes in an instance that it does not hear of.
     lease_ttl_s: int = 20
 

@@ -8,6 +8,7 @@ means: ``registry``, ``vmodels`` and ``members`` decode.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
@@ -56,8 +57,9 @@ class Mirror:
         self.prefix = prefix
         #: The watch has told of everything up to here.
         self.revision = 0
-        #: Set, and replaced, whenever the store turned out to be another one.
+        #: Set, and replaced, whenever the store turned out to be another one; and when that was.
         self.store_replaced = anyio.Event()
+        self.store_replaced_s = -math.inf
 
     def items(self) -> Iterator[tuple[str, Item]]:
         """Iterate over ids and values."""
@@ -204,6 +206,7 @@ class Mirror:
                 "the store under %s is another one: %d entries are kept", self.prefix, len(self)
             )
         self.revision = 0
+        self.store_replaced_s = anyio.current_time()
         self._deleted.clear()
         self._items = {k: replace(item, mod_revision=0) for k, item in self._items.items()}
         self._unconfirmed = dict.fromkeys(self._items)

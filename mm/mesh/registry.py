@@ -11,9 +11,11 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 
+import anyio
+
 from mm.core.ids import InstanceId, ModelId
 from mm.core.records import ModelRecord, RecordError
-from mm.errors import ContendedError
+from mm.errors import ContendedError, StoreUnavailableError
 from mm.limits import Limits
 from mm.mesh.instance_index import InstanceIndex
 from mm.mesh.look_ups import LookUps
@@ -44,6 +46,7 @@ class Registry:
 
     def __init__(self, store: Store, prefix: str, limits: Limits) -> None:
         self._store = store
+        self._limits = limits
         self._mirror = Mirror(store, prefix, self._changed)
         self.look_ups = LookUps(store, self._mirror, limits)
         self._parsed: OrderedDict[str, tuple[int, ModelRecord]] = OrderedDict()
@@ -132,6 +135,8 @@ class Registry:
             wanted = change(present)
             if wanted is present:
                 return present
+            if wanted is None:
+                self._refuse_if_emptied()
             revision = 0 if item is None else item.mod_revision
             if wanted is None and item is not None and not revision:
                 # Others know it, too, and must see it go: a new store has to have it first.
@@ -152,6 +157,17 @@ class Registry:
         raise ContendedError(
             f"the record of model {model_id} changed {CAS_TRIES_MAX} times while being changed"
         )
+
+    def _refuse_if_emptied(self) -> None:
+        """Raise soon after the store lost everything: who has not noticed yet would restore what we
+        delete.
+        """
+        since_s = anyio.current_time() - self._mirror.store_replaced_s
+        if since_s < self._limits.restore_grace_s:
+            raise StoreUnavailableError(
+                "the store has just lost its records and is given them back; retry in"
+                f" {self._limits.restore_grace_s - since_s:.0f} s"
+            )
 
     async def _read_fresh(self, model_id: ModelId) -> Item | None:
         await self._mirror.restore(model_id)

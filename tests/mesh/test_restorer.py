@@ -126,16 +126,38 @@ async def test_what_somebody_wrote_anew_stays(writes: list[Write]) -> None:
         cluster.check()
 
 
-@pytest.mark.parametrize("when_s", [0.0, 0.5])
-async def test_what_is_unregistered_meanwhile_does_not_come_back(when_s: float) -> None:
-    """It is known to all as something that the new store lacks: they must see it go."""
+async def test_nothing_is_unregistered_until_all_know_what_was_lost() -> None:
+    """Who hears of the loss later would give back what was unregistered in between."""
     async with running_cluster("a", "b", "c", plan=PLAN) as cluster:
+        await stocked(cluster)
+        for each in cluster.serving:
+            each.store.set_fault(Fault.REFUSED)
+        cluster.server.wipe()
+        for name in "ab":
+            cluster[name].store.set_fault(None)
+        await until(lambda: len(registry(cluster)) == len(MODELS))
+        with pytest.raises(StoreUnavailableError, match=r"retry in 1\d s"):
+            await cluster["b"].node.models.unregister(ModelId("m00"))
+        await anyio.sleep(10)
+        cluster["c"].store.set_fault(None)
+        await anyio.sleep(6)
+        await cluster["b"].node.models.unregister(ModelId("m00"))
+        await anyio.sleep(30)
+        assert cluster.record("m00") is None
+        await cluster.settle()
+        cluster.check()
+
+
+async def test_what_is_unregistered_before_it_is_restored_does_not_come_back() -> None:
+    """It is known to all as something that the new store lacks: they must see it go."""
+    options = {"restore_grace_s": 0.0}
+    async with running_cluster("a", "b", "c", plan=PLAN, **options) as cluster:
         await stocked(cluster)
         await cluster["a"].crash()  # so that the others wait before they write anything
         await wipe(cluster)
-        mirror = cluster["b"].node.parts.registry.mirror
-        await until(lambda: len(mirror.unconfirmed()) == len(MODELS))
-        await anyio.sleep(when_s)
+        for name in "bc":
+            mirror = cluster[name].node.parts.registry.mirror
+            await until(lambda mirror=mirror: mirror.unconfirmed_count == len(MODELS))
 
         await cluster["b"].node.models.unregister(ModelId("m00"))
         await anyio.sleep(30)
