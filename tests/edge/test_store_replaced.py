@@ -24,11 +24,9 @@ from mm.errors import StoreUnavailableError
 from mm.mesh.ports import Delete, Item, Put, Resync, Store
 from mm.testing.losing_proxy import losing_proxy
 from mm.testing.simulated_store import SimulatedStore
-from tests.edge.store_world import Batches, next_batch, put, until
+from tests.edge.store_world import MEMORY_TIMEOUT_S, PATIENCE_S, Batches, next_batch, put, until
 
 pytestmark = pytest.mark.anyio
-
-PATIENCE_S = 20.0
 
 
 @dataclass(frozen=True)
@@ -58,7 +56,7 @@ async def etcd_replaceable(etcd: EmbeddedEtcd, stack: AsyncExitStack) -> Replace
     endpoint = etcd.endpoint
     proxy = await stack.enter_async_context(losing_proxy(endpoint.host, endpoint.port))
     target = EtcdTarget((Endpoint(proxy.host, proxy.port),))
-    store = await stack.enter_async_context(EtcdStore(target, timeout_s=1.0, silence_s=0.6))
+    store = await stack.enter_async_context(EtcdStore(target, timeout_s=2.0, silence_s=1.2))
     other = await stack.enter_async_context(EtcdStore(etcd.target))
 
     async def replace(writes_count: int) -> None:
@@ -78,10 +76,12 @@ async def world(request: pytest.FixtureRequest) -> AsyncIterator[Replaceable]:
     """Each kind of store in turn."""
     match request.param:
         case "memory":
-            yield memory(MemoryStore(timeout_s=0.1))
+            yield memory(MemoryStore(timeout_s=MEMORY_TIMEOUT_S))
         case "simulated":
             rng = random.Random(1)
-            store = SimulatedStore(MemoryServer(), rng, lambda key, text: None, timeout_s=0.1)
+            store = SimulatedStore(
+                MemoryServer(), rng, lambda key, text: None, timeout_s=MEMORY_TIMEOUT_S
+            )
             store.way_s_max = store.late_s_max = 0.01
             yield memory(store)
         case _:
@@ -167,7 +167,7 @@ async def test_nothing_is_answered_before_the_tables_are_read_anew(world: Replac
 
 
 async def test_another_store_knows_no_lease(world: Replaceable) -> None:
-    async with world.store.session(20) as session, world.store.watch("/t/") as batches:
+    async with world.store.session(60) as session, world.store.watch("/t/") as batches:
         lease_id = session.lease_id
         await next_batch(batches)
         last = await put(world.store, "/t/me", lease_id=lease_id)

@@ -46,8 +46,6 @@ from mm.testing.scenarios.queues import Job, Shape, simulate
 from mm.testing.scenarios.zipf import ZipfCalls
 from mm.testing.table_sizes import table_sizes
 
-#: They take a second or two each; the machine of a CI may be busy with other things.
-
 
 @cache
 def small_report(name: str) -> ScenarioReport:

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from mm.pb import mmesh
-from tests.system.meshes import Mesh, mesh_of
+from tests.system.meshes import CALL_TIMEOUT_S, Mesh, mesh_of
 from tests.system.processes import eventually
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.system
 LOADED = mmesh.ModelStatusInfoModelStatus.LOADED
 SIZE = "SIZE_1000000_10_0"
 #: For calls that have nothing to do with the frozen one; a busy machine takes a part of it.
@@ -45,7 +45,7 @@ def test_no_call_is_lost_and_new_ones_go_elsewhere_until_it_answers(mesh: Mesh) 
         for _ in range(CALLS):
             caller.predict("shared", timeout_s=SOON_S)
         for call in stuck:
-            assert call.result(timeout=30).results[0].confidence == 1.0
+            assert call.result(timeout=CALL_TIMEOUT_S).results[0].confidence == 1.0
     finally:
         frozen.serve.process.send_signal(signal.SIGCONT)
     before = frozen.statistics().calls
