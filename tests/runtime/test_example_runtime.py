@@ -236,7 +236,7 @@ class TestEcho:
     def test_unary(self, method: Any) -> None:
         answer = method("unary_unary", "unary")(EchoRequest(payload=b"x", model_name="n"))
         assert (answer.model_id, answer.model_name, answer.payload) == ("m", "n", b"x")
-        assert 0 < answer.deadline_ms <= 10_500  # grpcio rounds up
+        assert 0 < answer.deadline_ms <= 60_500  # grpcio rounds up
         assert ("echo-initial-b-bin", b"\x00\xff") in [(h.key, h.value) for h in answer.headers]
 
     def test_server_stream(self, method: Any) -> None:
