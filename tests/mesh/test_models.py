@@ -230,7 +230,7 @@ async def test_many_that_do_not_wait_are_followed_once() -> None:
         for _ in range(20):
             assert (await cluster["a"].load("m", sync=False)).status == "LOADING"
         tasks = [task.name or "" for task in anyio.get_running_tasks()]
-        assert len([name for name in tasks if "_follow" in name]) == 1
+        assert len([name for name in tasks if "Models._follow" in name]) == 1
         await cluster.settle()
         assert (await cluster["a"].load("m", sync=False)).status == "LOADED"
         await until(lambda: not cluster["a"].node.models._followed)
