@@ -145,6 +145,8 @@ class TestTheRulesFind:
             (rules.size_complaints, "mm/a.py", "def f():\n" + "    x\n" * 70),
             (rules.open_end_complaints, "mm/a.pyx", "# TO" + "DO later"),
             (rules.open_end_complaints, "mm/a.py", "# FIX" + "ME"),
+            (rules.open_end_complaints, "mm/a.py", '"""\n' + "<" * 7 + ' HEAD\n"""'),
+            (rules.open_end_complaints, "mm/a.py", '"""\n' + ">" * 7 + ' 123abc\n"""'),
             (rules.docstring_complaints, "mm/a.py", "import os"),
             (rules.docstring_complaints, "mm/a.pyx", "cdef int x"),
             (rules.sleep_complaints, "tests/a.py", "def f():\n    time.sleep(1)"),

@@ -54,6 +54,7 @@ SLEEPERS = frozenset({"time", "asyncio", "anyio", "trio"})
 SKIPS = frozenset({"skip", "skipif", "xfail", "importorskip"})
 # In two pieces, so that this file does not speak them.
 OPEN_ENDS = re.compile(r"\b(?:TO" + r"DO(?!\(#\d+\))|FIX" + r"ME|X" + r"XX)\b")
+MERGE_MARKS = ("<" * 7 + " ", ">" * 7 + " ")
 
 
 @dataclass(frozen=True)
@@ -197,6 +198,8 @@ def open_end_complaints(source: Source) -> Iterator[str]:
     for number, line in enumerate(source.text.splitlines(), 1):
         if OPEN_ENDS.search(line):
             yield f"{source.path}:{number}: an open end without a number: {line.strip()}"
+        if line.startswith(MERGE_MARKS):  # in a text they are no syntax error
+            yield f"{source.path}:{number}: left over from a merge: {line}"
 
 
 def docstring_complaints(source: Source) -> Iterator[str]:

@@ -65,14 +65,11 @@ Behaviour:
   MM_TYPE_CONSTRAINTS_PATH        or a file with it, read again when it changes
   MM_MAX_MODELS                   no more are registered; 0: no limit [1000000]
   MM_MIN_CHURN_AGE_MS             evict nothing used less long ago    [0]
-<<<<<<< HEAD
   MM_EVICTION                     who goes: lru, or cost, by load time [lru]
-=======
   MM_SCALEUP_RPM_THRESHOLD        calls a minute with which a copy is busy      [2000]
   MM_CONC_SCALEUP_BANDWIDTH_PCT   or per cent of its calls at a time, if limited  [90]
   MM_MIN_SECOND_COPY_AGE_SECS, MM_MAX_SECOND_COPY_AGE_SECS
                                   used now and so long ago: a second copy  [420, 2400]
->>>>>>> f72622e (Have each model in as many copies as it is called for)
   MM_MAX_INFLIGHT_PER_MODEL_COPY  calls that a copy has and keeps waiting, if limited   [0]
   BOOTSTRAP_CLEARANCE_PERIOD_MS   if its first loads fail so soon, it is not ready      [180000]
   MM_FAILFAST_UPGRADE_ENABLED     false: it is ready whatever its loads do              [true]

@@ -23,4 +23,10 @@ def run_in_virtual_time(main: Callable[[], Awaitable[T]], seed: object) -> T:
     """
     with mock.patch.object(trio_run, "_ALLOW_DETERMINISTIC_SCHEDULING", True):
         trio_run._r.seed(f"{seed}")
-        return trio.run(main, clock=MockClock(autojump_threshold=0))
+        try:
+            return trio.run(main, clock=MockClock(autojump_threshold=0))
+        except BaseExceptionGroup as group:
+            # Ctrl-C is raised in whichever task runs, and comes out wrapped by its task groups.
+            if group.subgroup(KeyboardInterrupt) is not None:
+                raise KeyboardInterrupt from None
+            raise

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 
+import anyio
 import pytest
 from typer.testing import CliRunner
 
 from mm.cli import main
 from mm.testing import scenarios
 from mm.testing.scenarios import Figure, ScenarioReport
+from mm.testing.scheduling import run_in_virtual_time
 
 
 def run(*args: str) -> tuple[int, str, str]:
@@ -63,3 +65,24 @@ def test_an_unknown_scenario_is_misuse() -> None:
 def test_without_trio_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert run() == (1, "", "mm: `mm sim` needs trio: pip install 'mm[sim]'\n")
+
+
+def test_ctrl_c_in_a_run_is_no_failure_of_it() -> None:
+    """It is raised in whichever task runs, deep in the task groups."""
+
+    async def interrupted() -> None:
+        async with anyio.create_task_group(), anyio.create_task_group():
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_in_virtual_time(interrupted, "seed")
+
+
+def test_a_bug_in_a_run_comes_out_as_it_is() -> None:
+    async def wrong() -> None:
+        async with anyio.create_task_group():
+            raise KeyError("bug")
+
+    with pytest.raises(ExceptionGroup) as caught:
+        run_in_virtual_time(wrong, "seed")
+    assert caught.group_contains(KeyError)
