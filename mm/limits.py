@@ -163,11 +163,11 @@ class Limits:
     #: No sign of life from the store in this time: the channel is thrown away for a new one.
     #: Half the lease, so that a new channel can still save it (design section 6).
     store_silence_max_s: float = 10.0
-    #: Records that a store has lost are written back by the leader, so many at a time: two
+    #: Records that a store has lost are written back by one instance, so many at a time: two
     #: transactions of etcd, one being written while the answer to the other is read.
     restore_writes_max: int = 240
-    #: Others look whether that goes on so much later, or up to twice as much: the leader may be
-    #: gone, and together they would be a storm.
+    #: The others look whether that goes on so much later, one after the other: the first may be
+    #: gone, and together they would be a storm. In so long all have noticed the loss.
     restore_wait_s: float = 2.0
     #: And nothing is unregistered so long after an instance has noticed that records were lost:
     #: those that notice later would take it for lost, too. Silent connections are given up after

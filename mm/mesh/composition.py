@@ -205,10 +205,8 @@ def compose_services(
     restorer = Restorer(
         (parts.vmodels.mirror, parts.registry.mirror),
         parts.members,
-        leads=lambda: parts.members.first_id() == config.instance_id,
         limits=config,
         counters=parts.counters,
-        rng=ports.rng,
     )
     trials = Trials(
         first_loads=parts.first_loads, loader=parts.loader, registry=parts.registry, config=config

@@ -268,11 +268,9 @@ class Members:
         waits_s += [SILENT_RETRY_S] * bool(self._silent)
         return max(1, round(1000 * min(waits_s))) if waits_s else None
 
-    def first_id(self) -> InstanceId:
-        """Answer the lowest id of the instances that are there: it goes first where no leader can
-        be elected.
-        """
-        return min([*self._records, self._me])
+    def place(self) -> int:
+        """Answer how many have a lower id than this one."""
+        return sum(each < self._me for each in self._records)
 
     def stays(self, instance_id: InstanceId) -> bool:
         """Answer whether an instance is there, and not about to stop."""

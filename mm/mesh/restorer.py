@@ -9,8 +9,8 @@ deleted.
 from __future__ import annotations
 
 import logging
-import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from typing import Final
 
 import anyio
 
@@ -24,14 +24,18 @@ logger = logging.getLogger(__name__)
 
 #: Whoever waits for somebody else to restore sees that this is going on if so much less is missing
 #: than at the last look: single records also come back because somebody changed them.
-PROGRESS: float = 0.1
+PROGRESS_SHARE: Final = 0.1
+PROGRESS_RECORDS: Final = 240
+#: Who comes later in line does not wait longer than the one at this place.
+PLACE_MAX: Final = 10
 
 
 class Restorer:
     """Brings tables back after each loss.
 
-    The leader begins at once. The others look after some seconds, each after its own: as long as
-    what is missing becomes less they leave it to whoever is at it.
+    The instances known stand in line by their ids. The first begins at once. The others look after
+    some seconds, each later than the one before, so that no two begin together: as long as what is
+    missing becomes less they leave it to whoever is at it.
     """
 
     def __init__(
@@ -39,17 +43,13 @@ class Restorer:
         tables: tuple[Mirror, ...],
         members: Members,
         *,
-        leads: Callable[[], bool],
         limits: Limits,
         counters: Counters,
-        rng: random.Random,
     ) -> None:
         self._tables = tables
         self._members = members
-        self._leads = leads
         self._limits = limits
         self._counters = counters
-        self._rng = rng
 
     async def run(self) -> None:
         """Do so until cancelled."""
@@ -66,20 +66,17 @@ class Restorer:
 
     async def _restore(self, table: Mirror) -> None:
         missing_count = table.unconfirmed_count
-        waits, has_begun = not self._leads(), False
+        has_begun = False
         while missing_count:
-            if waits:
-                await anyio.sleep(self._pause_s())
-            waits = True
+            place = self._members.place()
+            if place or has_begun:
+                await anyio.sleep(self._limits.restore_wait_s * min(max(place, 1), PLACE_MAX))
             missing = table.unconfirmed()
-            has_begun = has_begun or self._leads()
-            if has_begun or len(missing) > (1 - PROGRESS) * missing_count:
+            progress = min(PROGRESS_SHARE * missing_count, PROGRESS_RECORDS)
+            if has_begun or not place or missing_count - len(missing) < progress:
                 has_begun = True
                 await self._write(table, missing)
             missing_count = table.unconfirmed_count
-
-    def _pause_s(self) -> float:
-        return self._rng.uniform(self._limits.restore_wait_s, 2 * self._limits.restore_wait_s)
 
     async def _write(self, table: Mirror, missing: list[str]) -> None:
         """Write what is missing, as far as the store takes it."""

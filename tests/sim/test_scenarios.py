@@ -150,7 +150,7 @@ def test_victims_that_are_unloaded_under_their_calls_answer_wrongly(
 def test_instances_that_all_restore_at_once_write_too_much(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(Members, "first_id", lambda self: self._me)
+    monkeypatch.setattr(Members, "place", lambda self: 0)
     report = store_outage.report(1, 300, 1.0)
     missed = [figure.text for figure in report.figures if figure.is_met is False]
     assert missed == ["wiped: writes a record", "wiped, the first one crashed: writes a record"]
