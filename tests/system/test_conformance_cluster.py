@@ -15,14 +15,17 @@ from tests.system.processes import eventually
 pytestmark = pytest.mark.system
 
 Status = mmesh.ModelStatusInfoModelStatus
-#: Java sends 6,000 and 200, to make it scale to three copies, which is not there yet.
-SEQUENTIAL_PREDICTS = 1_000
+#: Java sends 6,000, enough for three copies with ten calls a minute for one. Here it goes on until
+#: there are three; ten a second, so that the few calls of the other tests make no copies.
+SEQUENTIAL_PREDICTS_MIN = 500
+SEQUENTIAL_PREDICTS_MAX = 20_000
 LARGE_PREDICTS = 20
+SETTINGS = {"MM_SCALEUP_RPM_THRESHOLD": "600"}
 
 
 @pytest.fixture(scope="module")
 def mesh(dataplane: str, kv_store: str, new_service_name: Callable[[], str]) -> Iterator[Mesh]:
-    with mesh_of(kv_store, {"MM_DATAPLANE": dataplane}, new_service_name()) as mesh:
+    with mesh_of(kv_store, {"MM_DATAPLANE": dataplane, **SETTINGS}, new_service_name()) as mesh:
         mesh.add_all("one", "two", "three")
         yield mesh
 
@@ -33,17 +36,27 @@ def test_grpc(mesh: Mesh) -> None:
     first.register("cluster-grpc", "SIZE_1000000_100_0", load_now=True)
     header = [("mm-model-id", "cluster-grpc"), ("another-custom-header", "custom-value")]
     expected = "classification for {} by model cluster-grpc"
-    for number in range(SEQUENTIAL_PREDICTS):
+    for number in range(SEQUENTIAL_PREDICTS_MAX):
         reply = first.predict("cluster-grpc", f"text {number}", metadata=header)
         assert reply.results[0].category == expected.format(f"text {number}")
+        if number >= SEQUENTIAL_PREDICTS_MIN and number % 100 == 0 and is_at(mesh, 3):
+            break
     loaded = first.status("cluster-grpc")
     assert (loaded.status, loaded.errors) == (Status.LOADED, [])
+    assert is_at(mesh, 3), loaded
     text = "y" * 2_000_000
     for _ in range(LARGE_PREDICTS):
         reply = second.predict("cluster-grpc", text, metadata=header)
         assert reply.results[0].category == expected.format(text)
     first.unregister("cluster-grpc")
     assert first.status("cluster-grpc").status == Status.NOT_FOUND
+
+
+def is_at(mesh: Mesh, copies_count: int) -> bool:
+    """Whether the model has so many copies that are loaded, each at another instance."""
+    infos = mesh[0].status("cluster-grpc").model_copy_infos
+    loaded = {info.location for info in infos if info.copy_status == Status.LOADED}
+    return len(loaded) == len(infos) == copies_count
 
 
 def test_multi_model(mesh: Mesh) -> None:
