@@ -18,7 +18,7 @@ from anyio.abc import TaskGroup
 
 from mm.core.accounting import UnloadAccounting
 from mm.core.eviction import CostEviction
-from mm.core.ids import NEVER_MS, ModelId
+from mm.core.ids import NEVER_MS, InstanceId, ModelId
 from mm.core.load_times import LoadTimes
 from mm.core.records import ModelRecord
 from mm.core.weights import fits
@@ -160,7 +160,13 @@ class Copies:
     # --- beginning ---
 
     def start(
-        self, model_id: ModelId, record: ModelRecord, *, last_used_ms: int, priority: int
+        self,
+        model_id: ModelId,
+        record: ModelRecord,
+        *,
+        last_used_ms: int,
+        priority: int,
+        twins: frozenset[InstanceId] = frozenset(),
     ) -> LocalCopy:
         """Begin a copy, which takes no space until it is admitted; the caller sees to its load.
 
@@ -177,6 +183,7 @@ class Copies:
             enqueued_ms=now_ms,
             last_used_ms=last_used_ms or now_ms,
             priority=priority,
+            twins=twins,
         )
         self._copies[model_id] = copy
         self._in_progress_count += 1

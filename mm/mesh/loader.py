@@ -14,7 +14,7 @@ from anyio.abc import TaskGroup
 
 from mm.config import Config
 from mm.core.churn import churn_pause_ms
-from mm.core.ids import UNIT_BYTES, ModelId, units_of
+from mm.core.ids import UNIT_BYTES, InstanceId, ModelId, units_of
 from mm.core.load_errors import failure_message, is_nothing_loaded
 from mm.core.load_failures import FailureKind, LoadFailure, kind_of
 from mm.core.load_sizes import LoadSizes, is_crowded
@@ -102,6 +102,7 @@ class Loader:
         last_used_ms: int = 0,
         known_size_units: int = 0,
         awaited: bool,
+        twins: frozenset[InstanceId] = frozenset(),
     ) -> LocalCopy:
         """Answer the copy of the model here, starting its load if there is none. Never blocks.
 
@@ -120,7 +121,9 @@ class Loader:
         self._guard_against_churn(model_id)
         if 0 < last_used_ms < record.last_used_ms:
             last_used_ms = record.last_used_ms
-        copy = self._copies.start(model_id, record, last_used_ms=last_used_ms, priority=priority)
+        copy = self._copies.start(
+            model_id, record, last_used_ms=last_used_ms, priority=priority, twins=twins
+        )
         assert self._group is not None, "open() first"
         self._under_way += 1
         known_size_units = known_size_units or size_told(record)

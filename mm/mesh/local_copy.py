@@ -8,7 +8,7 @@ from typing import Final
 
 import anyio
 
-from mm.core.ids import NEVER_MS, ModelId
+from mm.core.ids import NEVER_MS, InstanceId, ModelId
 from mm.core.records import ModelInfo
 from mm.errors import MeshError
 
@@ -68,6 +68,7 @@ class LocalCopy:
         "scope",
         "settled",
         "started",
+        "twins",
         "weight_units",
     )
 
@@ -80,8 +81,11 @@ class LocalCopy:
         enqueued_ms: int,
         last_used_ms: int,
         priority: int,
+        twins: frozenset[InstanceId] = frozenset(),
     ) -> None:
         self.model_id = model_id
+        #: Copies there are no reason against this one, which is wanted beside them.
+        self.twins = twins
         self.info = info
         #: Distinguishes this copy from later ones of the same model in this process.
         self.load_id = load_id

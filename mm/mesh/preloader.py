@@ -137,6 +137,7 @@ class Preloader:
                 last_used_ms=call.last_used_ms,
                 known_size_units=call.known_size_units,
                 awaited=False,
+                twins=frozenset(call.excludes),
             )
         except MeshError as exc:
             logger.debug("model %s is not loaded here: %s", call.model_id, exc.message)

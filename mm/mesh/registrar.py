@@ -102,7 +102,8 @@ class Registrar:
         def change(record: ModelRecord | None) -> ModelRecord:
             if record is None or record.info != copy.info:
                 raise ModelNotFoundError
-            if any(basis.copies.get(k) != t for k, t in record.copies.items() if k != self._me):
+            expected = copy.twins | {self._me}
+            if any(basis.copies.get(k) != t for k, t in record.copies.items() if k not in expected):
                 raise CopyElsewhereError
             last_used_ms = max(copy.last_used_ms, self._last_uses_ms.get(copy.model_id, 0))
             return record.with_copy(self._me, copy.enqueued_ms, last_used_ms)

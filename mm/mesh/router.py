@@ -417,6 +417,8 @@ class Router:
             last_used_ms=call.last_used_ms,
             known_size_units=call.known_size_units,
             awaited=bool(call.method),
+            # Asked for beside others, not for want of one: those may be too new to be known here.
+            twins=frozenset() if call.method else frozenset(call.excludes),
         )
 
     async def _when_ready(self, call: Call, copy: LocalCopy) -> LocalRoute | None:

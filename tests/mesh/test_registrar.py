@@ -110,6 +110,22 @@ async def test_copies_that_were_known_when_it_was_decided_are_no_race() -> None:
         assert world.copies() == {OTHER: 7, ME: 10}
 
 
+async def test_a_copy_that_was_asked_for_before_this_one_is_no_race() -> None:
+    """One instance asks several for copies: the second may not have heard of the first."""
+    async with running(RECORD.with_copy(OTHER, 7, 0)) as world:
+        copy = LocalCopy(
+            M,
+            INFO,
+            load_id=1,
+            enqueued_ms=10,
+            last_used_ms=0,
+            priority=0,
+            twins=frozenset({OTHER}),
+        )
+        await world.registrar.register(copy, RECORD)
+        assert world.copies() == {OTHER: 7, ME: 10}
+
+
 async def test_a_copy_that_left_meanwhile_is_no_race() -> None:
     async with running() as world:
         await world.registrar.register(copy_at(10), RECORD.with_copy(OTHER, 7, 0))

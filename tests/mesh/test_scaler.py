@@ -13,6 +13,7 @@ from mm.core.calls import Outcome
 from mm.core.ids import InstanceId, ModelId
 from mm.errors import StatusCode
 from mm.mesh.ports import PeerCallError
+from mm.mesh.preloader import PreloadReason
 from mm.scaling_settings import ScalingSettings
 from mm.testing.cluster import Cluster, Instance, running_cluster, small_parameters, until
 from mm.testing.fake_network import FakePeers
@@ -146,6 +147,24 @@ async def test_late_records_make_no_copies_too_many() -> None:
         await call(cluster, 4.0, 120)
         await cluster.settle()
         assert 3 <= len(ready(cluster)) <= 6
+
+
+async def test_copies_asked_for_in_a_row_do_not_take_each_other_for_a_surprise() -> None:
+    """The second instance finds a copy in the record that its own view does not have yet."""
+    async with running_cluster(*"abcdef", plan=LOADS) as cluster:
+        await loaded_at(cluster, "a")
+        cluster.watch_delay_s = 0.5
+        preloader = cluster["a"].node.parts.preloader
+        taken: set[InstanceId] = set()
+        for _ in range(3):
+            where = await preloader.request(
+                M, last_used_ms=0, exclude=frozenset(taken), reason=PreloadReason.SCALE_UP
+            )
+            assert where is not None
+            taken.add(where)
+        assert len(taken) == 3
+        await cluster.settle()
+        assert ready(cluster) == {"a", *taken}
 
 
 async def test_a_peer_that_does_not_listen_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
