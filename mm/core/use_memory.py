@@ -1,4 +1,4 @@
-"""How much models were used that have no copy here: eight bytes for each, and approximate.
+"""How much models were used that have no copy here: a place of eight bytes, and approximate.
 
 Owns only the numbers; what they are for is ``eviction``'s. A use is kept in sixteenths up to 16 and
 its time in seconds, under the checksum of the model's id: two ids in about two billion pairs share
@@ -12,7 +12,8 @@ from array import array
 from typing import Final
 
 SLOTS_MIN: Final = 1 << 10
-#: Eight MiB: as many models as may be registered by default. Past that the latest are remembered.
+#: Eight MiB: as many places as models may be registered by default; past that the latest are
+#: remembered. Until then places are at most half taken, which is 23 bytes a model at the worst.
 SLOTS_MAX: Final = 1 << 20
 _USE_STEPS: Final = 16
 _USE_MAX: Final = 255
