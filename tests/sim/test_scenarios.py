@@ -35,6 +35,7 @@ from mm.testing.scenarios import (
     cold_burst,
     day,
     fleet_hit_ratio,
+    hot,
     lost_victim,
     pure_fleet,
     rolling,
@@ -67,6 +68,7 @@ SMALL: dict[str, Callable[[int], ScenarioReport]] = {
     "rolling": lambda seed: rolling.report(seed, 3, 30.0, 1_000),
     "day": lambda seed: day.report(seed, 4, 600.0),
     "store-outage": lambda seed: store_outage.report(seed, 300, 25.0),
+    "hot": lambda seed: hot.report(seed, 8.0, 0.5),
 }
 
 

@@ -13,6 +13,7 @@ from mm.testing.scenarios import (
     cold_burst,
     day,
     fleet_hit_ratio,
+    hot,
     lost_victim,
     rolling,
     store_outage,
@@ -35,4 +36,5 @@ SCENARIOS: Final[Mapping[str, Scenario]] = {
     "rolling": rolling.run,
     "day": day.run,
     "store-outage": store_outage.run,
+    "hot": hot.run,
 }
