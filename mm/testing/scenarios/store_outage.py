@@ -26,7 +26,14 @@ from mm.edge.memory_server import MemoryServer
 from mm.edge.memory_store import Fault
 from mm.errors import MeshError
 from mm.mesh.ports import Item, Write
-from mm.testing.cluster import INFO, PREFIX, Cluster, running_cluster, until
+from mm.testing.cluster import (
+    INFO,
+    PREFIX,
+    Cluster,
+    running_cluster,
+    small_parameters,
+    until,
+)
 from mm.testing.event_log import EventLog
 from mm.testing.fake_runtime import ModelPlan
 from mm.testing.scenarios.report import Figure, ScenarioReport
@@ -39,6 +46,9 @@ OUTAGE_S: Final = 600.0
 WIPE_S: Final = 10.0
 INSTANCES: Final = tuple("abcdef")
 LOADED: Final = tuple(f"m{number:05}" for number in range(120))
+#: Room for the loaded models and little more: a second copy of what is in recurring use would be a
+#: load that has nothing to do with the store.
+PARAMETERS: Final = small_parameters(22)
 CALLS_PER_S: Final = 5.0
 PLAN: Final = ModelPlan(load_s=0.5, unload_s=0.2)
 #: Writes, and events, are on their way so long.
@@ -224,7 +234,7 @@ def _at_most(text: str, limit: float, reached: float, unit: str = "") -> Figure:
 
 async def _drill(seed: int, records_count: int, outage_s: float) -> Tally:
     tally = Tally()
-    async with running_cluster(seed=seed, plan=PLAN) as cluster:
+    async with running_cluster(seed=seed, plan=PLAN, parameters=PARAMETERS) as cluster:
         cluster.server = CountingServer()
         cluster.store_delay_s, cluster.watch_delay_s = WRITE_S, EVENT_S
         cluster.network.latency_s = 0.0005
