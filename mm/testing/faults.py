@@ -65,6 +65,7 @@ class Faults:
             self._watches_late,
             self._writes_forestalled,
             self._leases_lost,
+            self._copies_taken_out,
             self._wires_cut,
             self._messages_lost,
             self._messages_slow,
@@ -209,6 +210,13 @@ class Faults:
         self._tell(_names(affected), "the lease is revoked")
         for each in affected:
             _store(each).lose_leases()
+
+    async def _copies_taken_out(self) -> None:
+        each = self._any()
+        count = self._cluster.take_out_copies(each.name, self._rng)
+        self._tell(
+            each.name, f"is thought to be gone: {count} copies are taken out of the registry"
+        )
 
     # --- wires ----------------------------------------------------------------------------------
 

@@ -16,12 +16,13 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import anyio
+import msgspec
 from anyio.abc import TaskGroup
 
 from mm.config import Config
 from mm.core.ids import ModelId
 from mm.edge.memory_store import MemoryStore
-from mm.mesh.ports import RuntimeParameters
+from mm.mesh.ports import RuntimeParameters, Write
 from mm.testing.cluster import PREFIX, Cluster
 from mm.testing.event_log import EventLog
 from mm.testing.fake_clock import FakeClock
@@ -35,6 +36,9 @@ SKEW_MS_MAX: Final = 10_000
 WAY_S_MAX: Final = 0.01
 #: So does the way to a healthy store, and that of its events.
 STORE_WAY_S_MAX: Final = 0.01
+
+#: The share of an instance's copies that somebody takes out who thinks that it is gone.
+TAKEN_OUT_SHARE: Final = 0.7
 
 _here: ContextVar[str] = ContextVar("here", default="")
 
@@ -112,6 +116,24 @@ class SimulatedCluster(Cluster):
     def registered_s(self, model_id: str) -> float:
         """Answer when the present registration of a model was made."""
         return self._registered[model_id][1]
+
+    def take_out_copies(self, name: str, rng: random.Random) -> int:
+        """Take copies of an instance out of their records, as another one does that has not heard
+        of it for long; answers how many.
+
+        A Java instance is the hardest: it leaves alone what ours say of the copy beside that.
+        """
+        taken: list[str] = []
+        for item in self.server.table(f"{PREFIX}/registry/").items:
+            record = msgspec.json.decode(item.value, type=dict[str, Any])
+            if name in record.get("instanceIds", {}) and rng.random() < TAKEN_OUT_SHARE:
+                del record["instanceIds"][name]
+                write = Write(item.key, msgspec.json.encode(record), item.mod_revision)
+                self.server.transact([write])
+                taken.append(item.key.rpartition("/")[2])
+        for model_id in taken:
+            self.log.tell("", model_id, f"registry: the copy of {name} is taken out")
+        return len(taken)
 
     # --- what is beside an instance -------------------------------------------------------------
 
