@@ -176,9 +176,10 @@ class Models:
             nonlocal created
             created = record is None
             if record is None:
-                self._require_room()
+                # First what no setting could allow.
                 check_id_length(model_id, self._config)
                 _require_sizes(info, self._config)
+                self._require_room()
                 return ModelRecord(info, last_used_ms=used_ms)
             if record.info != info:
                 raise ModelExistsError("Model already exists with different attribute values")
