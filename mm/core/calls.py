@@ -130,6 +130,9 @@ class Outcome(enum.Enum):
     ANSWERED = "answered"
     #: The client went away, or its deadline passed; nobody is to blame.
     ABANDONED = "abandoned"
+    #: All connections to the upstream are full; it never got there. Not worth a try elsewhere: a
+    #: model that is there would be loaded twice for it.
+    CROWDED = "crowded"
     #: The peer says that it has no copy (trailer ``mm-hop-result: not-here``).
     NOT_HERE = "not-here"
     #: The peer says that it should not load it: its state differs from what the sender believed.

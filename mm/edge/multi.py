@@ -114,7 +114,7 @@ class MultiCall:
             try:
                 answer = await self._exchange(route, message)
             except ChannelFullError:
-                router.finished(call, route, Outcome.ABANDONED)
+                router.finished(call, route, Outcome.CROWDED)
                 raise
             except UnreachableError as error:
                 outcome, status = Outcome.UNREACHABLE, Status(14, error.message)

@@ -272,6 +272,7 @@ class PeerService:
             look_ups_refused=now.look_ups_refused,
             instances=now.instances,
             calls_overloaded=counters.calls_overloaded,
+            calls_crowded=counters.calls_crowded,
             loads_churned=counters.loads_churned,
             unload_failures=counters.unload_failures,
             corrupt_records=now.corrupt_records,

@@ -134,8 +134,7 @@ class ProxiedCall:
                 attempt = await self._begin_attempt(route)
                 await attempt.done
             except ChannelFullError:
-                # Not worth a try elsewhere: a model that is there would be loaded twice for it.
-                self._abandon(route)
+                router.finished(call, route, Outcome.CROWDED)
                 raise
             except UnreachableError as error:
                 outcome, text = Outcome.UNREACHABLE, error.message

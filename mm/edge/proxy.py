@@ -22,10 +22,11 @@ from mm.edge.h2.messages import ENCODINGS_READ, MessageSplitter, TooMuchHeldErro
 from mm.edge.multi import MultiCall
 from mm.edge.pipe import ProxiedCall
 from mm.errors import InvalidRequestError, MeshError, MethodRefusedError, ModelNotFoundError
+from mm.mesh.permissions import MANAGEMENT_SERVICES
 from mm.mesh.ports import Router
 
 #: The services that manage a runtime are for its own mesh alone (around 6.4).
-_FORBIDDEN = (b"/mmesh.ModelRuntime/", b"/com.ibm.watson.tas.internal.proto.ModelServer/")
+_FORBIDDEN = tuple(prefix.encode() for prefix in MANAGEMENT_SERVICES)
 
 
 class Proxy:

@@ -196,7 +196,8 @@ class Router:
             if isinstance(route, LocalRoute):
                 self._copies.answered(route.model_id, route.load_id)
             return False
-        if outcome is Outcome.ABANDONED:
+        if outcome in (Outcome.ABANDONED, Outcome.CROWDED):
+            self._counters.calls_crowded += outcome is Outcome.CROWDED
             return False
         if isinstance(route, PeerRoute):
             again = self._retries.failed_there(call, route, outcome, message)

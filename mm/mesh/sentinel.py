@@ -54,7 +54,7 @@ class Sentinel:
             self._in_flight[instance_id] = count
         else:
             del self._in_flight[instance_id]
-        if outcome not in (Outcome.UNREACHABLE, Outcome.ABANDONED):
+        if outcome not in (Outcome.UNREACHABLE, Outcome.ABANDONED, Outcome.CROWDED):
             self._quiet.discard(instance_id)
             self._members.mark_reachable(instance_id)
 

@@ -35,6 +35,8 @@ class Counters:
     misses: int = 0
     #: Calls refused because too many had come for one copy (``limitModelConcurrency``).
     calls_overloaded: int = 0
+    #: Calls refused because all connections to the runtime or peer that was to have them were full.
+    calls_crowded: int = 0
     #: Calls that ended in an error of the mesh.
     failures: int = 0
     loads: int = 0

@@ -99,7 +99,10 @@ async def test_too_many_that_wait_for_room_are_refused_at_once() -> None:
     async with listen(serve_when_told(go_on := asyncio.Event())) as (address, _):
         limits = {"channel_connections_max": 1, "room_waiters_max": 2}
         async with open_channel(address, **limits) as channel:
-            calls = [start_call(channel) for _ in range(3)]
+            calls = [start_call(channel)]
+            while not channel.open_count:
+                await asyncio.wait(calls, timeout=0.01)
+            calls += [start_call(channel) for _ in range(2)]
             while len(channel._waiters) < 2:
                 await asyncio.wait(calls, timeout=0.01)
             with pytest.raises(
@@ -115,6 +118,33 @@ async def test_too_many_that_wait_for_room_are_refused_at_once() -> None:
             go_on.set()
             for call in calls:
                 assert (await finish(call)).messages == [(False, b"a")]
+
+
+async def test_too_many_that_wait_for_a_connection_are_refused_at_once() -> None:
+    go_on = asyncio.Event()
+
+    async def serve(peer: RawPeer) -> None:
+        await go_on.wait()
+        peer.start()
+        while True:
+            ended = await peer.wait_for(StreamEnded)
+            assert ended.stream_id is not None
+            send_answer(peer, ended.stream_id)
+
+    async with listen(serve) as (address, _):
+        async with open_channel(address, room_waiters_max=2) as channel:
+            calls = [start_call(channel) for _ in range(2)]
+            while channel._connect_waiters_count < 2:
+                await asyncio.wait(calls, timeout=0.01)
+            with pytest.raises(
+                ChannelFullError, match=r"is being made, .* 2 calls .* \(room_waiters_max\)"
+            ) as caught:
+                await finish(start_call(channel))
+            assert caught.value.code == StatusCode.RESOURCE_EXHAUSTED
+            go_on.set()
+            for call in calls:
+                assert (await finish(call)).messages == [(False, b"a")]
+            assert channel._connect_waiters_count == 0
 
 
 async def test_nobody_waits_for_room_for_ever() -> None:

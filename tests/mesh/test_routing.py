@@ -150,6 +150,18 @@ async def test_the_only_copy_is_never_too_busy() -> None:
         cluster["b"].node.router.finished(held, route, Outcome.ANSWERED)
 
 
+async def test_a_call_for_which_no_connection_has_room_is_counted_and_not_sent_elsewhere() -> None:
+    async with running_cluster("a", "b", "c", plan=FAST) as cluster:
+        await loaded_at(cluster, "b", "c")
+        router = cluster["a"].node.router
+        route = await router.route(call := call_for())
+        assert isinstance(route, PeerRoute)
+        assert not router.finished(call, route, Outcome.CROWDED)
+        assert cluster["a"].node.statistics().counters.calls_crowded == 1
+        assert router.routes_open == 0
+        await cluster.settle()
+
+
 # --- copies on their way -------------------------------------------------------------------------
 
 

@@ -100,8 +100,8 @@ class Channel:
     """Streams to one address: "host:port", or "unix:" and a path.
 
     Invariants: 1. At most ``channel_connections_max`` connections exist. 2. A call waits only
-    while a connection is being made, or all that may exist are full: no more of them than
-    ``room_waiters_max``, nobody longer than ``room_wait_s``.
+    while a connection is being made, or all that may exist are full: no more of them in either case
+    than ``room_waiters_max``, nobody longer than ``connect_timeout_s`` or ``room_wait_s``.
     """
 
     def __init__(self, address: str, limits: TransportLimits) -> None:
@@ -114,6 +114,8 @@ class Channel:
         #: Event loop time of the last call begun, for whoever closes idle channels.
         self.used_s = 0.0
         self._connecting: asyncio.Task[None] | None = None
+        #: Calls that wait for it.
+        self._connect_waiters_count = 0
         #: Those that wait for room, in their order; whoever gives up leaves at once.
         self._waiters: OrderedDict[asyncio.Future[None], None] = OrderedDict()
         self._failure: UnreachableError | None = None
@@ -180,7 +182,20 @@ class Channel:
             # A task of its own: a caller that gives up must not take it from the others.
             self._connecting = loop.create_task(self._make_connection())
             self._connecting.add_done_callback(self._connected)
-        await asyncio.shield(self._connecting)
+        if self._connect_waiters_count >= self.limits.room_waiters_max:
+            raise self._full("a connection is being made")
+        self._connect_waiters_count += 1
+        try:
+            await asyncio.shield(self._connecting)
+        finally:
+            self._connect_waiters_count -= 1
+
+    def _full(self, why: str) -> ChannelFullError:
+        return ChannelFullError(
+            f"too many calls for {self.address}: {why}, and the limit is"
+            f" {self.limits.room_waiters_max} calls that wait (room_waiters_max); retry later",
+            code=StatusCode.RESOURCE_EXHAUSTED,
+        )
 
     def _connected(self, task: asyncio.Task[None]) -> None:
         self._connecting = None
@@ -228,11 +243,7 @@ class Channel:
     async def _wait_room(self, until_s: float) -> None:
         limits = self.limits
         if len(self._waiters) >= limits.room_waiters_max:
-            raise ChannelFullError(
-                f"too many calls for {self.address}: all its connections are full, and the limit"
-                f" is {limits.room_waiters_max} calls that wait (room_waiters_max); retry later",
-                code=StatusCode.RESOURCE_EXHAUSTED,
-            )
+            raise self._full("all its connections are full")
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiters[waiter] = None
         try:

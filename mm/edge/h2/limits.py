@@ -27,8 +27,9 @@ class TransportLimits:
     connections_max: int = 10_000
     #: Connections that a channel opens to one address, each when those before it are full.
     channel_connections_max: int = 16
-    #: Calls that wait for room when all of those are full: what the design promises to bear. The
-    #: runtime decides how many calls a connection takes, so many may come to that.
+    #: Calls that wait for room when all of those are full, and as many while one is being made:
+    #: what the design promises to bear. The runtime decides how many calls a connection takes, so
+    #: many may come to that.
     room_waiters_max: int = 10_000
     #: How long each does: above any usual deadline of a client, who hears of that first, but a call
     #: without a deadline is not left for ever.

@@ -236,9 +236,12 @@ class InstanceStatistics(betterproto2.Message):
 
     calls_overloaded: "int" = betterproto2.field(34, betterproto2.TYPE_UINT64)
     """
-    Counters of what was refused or went wrong: calls because too many had come for one copy, loads by the churn guard,
-    and unloads given up, whose memory is lost to the cache until they succeed.
+    Counters of what was refused or went wrong: calls because too many had come for one copy, or because all connections
+    to the runtime or the peer were full; loads by the churn guard; and unloads given up, whose memory is lost to the
+    cache until they succeed.
     """
+
+    calls_crowded: "int" = betterproto2.field(39, betterproto2.TYPE_UINT64)
 
     loads_churned: "int" = betterproto2.field(35, betterproto2.TYPE_UINT64)
 
