@@ -445,7 +445,6 @@ class Router:
         call.excludes.discard(self._me)
         route = self._pin(call, copy)
         if route is None and call.waiting_since_s is not None and self._waiters.has_time(call):
-            # The load came, and left before it was this call's turn. Attempts are for views that
-            # turn out wrong; waiting has a bound of its own.
+            # It left before this call's turn: no view was wrong, and waiting has its own bound.
             call.attempts -= 1
         return route

@@ -31,6 +31,8 @@ FAULT_GAP_S: Final = 4.0
 RESTART_S: Final = 2.0
 #: An emptied store is full again after this.
 RESTORED_S: Final = 15.0
+#: In one of so many runs somebody takes copies of living instances out of the registry.
+TAKEN_OUT_EVERY: Final = 4
 LOAD_FAILURES: Final = (
     StatusCode.INTERNAL,
     StatusCode.UNKNOWN,
@@ -51,6 +53,8 @@ class Faults:
         self._models = models
         self._rng = random.Random(f"faults {cluster.seed}")
         self._kinds: list[_Fault] = self._mixture()
+        if cluster.seed % TAKEN_OUT_EVERY == TAKEN_OUT_EVERY - 1:
+            self._kinds.append(self._copies_taken_out)
         #: Instances whose life a fault has in hand.
         self._taken: set[str] = set()
         self.count = 0
@@ -65,7 +69,6 @@ class Faults:
             self._watches_late,
             self._writes_forestalled,
             self._leases_lost,
-            self._copies_taken_out,
             self._wires_cut,
             self._messages_lost,
             self._messages_slow,

@@ -124,6 +124,8 @@ class SimulatedCluster(Cluster):
         A Java instance is the hardest: it leaves alone what ours say of the copy beside that.
         """
         taken: list[str] = []
+        if self.server.is_full:
+            return 0
         for item in self.server.table(f"{PREFIX}/registry/").items:
             record = msgspec.json.decode(item.value, type=dict[str, Any])
             if name in record.get("instanceIds", {}) and rng.random() < TAKEN_OUT_SHARE:
