@@ -22,6 +22,7 @@ from mm.core.sizing import CacheSizing
 from mm.mesh.concurrency import CallLimits
 from mm.mesh.copies import Copies
 from mm.mesh.drain import Drain
+from mm.mesh.filler import Filler
 from mm.mesh.first_loads import FirstLoads
 from mm.mesh.janitor import Janitor
 from mm.mesh.leader import Leader
@@ -211,15 +212,9 @@ def compose_services(
     trials = Trials(
         first_loads=parts.first_loads, loader=parts.loader, registry=parts.registry, config=config
     )
-    drain = Drain(
-        config=config,
-        registry=parts.registry,
-        registrar=parts.registrar,
-        copies=parts.copies,
-        members=parts.members,
-        preloader=parts.preloader,
-    )
+    drain = _drain(config, parts)
     scaler = compose_scaler(config, ports.peers, parts, own_record)
+    filler = _filler(ports, parts, leader)
     return Services(
         publisher=publisher,
         drain=drain,
@@ -236,10 +231,27 @@ def compose_services(
             leader.run,
             parts.janitor.run,
             reaper.run,
+            filler.run,
             parts.readiness.run,
             trials.run,
         ),
     )
+
+
+def _drain(config: Config, parts: Parts) -> Drain:
+    return Drain(
+        config=config,
+        registry=parts.registry,
+        registrar=parts.registrar,
+        copies=parts.copies,
+        members=parts.members,
+        preloader=parts.preloader,
+    )
+
+
+def _filler(ports: Ports, parts: Parts, leader: Leader) -> Filler:
+    now_ms, view = ports.clock.now_ms, parts.placer.view
+    return Filler(parts.registry, parts.members, leader, parts.preloader, lambda: view(now_ms()))
 
 
 def _prefix(config: Config) -> str:

@@ -76,7 +76,8 @@ class Drain:
 
         async def move(copy: LocalCopy) -> None:
             try:
-                self.moved_count += await self._move(copy)
+                has_moved = await self._move(copy)
+                self.moved_count += has_moved
             finally:
                 slots.release()
 

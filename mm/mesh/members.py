@@ -100,6 +100,8 @@ class Members:
         self._unable: dict[InstanceId, bool] = {}
         #: Set, and replaced, whenever an instance vanished,
         self.somebody_vanished = anyio.Event()
+        #: The same, whenever anybody's record changed.
+        self.news = anyio.Event()
         #: and whenever one of the two counts below changed.
         self.standing_changed = anyio.Event()
         self.run = self._mirror.run
@@ -299,6 +301,8 @@ class Members:
 
     def _changed(self, key_id: str, item: Item | None) -> None:
         instance_id = InstanceId(key_id)
+        self.news.set()
+        self.news = anyio.Event()
         record = None
         if item is not None:
             try:

@@ -83,7 +83,7 @@ class Placer:
     def choose(self, call: Call, record: ModelRecord, now_ms: int) -> InstanceId:
         """Answer where to load, not to be asked again for this call. Raises ``MeshError``."""
         verdict = self.refuse_if_pointless(call, record, now_ms)
-        view, request = self._view(now_ms), self._request(call, record, verdict)
+        view, request = self.view(now_ms), self._request(call, record, verdict)
         placement = self._same_as_before(call, request)
         if placement is None and call.refusals_count >= REFUSALS_MAX:
             placement = self._among_refusing(view, call, record, verdict)
@@ -106,17 +106,17 @@ class Placer:
         brings: the instance would have to evict what was used later. Raises ``MeshError``.
         """
         verdict = self.refuse_if_pointless(call, record, now_ms)
-        view, request = self._view(now_ms), self._request(call, record, verdict)
+        view, request = self.view(now_ms), self._request(call, record, verdict)
         placement = self._same_as_before(call, request)
         if placement is None:
             placement = choose_instance(view, request, self._rng)
-            chosen = None
-            if placement.instance_id is not None:
-                chosen = view.find(placement.instance_id)
-            if chosen is None:
+            if placement.instance_id is None or call.refusals_count >= REFUSALS_MAX:
+                placement = self._among_refusing(view, call, record, verdict) or placement
+            if placement.instance_id is None:
                 return None
-            is_full = chosen.remaining_units < request.size_units
-            if is_full and chosen.lru_time_ms > (call.last_used_ms or now_ms):
+            chosen = view.find(placement.instance_id)
+            is_full = chosen is None or chosen.remaining_units < request.size_units
+            if chosen is None or (is_full and chosen.lru_time_ms > (call.last_used_ms or now_ms)):
                 return None
         target = placement.instance_id
         assert target is not None, placement
@@ -143,7 +143,7 @@ class Placer:
         """Raise "stale" if a peer should not have chosen this instance, as long as it may be told
         so.
         """
-        view, model_type = self._view(now_ms), record.info.model_type
+        view, model_type = self.view(now_ms), record.info.model_type
         if not may_host(view, model_type):
             raise hop_error(Outcome.STALE, self._no_instance(model_type))
         if not call.may_refuse:
@@ -183,7 +183,8 @@ class Placer:
 
     # --- inside ---
 
-    def _view(self, now_ms: int) -> ClusterView:
+    def view(self, now_ms: int) -> ClusterView:
+        """Answer the cluster as a decision of this moment sees it."""
         return self._cluster.view(self._own_record(), now_ms=now_ms, now_s=anyio.current_time())
 
     def _request(self, call: Call, record: ModelRecord, verdict: Verdict) -> PlacementRequest:

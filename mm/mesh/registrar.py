@@ -42,7 +42,9 @@ COALESCE_S: Final = 0.2
 
 
 class CopyElsewhereError(Exception):
-    """The record changed since the decision to load here: another instance took the model."""
+    """The record changed since the decision to load here: another instance took the model, or it
+    was registered anew.
+    """
 
 
 @dataclass(slots=True)
@@ -100,8 +102,11 @@ class Registrar:
         """
 
         def change(record: ModelRecord | None) -> ModelRecord:
-            if record is None or record.info != copy.info:
+            if record is None:
                 raise ModelNotFoundError
+            # Registered anew, or taken by another: whoever waits looks again.
+            if record.info != copy.info:
+                raise CopyElsewhereError
             expected = copy.twins | {self._me}
             if any(basis.copies.get(k) != t for k, t in record.copies.items() if k not in expected):
                 raise CopyElsewhereError

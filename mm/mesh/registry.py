@@ -8,6 +8,7 @@ should say: callers hand in the change as a function of the present record.
 from __future__ import annotations
 
 import logging
+import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 
@@ -39,6 +40,8 @@ PARSED_MAX = 4096
 CAS_TRIES_MAX = 64
 #: Attributes of a record that name instances; in its JSON they cannot look otherwise.
 _NAMING = (b'"instanceIds"', b'"failedIn"')
+#: In its JSON, too, no text can look like that: its quotes would be escaped.
+_LAST_USE = re.compile(rb'"lu":(\d{1,18})')
 
 
 class Registry:
@@ -108,6 +111,16 @@ class Registry:
     def holders(self) -> frozenset[InstanceId]:
         """Answer every instance that is registered as holding a copy of something."""
         return self._holders.instances()
+
+    def idle_since_ms(self, model_id: ModelId) -> int:
+        """Answer the last use of a model of which no copy is registered; 0 if there is one, or
+        nothing is known. Without parsing: this is asked of all models.
+        """
+        item = self._mirror.get(model_id)
+        if item is None or _NAMING[0] in item.value:
+            return 0
+        found = _LAST_USE.search(item.value)
+        return 0 if found is None else int(found[1])
 
     def failed_at(self, instance_id: InstanceId) -> frozenset[ModelId]:
         """Answer the models with a failed load recorded at ``instance_id``."""

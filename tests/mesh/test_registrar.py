@@ -138,14 +138,21 @@ async def test_a_copy_that_was_loaded_anew_elsewhere_is_a_race() -> None:
             await world.registrar.register(copy_at(10), RECORD.with_copy(OTHER, 7, 0))
 
 
-@pytest.mark.parametrize("record", [None, ModelRecord(ModelInfo("type", "another path"))])
-async def test_a_model_that_is_not_the_same_any_more_is_not_found(
-    record: ModelRecord | None,
+@pytest.mark.parametrize(
+    ("record", "error"),
+    [
+        (None, ModelNotFoundError),
+        # Whoever waits is to look again, at the new one.
+        (ModelRecord(ModelInfo("type", "another path")), CopyElsewhereError),
+    ],
+)
+async def test_a_model_that_is_not_the_same_any_more_is_not_loaded(
+    record: ModelRecord | None, error: type[Exception]
 ) -> None:
     async with running() as world:
         world.put(record)
         copy = copy_at(10)
-        with pytest.raises(ModelNotFoundError):
+        with pytest.raises(error):
             await world.registrar.register(copy, RECORD)
         assert world.record() == record
 

@@ -11,9 +11,12 @@ from typing import Final
 from mm.testing.scenarios import (
     big_load,
     cold_burst,
+    crash,
     day,
+    drain,
     fleet_hit_ratio,
     hot,
+    join,
     lost_victim,
     rolling,
     store_outage,
@@ -35,6 +38,10 @@ SCENARIOS: Final[Mapping[str, Scenario]] = {
     "lost-victim": lost_victim.run,
     "rolling": rolling.run,
     "day": day.run,
+    "drain": drain.run,
+    "crash": crash.run,
+    "join": join.run_join,
+    "flap": join.run_flap,
     "store-outage": store_outage.run,
     "hot": hot.run,
 }
