@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from trio._core import _run as trio_run
 
@@ -14,3 +16,10 @@ def same_schedule(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureReques
     """
     monkeypatch.setattr(trio_run, "_ALLOW_DETERMINISTIC_SCHEDULING", True)
     trio_run._r.seed(request.node.name)
+
+
+@pytest.fixture
+def nothing_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Load nothing that nobody calls: a copy that a test takes away would come back by itself."""
+    monkeypatch.setattr("mm.mesh.filler.USED_WITHIN_MS", -(2**60))
+    monkeypatch.setattr("mm.mesh.filler.LOST_AFTER_S", math.inf)

@@ -285,6 +285,7 @@ async def test_one_instance_takes_them_out_once(caplog: pytest.LogCaptureFixture
         assert caplog.text.count("instance d is gone: 40 copies are taken out") == 1
 
 
+@pytest.mark.usefixtures("nothing_ahead")
 @pytest.mark.virtual_time
 async def test_whoever_comes_back_in_time_keeps_its_copies() -> None:
     async with running_cluster("a", "b", plan=FAST) as cluster:
@@ -299,6 +300,7 @@ async def test_whoever_comes_back_in_time_keeps_its_copies() -> None:
         assert cluster["b"].runtime.loads_begun[M] == 1
 
 
+@pytest.mark.usefixtures("nothing_ahead")
 @pytest.mark.virtual_time
 async def test_whoever_comes_back_too_late_puts_its_copies_back() -> None:
     async with running_cluster("a", "b", plan=FAST) as cluster:

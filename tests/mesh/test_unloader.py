@@ -14,7 +14,7 @@ from mm.testing.cluster import Cluster, Instance, running_cluster, small_paramet
 from mm.testing.fake_runtime import Held, ModelPlan
 from tests.mesh.calls import FAST, M, call_for
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("nothing_ahead")]
 
 MODEL_UNITS = 128
 
