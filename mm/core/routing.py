@@ -346,7 +346,8 @@ def retry_after(outcome: Outcome, hop: Hop, *, is_here: bool, exhausted_count: i
     A peer does not retry what its sender can do better: a hit-only call goes back at once, and a
     runtime here that does not answer at all is the sender's to go round.
     """
-    if outcome in (Outcome.ANSWERED, Outcome.ABANDONED):
+    # A full connection is no reason to go elsewhere: a model that is there would be loaded twice.
+    if outcome in (Outcome.ANSWERED, Outcome.ABANDONED, Outcome.CROWDED):
         return Retry(Again.NO, is_copy_out=False, is_instance_out=False)
     if outcome is Outcome.EXHAUSTED:
         # One other copy is tried; a second that says so is believed for all of them.

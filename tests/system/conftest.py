@@ -93,7 +93,14 @@ def _is_loaded(instance: Instance, model_id: str) -> bool:
 @pytest.fixture(scope="session")
 def pair(dataplane: str, kv_store: str, new_service_name: Callable[[], str]) -> Iterator[Pair]:
     """A mesh for tests that leave it as it was."""
-    with mesh_of(kv_store, {"MM_DATAPLANE": dataplane}, new_service_name()) as mesh:
+    settings = {
+        "MM_DATAPLANE": dataplane,
+        # One copy, however much and however long it is called.
+        "MM_SCALEUP_RPM_THRESHOLD": "100000000",
+        "MM_MIN_SECOND_COPY_AGE_SECS": "86400",
+        "MM_MAX_SECOND_COPY_AGE_SECS": "86401",
+    }
+    with mesh_of(kv_store, settings, new_service_name()) as mesh:
         mesh.add_all("pair-a", "pair-b")
         status = mesh[0].register("echo", "SIZE_1000000_10_0", load_now=True, sync=True)
         (copy,) = status.model_copy_infos
