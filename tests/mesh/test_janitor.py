@@ -109,7 +109,7 @@ async def test_a_full_check_repairs_what_no_event_told_of() -> None:
 
 @pytest.mark.virtual_time
 async def test_a_last_use_is_told_before_it_is_a_quarter_of_a_day_old() -> None:
-    async with running_cluster("a", "b", plan=FAST) as cluster:
+    async with running_cluster("a", "b", plan=FAST, demand_interval_s=60.0) as cluster:
         await loaded_at(cluster, "a")
         revision = cluster.server.revision
         for _ in range(10):

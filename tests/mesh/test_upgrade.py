@@ -203,7 +203,7 @@ async def test_a_version_that_loads_nothing_is_not_ready_and_comes_back_by_itsel
         record = cluster.instance_record("new")
         assert record is not None
         assert (record.loads_fail, record.version) == (False, 2)
-        assert caplog.records[-1].getMessage().startswith("loads succeed again: ")
+        assert any(each.getMessage().startswith("loads succeed again: ") for each in caplog.records)
         await cluster["old"].register("another")
         assert await cluster["old"].invoke("another") == "new"
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -92,21 +93,15 @@ def _is_loaded(instance: Instance, model_id: str) -> bool:
 
 @pytest.fixture(scope="session")
 def pair(dataplane: str, kv_store: str, new_service_name: Callable[[], str]) -> Iterator[Pair]:
-    """A mesh for tests that leave it as it was."""
+    """A mesh for tests that leave it as it was: one copy, however much and long it is called."""
     settings = {
         "MM_DATAPLANE": dataplane,
-        # One copy, however much and however long it is called.
-        "MM_SCALEUP_RPM_THRESHOLD": "100000000",
-        "MM_MIN_SECOND_COPY_AGE_SECS": "86400",
-        "MM_MAX_SECOND_COPY_AGE_SECS": "86401",
+        "MM_TYPE_CONSTRAINTS": json.dumps({"held": {"required": ["holder"]}}),
     }
     with mesh_of(kv_store, settings, new_service_name()) as mesh:
-        mesh.add_all("pair-a", "pair-b")
-        status = mesh[0].register("echo", "SIZE_1000000_10_0", load_now=True, sync=True)
-        (copy,) = status.model_copy_infos
-        holder, other = mesh.instances
-        if copy.location != holder.instance_id:
-            holder, other = other, holder
+        holder = mesh.add("pair-a", settings={"MM_LABELS": "holder"})
+        other = mesh.add("pair-b")
+        holder.register("echo", "SIZE_1000000_10_0", load_now=True, sync=True, model_type="held")
         eventually(partial(_is_loaded, other, "echo"), what="both know where it is")
         yield Pair(mesh, holder, other)
         # Whatever was called, nobody moved the model: the tests saw the hops that they name.
