@@ -37,7 +37,6 @@ class PreloadReason(enum.Enum):
 
     SCALE_UP = "it is called more than its copies bear"
     SECOND_COPY = "it is in recurring use"
-    MIN_COPIES = "it is to have more copies"
     DRAIN = "its instance stops"
     LOST = "its copies are gone"
     ROOM = "there is room for it"

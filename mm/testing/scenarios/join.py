@@ -7,6 +7,8 @@ instance that never stays is not filled again and again.
 from __future__ import annotations
 
 import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -76,17 +78,12 @@ def join_report(seed: int, seconds: float) -> ScenarioReport:
 
 
 async def _join(seed: int, seconds: float) -> Joined:
-    models = [f"m{number:03}" for number in range(MODELS_COUNT)]
     rng = random.Random(f"join {seed}")
-    parameters = small_parameters(CAPACITY_MIB, loading_concurrency_max=4)
-    async with fleet(
-        seed, INSTANCES_COUNT, models, parameters, ModelPlan(load_s=LOAD_S)
-    ) as cluster:
-        await call_each(cluster, models, rng)
+    async with _full_fleet(seed, INSTANCES_COUNT, MODELS_COUNT, rng, CALLS_PER_S) as (
+        cluster,
+        callers,
+    ):
         resident = sum(each.runtime.memory_bytes for each in cluster.serving)
-        # Calls to what is loaded: every load from here on is the mesh's own.
-        loaded = [m for m in models if any(m in each.runtime.loaded for each in cluster.serving)]
-        callers = Callers(cluster, loaded, rng, CALLS_PER_S)
         before, first_s = loads_count(cluster), seconds
         async with anyio.create_task_group() as group:
             group.start_soon(callers.run)
@@ -143,15 +140,11 @@ def flap_report(seed: int, seconds: float) -> ScenarioReport:
 
 
 async def _flap(seed: int, seconds: float) -> Flapped:
-    models = [f"m{number:03}" for number in range(FLAP_MODELS_COUNT)]
     rng = random.Random(f"flap {seed}")
-    parameters = small_parameters(CAPACITY_MIB, loading_concurrency_max=4)
-    async with fleet(
-        seed, FLAP_INSTANCES_COUNT, models, parameters, ModelPlan(load_s=LOAD_S)
-    ) as cluster:
-        await call_each(cluster, models, rng)
-        loaded = [m for m in models if any(m in each.runtime.loaded for each in cluster.serving)]
-        callers = Callers(cluster, loaded, rng, 2.0)
+    async with _full_fleet(seed, FLAP_INSTANCES_COUNT, FLAP_MODELS_COUNT, rng, 2.0) as (
+        cluster,
+        callers,
+    ):
         loads, known_count = 0, 0
         begun_s, number = anyio.current_time(), 0
         async with anyio.create_task_group() as group:
@@ -176,6 +169,22 @@ async def _flap(seed: int, seconds: float) -> Flapped:
             len(callers.tally.failures),
             known_count,
         )
+
+
+@asynccontextmanager
+async def _full_fleet(
+    seed: int, instances_count: int, models_count: int, rng: random.Random, calls_per_s: float
+) -> AsyncIterator[tuple[Cluster, Callers]]:
+    """Run instances that loaded what fits of all models, and callers of what is loaded: every load
+    from then on is the mesh's own.
+    """
+    models = [f"m{number:03}" for number in range(models_count)]
+    parameters = small_parameters(CAPACITY_MIB, loading_concurrency_max=4)
+    plan = ModelPlan(load_s=LOAD_S)
+    async with fleet(seed, instances_count, models, parameters, plan) as cluster:
+        await call_each(cluster, models, rng)
+        loaded = [m for m in models if any(m in each.runtime.loaded for each in cluster.serving)]
+        yield cluster, Callers(cluster, loaded, rng, calls_per_s)
 
 
 def _known_count(cluster: Cluster) -> int:
