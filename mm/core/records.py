@@ -14,6 +14,7 @@ from typing import Final, TypeVar
 
 from mm.core.copy_record import CopyRecord, CopyStage
 from mm.core.ids import NEVER_MS, InstanceId, ModelId
+from mm.core.model_policy import ModelPolicy
 from mm.core.record_json import Attributes, RecordError, encode_object
 
 __all__ = [
@@ -57,6 +58,8 @@ class ModelRecord:
     copy_details: Mapping[str, object] = field(default_factory=dict)
     references: int = 0
     auto_delete: bool = False
+    #: The raw ``policy`` entries: ask ``policy``. Those that others wrote are preserved.
+    policy_details: Mapping[str, object] = field(default_factory=dict)
     last_used_ms: int = 0
     last_unload_ms: int = 0
     unknown: Mapping[str, object] = field(default_factory=dict)
@@ -77,6 +80,7 @@ class ModelRecord:
             copy_details=attributes.mapping_if_one("copies"),
             references=attributes.integer("refs"),
             auto_delete=attributes.boolean("autoDel"),
+            policy_details=attributes.mapping_if_one("policy"),
             last_used_ms=attributes.integer("lu"),
             last_unload_ms=attributes.integer("lul"),
             unknown=attributes.unknown(),
@@ -96,10 +100,22 @@ class ModelRecord:
                 "copies": self.copy_details,
                 "refs": self.references,
                 "autoDel": self.auto_delete,
+                "policy": self.policy_details,
                 "lu": self.last_used_ms,
                 "lul": self.last_unload_ms,
             },
         )
+
+    @property
+    def policy(self) -> ModelPolicy:
+        """How the mesh is to keep the model."""
+        return ModelPolicy.read(self.policy_details)
+
+    def with_policy(self, policy: ModelPolicy) -> ModelRecord:
+        """Answer the record with another policy; the one it has already changes nothing."""
+        if policy == self.policy:
+            return self
+        return replace(self, policy_details=policy.written(self.policy_details))
 
     def failure_text(self, instance_id: InstanceId) -> str:
         """Answer the message of the failure recorded for an instance; empty if none is."""

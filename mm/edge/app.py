@@ -38,6 +38,7 @@ from mm.edge.kv_config import Embedded, EtcdTarget, Memory, parse
 from mm.edge.management import Management
 from mm.edge.memory_store import MemoryStore
 from mm.edge.peers import GrpcPeers, PeerService
+from mm.edge.policy_management import PolicyManagement
 from mm.edge.proxy import Proxy
 from mm.edge.reflection import add_reflection
 from mm.edge.runtime_client import GrpcRuntime
@@ -167,6 +168,7 @@ class Instance:
         services = ServiceTable()
         for table, external in ((services, True), (self._peer_services, False)):
             Management(node.models, external=external).add_to(table)
+            PolicyManagement(node.models).add_to(table)
             table.fallback = Proxy(
                 node.router,
                 runtime=self._serving_channel,

@@ -11,6 +11,7 @@ from typing import Any, Final
 from mm.core.calls import Call, Hop
 from mm.core.hop_headers import read_hop_request
 from mm.core.ids import InstanceId, ModelId
+from mm.core.model_policy import ModelPolicy
 from mm.core.records import ModelInfo
 from mm.edge.h2 import IncomingCall
 from mm.edge.unary import ServiceTable
@@ -63,6 +64,7 @@ class Management:
             sync=request.sync,
             last_used_ms=request.last_used_time,
             balanced=_is_balanced(call),
+            policy=ModelPolicy(request.min_copies, request.pinned),
         )
         return status_message(status)
 

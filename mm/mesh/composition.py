@@ -31,6 +31,7 @@ from mm.mesh.loader import Loader
 from mm.mesh.members import Members
 from mm.mesh.models import Models
 from mm.mesh.placer import Placer
+from mm.mesh.policies import Policies
 from mm.mesh.ports import Clock, Peers, Runtime, RuntimeParameters, Session, Store
 from mm.mesh.preloader import Preloader
 from mm.mesh.publisher import Publisher
@@ -166,7 +167,7 @@ def compose(
         waiters=waiters,
         placer=placer,
         router=router,
-        models=_models(config, ports, registry, members, copies, router, load_times),
+        models=_models(config, ports, registry, members, cluster, copies, router, load_times),
         first_loads=first_loads,
         readiness=Readiness(members, first_loads, config),
         preloader=_preloader(config, ports, registry, members, copies, loader, placer),
@@ -385,6 +386,7 @@ def _models(
     ports: Ports,
     registry: Registry,
     members: Members,
+    cluster: ClusterState,
     copies: Copies,
     router: Router,
     load_times: LoadTimes,
@@ -401,6 +403,7 @@ def _models(
         config=config,
         registry=registry,
         statuses=statuses,
+        policies=Policies(registry, members, cluster, ports.clock),
         copies=copies,
         router=router,
         peers=ports.peers,

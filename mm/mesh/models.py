@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, replace
+from typing import Final
 
 import anyio
 from anyio.abc import TaskGroup
@@ -15,6 +16,7 @@ from anyio.abc import TaskGroup
 from mm.config import Config
 from mm.core.calls import Call, Hop, LocalRoute, Outcome, PeerRoute
 from mm.core.ids import ModelId
+from mm.core.model_policy import ModelPolicy
 from mm.core.records import ModelInfo, ModelRecord, RecordError
 from mm.errors import (
     InvalidRequestError,
@@ -33,6 +35,7 @@ from mm.limits import Limits
 from mm.mesh.copies import Copies
 from mm.mesh.local_copy import LocalCopy
 from mm.mesh.look_ups import check_id_length
+from mm.mesh.policies import Policies, PolicyState
 from mm.mesh.ports import Clock, ModelStatus, PeerCallError, Peers
 from mm.mesh.registry import Registry
 from mm.mesh.router import Router
@@ -46,6 +49,8 @@ HOUR_MS = 3600 * 1000
 #: (spec core 1.6).
 NEW_LOADING_AGE_MS = 1 * HOUR_MS
 NEW_IDLE_AGE_MS = 6 * HOUR_MS
+#: A registration that says nothing of a policy.
+NO_POLICY: Final = ModelPolicy()
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +72,7 @@ class Models:
         config: Config,
         registry: Registry,
         statuses: Statuses,
+        policies: Policies,
         copies: Copies,
         router: Router,
         peers: Peers,
@@ -76,6 +82,7 @@ class Models:
         self._me = config.instance_id
         self._registry = registry
         self._statuses = statuses
+        self._policies = policies
         self._copies = copies
         self._router = router
         self._peers = peers
@@ -89,7 +96,7 @@ class Models:
         """Name the task group for loads that nobody waits for: the node's."""
         self._group = group
 
-    # --- the four calls ---
+    # --- the calls ---
 
     async def register(
         self,
@@ -100,13 +107,19 @@ class Models:
         sync: bool,
         last_used_ms: int,
         balanced: bool = False,
+        policy: ModelPolicy = NO_POLICY,
     ) -> ModelStatus:
-        """Create the record, or find it as asked for; with ``load_now`` load a first copy."""
+        """Create the record, or find it as asked for; with ``load_now`` load a first copy.
+
+        A policy that is given replaces the one that a model has; none leaves it as it is.
+        """
         _require_id(model_id)
         self._require_writable()
         if not info.model_type:
             raise InvalidRequestError("Must provide non-empty model type string")
-        created = await self._create(model_id, info, load_now=load_now, last_used_ms=last_used_ms)
+        created = await self._create(
+            model_id, info, load_now=load_now, last_used_ms=last_used_ms, policy=policy
+        )
         if load_now:
             return await self.ensure_loaded(
                 EnsureRequest(model_id, sync, last_used_ms=last_used_ms, balanced=balanced)
@@ -128,6 +141,16 @@ class Models:
         except RecordError:
             logger.warning("model %s is unregistered although its record is unreadable", model_id)
             await self._registry.delete_corrupt(model_id)
+
+    async def set_policy(
+        self, model_id: ModelId, copies_min: int | None, pinned: bool | None
+    ) -> PolicyState:
+        """Change what is given of a model's policy; with nothing given only tell it."""
+        _require_id(model_id)
+        if copies_min is None and pinned is None:
+            return await self._policies.get(model_id)
+        self._require_writable()
+        return await self._policies.set(model_id, copies_min, pinned)
 
     async def status(self, model_id: ModelId, *, ask_peers: bool = True) -> ModelStatus:
         """Answer where the model is; unknown is a status, not an error."""
@@ -165,7 +188,13 @@ class Models:
     # --- behind them ---
 
     async def _create(
-        self, model_id: ModelId, info: ModelInfo, *, load_now: bool, last_used_ms: int
+        self,
+        model_id: ModelId,
+        info: ModelInfo,
+        *,
+        load_now: bool,
+        last_used_ms: int,
+        policy: ModelPolicy = NO_POLICY,
     ) -> bool:
         now_ms = self._clock.now_ms()
         age_ms = NEW_LOADING_AGE_MS if load_now else NEW_IDLE_AGE_MS
@@ -180,9 +209,11 @@ class Models:
                 check_id_length(model_id, self._config)
                 _require_sizes(info, self._config)
                 self._require_room()
-                return ModelRecord(info, last_used_ms=used_ms)
+                return self._policies.applied(ModelRecord(info, last_used_ms=used_ms), policy)
             if record.info != info:
                 raise ModelExistsError("Model already exists with different attribute values")
+            if policy != NO_POLICY:
+                record = self._policies.applied(record, policy)
             if not load_now and last_used_ms and used_ms > record.last_used_ms + HOUR_MS:
                 return record.used(used_ms)
             return record

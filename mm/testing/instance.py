@@ -16,12 +16,14 @@ from anyio.abc import TaskStatus
 from mm.config import Config
 from mm.core.calls import Call, Hop, LocalRoute, Outcome, PeerRoute, Route
 from mm.core.ids import InstanceId, ModelId
+from mm.core.model_policy import ModelPolicy
 from mm.core.records import ModelInfo
 from mm.edge.memory_store import Fault
 from mm.errors import MeshError, NoRoomError, RuntimeUnavailableError, StatusCode
 from mm.mesh.composition import Ports
-from mm.mesh.models import EnsureRequest
+from mm.mesh.models import NO_POLICY, EnsureRequest
 from mm.mesh.node import Node
+from mm.mesh.policies import PolicyState
 from mm.mesh.ports import ModelStatus, PeerCallError, PeerIdentity, RuntimeCallError
 from mm.testing.fake_runtime import FakeRuntime
 from mm.testing.losses import LossesHeard
@@ -144,12 +146,24 @@ class Instance:
         raise ConnectionLostError(self.name)
 
     async def register(
-        self, model_id: str, info: ModelInfo = INFO, *, load_now: bool = False, sync: bool = False
+        self,
+        model_id: str,
+        info: ModelInfo = INFO,
+        *,
+        load_now: bool = False,
+        sync: bool = False,
+        policy: ModelPolicy = NO_POLICY,
     ) -> ModelStatus:
         """Register a model."""
         return await self.node.models.register(
-            ModelId(model_id), info, load_now=load_now, sync=sync, last_used_ms=0
+            ModelId(model_id), info, load_now=load_now, sync=sync, last_used_ms=0, policy=policy
         )
+
+    async def set_policy(
+        self, model_id: str, copies_min: int | None = None, pinned: bool | None = None
+    ) -> PolicyState:
+        """Change a model's policy, or ask for it."""
+        return await self.node.models.set_policy(ModelId(model_id), copies_min, pinned)
 
     async def load(self, model_id: str, *, sync: bool = True) -> ModelStatus:
         """Ensure that a model is loaded somewhere."""

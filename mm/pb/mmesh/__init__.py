@@ -15,6 +15,7 @@ __all__ = (
     "LoadModelResponse",
     "ModelInfo",
     "ModelMeshStub",
+    "ModelPolicyInfo",
     "ModelRuntimeStub",
     "ModelSizeRequest",
     "ModelSizeResponse",
@@ -31,6 +32,7 @@ __all__ = (
     "RuntimeStatusResponse",
     "RuntimeStatusResponseMethodInfo",
     "RuntimeStatusResponseStatus",
+    "SetModelPolicyRequest",
     "SetVModelRequest",
     "UnloadModelRequest",
     "UnloadModelResponse",
@@ -237,6 +239,21 @@ default_message_pool.register_message("mmesh", "ModelInfo", ModelInfo)
 
 
 @dataclass(eq=False, repr=False)
+class ModelPolicyInfo(betterproto2.Message):
+    min_copies: "int" = betterproto2.field(1, betterproto2.TYPE_INT32)
+
+    pinned: "bool" = betterproto2.field(2, betterproto2.TYPE_BOOL)
+
+    ready_copies: "int" = betterproto2.field(3, betterproto2.TYPE_INT32)
+    """
+    Copies that are ready, at instances that are there to stay.
+    """
+
+
+default_message_pool.register_message("mmesh", "ModelPolicyInfo", ModelPolicyInfo)
+
+
+@dataclass(eq=False, repr=False)
 class ModelSizeRequest(betterproto2.Message):
     model_id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
 
@@ -374,6 +391,14 @@ class RegisterModelRequest(betterproto2.Message):
     Milliseconds since the epoch: the model's place in the LRU order when loaded by loadNow. 0 lets the mesh choose.
     """
 
+    min_copies: "int" = betterproto2.field(100, betterproto2.TYPE_INT32)
+    """
+    As in SetModelPolicyRequest; 0 says nothing about it. Of a model that is registered already, what is said replaces
+    the policy that it has; a request that says neither leaves it alone. (From here on not in Java's API.)
+    """
+
+    pinned: "bool" = betterproto2.field(101, betterproto2.TYPE_BOOL)
+
 
 default_message_pool.register_message("mmesh", "RegisterModelRequest", RegisterModelRequest)
 
@@ -454,6 +479,25 @@ class RuntimeStatusResponseMethodInfo(betterproto2.Message):
 default_message_pool.register_message(
     "mmesh", "RuntimeStatusResponse.MethodInfo", RuntimeStatusResponseMethodInfo
 )
+
+
+@dataclass(eq=False, repr=False)
+class SetModelPolicyRequest(betterproto2.Message):
+    model_id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+
+    min_copies: "int | None" = betterproto2.field(2, betterproto2.TYPE_INT32, optional=True)
+    """
+    The mesh keeps at least so many ready copies, called or not, while there are instances enough. What is not set
+    stays as it is.
+    """
+
+    pinned: "bool | None" = betterproto2.field(3, betterproto2.TYPE_BOOL, optional=True)
+    """
+    Copies are never evicted to make room for other models; at least one is kept.
+    """
+
+
+default_message_pool.register_message("mmesh", "SetModelPolicyRequest", SetModelPolicyRequest)
 
 
 @dataclass(eq=False, repr=False)
@@ -694,6 +738,28 @@ class ModelMeshStub(betterproto2_grpclib.ServiceStub):
             "/mmesh.ModelMesh/ensureLoaded",
             message,
             ModelStatusInfo,
+            timeout=timeout,
+            deadline=deadline,
+            metadata=metadata,
+        )
+
+    async def set_model_policy(
+        self,
+        message: "SetModelPolicyRequest",
+        *,
+        timeout: "float | None" = None,
+        deadline: "Deadline | None" = None,
+        metadata: "MetadataLike | None" = None,
+    ) -> "ModelPolicyInfo":
+        """
+        Says how many copies of a model the mesh keeps at least, and whether others may evict them; with neither, only
+        tells. NOT_FOUND for an unknown model, FAILED_PRECONDITION for what the mesh cannot keep to. (Not in Java's API.)
+        """
+
+        return await self._unary_unary(
+            "/mmesh.ModelMesh/setModelPolicy",
+            message,
+            ModelPolicyInfo,
             timeout=timeout,
             deadline=deadline,
             metadata=metadata,
