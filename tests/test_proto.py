@@ -104,6 +104,14 @@ SERVICES = {
     ],
 }
 
+#: What ours has beside it: messages of its own, fields from 100 of the contract's, and methods.
+OWN_MESSAGES = {
+    "SetModelPolicyRequest": "modelId:string=1 min_copies:int32=2 pinned:bool=3",
+    "ModelPolicyInfo": "min_copies:int32=1 pinned:bool=2 ready_copies:int32=3",
+}
+OWN_FIELDS = {"RegisterModelRequest": "min_copies:int32=100 pinned:bool=101"}
+OWN_METHODS = {"setModelPolicy(SetModelPolicyRequest)ModelPolicyInfo"}
+
 FieldProto = descriptor_pb2.FieldDescriptorProto
 
 
@@ -155,7 +163,8 @@ def test_mmesh_messages_are_the_wire_contract(
         )
         for name, message in messages.items()
     }
-    assert texts == MESSAGES
+    extended = {name: f"{MESSAGES[name]} {fields}" for name, fields in OWN_FIELDS.items()}
+    assert texts == {**MESSAGES, **OWN_MESSAGES, **extended}
     assert enums == ENUMS
     assert [(r.start, r.end) for r in messages["EnsureLoadedRequest"].reserved_range] == [(3, 4)]
 
@@ -174,6 +183,7 @@ def test_mmesh_services_are_the_wire_contract(
         if file.package == "mmesh"
         for service in file.service
     }
+    services["ModelMesh"] = [each for each in services["ModelMesh"] if each not in OWN_METHODS]
     assert services == SERVICES
 
 
