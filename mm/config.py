@@ -121,8 +121,10 @@ class Config(Limits):
     #: MM_MULTI_PARALLELISM: concurrent calls for one multi-model call.
     multi_parallelism: int = 4
 
-    #: MM_DATAPLANE_CONFIG, or the content of MM_DATAPLANE_CONFIG_PATH at the start.
+    #: MM_DATAPLANE_CONFIG, or the content of MM_DATAPLANE_CONFIG_PATH as it is now.
     dataplane_config: DataplaneConfig = field(default_factory=DataplaneConfig)
+    #: MM_DATAPLANE_CONFIG_PATH: a file that is read again whenever it changes.
+    dataplane_config_path: str = ""
 
     #: MM_TYPE_CONSTRAINTS, or the content of MM_TYPE_CONSTRAINTS_PATH at the start.
     type_constraints: TypeConstraints = NO_CONSTRAINTS
@@ -220,8 +222,9 @@ class Config(Limits):
                 "MM_MULTI_PARALLELISM", default=4, minimum=1, maximum=1000
             ),
             dataplane_config=json_settings.dataplane_config(env),
+            dataplane_config_path=json_settings.existing_file(env, "MM_DATAPLANE_CONFIG_PATH"),
             type_constraints=json_settings.type_constraints(env),
-            type_constraints_path=json_settings.type_constraints_path(env),
+            type_constraints_path=json_settings.existing_file(env, "MM_TYPE_CONSTRAINTS_PATH"),
             load_failure_expiry_ms=_milliseconds(
                 env, "MM_LOAD_FAILURE_EXPIRY_TIME_MS", default=900_000, minimum=1
             ),

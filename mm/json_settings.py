@@ -14,19 +14,11 @@ from mm.environment import Environment, wrong
 
 
 def dataplane_config(env: Environment) -> DataplaneConfig:
-    """Answer which methods are served, from the JSON or its file."""
-    env.not_both("MM_DATAPLANE_CONFIG", "MM_DATAPLANE_CONFIG_PATH", "the JSON itself, or its file")
-    name, value = "MM_DATAPLANE_CONFIG_PATH", env.text("MM_DATAPLANE_CONFIG_PATH")
-    text: str | bytes | None
-    if value is not None:
-        try:
-            text = Path(value).read_bytes()
-        except OSError as exc:
-            raise wrong(name, value, f"a readable JSON file ({exc.strerror})") from exc
-    else:
-        name = "MM_DATAPLANE_CONFIG"
-        text = value = env.text(name)
-    if text is None or value is None:
+    """Answer which methods are served, by the variable; a file is read by whoever follows it."""
+    name, path_name = "MM_DATAPLANE_CONFIG", "MM_DATAPLANE_CONFIG_PATH"
+    env.not_both(name, path_name, "the JSON itself, or its file")
+    text = env.text(name)
+    if text is None:
         return DataplaneConfig()
     try:
         return parse_dataplane_config(text)
@@ -35,11 +27,11 @@ def dataplane_config(env: Environment) -> DataplaneConfig:
             '{"rpcConfigs": {"package.Service/Method": {"idExtractionPath": [1], '
             '"vModelId": false}}, "allowOtherRpcs": false}'
         )
-        raise wrong(name, value, f"JSON like {shape}; {exc}") from exc
+        raise wrong(name, text, f"JSON like {shape}; {exc}") from exc
 
 
 def type_constraints(env: Environment) -> TypeConstraints:
-    """Answer the constraints of the variable; those of a file are read by whoever follows it."""
+    """Answer the constraints of the variable; a file is read by whoever follows it."""
     name, path_name = "MM_TYPE_CONSTRAINTS", "MM_TYPE_CONSTRAINTS_PATH"
     env.not_both(name, path_name, "the JSON itself, or its file")
     text = env.text(name)
@@ -52,9 +44,8 @@ def type_constraints(env: Environment) -> TypeConstraints:
         raise wrong(name, text, f"JSON like {shape}; {exc}") from exc
 
 
-def type_constraints_path(env: Environment) -> str:
-    """Answer the path of the file, which must be there; what is in it may be put right later."""
-    name = "MM_TYPE_CONSTRAINTS_PATH"
+def existing_file(env: Environment, name: str) -> str:
+    """Answer the path of a file that is there, empty if unset; its content may change later."""
     path = env.text(name)
     if path is None:
         return ""

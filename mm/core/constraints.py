@@ -2,7 +2,7 @@
 1.10, 4.5; around 14).
 
 Owns their JSON and what they say of one set of labels. Who satisfies them in a cluster is
-``mm.core.label_groups``'; the file that they come from is ``mm.edge.constraints_file``'s.
+``mm.core.label_groups``'; the file that they come from is ``mm.edge.watched_file``'s.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import Final
 
 import msgspec
 
+from mm.core.json_input import decode_entries, decode_json
+
 #: The type whose constraint holds for every type that has none of its own.
 DEFAULT_TYPE: Final = "_default"
-#: What a Kubernetes ConfigMap can hold at most; anything longer is not a constraints file.
-CONSTRAINTS_BYTES_MAX: Final = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,16 +94,11 @@ def parse_type_constraints(text: str | bytes) -> TypeConstraints:
 
     An entry without any label is no entry: ``_default`` holds for its type then.
     """
-    if len(text) > CONSTRAINTS_BYTES_MAX:
-        raise ValueError(f"longer than {CONSTRAINTS_BYTES_MAX} bytes")
-    try:
-        raw = msgspec.json.decode(text, type=dict[str, _EntryJson | None])
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
-        raise ValueError(str(exc)) from exc
+    raw = decode_json(text, dict[str, msgspec.Raw])
+    written = {name: entry for name, entry in raw.items() if bytes(entry) != b"null"}
     types = {
         name: constraint(entry.required or (), entry.preferred or ())
-        for name, entry in raw.items()
-        if entry is not None
+        for name, entry in decode_entries(written, _EntryJson).items()
     }
     return TypeConstraints(
         MappingProxyType({name: each for name, each in types.items() if each != Constraint()})

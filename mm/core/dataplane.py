@@ -12,6 +12,8 @@ from types import MappingProxyType
 
 import msgspec
 
+from mm.core.json_input import decode_entries, decode_json
+
 #: Field numbers of protobuf are 29 bits wide.
 FIELD_NUMBER_MAX = 2**29 - 1
 
@@ -50,7 +52,7 @@ class _RpcJson(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
 
 
 class _ConfigJson(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
-    rpc_configs: dict[str, _RpcJson] = msgspec.field(default_factory=dict)
+    rpc_configs: dict[str, msgspec.Raw] = msgspec.field(default_factory=dict)
     # A configuration that says nothing of other methods denies them: "{}" denies everything.
     allow_other_rpcs: bool = False
 
@@ -60,13 +62,9 @@ def parse_dataplane_config(text: str | bytes) -> DataplaneConfig:
 
     Strict: an unknown property is an error, because a misspelt one would open or close methods.
     """
-    try:
-        raw = msgspec.json.decode(text, type=_ConfigJson)
-    except msgspec.DecodeError as exc:
-        raise ValueError(str(exc)) from exc
-
+    raw = decode_json(text, _ConfigJson)
     rpcs = {}
-    for method, rpc in raw.rpc_configs.items():
+    for method, rpc in decode_entries(raw.rpc_configs, _RpcJson).items():
         service, _, name = method.partition("/")
         if not service or not name or "/" in name:
             raise ValueError(f'"{method}" is not of the form "package.Service/Method"')

@@ -19,7 +19,7 @@ import anyio
 from anyio.abc import TaskStatus
 
 from mm.config import Config
-from mm.edge.constraints_file import ConstraintsFile
+from mm.core.dataplane import DataplaneConfig
 from mm.edge.embedded_etcd import embedded_etcd
 from mm.edge.etcd_store import EtcdStore
 from mm.edge.garbage import collect_quietly
@@ -42,6 +42,7 @@ from mm.edge.policy_management import PolicyManagement
 from mm.edge.proxy import Proxy
 from mm.edge.reflection import add_reflection
 from mm.edge.runtime_client import GrpcRuntime
+from mm.edge.settings_files import SettingsFiles
 from mm.edge.unary import ServiceTable
 from mm.errors import NoRoomError, StartupError
 from mm.mesh.composition import Ports
@@ -114,16 +115,15 @@ class Instance:
         self._runtime = GrpcRuntime(config)
         #: For inferences; where that is, is known once the runtime is ready.
         self._serving_channel: Channel | None = None
+        self._proxies: list[Proxy] = []
         self.serving = False
 
     async def run(self, stopping: anyio.Event) -> None:
         """Start, serve until ``stopping``, stop in the reverse order."""
         config = self._config
         async with AsyncExitStack() as stack:
-            constraints_file = None
-            if config.type_constraints_path:
-                constraints_file = ConstraintsFile(config.type_constraints_path)
-                config = replace(config, type_constraints=await constraints_file.first())
+            files = SettingsFiles(config)
+            config = self._config = await files.read_into(config)
             store = await stack.enter_async_context(open_store(config))
             stack.push_async_callback(self._close)
             ports = Ports(
@@ -137,10 +137,11 @@ class Instance:
                 self._peer_server, config.bind_host, config.peer_port, "MM_PEER_PORT"
             )
             await stack.enter_async_context(node.running(f"{config.advertise_host}:{peer_port}"))
-            if constraints_file is not None:
-                await stack.enter_async_context(_following(constraints_file, node))
             peer_service.add_statistics(self._peer_services)
             external_server = self._serve_node(node)
+            await stack.enter_async_context(
+                files.followed(constraints=node.set_type_constraints, dataplane=self._set_dataplane)
+            )
             grpc_port = await _open(
                 external_server, config.bind_host, config.grpc_port, "MM_SVC_GRPC_PORT"
             )
@@ -169,18 +170,25 @@ class Instance:
         for table, external in ((services, True), (self._peer_services, False)):
             Management(node.models, external=external).add_to(table)
             PolicyManagement(node.models).add_to(table)
-            table.fallback = Proxy(
+            proxy = Proxy(
                 node.router,
                 runtime=self._serving_channel,
                 peers=self._channels,
                 config=config,
                 external=external,
             )
+            self._proxies.append(proxy)
+            table.fallback = proxy
         self._health = add_health(services)
         self._health.set_serving(node.unready is None)
         add_reflection(services)
         limits = _limits(EXTERNAL_LIMITS, config, config.external_streams_max)
         return GrpcServer(services, limits=limits, external=True)
+
+    def _set_dataplane(self, dataplane: DataplaneConfig) -> None:
+        """Calls that come from now on go by it."""
+        for proxy in self._proxies:
+            proxy.config = replace(proxy.config, dataplane_config=dataplane)
 
     async def _show_readiness(self, readiness: Readiness) -> None:
         while True:
@@ -208,15 +216,6 @@ class Instance:
             if self._serving_channel is not None:
                 await self._serving_channel.close()
             await self._runtime.close()
-
-
-@asynccontextmanager
-async def _following(file: ConstraintsFile, node: Node) -> AsyncIterator[None]:
-    """Have the node place loads by the file, whatever it says meanwhile."""
-    async with anyio.create_task_group() as group:
-        group.start_soon(file.run, node.set_type_constraints)
-        yield
-        group.cancel_scope.cancel()
 
 
 @asynccontextmanager

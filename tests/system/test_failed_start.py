@@ -40,8 +40,20 @@ def silent_store_program() -> Iterator[Program]:
         program.close()
 
 
+@pytest.fixture(scope="module")
+def bad_file_program(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
+    """An instance that waits five seconds for its file to be put right; other tests use them."""
+    path = tmp_path_factory.mktemp("config") / "dataplane_api_config"
+    path.write_text('{\n  "rpcConfigs": {},\n  "allowOthers": true\n}')
+    program = Program.mm(
+        "bad file", "serve", settings=alone({"MM_DATAPLANE_CONFIG_PATH": str(path)})
+    )
+    yield program
+    program.close()
+
+
 @pytest.fixture(scope="module", autouse=True)
-def _begin_early(silent_store_program: Program) -> None: ...
+def _begin_early(silent_store_program: Program, bad_file_program: Program) -> None: ...
 
 
 def alone(settings: Mapping[str, str]) -> dict[str, str]:
@@ -231,6 +243,13 @@ def test_stopped_while_it_waits(serve: Serve) -> None:
     program.terminate()
     assert program.wait_end(END_TIMEOUT_S) == 0
     assert "Traceback" not in program.output()
+
+
+def test_a_data_plane_file_that_cannot_be_used(bad_file_program: Program) -> None:
+    assert bad_file_program.wait_end(END_TIMEOUT_S) == CANNOT_START
+    complaint = bad_file_program.complaint
+    assert complaint.startswith("mm: data-plane configuration file /")
+    assert "dataplane_api_config: Object contains unknown field `allowOthers`" in complaint
 
 
 def test_etcd_that_does_not_answer(silent_store_program: Program) -> None:

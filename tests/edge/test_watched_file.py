@@ -1,4 +1,4 @@
-"""The file of type constraints: every way to change it is noticed, and a bad one does no harm."""
+"""A settings file: every way to change it is noticed, and a bad one does no harm."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from typing import Any
 import anyio
 import pytest
 
-from mm.core.constraints import CONSTRAINTS_BYTES_MAX, TypeConstraints
-from mm.edge import constraints_file
-from mm.edge.constraints_file import ConstraintsFile
+from mm.core.constraints import TypeConstraints, parse_type_constraints
+from mm.core.json_input import JSON_BYTES_MAX
+from mm.edge import watched_file
+from mm.edge.watched_file import BadFileError, WatchedFile
 
 pytestmark = pytest.mark.anyio
 
@@ -21,14 +22,18 @@ pytestmark = pytest.mark.anyio
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("POLL_S", "SECOND_LOOK_S"):
-        monkeypatch.setattr(constraints_file, name, 0.01)
-    monkeypatch.setattr(constraints_file, "START_WAIT_S", 0.2)
+        monkeypatch.setattr(watched_file, name, 0.01)
+    monkeypatch.setattr(watched_file, "START_WAIT_S", 0.2)
     # Whatever the machine does between two lines of a test, a file just written is fresh.
-    monkeypatch.setattr(constraints_file, "FRESH_S", 300.0)
+    monkeypatch.setattr(watched_file, "FRESH_S", 300.0)
 
 
 def text(label: str) -> str:
     return json.dumps({"t": {"required": [label]}})
+
+
+def watched(path: Path) -> WatchedFile[TypeConstraints]:
+    return WatchedFile("type constraints", str(path), parse_type_constraints)
 
 
 def label(constraints: TypeConstraints | None) -> str | None:
@@ -37,7 +42,7 @@ def label(constraints: TypeConstraints | None) -> str | None:
 
 def age(path: Path) -> None:
     """Make a file look as if it had not been touched for a while."""
-    old_s = path.stat().st_mtime - 10 * constraints_file.FRESH_S
+    old_s = path.stat().st_mtime - 10 * watched_file.FRESH_S
     os.utime(path, (old_s, old_s))
 
 
@@ -59,7 +64,7 @@ def warnings(caplog: pytest.LogCaptureFixture) -> Warnings:
 async def test_a_change_is_told_once(tmp_path: Path) -> None:
     path = tmp_path / "constraints"
     path.write_text(text("a"))
-    file = ConstraintsFile(str(path))
+    file = watched(path)
     assert label(await file.first()) == "a"
     assert await file.changed() is None
     path.write_text(text("bb"))
@@ -70,7 +75,7 @@ async def test_a_change_is_told_once(tmp_path: Path) -> None:
 async def test_a_change_of_the_same_size_is_noticed(tmp_path: Path) -> None:
     path = tmp_path / "constraints"
     path.write_text(text("a"))
-    file = ConstraintsFile(str(path))
+    file = watched(path)
     await file.first()
     status = path.stat()
     path.write_text(text("b"))
@@ -82,7 +87,7 @@ async def test_a_file_that_is_old_is_not_read_again(tmp_path: Path) -> None:
     path = tmp_path / "constraints"
     path.write_text(text("a"))
     age(path)
-    file = ConstraintsFile(str(path))
+    file = watched(path)
     await file.first()
     status = path.stat()
     path.write_text(text("b"))
@@ -96,7 +101,7 @@ async def test_a_rename_over_it_is_noticed(tmp_path: Path) -> None:
     path, other = tmp_path / "constraints", tmp_path / "new"
     path.write_text(text("a"))
     age(path)
-    file = ConstraintsFile(str(path))
+    file = watched(path)
     await file.first()
     other.write_text(text("b"))
     os.utime(other, ns=(path.stat().st_atime_ns, path.stat().st_mtime_ns))
@@ -113,7 +118,7 @@ async def test_the_swap_of_a_mounted_configmap_is_noticed(tmp_path: Path) -> Non
     (tmp_path / "..data").symlink_to("..1")
     path = tmp_path / "type_constraints"
     path.symlink_to("..data/type_constraints")
-    file = ConstraintsFile(str(path))
+    file = watched(path)
     assert label(await file.first()) == "a"
     (tmp_path / "..data_tmp").symlink_to("..2")
     (tmp_path / "..data_tmp").rename(tmp_path / "..data")
@@ -125,7 +130,7 @@ async def test_a_bad_file_is_named_once_and_changes_nothing(
 ) -> None:
     path = tmp_path / "constraints"
     path.write_text(text("a"))
-    file = ConstraintsFile(str(path))
+    file = watched(path)
     await file.first()
     path.write_text('{"t": []}')
     for _ in range(3):
@@ -149,7 +154,7 @@ async def test_a_file_that_is_gone_is_named_once_and_found_again(
 ) -> None:
     path = tmp_path / "constraints"
     path.write_text(text("a"))
-    file = ConstraintsFile(str(path))
+    file = watched(path)
     await file.first()
     path.unlink()
     for _ in range(3):
@@ -162,8 +167,8 @@ async def test_a_file_that_is_gone_is_named_once_and_found_again(
 
 async def test_what_is_no_file_or_too_long_is_bad(tmp_path: Path, warnings: Warnings) -> None:
     path = tmp_path / "constraints"
-    path.write_text(" " * (CONSTRAINTS_BYTES_MAX + 10))
-    file = ConstraintsFile(str(path))
+    path.write_text(" " * (JSON_BYTES_MAX + 10))
+    file = watched(path)
     assert await file.changed() is None
     path.unlink()
     path.mkdir()
@@ -185,7 +190,7 @@ async def test_a_file_that_is_just_being_written_is_looked_at_twice(
 ) -> None:
     path = tmp_path / "constraints"
     path.write_text(text("a"))
-    file = ConstraintsFile(str(path))
+    file = watched(path)
     await file.first()
     path.write_text("")
     write_after_look(monkeypatch, path, text("b"))
@@ -195,26 +200,29 @@ async def test_a_file_that_is_just_being_written_is_looked_at_twice(
 
 def write_after_look(monkeypatch: pytest.MonkeyPatch, path: Path, content: str) -> None:
     """Have the file written as soon as it was looked at."""
-    look = constraints_file._look
+    look = watched_file._look
 
     def look_and_write(*args: Any) -> Any:
         found = look(*args)
         path.write_text(content)
         return found
 
-    monkeypatch.setattr(constraints_file, "_look", look_and_write)
+    monkeypatch.setattr(watched_file, "_look", look_and_write)
 
 
-async def test_a_bad_start_is_without_constraints_and_says_so(
-    tmp_path: Path, warnings: Warnings
-) -> None:
+async def test_a_start_without_a_good_file_names_it(tmp_path: Path, warnings: Warnings) -> None:
     path = tmp_path / "constraints"
-    path.write_text("[]")
-    file = ConstraintsFile(str(path))
-    assert len(await file.first()) == 0
-    assert "models of every type are loaded anywhere" in warnings.take()[-1]
-    path.write_text(text("a"))
-    assert label(await file.changed()) == "a"
+    for content, problem in ((None, "no such file or directory"), ('{\n"t": 1}', '"t": Expected')):
+        if content is not None:
+            path.write_text(content)
+        file = watched(path)
+        with pytest.raises(BadFileError) as caught:
+            await file.first()
+        assert str(caught.value).startswith(f"type constraints file {path}: {problem}")
+        (warning,) = warnings.take()
+        assert "still holds" not in warning
+        path.write_text(text("a"))
+        assert label(await file.changed()) == "a", "it is watched on"
 
 
 async def test_a_start_waits_for_a_file_that_is_put_right(
@@ -222,22 +230,20 @@ async def test_a_start_waits_for_a_file_that_is_put_right(
 ) -> None:
     path = tmp_path / "constraints"
     path.write_text("")
-    monkeypatch.setattr(constraints_file, "START_WAIT_S", 60.0)
+    monkeypatch.setattr(watched_file, "START_WAIT_S", 60.0)
     write_after_look(monkeypatch, path, text("a"))
-    assert label(await ConstraintsFile(str(path)).first()) == "a"
+    assert label(await watched(path).first()) == "a"
 
 
 async def test_whoever_listens_hears_of_every_change(tmp_path: Path) -> None:
     path = tmp_path / "constraints"
     path.write_text(text("a"))
-    file = ConstraintsFile(str(path))
+    file = watched(path)
     await file.first()
     tell, heard = anyio.create_memory_object_stream[TypeConstraints](9)
     with tell, heard:
-        async with anyio.create_task_group() as group:
-            group.start_soon(file.run, tell.send_nowait)
+        async with file.followed(tell.send_nowait):
             with anyio.fail_after(60):
                 for each in ("b", "c"):
                     path.write_text(text(each))
                     assert label(await heard.receive()) == each
-            group.cancel_scope.cancel()

@@ -1,7 +1,8 @@
-"""The file of type constraints, read again whenever it changes (around 14, 15).
+"""A settings file that is read again whenever it changes (around 15).
 
-Owns what counts as a change, and what becomes of a file that cannot be used. What stands in it is
-``mm.core.constraints``'s.
+Owns what counts as a change, and what becomes of a file that cannot be used: what it said before
+holds on, and the log says once what is wrong with it. What stands in it is its parser's, and what
+to do if there is nothing good at the start its owner's.
 """
 
 from __future__ import annotations
@@ -10,19 +11,16 @@ import logging
 import os
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Generic, TypeVar
 
 import anyio
 import anyio.to_thread
 
-from mm.core.constraints import (
-    CONSTRAINTS_BYTES_MAX,
-    NO_CONSTRAINTS,
-    TypeConstraints,
-    parse_type_constraints,
-)
+from mm.core.json_input import JSON_BYTES_MAX
+from mm.errors import StartupError
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +36,12 @@ START_WAIT_S: Final = 5.0
 #: same time and size.
 FRESH_S: Final = 2.0
 
+T = TypeVar("T")
+
+
+class BadFileError(StartupError):
+    """There is nothing in the file that can be used; the text names it and says why."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Look:
@@ -51,78 +55,75 @@ class _Look:
     problem: str = ""
 
 
-class ConstraintsFile:
+class WatchedFile(Generic[T]):
     """Polls one path through all its symbolic links, and tells of new contents.
 
     Watching for events instead would miss what happens behind links, in mounts by ``subPath`` and
-    on network disks.
+    on network disks. ``parse`` raises ``ValueError`` for what it cannot use, and is not asked about
+    more than ``JSON_BYTES_MAX`` and a byte. ``name`` is what the log calls the file.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, name: str, path: str, parse: Callable[[bytes], T]) -> None:
+        self._name = name
         self._path = path
+        self._parse = parse
         self._seen: tuple[int, ...] | None = None
         #: What holds now.
         self._content: bytes | None = None
         #: What was last said about a file that cannot be used: each change is worth one line.
         self._said: _Look | None = None
 
-    async def first(self) -> TypeConstraints:
-        """Answer the constraints at the start; none, after a wait, if the file stays bad.
-
-        The instance then places loads anywhere until the file is put right, as the Java mesh does:
-        a mesh that serves is worth more than one that places well.
-        """
-        found = None
+    async def first(self) -> T:
+        """Answer what the file says at the start; raises ``BadFileError`` if it stays bad."""
         with anyio.move_on_after(START_WAIT_S):
-            while found is None:
+            while True:
                 found = await self.changed()
-                if found is None:
-                    await anyio.sleep(POLL_S)
-        if found is not None:
-            return found
-        logger.error(
-            "type constraints file %s cannot be used: until it is put right, models of every type"
-            " are loaded anywhere",
-            self._path,
-        )
-        return NO_CONSTRAINTS
+                if found is not None:
+                    return found
+                await anyio.sleep(POLL_S)
+        problem = "it cannot be read" if self._said is None else self._said.problem
+        raise BadFileError(f"{self._name} file {self._path}: {problem}")
 
-    async def run(self, tell: Callable[[TypeConstraints], None]) -> None:
-        """Tell of each new content until cancelled; the last good one holds meanwhile."""
+    @asynccontextmanager
+    async def followed(self, tell: Callable[[T], None]) -> AsyncIterator[None]:
+        """Tell of each new content as long as the context is open."""
+        async with anyio.create_task_group() as group:
+            group.start_soon(self._follow, tell)
+            yield
+            group.cancel_scope.cancel()
+
+    async def _follow(self, tell: Callable[[T], None]) -> None:
         while True:
             await anyio.sleep(POLL_S)
-            constraints = await self.changed()
-            if constraints is not None:
-                tell(constraints)
+            found = await self.changed()
+            if found is not None:
+                tell(found)
 
-    async def changed(self) -> TypeConstraints | None:
-        """Answer new constraints; None if nothing changed, or to nothing that can be used."""
-        look, constraints = await self._read()
+    async def changed(self) -> T | None:
+        """Answer new contents; None if nothing changed, or to nothing that can be used."""
+        look, found = await self._read()
         if look.problem:
             await anyio.sleep(SECOND_LOOK_S)
-            look, constraints = await self._read()
+            look, found = await self._read()
         self._seen = look.signature
         if look.problem:
             if look != self._said:
-                logger.warning(
-                    "type constraints file %s: %s; what it said before still holds",
-                    self._path,
-                    look.problem,
-                )
+                holds = "" if self._content is None else "; what it said before still holds"
+                logger.warning("%s file %s: %s%s", self._name, self._path, look.problem, holds)
             self._said = look
         elif look.content is not None:
-            if constraints is not None or self._said is not None:
-                logger.info("type constraints file %s is in use", self._path)
+            if found is not None or self._said is not None:
+                logger.info("%s file %s is in use", self._name, self._path)
             self._said = None
             self._content = look.content
-        return constraints
+        return found
 
-    async def _read(self) -> tuple[_Look, TypeConstraints | None]:
+    async def _read(self) -> tuple[_Look, T | None]:
         look = await anyio.to_thread.run_sync(_look, self._path, self._seen, abandon_on_cancel=True)
         if look.content is None or look.content == self._content:
             return look, None
         try:
-            return look, parse_type_constraints(look.content)
+            return look, self._parse(look.content)
         except ValueError as exc:
             return _Look(look.signature, look.content, str(exc)), None
 
@@ -138,6 +139,6 @@ def _look(path: str, seen: tuple[int, ...] | None) -> _Look:
             is_fresh = abs(time.time() - status.st_mtime) < FRESH_S
             if signature == seen and not is_fresh:
                 return _Look(signature)
-            return _Look(signature, file.read(CONSTRAINTS_BYTES_MAX + 1))
+            return _Look(signature, file.read(JSON_BYTES_MAX + 1))
     except OSError as exc:
         return _Look((exc.errno or 0,), problem=os.strerror(exc.errno or 0).lower())

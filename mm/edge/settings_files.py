@@ -1,0 +1,71 @@
+"""The settings files that an instance follows while it runs (around 7.1, 14).
+
+Owns which there are, and what becomes of one that cannot be used at the start. How a file is
+watched is ``mm.edge.watched_file``'s.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
+
+from mm.config import Config
+from mm.core.constraints import NO_CONSTRAINTS, TypeConstraints, parse_type_constraints
+from mm.core.dataplane import DataplaneConfig, parse_dataplane_config
+from mm.edge.watched_file import BadFileError, WatchedFile
+
+logger = logging.getLogger(__name__)
+
+
+class SettingsFiles:
+    """The files that the configuration names, if any."""
+
+    def __init__(self, config: Config) -> None:
+        self._constraints: WatchedFile[TypeConstraints] | None = None
+        if config.type_constraints_path:
+            self._constraints = WatchedFile(
+                "type constraints", config.type_constraints_path, parse_type_constraints
+            )
+        self._dataplane: WatchedFile[DataplaneConfig] | None = None
+        if config.dataplane_config_path:
+            self._dataplane = WatchedFile(
+                "data-plane configuration", config.dataplane_config_path, parse_dataplane_config
+            )
+
+    async def read_into(self, config: Config) -> Config:
+        """Answer the configuration with what the files say; raises ``BadFileError``."""
+        if self._dataplane is not None:
+            # Without it either every method would be open or none; the Java mesh starts all the
+            # same, and fails every call.
+            config = replace(config, dataplane_config=await self._dataplane.first())
+        if self._constraints is not None:
+            config = replace(config, type_constraints=await self._first_constraints())
+        return config
+
+    async def _first_constraints(self) -> TypeConstraints:
+        """Without constraints an instance places loads anywhere, as the Java mesh does: a mesh that
+        serves is worth more than one that places well.
+        """
+        assert self._constraints is not None
+        try:
+            return await self._constraints.first()
+        except BadFileError as exc:
+            logger.error("%s: until it is put right, models of every type are loaded anywhere", exc)
+            return NO_CONSTRAINTS
+
+    @asynccontextmanager
+    async def followed(
+        self,
+        *,
+        constraints: Callable[[TypeConstraints], None],
+        dataplane: Callable[[DataplaneConfig], None],
+    ) -> AsyncIterator[None]:
+        """Tell of every change, as long as the context is open."""
+        async with AsyncExitStack() as stack:
+            if self._constraints is not None:
+                await stack.enter_async_context(self._constraints.followed(constraints))
+            if self._dataplane is not None:
+                await stack.enter_async_context(self._dataplane.followed(dataplane))
+            yield
