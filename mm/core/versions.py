@@ -7,11 +7,17 @@ from is ``mm.config``'s.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Final
 
+import mm
+
+#: The day of each release, by ``mm.__version__``. A version without its day here does not start, so
+#: that nobody can forget it: instances of the new release would count as the old one.
+RELEASE_DAYS: Final[Mapping[str, str]] = {"0.1.0": "20261123"}
 #: What an instance is that is told nothing else: this release, known by its day.
-RELEASE_VERSION: Final = "mm-20261123-0"
+RELEASE_VERSION: Final = f"mm-{RELEASE_DAYS[mm.__version__]}-0"
 
 #: ``anything-YYYYMMDD-N``: the day of the build, and which of that day it is.
 _BY_DAY: Final = re.compile(r".+-(\d{8})-(\d{1,9})", re.ASCII)

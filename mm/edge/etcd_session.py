@@ -9,11 +9,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import random
 import time
 from typing import Any, Final
 
 from aetcd import rpc
 
+from mm.core.jitter import jittered_s
 from mm.edge.etcd_calls import CallError, CallFault, Stream
 from mm.edge.etcd_connection import Connection, Connector
 from mm.errors import StoreUnavailableError
@@ -23,7 +25,8 @@ logger = logging.getLogger(__name__)
 
 #: Two refreshes may fail before the lease is in danger.
 _REFRESHES_PER_TTL: Final = 3
-_RETRY_S: Final = 0.3
+#: Between tries to reach etcd, on the average: a lease that still lives is soon taken up again.
+RETRY_S: Final = 0.3
 
 
 class EtcdSession(Session):
@@ -36,6 +39,7 @@ class EtcdSession(Session):
         self._changed = asyncio.Event()
         self._look = asyncio.Event()
         self._keeping: asyncio.Task[None] | None = None
+        self._rng = random.Random()
         self._interval_s = min(ttl_s, connector.silence_s) / _REFRESHES_PER_TTL
 
     @property
@@ -96,7 +100,8 @@ class EtcdSession(Session):
                     await self._grant()
             except StoreUnavailableError as exc:
                 logger.debug("the lease was not refreshed: %s", exc)
-                pause_s = min(_RETRY_S, self._interval_s)
+                # Instances that lost etcd together should not come back together.
+                pause_s = jittered_s(min(RETRY_S, self._interval_s), self._rng)
             else:
                 pause_s = self._interval_s
 

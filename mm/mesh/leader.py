@@ -7,17 +7,19 @@ leader does must be safe to do twice: after a partition two may believe in thems
 from __future__ import annotations
 
 import logging
+import random
 
 import anyio
 
 from mm.core.ids import InstanceId
+from mm.core.jitter import jittered_s
 from mm.errors import StoreUnavailableError
 from mm.mesh.mirror import Mirror
 from mm.mesh.ports import Item, Session, Store, Write
 
 logger = logging.getLogger(__name__)
 
-#: Between tries to stand while the store is away, or the lease turns out to be lost.
+#: Between tries to stand, on the average: the store is away, or the lease turns out to be lost.
 RETRY_S = 1.0
 
 
@@ -33,6 +35,7 @@ class Leader:
         self._session = session
         self._me = me
         self._candidate = f"_{me}"
+        self._rng = random.Random(self._candidate)
         self._mirror = Mirror(store, prefix, self._changed)
         self._has_resigned = False
         #: Set, and replaced, whenever our candidate key changed.
@@ -61,7 +64,7 @@ class Leader:
                 if is_standing:
                     await self._wait_for_reason(changed, lease_id)
                 else:
-                    await anyio.sleep(RETRY_S)
+                    await anyio.sleep(jittered_s(RETRY_S, self._rng))
 
     async def resign(self) -> None:
         """Stand no more: this instance is about to leave. Raises ``StoreUnavailableError``."""

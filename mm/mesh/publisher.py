@@ -6,10 +6,12 @@ Owns when it is written. What it says comes from the node.
 from __future__ import annotations
 
 import logging
+import random
 from collections.abc import Awaitable, Callable
 
 import anyio
 
+from mm.core.jitter import jittered_s
 from mm.core.records import InstanceRecord
 from mm.errors import StoreUnavailableError
 from mm.limits import Limits
@@ -19,8 +21,8 @@ from mm.mesh.ports import Session, Store, Write
 
 logger = logging.getLogger(__name__)
 
-#: Between tries while the store is away; the session tells of its return only when the lease was
-#: lost.
+#: Between tries while the store is away, on the average; the session tells of its return only when
+#: the lease was lost.
 RETRY_S = 1.0
 #: The age of the oldest model decides where others load; it moves with every call, so it is written
 #: when it moved as much as matters for placement (spec core 5.1).
@@ -50,6 +52,8 @@ class Publisher:
         self._copies = copies
         self._limits = limits
         self._own_record = own_record
+        # By its own key, so that a simulation is repeated and no two instances are in step.
+        self._rng = random.Random(members.key())
         self._written: InstanceRecord | None = None
         self._lease_id = 0
 
@@ -84,7 +88,7 @@ class Publisher:
                 level = logging.DEBUG if is_failing else logging.WARNING
                 logger.log(level, "instance record not published, trying again: %s", exc)
                 is_failing = True
-                await anyio.sleep(RETRY_S)
+                await anyio.sleep(jittered_s(RETRY_S, self._rng))
                 continue
             await anyio.sleep(self._limits.publish_gap_s)
             if not self._is_due():

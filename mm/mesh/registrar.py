@@ -11,6 +11,7 @@ themselves, and what the store did not take is paid when it is back.
 from __future__ import annotations
 
 import logging
+import random
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -21,6 +22,7 @@ from anyio.abc import TaskGroup
 
 from mm.core.copy_record import CopyStage
 from mm.core.ids import InstanceId, ModelId
+from mm.core.jitter import jittered_s
 from mm.core.load_failures import FailureRules, LoadFailure
 from mm.core.records import ModelInfo, ModelRecord, RecordError
 from mm.errors import ContendedError, ModelNotFoundError, StoreUnavailableError
@@ -31,7 +33,7 @@ from mm.mesh.seldom import Seldom
 
 logger = logging.getLogger(__name__)
 
-#: Between tries to pay what is owed while the store is away.
+#: Between tries to pay what is owed while the store is away, on the average.
 RETRY_S: Final = 1.0
 #: Records changed at a time: a store that groups writes takes them in one go.
 WRITES_IN_FLIGHT_MAX: Final = 64
@@ -85,6 +87,7 @@ class Registrar:
         #: Last uses to be told with a deregistration.
         self._last_uses_ms: dict[ModelId, int] = {}
         self._retry_at_s = 0.0
+        self._rng = random.Random(instance_id)
         self._failures_told = Seldom()
         self._woken = anyio.Event()
 
@@ -315,7 +318,7 @@ class Registrar:
             is_contended = True
         except StoreUnavailableError as exc:
             logger.debug("record of model %s still to be written: %s", model_id, exc)
-            self._retry_at_s = anyio.current_time() + RETRY_S
+            self._retry_at_s = anyio.current_time() + jittered_s(RETRY_S, self._rng)
         finally:
             self._in_flight.discard(model_id)
             if model_id in self._again or not is_paid:

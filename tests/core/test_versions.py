@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from mm.core.versions import version_number
+import mm
+from mm.core.versions import RELEASE_DAYS, RELEASE_NUMBER, version_number
 
 DAY_MS = 86_400_000
 #: The first of January 2024, GMT.
@@ -35,6 +36,16 @@ BEGAN_MS = 1_704_067_200_000
 )
 def test_the_number_of_a_version(text: str, expected: int | None) -> None:
     assert version_number(text) == expected
+
+
+def test_a_later_release_is_of_a_later_day() -> None:
+    """Else nobody would load at the newer one (``docs/operating.md``, upgrading)."""
+    in_order = sorted(RELEASE_DAYS, key=lambda text: [int(part) for part in text.split(".")])
+    numbers = [version_number(f"mm-{RELEASE_DAYS[each]}-0") or 0 for each in in_order]
+    assert 0 not in numbers, "no such day"
+    assert numbers == sorted(set(numbers))
+    assert in_order[-1] == mm.__version__
+    assert numbers[-1] == RELEASE_NUMBER
 
 
 def test_a_later_build_has_the_larger_number() -> None:

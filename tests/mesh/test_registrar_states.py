@@ -7,6 +7,7 @@ import pytest
 
 from mm.core.copy_record import CopyRecord, CopyStage
 from mm.core.ids import ModelId
+from mm.core.jitter import SPREAD
 from mm.core.records import ModelInfo, ModelRecord
 from mm.edge.memory_store import Fault
 from mm.mesh.local_copy import LocalCopy, Phase
@@ -173,7 +174,7 @@ async def test_without_a_store_states_are_owed_and_the_last_is_told(fault: Fault
         assert world.registrar.owed_count == 1
         revision = world.server.revision
         world.store.set_fault(None)
-        await anyio.sleep(RETRY_S + 3.5)
+        await anyio.sleep((1 + SPREAD) * RETRY_S + 3.5)
         assert state(world) == CopyRecord(10, CopyStage.READY, ready_ms, 7)
         assert world.registrar.owed_count == 0
         assert world.server.revision == revision + 1
