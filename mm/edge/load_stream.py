@@ -18,10 +18,10 @@ from mm.core.headers import HeaderList, read_status
 from mm.core.ids import InstanceId, ModelId
 from mm.core.load_report_wire import MalformedReportError, decode_report
 from mm.edge.h2 import Channel, IncomingCall
-from mm.edge.h2.messages import MessageSplitter, frame_message
+from mm.edge.h2.messages import MessageSplitter, MessageTooLargeError, frame_message
 from mm.edge.h2.stream import RawStream, StreamFault
 from mm.edge.unary import request_headers
-from mm.errors import InvalidRequestError, MeshError
+from mm.errors import InvalidRequestError, MeshError, QueueFullError
 from mm.mesh.ports import PeerCallError
 
 #: Bytes under way to a peer that reads slowly; more would only be older.
@@ -111,6 +111,10 @@ class LoadStreamEnd:
                 if is_compressed:
                     raise InvalidRequestError("load reports are sent uncompressed")
                 self._heard(*decode_report(message))
+        except MessageTooLargeError as exc:
+            # No setting changes this limit: the error of messages in general would name one.
+            text = f"a load report has at most {MESSAGE_BYTES_MAX} bytes, this one {exc.length}"
+            self.done.set_exception(QueueFullError(text))
         except MalformedReportError as exc:
             self.done.set_exception(InvalidRequestError(str(exc)))
         except MeshError as exc:

@@ -13,7 +13,7 @@ import pytest
 from mm.core.ids import InstanceId, ModelId
 from mm.core.load_report_wire import encode_report
 from mm.edge.h2 import PEER_LIMITS, Channel, ChannelPool, GrpcServer, IncomingCall
-from mm.edge.h2.messages import frame_message
+from mm.edge.h2.messages import PREFIX, frame_message
 from mm.edge.peers import PEER_SERVICE, GrpcPeers, PeerService
 from mm.edge.unary import ServiceTable, call_raw, exchange, request_headers
 from mm.errors import MethodRefusedError
@@ -164,14 +164,27 @@ async def test_idle_streams_are_closed_when_another_begins() -> None:
         assert pool.get(other).open_count == 1
 
 
-@pytest.mark.parametrize("body", [frame_message(b"\x0a\xff"), b"\x01\x00\x00\x00\x01x"])
-async def test_what_is_no_report_ends_the_stream(body: bytes) -> None:
+@pytest.mark.parametrize(
+    ("body", "status", "text"),
+    [
+        (frame_message(b"\x0a\xff"), b"3", b"not a LoadReport"),
+        (b"\x01\x00\x00\x00\x01x", b"3", b"load reports are sent uncompressed"),
+        (
+            PREFIX.pack(0, 2**20 + 1),
+            b"8",
+            b"a load report has at most 1048576 bytes, this one 1048577",
+        ),
+    ],
+)
+async def test_what_is_no_report_ends_the_stream(body: bytes, status: bytes, text: bytes) -> None:
     node = StubNode()
     async with serve(services(node)) as address:
         channel = Channel(address, PEER_LIMITS)
         headers = request_headers(channel, PEER_SERVICE + "pushLoads", 5)
         answer = await exchange(channel, headers, body)
-        assert (b"grpc-status", b"3") in (answer.trailers or [])
+        trailers = dict(answer.trailers or [])
+        assert trailers[b"grpc-status"] == status
+        assert text in trailers[b"grpc-message"]
         await channel.close()
     assert node.heard == []
 

@@ -26,6 +26,7 @@ class MessageTooLargeError(QueueFullError):
             f"{what} message of {length} bytes exceeds the limit of {length_max} bytes "
             "(MM_SVC_GRPC_MAX_MSG_SIZE)"
         )
+        self.length = length
 
 
 class TooMuchHeldError(QueueFullError):
