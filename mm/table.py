@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Final
 
+from mm import _lru_py
 from mm._lru_words import (
     ID_BYTES_MAX,
     INSTANCE_COUNT_MAX,
@@ -20,6 +21,7 @@ from mm._lru_words import (
     CopyState,
     Evicted,
 )
+from mm.errors import StartupError
 
 __all__ = [
     "ID_BYTES_MAX",
@@ -43,12 +45,28 @@ def _extension_wanted() -> bool:
     if choice not in ("", "extension"):
         raise ValueError(f"MM_TABLE is {choice!r}, allowed are 'python', 'extension' and unset")
     try:
-        import mm._lru  # noqa: F401  (asked only whether it is there)
+        import mm._lru as extension
     except ModuleNotFoundError as error:
         if choice == "extension" or error.name != "mm._lru":
             raise
         return False
+    _check_extension(extension.Table)
     return True
+
+
+def _check_extension(table_type: type) -> None:
+    """Raise ``StartupError`` if the extension lacks what its twin has.
+
+    After a `git pull` it is still the one that was built before; the first call of a method that
+    it lacks would be an AttributeError, in the midst of a load perhaps.
+    """
+    expected = {name for name in vars(_lru_py.Table) if not name.startswith("_")}
+    missing = sorted(expected - set(dir(table_type)))
+    if missing:
+        raise StartupError(
+            f"the extension mm._lru is older than the program (it lacks {', '.join(missing)}):"
+            " run `make develop`"
+        )
 
 
 #: "extension" or "python", for the log and the figures.
@@ -57,4 +75,4 @@ IMPLEMENTATION: Final = "extension" if _extension_wanted() else "python"
 if TYPE_CHECKING or IMPLEMENTATION == "extension":
     from mm._lru import Table
 else:
-    from mm._lru_py import Table
+    Table = _lru_py.Table

@@ -38,7 +38,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "mm.mesh": ((*FOUNDATION, *SETTINGS, *TABLE, "mm.mesh"), ("anyio", "msgspec")),
     **dict.fromkeys(SETTINGS, ((*FOUNDATION, *SETTINGS), ("msgspec",))),
     "mm.errors": (("mm.errors",), ()),
-    **dict.fromkeys(TABLE, (TABLE, ())),
+    **dict.fromkeys(TABLE, ((*TABLE, "mm.errors"), ())),
 }
 
 #: Clocks, chance, the outside world and tasks: the shell's affair, not a decision's.

@@ -16,11 +16,19 @@ ROOT = Path(__file__).parents[2]
 
 #: As on a machine where the extension was not built.
 WITHOUT_EXTENSION = "import sys; sys.modules['mm._lru'] = None\n"
+#: As after a `git pull` without a new build.
+WITH_OLDER_EXTENSION = """
+import sys, types
+import mm
+mm._lru = sys.modules["mm._lru"] = types.ModuleType("mm._lru")
+mm._lru.Table = type("Table", (), {"put": None})
+"""
 TELL = "from mm import table; print(table.IMPLEMENTATION, table.Table.__module__)"
 
 
 def choose(choice: str | None, program: str = TELL) -> subprocess.CompletedProcess[str]:
     environment = {key: value for key, value in os.environ.items() if key != "MM_TABLE"}
+    environment |= {"KV_STORE": "memory", "INTERNAL_GRPC_PORT": "1"}
     if choice is not None:
         environment["MM_TABLE"] = choice
     return subprocess.run(
@@ -62,3 +70,12 @@ def test_another_word_is_refused_with_what_is_allowed() -> None:
     done = choose("fast")
     assert done.returncode == 1
     assert "MM_TABLE is 'fast', allowed are 'python', 'extension' and unset" in done.stderr
+
+
+def test_an_older_extension_is_told_in_one_line_before_anything_is_served() -> None:
+    done = choose(None, f"{WITH_OLDER_EXTENSION}from mm.cli.main import app; app(['serve'])")
+    assert done.returncode == 1
+    [line] = done.stderr.splitlines()
+    assert line.startswith("mm: the extension mm._lru is older than the program (it lacks add, ")
+    assert line.endswith("): run `make develop`")
+    assert " put," not in line
