@@ -119,6 +119,8 @@ class FakeRuntime:
         self.overcommitted_bytes_max = 0
         self._models: dict[ModelId, _Model] = {}
         self._plans: dict[ModelId, ModelPlan] = {}
+        #: What was said last of a model's size, whatever its plan is now; 0: that it is unknown.
+        self._told_bytes: dict[ModelId, int] = {}
         self._load_faults: dict[ModelId, _Faults] = {}
         self._unload_faults: dict[ModelId, _Faults] = {}
         self._is_up = True
@@ -218,7 +220,7 @@ class FakeRuntime:
             self.violated(model_id, f"load of {model_id} while {present.held.value}")
             raise RuntimeCallError(StatusCode.ALREADY_EXISTS, f"{model_id} is there already")
         model = self._models[model_id] = _Model(
-            Held.LOADING, plan.size_bytes, self._surprise_bytes(plan)
+            Held.LOADING, plan.size_bytes, self._surprise_bytes(model_id, plan)
         )
         self.loads_begun[model_id] += 1
         self.tell(model_id, "load begins")
@@ -237,6 +239,8 @@ class FakeRuntime:
         self.loads_done[model_id] += 1
         self.tell(model_id, "loaded")
         self._notify()
+        if plan.is_size_told:
+            self._told_bytes[model_id] = plan.size_bytes
         return Loaded(plan.size_bytes if plan.is_size_told else 0, plan.concurrency_max)
 
     async def unload(self, model_id: ModelId) -> None:
@@ -271,15 +275,19 @@ class FakeRuntime:
         """Answer the planned guess."""
         await self._reach()
         await anyio.sleep(self.slowness * self._plan(model_id).predict_size_s)
-        return self._plan(model_id).predicted_bytes
+        self._told_bytes[model_id] = self._plan(model_id).predicted_bytes
+        return self._told_bytes[model_id]
 
     async def model_size(self, model_id: ModelId) -> int:
         """Answer the true size of a loaded model."""
         await self._reach()
         await anyio.sleep(self.slowness * self._plan(model_id).model_size_s)
-        if self.held(model_id) is not Held.LOADED:
+        model = self._models.get(model_id)
+        if model is None or model.held is not Held.LOADED:
             raise RuntimeCallError(StatusCode.NOT_FOUND, f"{model_id} is not loaded")
-        return self._plan(model_id).size_bytes
+        # Of what is loaded, which another plan than the present one may have been for.
+        self._told_bytes[model_id] = model.size_bytes
+        return model.size_bytes
 
     async def predict(self, model_id: ModelId, seconds: float = 0.0) -> None:
         """Serve one call; raises like a runtime that does not have the model, or is gone."""
@@ -331,9 +339,13 @@ class FakeRuntime:
             self.violated(model_id, f"{over_bytes} bytes more than there are: {held}")
         self._notify()
 
-    def _surprise_bytes(self, plan: ModelPlan) -> int:
-        """Answer by how much a model is larger than the mesh could know before it is loaded."""
-        expected_bytes = plan.predicted_bytes or self.parameters.default_model_size_bytes
+    def _surprise_bytes(self, model_id: ModelId, plan: ModelPlan) -> int:
+        """Answer by how much a model is larger than the mesh could know before it is loaded.
+
+        What was never asked here is what the plan would say: the mesh knows it from another copy.
+        """
+        told_bytes = self._told_bytes.get(model_id, plan.predicted_bytes)
+        expected_bytes = told_bytes or self.parameters.default_model_size_bytes
         return max(0, plan.size_bytes - expected_bytes)
 
     def violated(self, model_id: ModelId, what: str) -> None:
