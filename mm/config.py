@@ -85,6 +85,9 @@ class Config(Limits):
     #: KV_READ_ONLY: no registration, no vmodel is written; for the migration of a store.
     kv_read_only: bool = False
 
+    #: MM_DEFAULT_VMODEL_OWNER: of vmodels that are created without one.
+    default_vmodel_owner: str = ""
+
     #: MM_BIND_HOST: the address both listeners bind.
     bind_host: str = "0.0.0.0"
     #: MM_SVC_GRPC_PORT: clients. 0 chooses a free port and logs it.
@@ -194,6 +197,7 @@ class Config(Limits):
             kv_prefix=_key_part(env, "MM_KVSTORE_PREFIX") or "tas-runtime",
             models_max=env.integer("MM_MAX_MODELS", default=1_000_000, minimum=0, maximum=2**53),
             kv_read_only=env.boolean("KV_READ_ONLY", default=False),
+            default_vmodel_owner=env.text_or_nothing("MM_DEFAULT_VMODEL_OWNER") or "",
             bind_host=env.text("MM_BIND_HOST") or "0.0.0.0",
             grpc_port=grpc_port,
             peer_port=peer_port,

@@ -92,6 +92,12 @@ class ModelReferencedError(MeshError):
     code = StatusCode.FAILED_PRECONDITION
 
 
+class TargetConflictError(MeshError):
+    """The target of a vmodel is not the one that the request expects."""
+
+    code = StatusCode.FAILED_PRECONDITION
+
+
 class MethodRefusedError(MeshError):
     """The method is not served, or not permitted by the data-plane configuration or the runtime."""
 

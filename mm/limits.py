@@ -153,6 +153,16 @@ class Limits:
     #: should not be asked for more.
     look_ups_in_flight_max: int = 64
     look_ups_waiting_max: int = 1000
+    #: Changes of vmodels under way at a time, each a transaction of a few records, and in line for
+    #: that: a storm of thousands is worked off in seconds; who comes later had better try again.
+    vmodel_changes_at_once_max: int = 64
+    vmodel_changes_waiting_max: int = 10_000
+    #: setVModel with ``sync`` waits so long for the switch, if the call has no deadline; Java's
+    #: value (spec core 6.2).
+    vmodel_wait_s: float = 240.0
+    #: And without ``sync`` so long for a load to begin: it usually has by then, and an answer that
+    #: says where is worth more than one that is told at once. All in all it is 100 ms at most.
+    vmodel_load_start_wait_s: float = 0.05
     #: At start, until the store has answered once. Then the process exits and says so.
     store_start_timeout_s: float = 20.0
     #: The same if every address refuses the connection: nobody listens there, and whoever started

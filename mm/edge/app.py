@@ -44,6 +44,7 @@ from mm.edge.reflection import add_reflection
 from mm.edge.runtime_client import GrpcRuntime
 from mm.edge.settings_files import SettingsFiles
 from mm.edge.unary import ServiceTable
+from mm.edge.vmodel_management import VModelManagement
 from mm.errors import NoRoomError, StartupError
 from mm.mesh.composition import Ports
 from mm.mesh.node import Node
@@ -179,6 +180,7 @@ class Instance:
             )
             self._proxies.append(proxy)
             table.fallback = proxy
+        VModelManagement(node.vmodels).add_to(services)
         self._health = add_health(services)
         self._health.set_serving(node.unready is None)
         add_reflection(services)

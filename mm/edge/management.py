@@ -15,7 +15,6 @@ from mm.core.model_policy import ModelPolicy
 from mm.core.records import ModelInfo
 from mm.edge.h2 import IncomingCall
 from mm.edge.unary import ServiceTable
-from mm.errors import MethodRefusedError
 from mm.mesh.models import EnsureRequest, Models
 from mm.mesh.ports import CopyStatus, ModelStatus
 from mm.pb import mmesh
@@ -24,7 +23,6 @@ SERVICE: Final = "/mmesh.ModelMesh/"
 #: The names that clients of the first generation use; the messages are field-compatible.
 LEGACY_SERVICE: Final = "/com.ibm.watson.tas.proto.TasRuntime/"
 LEGACY_METHODS: Final = {"registerModel": "addModel", "unregisterModel": "deleteModel"}
-VMODEL_METHODS: Final = ("setVModel", "deleteVModel", "getVModelStatus")
 
 
 class Management:
@@ -43,9 +41,6 @@ class Management:
         self._add(services, "unregisterModel", mmesh.UnregisterModelRequest, self.unregister_model)
         self._add(services, "getModelStatus", mmesh.GetStatusRequest, self.get_model_status)
         self._add(services, "ensureLoaded", mmesh.EnsureLoadedRequest, self.ensure_loaded)
-        for method in VMODEL_METHODS:
-            for service in (SERVICE, LEGACY_SERVICE):
-                services.add(service + method, _refuse_vmodels)
 
     def _add(self, services: ServiceTable, name: str, request_type: type[Any], method: Any) -> None:
         for service in (SERVICE, LEGACY_SERVICE):
@@ -63,7 +58,7 @@ class Management:
             load_now=request.load_now,
             sync=request.sync,
             last_used_ms=request.last_used_time,
-            balanced=_is_balanced(call),
+            balanced=is_balanced(call),
             policy=ModelPolicy(request.min_copies, request.pinned),
         )
         return status_message(status)
@@ -94,7 +89,7 @@ class Management:
             model_id,
             request.sync,
             last_used_ms=request.last_used_time,
-            balanced=_is_balanced(call),
+            balanced=is_balanced(call),
         )
         hop_call = None if self._external else self._hop_call(model_id, call)
         if hop_call is not None:
@@ -136,12 +131,6 @@ def status_of(message: mmesh.ModelStatusInfo) -> ModelStatus:
     )
 
 
-def _is_balanced(call: IncomingCall) -> bool:
+def is_balanced(call: IncomingCall) -> bool:
+    """Answer whether the sender has spread its calls itself (around 6.3)."""
     return (b"mm-balanced", b"true") in call.head.mesh
-
-
-async def _refuse_vmodels(call: IncomingCall) -> None:
-    raise MethodRefusedError(
-        f"{call.method[1:]}: managing vmodels is not supported by this version of mm;"
-        " calls to vmodels that exist are served"
-    )

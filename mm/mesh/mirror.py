@@ -110,6 +110,20 @@ class Mirror:
         self.written(result.item)
         return result.succeeded
 
+    async def read(self, key_id: str) -> Item | None:
+        """Ask the store, and answer the entry as it is known then.
+
+        Raises ``StoreUnavailableError``.
+        """
+        await self.restore(key_id)
+        known = self.get(key_id)
+        item = await self._store.get(self.key(key_id))
+        if item is not None:
+            self.written(item)
+        elif known is not None:
+            self.deleted_by_us(key_id, known.mod_revision)
+        return self.get(key_id)
+
     def forget_unconfirmed(self) -> None:
         """Give up what nobody has written to the new store."""
         for key_id in self.unconfirmed():

@@ -15,6 +15,7 @@ from anyio.abc import TaskGroup
 
 from mm.config import Config
 from mm.core.calls import Call, Hop, LocalRoute, Outcome, PeerRoute
+from mm.core.first_use import HOUR_MS, first_use_ms
 from mm.core.ids import ModelId
 from mm.core.model_policy import ModelPolicy
 from mm.core.records import ModelInfo, ModelRecord, RecordError
@@ -31,10 +32,9 @@ from mm.errors import (
     StatusCode,
     StoreUnavailableError,
 )
-from mm.limits import Limits
 from mm.mesh.copies import Copies
 from mm.mesh.local_copy import LocalCopy
-from mm.mesh.look_ups import check_id_length
+from mm.mesh.new_models import check_new_model, check_type
 from mm.mesh.policies import Policies, PolicyState
 from mm.mesh.ports import Clock, ModelStatus, PeerCallError, Peers
 from mm.mesh.registry import Registry
@@ -44,11 +44,6 @@ from mm.mesh.statuses import Statuses
 
 logger = logging.getLogger(__name__)
 
-HOUR_MS = 3600 * 1000
-#: New models count as used this long ago, so that they do not push out models known to be used
-#: (spec core 1.6).
-NEW_LOADING_AGE_MS = 1 * HOUR_MS
-NEW_IDLE_AGE_MS = 6 * HOUR_MS
 #: A registration that says nothing of a policy.
 NO_POLICY: Final = ModelPolicy()
 
@@ -81,7 +76,7 @@ class Models:
         self._config = config
         self._me = config.instance_id
         self._registry = registry
-        self._statuses = statuses
+        self.statuses = statuses
         self._policies = policies
         self._copies = copies
         self._router = router
@@ -115,8 +110,7 @@ class Models:
         """
         _require_id(model_id)
         self._require_writable()
-        if not info.model_type:
-            raise InvalidRequestError("Must provide non-empty model type string")
+        check_type(info)
         created = await self._create(
             model_id, info, load_now=load_now, last_used_ms=last_used_ms, policy=policy
         )
@@ -159,8 +153,8 @@ class Models:
         if record is None:
             return ModelStatus("NOT_FOUND")
         if ask_peers:
-            return await self._statuses.find(model_id, record)
-        return self._statuses.here(model_id, record)
+            return await self.statuses.find(model_id, record)
+        return self.statuses.here(model_id, record)
 
     async def ensure_loaded(self, request: EnsureRequest, call: Call | None = None) -> ModelStatus:
         """See that a copy is loaded or loading somewhere. A failed load is a status, not an error.
@@ -197,18 +191,14 @@ class Models:
         policy: ModelPolicy = NO_POLICY,
     ) -> bool:
         now_ms = self._clock.now_ms()
-        age_ms = NEW_LOADING_AGE_MS if load_now else NEW_IDLE_AGE_MS
-        used_ms = min(last_used_ms, now_ms) or now_ms - age_ms
+        used_ms = min(last_used_ms, now_ms) or first_use_ms(now_ms, load_now=load_now)
         created = False
 
         def change(record: ModelRecord | None) -> ModelRecord:
             nonlocal created
             created = record is None
             if record is None:
-                # First what no setting could allow.
-                check_id_length(model_id, self._config)
-                _require_sizes(info, self._config)
-                self._require_room()
+                check_new_model(model_id, info, self._registry, self._config)
                 return self._policies.applied(ModelRecord(info, last_used_ms=used_ms), policy)
             if record.info != info:
                 raise ModelExistsError("Model already exists with different attribute values")
@@ -335,7 +325,7 @@ class Models:
         record = await self._registry.find(model_id)
         if record is None:
             return ModelStatus("NOT_FOUND")
-        return self._statuses.present(status, model_id, record, answer)
+        return self.statuses.present(status, model_id, record, answer)
 
     async def _failed_status(self, model_id: ModelId, failure: MeshError) -> ModelStatus:
         status = await self._present(model_id, "LOADING_FAILED")
@@ -345,14 +335,6 @@ class Models:
             return ModelStatus("LOADING_FAILED", errors, status.copies)
         return status
 
-    def _require_room(self) -> None:
-        models_max = self._config.models_max
-        if models_max and len(self._registry) >= models_max:
-            raise LimitError(
-                f"{len(self._registry)} models are registered, the limit is {models_max}:"
-                " unregister some, or set MM_MAX_MODELS higher on all instances"
-            )
-
     def _require_writable(self) -> None:
         if self._config.kv_read_only:
             raise MeshError("model-mesh read-only mode", code=StatusCode.UNAVAILABLE)
@@ -361,17 +343,3 @@ class Models:
 def _require_id(model_id: str) -> None:
     if not model_id:
         raise InvalidRequestError("must provide non-empty modelId")
-
-
-def _require_sizes(info: ModelInfo, limits: Limits) -> None:
-    """What is registered goes into one request to the store, and into every instance's memory."""
-    for name, value, bytes_max in (
-        ("type", info.model_type, limits.type_bytes_max),
-        ("path", info.path, limits.path_bytes_max),
-        ("key", info.key, limits.key_bytes_max),
-    ):
-        length = len(value.encode())
-        if length > bytes_max:
-            raise InvalidRequestError(
-                f"the {name} of a model has at most {bytes_max} bytes, this one {length}"
-            )

@@ -28,6 +28,7 @@ from mm.mesh.readiness import Readiness
 from mm.mesh.router import Router
 from mm.mesh.statistics import InstanceStatistics
 from mm.mesh.store_check import wait_for_store
+from mm.mesh.vmodel_manager import VModelManager, compose_vmodels
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +43,7 @@ class Node:
     #: What others ask.
     router: Router
     models: Models
+    vmodels: VModelManager
     #: What it is made of, for tests and tools.
     parts: Parts
     services: Services
@@ -69,6 +71,7 @@ class Node:
         parameters = await self._ports.runtime.wait_ready()
         self.parts = compose(self._config, self._ports, parameters, self.own_record)
         self.router, self.models = self.parts.router, self.parts.models
+        self.vmodels = compose_vmodels(self._config, self._ports, self.parts)
         self._readiness = self.parts.readiness
         failure: StartupError | None = None
         async with AsyncExitStack() as stack:
@@ -157,6 +160,7 @@ class Node:
         self.parts.copies.open(group)
         self.parts.loader.open(group)
         self.parts.models.open(group)
+        self.vmodels.open(group)
         self.services = compose_services(config, self._ports, self.parts, session, self.own_record)
         with anyio.move_on_after(config.store_start_timeout_s) as scope:
             while not await self.services.publisher.publish(if_revision=await self._take_id()):

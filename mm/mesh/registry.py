@@ -140,7 +140,7 @@ class Registry:
         ``change`` raises.
         """
         key = self._mirror.key(model_id)
-        item = await self._read_fresh(model_id) if fresh else self._mirror.get(model_id)
+        item = await self._mirror.read(model_id) if fresh else self._mirror.get(model_id)
         for _ in range(CAS_TRIES_MAX):
             present = None if item is None else self._parse(model_id, item)
             if item is not None and present is None:
@@ -149,7 +149,7 @@ class Registry:
             if wanted is present:
                 return present
             if wanted is None:
-                self._refuse_if_emptied()
+                self.refuse_if_emptied()
             revision = 0 if item is None else item.mod_revision
             if wanted is None and item is not None and not revision:
                 # Others know it, too, and must see it go: a new store has to have it first.
@@ -171,7 +171,7 @@ class Registry:
             f"the record of model {model_id} changed {CAS_TRIES_MAX} times while being changed"
         )
 
-    def _refuse_if_emptied(self) -> None:
+    def refuse_if_emptied(self) -> None:
         """Raise soon after the store lost everything: who has not noticed yet would restore what we
         delete.
         """
@@ -181,16 +181,6 @@ class Registry:
                 "the store has just lost its records and is given them back; retry in"
                 f" {self._limits.restore_grace_s - since_s:.0f} s"
             )
-
-    async def _read_fresh(self, model_id: ModelId) -> Item | None:
-        await self._mirror.restore(model_id)
-        known = self._mirror.get(model_id)
-        item = await self._store.get(self._mirror.key(model_id))
-        if item is not None:
-            self._mirror.written(item)
-        elif known is not None:
-            self._mirror.deleted_by_us(model_id, known.mod_revision)
-        return item
 
     async def delete_corrupt(self, model_id: ModelId) -> bool:
         """Delete a record that cannot be read; answers whether there was one."""

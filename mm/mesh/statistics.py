@@ -54,6 +54,9 @@ class Counters:
     unload_failures: int = 0
     #: Records written back to a store that had lost them.
     records_restored: int = 0
+    #: Changes of vmodels that were written, and tries that lost to somebody else's change.
+    vmodel_changes: int = 0
+    vmodel_conflicts: int = 0
     #: Calls that would have waited for a load, had there not been too many already.
     waiting_refused: int = 0
     #: Time that loads held one of the runtime's loading slots, summed over the slots.

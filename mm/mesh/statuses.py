@@ -64,6 +64,10 @@ class Statuses:
             states.update(await self._ask(model_id, record, states))
         return self._answer(record, states)
 
+    def known(self, model_id: ModelId, record: ModelRecord) -> ModelStatus:
+        """Answer what is known here, at once: no peer is asked."""
+        return self._answer(record, self._states(model_id, record))
+
     def here(self, model_id: ModelId, record: ModelRecord) -> ModelStatus:
         """Answer a peer: the question is for the copy of this instance."""
         copy = self._copies.get(model_id)

@@ -8,6 +8,7 @@ import anyio
 import pytest
 
 from mm.core.calls import Call, Hop
+from mm.core.first_use import HOUR_MS
 from mm.core.ids import ModelId
 from mm.core.records import ModelInfo, ModelRecord
 from mm.edge.memory_store import Fault
@@ -22,7 +23,7 @@ from mm.errors import (
     StatusCode,
     StoreUnavailableError,
 )
-from mm.mesh.models import HOUR_MS, EnsureRequest
+from mm.mesh.models import EnsureRequest
 from mm.mesh.ports import Write
 from mm.testing.cluster import INFO, PREFIX, Cluster, running_cluster, until
 from mm.testing.fake_runtime import ModelPlan

@@ -1,0 +1,356 @@
+"""What clients do with vmodels: set, delete, ask for the status (spec core 6.2-6.4, around 10).
+
+Owns the meaning of the calls and of their answers. What is written is ``vmodel_writer``'s and
+``core.vmodel_changes``'; who carries a transition out is the leader.
+
+Without ``sync`` no answer waits for a load, or for what another instance says: a controller makes
+these calls one after the other, for thousands of vmodels. What is told of copies elsewhere is what
+their records say.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable
+from dataclasses import dataclass, field
+from typing import Final, TypeVar
+
+import anyio
+from anyio.abc import TaskGroup
+
+from mm.config import Config
+from mm.core.ids import ModelId
+from mm.core.records import ModelRecord, VModelRecord
+from mm.core.vmodel_changes import (
+    Facts,
+    ModelRecords,
+    SetVModel,
+    VModelChange,
+    is_in_transition,
+    is_owner,
+    plan_delete,
+    plan_set,
+)
+from mm.errors import InvalidRequestError, LimitError, LoadTimeoutError, MeshError
+from mm.mesh.composition import Parts, Ports
+from mm.mesh.look_ups import check_id_length
+from mm.mesh.models import EnsureRequest, Models
+from mm.mesh.new_models import check_new_model, check_type
+from mm.mesh.ports import Clock, ModelStatus
+from mm.mesh.registry import Registry
+from mm.mesh.seldom import FAILURES_LOUD_MAX, Seldom
+from mm.mesh.vmodel_writer import Outcome, UnreadableVModelError, VModelWriter
+from mm.mesh.vmodels import VModels
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+NO_STATUS: Final = ModelStatus("NOT_FOUND")
+#: An answer with a text reaches the client only before the client's own time is up.
+DEADLINE_SHARE: Final = 0.9
+DEADLINE_MARGIN_MAX_S: Final = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class VModelStatus:
+    """The answer to set and status: NOT_FOUND, DEFINED, TRANSITIONING or TRANSITION_FAILED.
+
+    ``target`` is told in a transition only.
+    """
+
+    status: str
+    active_model_id: str = ""
+    target_model_id: str = ""
+    owner: str = ""
+    active: ModelStatus | None = None
+    target: ModelStatus | None = None
+
+
+@dataclass(slots=True)
+class _Start:
+    """A load that was asked for, and what came of asking."""
+
+    done: anyio.Event = field(default_factory=anyio.Event)
+    status: ModelStatus | None = None
+    failure: MeshError | None = None
+
+
+class VModelManager:
+    """What clients do with vmodels. Every method raises ``MeshError`` for what they must hear."""
+
+    def __init__(
+        self,
+        *,
+        config: Config,
+        registry: Registry,
+        vmodels: VModels,
+        models: Models,
+        writer: VModelWriter,
+        clock: Clock,
+    ) -> None:
+        self._config = config
+        self._registry = registry
+        self._vmodels = vmodels
+        self._models = models
+        self.writer = writer
+        self._clock = clock
+        self._group: TaskGroup | None = None
+        self._starts: dict[ModelId, _Start] = {}
+        self._failures_told = Seldom(loud_max=FAILURES_LOUD_MAX)
+
+    def open(self, group: TaskGroup) -> None:
+        """Name the task group for loads that outlive their calls: the node's."""
+        self._group = group
+
+    # --- the three calls ---
+
+    async def set(
+        self,
+        request: SetVModel,
+        *,
+        sync: bool = False,
+        balanced: bool = False,
+        deadline_s: float | None = None,
+    ) -> VModelStatus:
+        """Create the vmodel, or have it point to the target, at once or when that is loaded.
+
+        With ``sync`` the answer comes when the target serves, or cannot; ``deadline_s`` is when the
+        caller stops listening (``anyio.current_time()``).
+        """
+        _require_id(request.vmodel_id)
+        if not request.target_id:
+            raise InvalidRequestError("must provide non-empty targetModelId")
+        if request.info is not None:
+            check_type(request.info)
+        outcome = await self.writer.change(
+            request.vmodel_id,
+            lambda vmodel, models: self._plan_set(request, vmodel, models),
+            target_id=request.target_id,
+            fresh=bool(request.expected_target_id),
+        )
+        vmodel = outcome.vmodel
+        assert vmodel is not None, "a set leaves one"
+        limit = _Limit(self._config.vmodel_wait_s, deadline_s)
+        if is_in_transition(vmodel):
+            if not sync:
+                return await self._describe(vmodel)
+            return await self._wait_switched(request, limit)
+        if not (request.load_now or _had_copies_before(outcome)):
+            return await self._describe(vmodel)
+        ensure = EnsureRequest(request.target_id, sync=False, balanced=balanced)
+        if sync and request.info is not None:
+            loading = self._models.ensure_loaded(EnsureRequest(request.target_id, sync=True))
+            active = await limit.wait(loading, f"model {request.target_id} to be loaded")
+        else:
+            active = await self._start_load(ensure)
+        return _steady(vmodel, active)
+
+    async def delete(self, vmodel_id: str, owner: str = "") -> None:
+        """Delete the vmodel, and models that nobody else refers to if they are of that kind."""
+        _require_id(vmodel_id)
+        check_id_length(vmodel_id, self._config)
+        try:
+            await self.writer.change(
+                vmodel_id, lambda vmodel, models: plan_delete(owner, vmodel, models)
+            )
+        except UnreadableVModelError:
+            logger.warning("vmodel %s is deleted although its record is unreadable", vmodel_id)
+            await self.writer.delete_unreadable(vmodel_id)
+
+    async def status(self, vmodel_id: str, owner: str = "") -> VModelStatus:
+        """Answer what the vmodel stands for; an unknown one, or another's, is NOT_FOUND."""
+        _require_id(vmodel_id)
+        vmodel = await self._vmodels.find(vmodel_id)
+        if vmodel is not None and is_in_transition(vmodel):
+            # Whoever asks because it has just ended must hear so.
+            vmodel = await self._vmodels.read(vmodel_id)
+        if vmodel is None or not is_owner(owner, vmodel):
+            return VModelStatus("NOT_FOUND")
+        return await self._describe(vmodel)
+
+    # --- behind them ---
+
+    def _plan_set(
+        self, request: SetVModel, vmodel: VModelRecord | None, models: ModelRecords
+    ) -> VModelChange | None:
+        target = models[request.target_id]
+        facts = Facts(
+            now_ms=self._clock.now_ms(),
+            target_is_loaded=target is not None and self._is_loaded(request.target_id, target),
+            default_owner=self._config.default_vmodel_owner,
+        )
+        change = plan_set(request, vmodel, models, facts)
+        if change is not None and vmodel is None:
+            self._check_new(request)
+        if change is not None and target is None and request.info is not None:
+            check_new_model(request.target_id, request.info, self._registry, self._config)
+        return change
+
+    def _is_loaded(self, model_id: ModelId, record: ModelRecord) -> bool:
+        return self._models.statuses.known(model_id, record).status == "LOADED"
+
+    def _check_new(self, request: SetVModel) -> None:
+        config, count = self._config, len(self._vmodels)
+        check_id_length(request.vmodel_id, config)
+        length = len(request.owner.encode())
+        if length > config.type_bytes_max:
+            raise InvalidRequestError(
+                f"the owner of a vmodel has at most {config.type_bytes_max} bytes,"
+                f" this one {length}"
+            )
+        if config.models_max and count >= config.models_max:
+            raise LimitError(
+                f"there are {count} vmodels, the limit is {config.models_max}, as for models:"
+                " delete some, or set MM_MAX_MODELS higher on all instances"
+            )
+
+    async def _wait_switched(self, request: SetVModel, limit: _Limit) -> VModelStatus:
+        """Wait until the target serves, is said to have failed, or is no longer the target."""
+
+        async def switched() -> VModelRecord | None:
+            while True:
+                vmodel = self._vmodels.get(request.vmodel_id)
+                if vmodel is None or vmodel.failed or not is_in_transition(vmodel):
+                    return vmodel
+                if vmodel.target_model_id != request.target_id:
+                    return vmodel
+                await self._vmodels.wait_change(request.vmodel_id)
+
+        what = f"vmodel {request.vmodel_id} to switch to model {request.target_id}"
+        vmodel = await limit.wait(switched(), what)
+        if vmodel is None:
+            return VModelStatus("NOT_FOUND")
+        if is_in_transition(vmodel):
+            return await self._describe(vmodel)
+        # Time is no matter here, and a client that waited for a load wants to hear of it.
+        return _steady(vmodel, await self._models.status(vmodel.active_model_id))
+
+    async def _start_load(self, request: EnsureRequest) -> ModelStatus:
+        """See that the model is loaded or loading somewhere, without waiting for what that takes.
+
+        A load begins in a moment, unless another instance has to be asked that is slow to answer:
+        then it is said to be loading, and goes on without this call.
+        """
+        record = self._registry.get(request.model_id)
+        if record is not None:
+            status = self._models.statuses.known(request.model_id, record)
+            if status.status in ("LOADED", "LOADING"):
+                return status
+        start = self._starts.get(request.model_id)
+        if start is None:
+            assert self._group is not None, "open() first"
+            start = self._starts[request.model_id] = _Start()
+            self._group.start_soon(self._load, request, start)
+        with anyio.move_on_after(self._config.vmodel_load_start_wait_s):
+            await start.done.wait()
+        if start.failure is not None:
+            raise start.failure.another()
+        if start.status is not None:
+            return start.status
+        record = self._registry.get(request.model_id)
+        if record is None:
+            return await self._model_status(request.model_id)
+        return self._models.statuses.present("LOADING", request.model_id, record)
+
+    async def _load(self, request: EnsureRequest, start: _Start) -> None:
+        try:
+            start.status = await self._models.ensure_loaded(request)
+        except MeshError as exc:
+            start.failure = exc
+            level = self._failures_told.level(anyio.current_time())
+            logger.log(level, "model %s is not loaded: %s", request.model_id, exc.message)
+        finally:
+            del self._starts[request.model_id]
+            start.done.set()
+
+    # --- answers ---
+
+    async def _describe(self, vmodel: VModelRecord) -> VModelStatus:
+        """Answer what is known here."""
+        active = await self._model_status(vmodel.active_model_id)
+        if not is_in_transition(vmodel):
+            return _steady(vmodel, active)
+        return VModelStatus(
+            "TRANSITION_FAILED" if vmodel.failed else "TRANSITIONING",
+            vmodel.active_model_id,
+            vmodel.target_model_id,
+            vmodel.owner,
+            active,
+            await self._target_status(vmodel),
+        )
+
+    async def _model_status(self, model_id: ModelId) -> ModelStatus:
+        record = await self._record(model_id)
+        return NO_STATUS if record is None else self._models.statuses.known(model_id, record)
+
+    async def _target_status(self, vmodel: VModelRecord) -> ModelStatus:
+        """Answer what a transition waits for: it is over once the target is loaded."""
+        model_id = vmodel.target_model_id
+        record = await self._record(model_id)
+        if record is None:
+            return ModelStatus("LOADING_FAILED", (f"Target model {model_id} not found",))
+        has_failed = vmodel.failed and record.failures and not record.copies
+        status = "LOADING_FAILED" if has_failed else "LOADING"
+        return self._models.statuses.present(status, model_id, record)
+
+    async def _record(self, model_id: ModelId) -> ModelRecord | None:
+        """Answer a record that ought to be there: if it is not, its event may be still to come."""
+        return self._registry.get(model_id) or await self._registry.read(model_id)
+
+
+class _Limit:
+    """How long one call may wait."""
+
+    def __init__(self, usual_s: float, deadline_s: float | None) -> None:
+        self._left_s = usual_s
+        if deadline_s is not None:
+            left_s = max(0.0, deadline_s - anyio.current_time())
+            self._left_s = max(DEADLINE_SHARE * left_s, left_s - DEADLINE_MARGIN_MAX_S)
+
+    async def wait(self, awaitable: Awaitable[T], what: str) -> T:
+        """Answer what comes; raises ``LoadTimeoutError`` if it does not come in time."""
+        with anyio.move_on_after(self._left_s):
+            return await awaitable
+        raise LoadTimeoutError(f"waited {self._left_s:.3g} s for {what}")
+
+
+def compose_vmodels(config: Config, ports: Ports, parts: Parts) -> VModelManager:
+    """Put the manager and its writer together; nothing runs yet."""
+    writer = VModelWriter(
+        config=config,
+        store=ports.store,
+        registry=parts.registry,
+        vmodels=parts.vmodels,
+        counters=parts.counters,
+        rng=ports.rng,
+    )
+    return VModelManager(
+        config=config,
+        registry=parts.registry,
+        vmodels=parts.vmodels,
+        models=parts.models,
+        writer=writer,
+        clock=ports.clock,
+    )
+
+
+def _steady(vmodel: VModelRecord, active: ModelStatus) -> VModelStatus:
+    model_id = vmodel.active_model_id
+    return VModelStatus("DEFINED", model_id, model_id, vmodel.owner, active)
+
+
+def _had_copies_before(outcome: Outcome) -> bool:
+    """Answer whether a model served that does not any longer."""
+    before = outcome.before
+    if before is None or outcome.vmodel is None:
+        return False
+    if before.active_model_id == outcome.vmodel.active_model_id:
+        return False
+    active = outcome.models[before.active_model_id]
+    return active is not None and bool(active.copies)
+
+
+def _require_id(vmodel_id: str) -> None:
+    if not vmodel_id:
+        raise InvalidRequestError("must provide non-empty vModelId")

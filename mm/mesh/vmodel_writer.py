@@ -1,0 +1,273 @@
+"""Changes of vmodels in the store: all records of a change at once, or none (spec core 1.4, 6).
+
+Owns reading, the transaction, and trying again when somebody else was quicker. What is to be
+written is decided by a plan of ``core.vmodel_changes``, which is asked anew each time.
+
+A plan is first asked with what is mirrored here. If that is out of date the transaction does not
+come about, and tells what is stored; so only an answer that writes nothing could be wrong. One that
+is a refusal, or says that there is no such vmodel, or that it is in transition, is therefore given
+only on the word of the store. A vmodel that is mirrored as it should be is left alone without a
+word to the store: most calls are of that kind.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable, Collection
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import Final
+
+import anyio
+
+from mm.config import Config
+from mm.core.ids import ModelId
+from mm.core.records import ModelRecord, VModelRecord
+from mm.core.vmodel_changes import ModelRecords, VModelChange, is_in_transition, references
+from mm.errors import ContendedError, LimitError, MeshError, StatusCode, StoreUnavailableError
+from mm.mesh.keyed_locks import KeyedLocks
+from mm.mesh.mirror import Mirror
+from mm.mesh.ports import Store, Write
+from mm.mesh.registry import Registry
+from mm.mesh.statistics import Counters
+from mm.mesh.vmodels import VModels
+
+logger = logging.getLogger(__name__)
+
+#: Asked for the change, with the vmodel and the models that it and the request name; None: there is
+#: nothing to write. Raises ``MeshError`` for a refusal.
+Plan = Callable[[VModelRecord | None, ModelRecords], VModelChange | None]
+
+#: Each loss means that somebody else's change succeeded; instances compete with one change each.
+TRIES_MAX: Final = 64
+PAUSE_FIRST_S: Final = 0.001
+PAUSE_MAX_S: Final = 0.05
+
+
+class UnreadableVModelError(MeshError):
+    """What is stored is no record of a vmodel: nobody can tell which models it counts for."""
+
+    code = StatusCode.FAILED_PRECONDITION
+
+    def __init__(self, vmodel_id: str) -> None:
+        super().__init__(f"the record of vmodel {vmodel_id} is unreadable; delete it")
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a change: the records that it was planned with, and the vmodel as it is now.
+
+    ``change`` is None if there was nothing to write.
+    """
+
+    before: VModelRecord | None
+    models: ModelRecords
+    change: VModelChange | None
+
+    @property
+    def vmodel(self) -> VModelRecord | None:
+        """The vmodel as it is now; None if there is none."""
+        return self.before if self.change is None else self.change.vmodel
+
+
+class VModelWriter:
+    """Makes changes, a bounded number at a time; those of one vmodel one after the other."""
+
+    def __init__(
+        self,
+        *,
+        config: Config,
+        store: Store,
+        registry: Registry,
+        vmodels: VModels,
+        counters: Counters,
+        rng: random.Random,
+    ) -> None:
+        self._config = config
+        self._store = store
+        self._registry = registry
+        self._vmodels = vmodels
+        self._rng = rng
+        self.locks = KeyedLocks()
+        self._slots = anyio.Semaphore(config.vmodel_changes_at_once_max)
+        self._in_line_count = 0
+        self._counters = counters
+
+    async def change(
+        self,
+        vmodel_id: str,
+        plan: Plan,
+        *,
+        target_id: ModelId | None = None,
+        fresh: bool = False,
+    ) -> Outcome:
+        """Do what the plan says. ``target_id``: a model that it needs besides those of the vmodel.
+
+        ``fresh``: every answer is to be on the word of the store. Raises ``StoreUnavailableError``,
+        ``LimitError``, and what the plan raises.
+        """
+        if not fresh:
+            outcome = self._look(vmodel_id, plan, target_id)
+            if outcome is not None:
+                return outcome
+        self._enter_line()
+        try:
+            async with AsyncExitStack() as stack:
+                # Whoever has a lock of the second kind waits for none of the first.
+                await stack.enter_async_context(self.locks.hold(f"vmodel {vmodel_id}"))
+                if target_id is not None:
+                    await stack.enter_async_context(self.locks.hold(f"model {target_id}"))
+                await stack.enter_async_context(self._slots)
+                return await self._change(vmodel_id, plan, target_id, fresh=fresh)
+        finally:
+            self._in_line_count -= 1
+
+    def _enter_line(self) -> None:
+        if self._in_line_count >= self._config.vmodel_changes_waiting_max:
+            raise LimitError(
+                f"{self._in_line_count} changes of vmodels wait already, the limit; retry later",
+                retry_after_ms=1000,
+            )
+        if self._slots.value == 0 and not self._store.connected:
+            raise StoreUnavailableError("the store cannot be reached")
+        self._in_line_count += 1
+
+    def _look(self, vmodel_id: str, plan: Plan, target_id: ModelId | None) -> Outcome | None:
+        """Answer the outcome if nothing is to be written, and the mirrors are enough to tell."""
+        vmodel = self._vmodels.get(vmodel_id)
+        if vmodel is None or is_in_transition(vmodel):
+            return None
+        try:
+            models = self._models(_concerned(vmodel, target_id), target_id)
+            change = plan(vmodel, models)
+        except MeshError:
+            return None
+        return Outcome(vmodel, models, None) if change is None else None
+
+    async def _change(
+        self, vmodel_id: str, plan: Plan, target_id: ModelId | None, *, fresh: bool
+    ) -> Outcome:
+        for attempt in range(TRIES_MAX):
+            vmodel = await self._vmodel(vmodel_id, fresh=fresh)
+            concerned = _concerned(vmodel, target_id)
+            await self._update(self._registry.mirror, concerned, fresh=fresh)
+            if self._vmodels.get(vmodel_id) != vmodel:
+                continue  # meanwhile
+            try:
+                models = self._models(concerned, target_id)
+                change = plan(vmodel, models)
+            except MeshError:
+                if fresh:
+                    raise
+                fresh = True
+                continue
+            if change is None:
+                if fresh or (vmodel is not None and not is_in_transition(vmodel)):
+                    return Outcome(vmodel, models, None)
+                fresh = True
+                continue
+            if await self._write(vmodel_id, change):
+                for miscount in change.miscounts:
+                    logger.warning("%s; put right", miscount)
+                return Outcome(vmodel, models, change)
+            fresh = False  # the conflict told
+            pause_s = min(PAUSE_MAX_S, PAUSE_FIRST_S * 2**attempt)
+            await anyio.sleep(self._rng.uniform(0, pause_s))
+        raise ContendedError(
+            f"vmodel {vmodel_id} or its models changed {TRIES_MAX} times while being changed"
+        )
+
+    async def delete_unreadable(self, vmodel_id: str) -> None:
+        """Delete a record that cannot be read. Raises ``StoreUnavailableError``."""
+        self._require_writable()
+        item = await self._vmodels.mirror.read(vmodel_id)
+        if item is None or self._vmodels.get(vmodel_id) is not None:
+            return
+        result = await self._store.write(Write(item.key, None, if_revision=item.mod_revision))
+        if result.succeeded:
+            self._vmodels.mirror.deleted_by_us(vmodel_id, item.mod_revision)
+
+    # --- reading ---
+
+    async def _vmodel(self, vmodel_id: str, *, fresh: bool) -> VModelRecord | None:
+        mirror = self._vmodels.mirror
+        await self._update(mirror, [vmodel_id], fresh=fresh)
+        vmodel = self._vmodels.get(vmodel_id)
+        if vmodel is None and mirror.get(vmodel_id) is not None:
+            raise UnreadableVModelError(vmodel_id)
+        return vmodel
+
+    async def _update(self, mirror: Mirror, ids: Collection[str], *, fresh: bool) -> None:
+        """See that the mirror is right about these: about all with ``fresh``, or as far as it knows
+        that it is not.
+        """
+        wrong = [key_id for key_id in ids if fresh or mirror.is_unconfirmed(key_id)]
+        if not wrong:
+            return
+        failure: StoreUnavailableError | None = None
+
+        async def read(key_id: str) -> None:
+            nonlocal failure
+            try:
+                await mirror.read(key_id)
+            except StoreUnavailableError as exc:
+                failure = exc
+
+        async with anyio.create_task_group() as group:
+            for key_id in wrong:
+                group.start_soon(read, key_id)
+        if failure is not None:
+            raise failure
+
+    def _models(self, concerned: Collection[ModelId], target_id: ModelId | None) -> ModelRecords:
+        models: dict[ModelId, ModelRecord | None] = {}
+        for model_id in concerned:
+            models[model_id] = self._registry.get(model_id)
+            is_there = self._registry.mirror.get(model_id) is not None
+            if models[model_id] is None and is_there and model_id == target_id:
+                raise MeshError(
+                    f"the record of model {model_id} is unreadable; unregister it",
+                    code=StatusCode.FAILED_PRECONDITION,
+                )
+        return models
+
+    # --- writing ---
+
+    async def _write(self, vmodel_id: str, change: VModelChange) -> bool:
+        """Answer whether it is stored; else the mirrors have what stood in the way."""
+        self._require_writable()
+        parts: list[tuple[Mirror, str, bytes | None]] = [
+            (self._vmodels.mirror, vmodel_id, _value(change.vmodel))
+        ]
+        for model_id, record in change.models.items():
+            parts.append((self._registry.mirror, model_id, _value(record)))
+        if any(value is None for _, _, value in parts):
+            self._registry.refuse_if_emptied()
+        writes = []
+        for mirror, key_id, value in parts:
+            item = mirror.get(key_id)
+            revision = 0 if item is None else item.mod_revision
+            writes.append(Write(mirror.key(key_id), value, if_revision=revision))
+        succeeded, items = await self._store.transact(writes)
+        for (mirror, key_id, _), write, item in zip(parts, writes, items, strict=True):
+            if item is not None:
+                mirror.written(item)
+            elif write.if_revision:
+                mirror.deleted_by_us(key_id, write.if_revision)
+        self._counters.vmodel_changes += succeeded
+        self._counters.vmodel_conflicts += not succeeded
+        return succeeded
+
+    def _require_writable(self) -> None:
+        if self._config.kv_read_only:
+            raise MeshError("model-mesh is in read-only mode", code=StatusCode.UNAVAILABLE)
+
+
+def _concerned(vmodel: VModelRecord | None, target_id: ModelId | None) -> list[ModelId]:
+    """In the same order each time: simulations are repeated."""
+    return sorted(references(vmodel) | ({target_id} if target_id is not None else set()))
+
+
+def _value(record: VModelRecord | ModelRecord | None) -> bytes | None:
+    return None if record is None else record.encode()

@@ -1,0 +1,125 @@
+"""Conformance with the Java mesh: vmodels (around 22.6), and what its tests leave out (23)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import grpc
+import pytest
+
+from mm.pb import mmesh
+from tests.system.meshes import Instance, Mesh, mesh_of
+
+pytestmark = pytest.mark.system
+
+Status = mmesh.ModelStatusInfoModelStatus
+VStatus = mmesh.VModelStatusInfoVModelStatus
+MODERN = "/mmesh.ModelMesh/"
+LEGACY = "/com.ibm.watson.tas.proto.TasRuntime/"
+SIZE = "SIZE_1000000_10_0"
+#: What an unknown vmodel is: every field empty, and no message inside.
+NOTHING = mmesh.VModelStatusInfo()
+
+
+def set_vmodel(
+    instance: Instance,
+    vmodel_id: str,
+    target: str,
+    path: str | None = SIZE,
+    *,
+    service: str = MODERN,
+    timeout_s: float = 60.0,
+    **wishes: Any,
+) -> mmesh.VModelStatusInfo:
+    info = None if path is None else mmesh.ModelInfo(type="example", path=path)
+    request = mmesh.SetVModelRequest(
+        v_model_id=vmodel_id, target_model_id=target, model_info=info, **wishes
+    )
+    reply = instance.call(
+        service + "setVModel", request, mmesh.VModelStatusInfo, timeout_s=timeout_s
+    )
+    assert isinstance(reply, mmesh.VModelStatusInfo)
+    return reply
+
+
+def status_of(
+    instance: Instance, vmodel_id: str, owner: str = "", service: str = MODERN
+) -> mmesh.VModelStatusInfo:
+    request = mmesh.GetVModelStatusRequest(v_model_id=vmodel_id, owner=owner)
+    reply = instance.call(service + "getVModelStatus", request, mmesh.VModelStatusInfo)
+    assert isinstance(reply, mmesh.VModelStatusInfo)
+    return reply
+
+
+def delete_vmodel(
+    instance: Instance, vmodel_id: str, owner: str = "", service: str = MODERN
+) -> None:
+    request = mmesh.DeleteVModelRequest(v_model_id=vmodel_id, owner=owner)
+    instance.call(service + "deleteVModel", request, mmesh.DeleteVModelResponse)
+
+
+def refusal(call: Callable[[], object]) -> tuple[grpc.StatusCode, str]:
+    with pytest.raises(grpc.RpcError) as caught:
+        call()
+    error: Any = caught.value
+    return error.code(), error.details()
+
+
+@pytest.fixture(scope="module")
+def mesh(dataplane: str, kv_store: str, new_service_name: Callable[[], str]) -> Iterator[Mesh]:
+    with mesh_of(kv_store, {"MM_DATAPLANE": dataplane}, new_service_name()) as mesh:
+        mesh.add_all("a", "b")
+        yield mesh
+
+
+@pytest.mark.parametrize("service", [MODERN, LEGACY])
+def test_owner(mesh: Mesh, service: str) -> None:
+    """VModelsTest.vModelOwnerTest."""
+    a, b = mesh.instances
+    name, model = f"owned-{len(service)}", f"model-{len(service)}"
+
+    def set_as(owner: str, instance: Instance = a) -> mmesh.VModelStatusInfo:
+        return set_vmodel(instance, name, model, service=service, owner=owner)
+
+    assert set_vmodel(a, f"{name}-free", model, service=service).owner == ""
+    assert set_as("me").owner == "me"
+    for instance in (a, b):
+        for owner in ("me", ""):
+            assert set_as(owner, instance).owner == "me"
+            status = status_of(instance, name, owner, service)
+            assert (status.status, status.owner) == (VStatus.DEFINED, "me")
+            assert (status.active_model_id, status.target_model_id) == (model, model)
+        assert status_of(instance, name, "you", service) == NOTHING
+        assert refusal(lambda instance=instance: set_as("you", instance)) == (  # type: ignore[misc]
+            grpc.StatusCode.ALREADY_EXISTS,
+            f'vmodel {name} already exists with different owner "me"',
+        )
+        delete_vmodel(instance, name, "you", service)
+        assert status_of(instance, name, service=service).status == VStatus.DEFINED
+    delete_vmodel(b, name, "me", service)
+    assert status_of(b, name, service=service) == NOTHING
+    delete_vmodel(b, name, service=service)
+    delete_vmodel(b, f"{name}-free", service=service)
+    assert a.status(model).status == Status.NOT_LOADED
+
+
+def test_default_owner(mesh: Mesh) -> None:
+    third = mesh.add("third", settings={"MM_DEFAULT_VMODEL_OWNER": "everybody"})
+    assert set_vmodel(third, "defaulted", "m").owner == "everybody"
+    assert set_vmodel(third, "chosen", "m", owner="one").owner == "one"
+    assert status_of(mesh[0], "defaulted", "one") == NOTHING
+
+
+def test_force(mesh: Mesh) -> None:
+    """What serves is exchanged at once, and the new one loaded by the calls that come."""
+    a, b = mesh.instances[:2]
+    set_vmodel(a, "forced", "old", load_now=True, sync=True, auto_delete_target_model=True)
+    header = [("mm-vmodel-id", "forced")]
+    assert b.predict("", metadata=header).results[0].category.endswith("by model old")
+    status = set_vmodel(b, "forced", "new", force=True)
+    assert (status.status, status.active_model_id) == (VStatus.DEFINED, "new")
+    assert status.active_model_status is not None
+    assert status.active_model_status.status in (Status.LOADING, Status.LOADED)
+    assert b.predict("", metadata=header).results[0].category.endswith("by model new")
+    assert b.status("old").status == Status.NOT_FOUND
