@@ -69,7 +69,8 @@ cdef struct slot_t:
     atomic_u32 concurrency_max
     uint8_t cached             # counts in the order
     uint8_t discarded          # to go when nothing holds it
-    uint16_t spare
+    uint8_t kept               # stands at the end of the order, whatever its times
+    uint8_t spare
 
 
 # Memory that readers may still look at when the writer has replaced it.
@@ -117,6 +118,8 @@ cdef struct table_t:
     # The writer's own.
     int64_t capacity_units
     int64_t used_units
+    int64_t kept_units         # of used_units, what is kept
+    uint32_t kept_first        # in the order those kept come last, from here on; 0 is none
     uint32_t cached_count
     uint32_t slot_count        # slots ever taken, the sentinel included
     uint32_t slot_count_committed

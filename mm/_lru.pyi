@@ -54,6 +54,20 @@ class Table:
     def set_weight(self, model_id: str, weight_units: int) -> list[Evicted]:
         """Change the weight of a copy that counts (else KeyError); growing may evict it itself."""
 
+    @property
+    def kept_units(self) -> int:
+        """What the weights of those kept sum up to."""
+
+    def keep(self, model_id: str, kept: bool) -> bool:
+        """Let a copy go only when no other is left, or in its turn again; False if none counts.
+
+        Those kept stand last in the order, in which they were kept; whatever takes a copy out of it
+        ends that.
+        """
+
+    def is_kept(self, model_id: str) -> bool:
+        """Answer whether the copy is kept."""
+
     def set_capacity(self, capacity_units: int) -> list[Evicted]:
         """Change the capacity, evicting what no longer fits."""
 
@@ -70,10 +84,10 @@ class Table:
         """Answer the time of last use, None if no copy counts."""
 
     def oldest(self) -> tuple[str, int] | None:
-        """Answer the copy that would go next and its time, None if none counts."""
+        """Answer the copy that would go next and its time, None if there is none but those kept."""
 
     def cached(self) -> Iterator[tuple[str, int, int]]:
-        """Iterate (model id, weight, last used) over a snapshot, oldest first."""
+        """Iterate (model id, weight, last used) over a snapshot, oldest first, those kept last."""
 
     # The life of the local copy; a call pins it. Counting in the order and state are two things.
     def state(self, model_id: str) -> CopyState:

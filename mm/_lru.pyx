@@ -109,6 +109,11 @@ cdef class Table:
         """How many copies count."""
         return self.core.cached_count
 
+    @property
+    def kept_units(self):
+        """What the weights of those kept sum up to."""
+        return self.core.kept_units
+
     def put(self, str model_id not None, object weight_units, object last_used_ms):
         """Count a copy here; of one that counts already set the weight and raise the time."""
         cdef table_t *t = self.core
@@ -137,6 +142,18 @@ cdef class Table:
             raise KeyError(model_id)
         weigh(self, &self.core.slots[i], weight)
         return evict(self)
+
+    def keep(self, str model_id not None, bint kept):
+        """Let a copy go only when no other is left, or in its turn again; False if none counts."""
+        cdef uint32_t i = found(self, id_from(model_id))
+        cdef slot_t *s = &self.core.slots[i]
+        if s.cached and s.kept != kept:
+            set_kept(self.core, i, kept)
+        return s.cached != 0
+
+    def is_kept(self, str model_id not None):
+        """Answer whether the copy is kept."""
+        return self.core.slots[found(self, id_from(model_id))].kept != 0
 
     def set_capacity(self, object capacity_units):
         """Change the capacity, evicting what no longer fits."""
@@ -173,24 +190,15 @@ cdef class Table:
         return load_i64(&s.last_used_ms, relaxed) if s.cached else None
 
     def oldest(self):
-        """Answer the copy that would go next and its time, None if none counts."""
+        """Answer the copy that would go next and its time, None if there is none but those kept."""
         cdef slot_t *s = &self.core.slots[oldest_of(self.core)]
-        if not s.cached:
+        if not s.cached or s.kept:
             return None
         return text_of(s), load_i64(&s.last_used_ms, relaxed)
 
     def cached(self):
-        """Iterate (model id, weight, last used) over a snapshot, oldest first."""
-        cdef table_t *t = self.core
-        cdef uint32_t i
-        cdef list snapshot = []
-        sort_all(t)
-        i = t.slots[0].newer
-        while i != 0:
-            snapshot.append((text_of(&t.slots[i]), t.slots[i].weight_units,
-                             t.slots[i].position_ms))
-            i = t.slots[i].newer
-        return iter(snapshot)
+        """Iterate (model id, weight, last used) over a snapshot, oldest first, those kept last."""
+        return iter(snapshot_of(self.core))
 
     # The life of the local copy
 
@@ -301,16 +309,7 @@ cdef class Table:
 
     def peers(self, str model_id not None):
         """Answer the live handles in the order given."""
-        cdef slot_t *s = &self.core.slots[found(self, id_from(model_id))]
-        cdef peers_t *more = <peers_t *>load_ptr(&s.more_peers, relaxed)
-        cdef uint32_t i
-        cdef uint64_t entry
-        cdef list handles = []
-        for i in range(peer_count(more)):
-            entry = load_u64(peer_at(s, more, i), relaxed)
-            if entry != 0 and live(self.core, <uint32_t>(entry >> 32)):
-                handles.append(entry >> 32)
-        return handles
+        return [handle for handle, _ in self.peer_loads(model_id)]
 
     def peer_loads(self, str model_id not None):
         """Answer (handle, calls in flight as that copy told last) of the live peers, in order."""

@@ -10,7 +10,8 @@ cdef int must(bint truth, str what) except -1:
 cdef int check_order(table_t *t) except -1:
     """The ring: linked both ways, without a loop, ascending, positions not above the times."""
     cdef uint32_t i = t.slots[0].newer, before = 0, steps = 0
-    cdef int64_t used_units = 0
+    cdef int64_t used_units = 0, kept_units = 0
+    cdef bint kept = False
     cdef slot_t *s
     must(t.slots[0].position_ms == -1, "the sentinel has moved")
     while i != 0:
@@ -18,7 +19,14 @@ cdef int check_order(table_t *t) except -1:
         must(i < t.slot_count and s.kind == KIND_MODEL, "the order leads to no model")
         must(s.cached == 1, "a copy in the order does not count")
         must(s.older == before, "the order is not linked both ways")
-        must(before == 0 or goes_before(&t.slots[before], s), "the order does not ascend")
+        must(kept or (i == t.kept_first) == s.kept, "the first that is kept is another one")
+        if before != 0 and not s.kept:
+            must(goes_before(&t.slots[before], s), "the order does not ascend")
+        elif kept:
+            must(t.slots[before].sequence < s.sequence, "what is kept is not in order")
+        kept = kept or s.kept
+        must(kept == s.kept, "a copy stands behind one that is kept")
+        kept_units += s.weight_units if s.kept else 0
         must(s.position_ms <= load_i64(&s.last_used_ms, relaxed), "a position is above its time")
         must(s.sequence <= t.sequence, "a copy was put after the last one")
         used_units += s.weight_units
@@ -29,6 +37,8 @@ cdef int check_order(table_t *t) except -1:
     must(t.slots[0].older == before, "the order does not end at its newest")
     must(steps == t.cached_count, "the order has fewer copies than were counted")
     must(used_units == t.used_units, "the weights do not add up")
+    must(kept or t.kept_first == 0, "the first that is kept does not count")
+    must(kept_units == t.kept_units, "what is kept does not add up")
     must(t.used_units <= t.capacity_units, "more in use than there is room")
     return 0
 

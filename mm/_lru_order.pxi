@@ -1,7 +1,8 @@
 # The order of copies that count: by (time last used, order of `put`), oldest first, in a ring
 # through the sentinel. Touches raise `last_used_ms` only; the writer moves a slot when it comes to
 # look at it. So `position_ms` is never above `last_used_ms`, the ring ascends by position, and a
-# slot at the old end whose two times agree is the least recently used of all.
+# slot at the old end whose two times agree is the least recently used of all. Those that are kept
+# stand behind all others, in the order in which that was said: linking and sorting end before them.
 
 cdef inline bint goes_before(const slot_t *a, const slot_t *b) noexcept nogil:
     return a.position_ms < b.position_ms or (
@@ -10,6 +11,8 @@ cdef inline bint goes_before(const slot_t *a, const slot_t *b) noexcept nogil:
 
 cdef inline void unlink(table_t *t, uint32_t i) noexcept nogil:
     cdef slot_t *s = &t.slots[i]
+    if i == t.kept_first:
+        t.kept_first = s.newer
     t.slots[s.older].newer = s.newer
     t.slots[s.newer].older = s.older
 
@@ -17,7 +20,7 @@ cdef inline void unlink(table_t *t, uint32_t i) noexcept nogil:
 cdef void link_by_time(table_t *t, uint32_t i, int64_t position_ms) noexcept nogil:
     """Put the slot in its place, looking from the new end, where nearly all belong."""
     cdef slot_t *s = &t.slots[i]
-    cdef uint32_t at = t.slots[0].older
+    cdef uint32_t at = t.slots[t.kept_first].older
     s.position_ms = position_ms
     while goes_before(s, &t.slots[at]):  # the sentinel's position is -1: nothing goes before it
         at = t.slots[at].older
@@ -26,6 +29,26 @@ cdef void link_by_time(table_t *t, uint32_t i, int64_t position_ms) noexcept nog
     s.newer = t.slots[at].newer
     t.slots[s.newer].older = i
     t.slots[at].newer = i
+
+
+cdef void set_kept(table_t *t, uint32_t i, bint kept) noexcept nogil:
+    """Put a copy in the order behind all others, or to its place among them."""
+    cdef slot_t *s = &t.slots[i]
+    unlink(t, i)
+    s.kept = kept
+    if not kept:
+        t.kept_units -= s.weight_units
+        link_by_time(t, i, load_i64(&s.last_used_ms, relaxed))
+        return
+    t.kept_units += s.weight_units
+    t.sequence += 1
+    s.sequence = t.sequence
+    s.older = t.slots[0].older
+    s.newer = 0
+    t.slots[s.older].newer = i
+    t.slots[0].older = i
+    if t.kept_first == 0:
+        t.kept_first = i
 
 
 cdef uint32_t merged(slot_t *slots, uint32_t a, uint32_t b) noexcept nogil:
@@ -50,12 +73,12 @@ cdef uint32_t merged(slot_t *slots, uint32_t a, uint32_t b) noexcept nogil:
 
 
 cdef void sort_all(table_t *t) noexcept nogil:
-    """Bring every slot to its place at once: merge sort of the ring, bottom up."""
+    """Bring every slot that is not kept to its place at once: merge sort, bottom up."""
     cdef uint32_t bins[32]  # bins[k]: a sorted chain of 2**k slots, or none
     cdef uint32_t i = t.slots[0].newer, following, older, k
     cdef slot_t *slots = t.slots
     memset(bins, 0, sizeof(bins))
-    while i != 0:
+    while i != t.kept_first:
         following = slots[i].newer
         slots[i].newer = 0
         slots[i].position_ms = load_i64(&slots[i].last_used_ms, relaxed)
@@ -66,6 +89,7 @@ cdef void sort_all(table_t *t) noexcept nogil:
             k += 1
         bins[k] = i
         i = following
+    i = 0
     for k in range(32):
         i = merged(slots, bins[k], i)
     slots[0].newer = i
@@ -74,19 +98,21 @@ cdef void sort_all(table_t *t) noexcept nogil:
         slots[i].older = older
         older = i
         i = slots[i].newer
-    slots[0].older = older
+    slots[older].newer = t.kept_first
+    slots[t.kept_first].older = older
     t.scan_debt = 0
 
 
 cdef uint32_t oldest_of(table_t *t) noexcept nogil:
-    """Answer the least recently used copy, 0 if none counts, moving those touched meanwhile.
+    """Answer the least recently used copy, 0 if none counts, moving those touched meanwhile. One
+    that is kept only if all are.
 
     A slot is looked at anew at most once, so readers that go on touching cannot hold the writer.
     When moving has cost more steps than there are copies, a sort is cheaper.
     """
     cdef uint32_t i = t.slots[0].newer, looks = 0
     cdef int64_t last_used_ms
-    while i != 0 and looks <= t.cached_count:
+    while i != t.kept_first and looks <= t.cached_count:
         last_used_ms = load_i64(&t.slots[i].last_used_ms, relaxed)
         if last_used_ms == t.slots[i].position_ms:
             return i

@@ -8,15 +8,14 @@ drives them side by side; a change here must land there too.
 from __future__ import annotations
 
 import sys
-from collections import deque
 from collections.abc import Collection, Iterable, Iterator
 
+from mm._lru_py_readers import Readers
 from mm._lru_py_slot import Slot
 from mm._lru_words import (
     I64_MAX,
     LOCAL,
     NONE,
-    READER_COUNT_MAX,
     U32_MAX,
     U64_MASK,
     CopyState,
@@ -30,11 +29,11 @@ from mm._lru_words import (
 class Table:
     """What models there are, which have a copy here, in which order they go, and who else has one.
 
-    Invariants (``check_invariants``): 1. copies that count go by (last used, order of ``put``);
-    2. ``used_units`` is the sum of their weights and never above ``capacity_units``: even one copy
-    larger than the table does not stay; 3. a discarded model is kept only while something holds
-    it: a copy that counts, a state other than ABSENT, a call, an alias; 4. an alias names a model
-    that is here; 5. each instance has one live handle.
+    Invariants (``check_invariants``): 1. copies that count go by (last used, order of ``put``),
+    those kept after all others; 2. ``used_units`` is the sum of their weights and never above
+    ``capacity_units``: even one copy larger than the table does not stay; 3. a discarded model is
+    known only while something holds it: a copy that counts, a state other than ABSENT, a call, an
+    alias; 4. an alias names a model that is here; 5. each instance has one live handle.
 
     What is asked of an unknown model is answered as for one without copies; what is demanded of
     it (``set_*`` but ``set_peers``, ``begin_unload``, ``unpin``) is a KeyError.
@@ -43,14 +42,13 @@ class Table:
     def __init__(self, capacity_units: int) -> None:
         self._capacity_units = checked("capacity_units", capacity_units, I64_MAX)
         self._used_units = 0
+        self._kept_units = 0
         self._sequence = 0
         self._slots: dict[str, Slot] = {}
         self._cached: dict[str, Slot] = {}
         self._aliases: dict[str, Slot] = {}
         self._instances = Instances()
-        self._epoch = 1
-        self._readers: dict[int, int] = {}  # reader -> epoch it has seen, 0 while offline
-        self._retired: deque[int] = deque()  # epochs at which discarded slots left
+        self._readers = Readers()
 
     # Slots
 
@@ -86,6 +84,10 @@ class Table:
     def count(self) -> int:
         return len(self._cached)
 
+    @property
+    def kept_units(self) -> int:
+        return self._kept_units
+
     def put(self, model_id: str, weight_units: int, last_used_ms: int) -> list[Evicted]:
         """Count a copy here; of one that counts already set the weight and raise the time."""
         checked_id(model_id)
@@ -112,6 +114,24 @@ class Table:
             raise KeyError(model_id)
         self._weigh(slot, weight_units)
         return self._evict()
+
+    def keep(self, model_id: str, kept: bool) -> bool:
+        """Let a copy go only when no other is left, or in its turn again; False if none counts."""
+        slot = self._cached.get(checked_id(model_id))
+        if slot is None:
+            return False
+        if slot.kept != kept:
+            if kept:
+                self._sequence += 1
+                slot.sequence = self._sequence
+            slot.kept = kept
+            self._kept_units += slot.weight_units if kept else -slot.weight_units
+        return True
+
+    def is_kept(self, model_id: str) -> bool:
+        """Answer whether the copy is kept."""
+        slot = self._cached.get(checked_id(model_id))
+        return slot is not None and slot.kept
 
     def set_capacity(self, capacity_units: int) -> list[Evicted]:
         """Change the capacity, evicting what no longer fits."""
@@ -143,14 +163,12 @@ class Table:
         return None if slot is None else slot.last_used_ms
 
     def oldest(self) -> tuple[str, int] | None:
-        """Answer the copy that would go next and its time, None if none counts."""
-        if not self._cached:
-            return None
-        slot = min(self._cached.values(), key=lambda each: each.order)
-        return slot.model_id, slot.last_used_ms
+        """Answer the copy that would go next and its time, None if there is none but those kept."""
+        slot = min(self._cached.values(), key=lambda each: each.order, default=None)
+        return None if slot is None or slot.kept else (slot.model_id, slot.last_used_ms)
 
     def cached(self) -> Iterator[tuple[str, int, int]]:
-        """Iterate (model id, weight, last used) over a snapshot, oldest first."""
+        """Iterate (model id, weight, last used) over a snapshot, oldest first, those kept last."""
         ordered = sorted(self._cached.values(), key=lambda each: each.order)
         return iter([(each.model_id, each.weight_units, each.last_used_ms) for each in ordered])
 
@@ -305,7 +323,7 @@ class Table:
         slot.alias_count += 1
         before = self._aliases.get(vmodel_id)
         if before is None:
-            self._claim()
+            self._readers.claim()
         self._aliases[vmodel_id] = slot
         if before is not None:
             self._release_alias(before)
@@ -314,7 +332,7 @@ class Table:
         """Forget the vmodel id; one that is unknown is left alone."""
         slot = self._aliases.pop(checked_id(vmodel_id), None)
         if slot is not None:
-            self._retire()
+            self._readers.retire()
             self._release_alias(slot)
 
     def resolve(self, vmodel_id: str) -> str | None:
@@ -326,32 +344,25 @@ class Table:
 
     def register_reader(self) -> int:
         """Answer the number of a new reader, which is offline."""
-        for reader in range(READER_COUNT_MAX):
-            if reader not in self._readers:
-                self._readers[reader] = 0
-                return reader
-        raise OverflowError(f"more than {READER_COUNT_MAX} readers")
+        return self._readers.register()
 
     def unregister_reader(self, reader: int) -> None:
         """Give the number back; the reader must not read any more."""
-        self._check_reader(reader)
-        del self._readers[reader]
+        self._readers.unregister(reader)
 
     def reader_online(self, reader: int) -> None:
         """Pass a quiescent point: the reader has forgotten all it saw before, and reads on."""
-        self._check_reader(reader)
-        self._readers[reader] = self._epoch
+        self._readers.online(reader)
 
     def reader_offline(self, reader: int) -> None:
         """Pass a quiescent point, and read nothing until ``reader_online``."""
-        self._check_reader(reader)
-        self._readers[reader] = 0
+        self._readers.offline(reader)
 
     def reclaim(self) -> int:
         """Forget discarded models that calls have left; answer how many slots readers let go."""
         for slot in [each for each in self._slots.values() if each.discarded]:
             self._let_go(slot)
-        return self._claim()
+        return self._readers.claim()
 
     def memory_bytes(self) -> int:
         """Answer about how much memory the table takes."""
@@ -371,9 +382,12 @@ class Table:
             assert slot.model_id == model_id, "a slot is under another id"
             assert slot.cached == (model_id in self._cached), "the order and the slot disagree"
             assert slot.in_flight >= 0, "more calls ended than began"
+            assert slot.cached or not slot.kept, "a copy that does not count is kept"
             assert not (slot.discarded and slot.free), "discarded and free, but still here"
         for slot in self._cached.values():
             assert self._slots.get(slot.model_id) is slot, "a copy counts without a slot"
+        kept = [each.weight_units for each in self._cached.values() if each.kept]
+        assert self._kept_units == sum(kept), "what is kept does not add up"
         sequences = {each.sequence for each in self._cached.values()}
         assert len(sequences) == len(self._cached), "two copies share a place in the order"
         for slot in self._aliases.values():
@@ -392,13 +406,15 @@ class Table:
     def _slot_for(self, model_id: str) -> Slot:
         slot = self._slots.get(checked_id(model_id))
         if slot is None:
-            self._claim()
+            self._readers.claim()
             slot = self._slots[model_id] = Slot(model_id)
         slot.discarded = False
         return slot
 
     def _weigh(self, slot: Slot, weight_units: int) -> None:
-        self._used_units += weight_units - slot.weight_units
+        delta_units = weight_units - slot.weight_units
+        self._used_units += delta_units
+        self._kept_units += delta_units if slot.kept else 0
         slot.weight_units = weight_units
 
     def _evict(self) -> list[Evicted]:
@@ -411,7 +427,7 @@ class Table:
         evicted = Evicted(slot.model_id, slot.weight_units, slot.last_used_ms)
         del self._cached[slot.model_id]
         self._weigh(slot, 0)
-        slot.cached = False
+        slot.cached = slot.kept = False
         if slot.state in (CopyState.LOADING, CopyState.READY):
             slot.state = CopyState.UNLOADING
         self._let_go(slot)
@@ -420,26 +436,8 @@ class Table:
     def _let_go(self, slot: Slot) -> None:
         if slot.discarded and slot.free:
             del self._slots[slot.model_id]
-            self._retire()
+            self._readers.retire()
 
     def _release_alias(self, slot: Slot) -> None:
         slot.alias_count -= 1
         self._let_go(slot)
-
-    def _check_reader(self, reader: int) -> None:
-        if reader not in self._readers:
-            raise ValueError(f"no reader {reader}")
-
-    def _retire(self) -> None:
-        """Note a slot that left at this epoch: readers online since before may look at it."""
-        self._epoch += 1
-        self._retired.append(self._epoch)
-
-    def _claim(self) -> int:
-        """Answer how many slots that left are free to be used again, and forget them."""
-        seen = min((epoch for epoch in self._readers.values() if epoch), default=self._epoch)
-        claimed = 0
-        while self._retired and self._retired[0] <= seen:
-            self._retired.popleft()
-            claimed += 1
-        return claimed

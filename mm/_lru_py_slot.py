@@ -16,6 +16,7 @@ class Slot:
         "discarded",
         "flags",
         "in_flight",
+        "kept",
         "last_used_ms",
         "model_id",
         "peers",
@@ -32,6 +33,7 @@ class Slot:
         self.concurrency_max = 0
         self.flags = 0
         self.cached = False
+        self.kept = False
         self.weight_units = 0
         self.last_used_ms = 0
         self.sequence = 0
@@ -40,9 +42,11 @@ class Slot:
         self.discarded = False
 
     @property
-    def order(self) -> tuple[int, int]:
-        """Its place: by the time given; of equal times the copy put first goes first."""
-        return self.last_used_ms, self.sequence
+    def order(self) -> tuple[bool, int, int]:
+        """Its place: by the time given; of equal times the copy put first goes first. Those kept
+        come last, in the order in which that was said.
+        """
+        return self.kept, 0 if self.kept else self.last_used_ms, self.sequence
 
     @property
     def free(self) -> bool:

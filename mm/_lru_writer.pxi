@@ -39,6 +39,9 @@ cdef void uncache(table_t *t, slot_t *s, uint32_t i) noexcept nogil:
     """Take a copy out of the order."""
     cdef uint8_t state = load_u8(&s.state, relaxed)
     unlink(t, i)
+    if s.kept:
+        s.kept = 0
+        t.kept_units -= s.weight_units
     s.cached = 0
     t.cached_count -= 1
     t.used_units -= s.weight_units
@@ -76,7 +79,10 @@ cdef uint32_t slot_for(Table self, id_t id) except 0:
 
 
 cdef void weigh(Table self, slot_t *s, uint32_t weight_units) noexcept:
-    self.core.used_units += <int64_t>weight_units - <int64_t>s.weight_units
+    cdef int64_t delta_units = <int64_t>weight_units - <int64_t>s.weight_units
+    self.core.used_units += delta_units
+    if s.kept:
+        self.core.kept_units += delta_units
     s.weight_units = weight_units
 
 
@@ -127,6 +133,21 @@ cdef int reader_number(Table self, object reader) except -1:
         raise ValueError(f"no reader {reader}")
     i = reader
     return i
+
+
+cdef list snapshot_of(table_t *t):
+    """Answer (model id, weight, last used) of all copies in order, with the times that made it."""
+    cdef uint32_t i
+    cdef slot_t *s
+    cdef list snapshot = []
+    sort_all(t)
+    i = t.slots[0].newer
+    while i != 0:
+        s = &t.slots[i]
+        snapshot.append((text_of(s), s.weight_units,
+                         load_i64(&s.last_used_ms, relaxed) if s.kept else s.position_ms))
+        i = s.newer
+    return snapshot
 
 
 cdef list busy_of(table_t *t):

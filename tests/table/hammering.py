@@ -29,7 +29,7 @@ class Writer:
         self.steps = (
             [self.load] * 4
             + [self.remove, self.discard, self.set_peers, self.set_peers, self.turn_over_instance]
-            + [self.set_alias, self.grow, self.touch, self.ask]
+            + [self.set_alias, self.grow, self.touch, self.ask, self.keep]
         )
 
     def step(self) -> None:
@@ -106,6 +106,13 @@ class Writer:
 
     def touch(self) -> None:
         self.table.touch(self.chance.choice(IDS), self.now_ms)
+
+    def keep(self) -> None:
+        """Keep some, up to half of the room."""
+        model_id = self.chance.choice(IDS)
+        half_units = self.table.capacity_units // 2
+        fits = self.table.kept_units + self.table.weight(model_id) <= half_units
+        self.table.keep(model_id, fits and self.chance.random() < 0.7)
 
     def ask(self) -> None:
         model_id = self.chance.choice(IDS)

@@ -55,7 +55,7 @@ class Pair:
 
     def compare(self, model_ids: list[str]) -> None:
         """Compare all that can be asked, but for what answering changes."""
-        for name in ("capacity_units", "used_units", "count"):
+        for name in ("capacity_units", "used_units", "count", "kept_units"):
             assert getattr(self.fast, name) == getattr(self.plain, name), name
         self.do("oldest")
         assert len(self.fast) == len(self.plain)
@@ -63,6 +63,7 @@ class Pair:
             assert (model_id in self.fast) == (model_id in self.plain), model_id
             for ask in ("state", "weight", "last_used", "in_flight", "flags", "concurrency_max"):
                 self.do(ask, model_id)
+            self.do("is_kept", model_id)
             self.do("peers", model_id)
             self.do("peer_loads", model_id)
         self.fast.check_invariants()
@@ -99,6 +100,10 @@ class InStep(RuleBasedStateMachine):
     @rule(model_id=model_ids, weight_units=weights)
     def set_weight(self, model_id: str, weight_units: int) -> None:
         self.pair.do("set_weight", model_id, weight_units)
+
+    @rule(model_id=model_ids, kept=st.booleans())
+    def keep(self, model_id: str, kept: bool) -> None:
+        self.pair.do("keep", model_id, kept)
 
     @rule(capacity_units=st.integers(0, 15))
     def set_capacity(self, capacity_units: int) -> None:
@@ -215,7 +220,7 @@ def test_a_long_run_with_many_models_in_step() -> None:
     for step in range(12_000):
         now_ms += chance.randrange(3)
         model_id = ids[int(chance.triangular(0, len(ids), 0))]
-        match chance.randrange(12):
+        match chance.randrange(13):
             case 0 | 1:
                 pair.do("put", model_id, chance.randrange(20), now_ms - chance.randrange(400))
             case 2:
@@ -230,6 +235,8 @@ def test_a_long_run_with_many_models_in_step() -> None:
                 pair.do("choose", model_id, chance.getrandbits(64), chance.sample(handles, 2))
             case 7 if step % 40 == 7:
                 pair.do("set_capacity", chance.randrange(1_000, 4_000))
+            case 9:
+                pair.do("keep", model_id, chance.random() < 0.6)
             case 8:
                 pair.do("report_load", chance.choice(handles), model_id, chance.randrange(9))
             case _:

@@ -206,3 +206,87 @@ def test_numbers_at_their_limits_are_held(make_table: MakeTable) -> None:
     assert table.used_units == 2 * U32_MAX
     assert list(table.cached()) == [("n", U32_MAX, 0), ("m", U32_MAX, 2**63 - 1)]
     assert ids_of(table.set_capacity(U32_MAX)) == ["n"]
+
+
+# --- what is kept --------------------------------------------------------------------------------
+
+
+def test_what_is_kept_goes_when_nothing_else_is_left(make_table: MakeTable) -> None:
+    table = make_table(6)
+    for number, model_id in enumerate("abcd"):
+        table.put(model_id, 1, 10 + number)
+    assert table.keep("b", True)
+    assert table.keep("a", True)
+    assert table.kept_units == 2
+    assert table.oldest() == ("c", 12)
+    assert [each[0] for each in table.cached()] == ["c", "d", "b", "a"]
+    # However young they are.
+    assert ids_of(table.put("e", 6, 99)) == ["c", "d", "e"]
+    assert table.oldest() is None
+    assert (table.used_units, table.count) == (2, 2)
+    assert ids_of(table.set_capacity(1)) == ["b"]
+    assert table.is_kept("a")
+    assert not table.is_kept("b")
+    assert table.kept_units == 1
+
+
+def test_what_is_kept_no_more_goes_by_its_time_again(make_table: MakeTable) -> None:
+    table = make_table(4)
+    for number, model_id in enumerate("abcd"):
+        table.put(model_id, 1, 10 + number)
+    table.keep("a", True)
+    table.keep("c", True)
+    table.touch("c", 13)
+    table.keep("a", False)
+    table.keep("c", False)
+    table.keep("c", False)
+    # "d" was put after "c", but before "c" was kept.
+    assert [each[0] for each in table.cached()] == ["a", "b", "d", "c"]
+    assert table.kept_units == 0
+    assert ids_of(table.set_capacity(1)) == ["a", "b", "d"]
+
+
+def test_what_is_kept_is_used_and_weighed_as_all_are(make_table: MakeTable) -> None:
+    table = make_table(10)
+    table.put("a", 2, 10)
+    table.put("b", 2, 20)
+    table.keep("a", True)
+    table.touch("a", 30)
+    assert table.last_used("a") == 30
+    assert table.set_weight("a", 9) == [("b", 2, 20)]
+    assert (table.kept_units, table.used_units) == (9, 9)
+    assert table.put("a", 3, 5) == []
+    assert (table.kept_units, table.last_used("a")) == (3, 30)
+    table.set_state("a", READY)
+    table.pin("a")
+    assert table.take_busy() == [("a", 1, 1)]
+    table.unpin("a")
+    assert table.remove("a") == ("a", 3, 30)
+    assert table.kept_units == 0
+    assert not table.is_kept("a")
+
+
+def test_what_leaves_is_kept_no_more(make_table: MakeTable) -> None:
+    table = make_table(3)
+    table.put("a", 1, 10)
+    table.keep("a", True)
+    table.remove("a")
+    assert not table.keep("a", True)
+    table.put("a", 1, 10)
+    table.put("b", 1, 20)
+    assert not table.is_kept("a")
+    assert ids_of(table.set_capacity(1)) == ["a"]
+    assert not table.keep("unknown", True)
+    assert not table.is_kept("unknown")
+
+
+def test_kept_copies_cost_those_that_come_nothing(make_table: MakeTable) -> None:
+    table = make_table(4_000)
+    for each in range(2_000):
+        table.put(f"kept{each}", 1, 1_000_000)
+        table.keep(f"kept{each}", True)
+    for each in range(3_000):
+        evicted = ids_of(table.put(f"m{each}", 1, each))
+        assert evicted == ([f"m{each - 2_000}"] if each >= 2_000 else [])
+        table.touch(f"m{each}", each)
+    table.check_invariants()
