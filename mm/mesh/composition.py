@@ -1,14 +1,14 @@
 """What one instance is made of, and how its parts are put together (design section 7).
 
-Owns which part is given which. The life of the parts, their order of start and stop, is ``node``'s.
+Owns which part is given which; of what runs beside the calls that is ``services``'. The life of the
+parts, their order of start and stop, is ``node``'s.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from mm.config import Config
 from mm.core.accounting import UnloadAccounting
@@ -21,31 +21,23 @@ from mm.core.records import InstanceRecord
 from mm.core.sizing import CacheSizing
 from mm.mesh.concurrency import CallLimits
 from mm.mesh.copies import Copies
-from mm.mesh.drain import Drain
-from mm.mesh.filler import Filler
 from mm.mesh.first_loads import FirstLoads
 from mm.mesh.janitor import Janitor
-from mm.mesh.leader import Leader
 from mm.mesh.load_pusher import LoadPusher
 from mm.mesh.loader import Loader
 from mm.mesh.members import Members
 from mm.mesh.models import Models
 from mm.mesh.placer import Placer
 from mm.mesh.policies import Policies
-from mm.mesh.ports import Clock, Peers, Runtime, RuntimeParameters, Session, Store
+from mm.mesh.ports import Clock, Peers, Runtime, RuntimeParameters, Store
 from mm.mesh.preloader import Preloader
-from mm.mesh.publisher import Publisher
 from mm.mesh.readiness import Readiness
-from mm.mesh.reaper import Reaper
 from mm.mesh.registrar import Registrar
 from mm.mesh.registry import Registry
-from mm.mesh.restorer import Restorer
 from mm.mesh.router import Router
-from mm.mesh.scaler import Scaler, compose_scaler
 from mm.mesh.sentinel import Sentinel
 from mm.mesh.statistics import Counters
 from mm.mesh.statuses import Statuses
-from mm.mesh.trials import Trials
 from mm.mesh.vmodels import VModels
 from mm.mesh.waiters import Waiters
 from mm.table import Table
@@ -91,18 +83,6 @@ class Parts:
     readiness: Readiness
 
 
-@dataclass(frozen=True, slots=True)
-class Services:
-    """What runs beside the calls, once the instance has a session."""
-
-    publisher: Publisher
-    drain: Drain
-    scaler: Scaler
-    leader: Leader
-    #: Each is run until the instance stops, in a task of its own.
-    tasks: tuple[Callable[[], Coroutine[Any, Any, None]], ...]
-
-
 def compose(
     config: Config,
     ports: Ports,
@@ -110,7 +90,7 @@ def compose(
     own_record: Callable[[], InstanceRecord],
 ) -> Parts:
     """Put the parts together; nothing runs yet. ``own_record`` is asked only once all is there."""
-    counters, prefix = Counters(), _prefix(config)
+    counters, prefix = Counters(), prefix_of(config)
     registry = Registry(ports.store, f"{prefix}/registry/", config)
     vmodels = VModels(ports.store, f"{prefix}/vmodels/", config)
     sizing = _sizing(parameters)
@@ -175,87 +155,7 @@ def compose(
     )
 
 
-def compose_services(
-    config: Config,
-    ports: Ports,
-    parts: Parts,
-    session: Session,
-    own_record: Callable[[], InstanceRecord],
-) -> Services:
-    """Put together what needs the session; nothing runs yet."""
-    publisher = Publisher(
-        store=ports.store,
-        session=session,
-        members=parts.members,
-        copies=parts.copies,
-        limits=config,
-        own_record=own_record,
-    )
-    leader = Leader(
-        store=ports.store,
-        prefix=f"{_prefix(config)}/leaderLatch/",
-        me=config.instance_id,
-        session=session,
-    )
-    reaper = Reaper(
-        config=config,
-        registry=parts.registry,
-        members=parts.members,
-        leader=leader,
-        clock=ports.clock,
-    )
-    restorer = Restorer(
-        (parts.vmodels.mirror, parts.registry.mirror),
-        parts.members,
-        limits=config,
-        counters=parts.counters,
-    )
-    trials = Trials(
-        first_loads=parts.first_loads, loader=parts.loader, registry=parts.registry, config=config
-    )
-    drain = _drain(config, parts)
-    scaler = compose_scaler(config, ports.peers, parts, own_record)
-    filler = _filler(ports, parts, leader)
-    return Services(
-        publisher=publisher,
-        drain=drain,
-        scaler=scaler,
-        leader=leader,
-        tasks=(
-            restorer.run,
-            parts.waiters.run,
-            publisher.run,
-            parts.registrar.run,
-            parts.pusher.run,
-            parts.sentinel.run,
-            scaler.run,
-            leader.run,
-            parts.janitor.run,
-            reaper.run,
-            filler.run,
-            parts.readiness.run,
-            trials.run,
-        ),
-    )
-
-
-def _drain(config: Config, parts: Parts) -> Drain:
-    return Drain(
-        config=config,
-        registry=parts.registry,
-        registrar=parts.registrar,
-        copies=parts.copies,
-        members=parts.members,
-        preloader=parts.preloader,
-    )
-
-
-def _filler(ports: Ports, parts: Parts, leader: Leader) -> Filler:
-    now_ms, view = ports.clock.now_ms, parts.placer.view
-    return Filler(parts.registry, parts.members, leader, parts.preloader, lambda: view(now_ms()))
-
-
-def _prefix(config: Config) -> str:
+def prefix_of(config: Config) -> str:
     """Answer what all keys of the service begin with (spec core 1.2)."""
     return f"/{config.kv_prefix}/{config.service_name}"
 
@@ -339,7 +239,7 @@ def _members(
 ) -> Members:
     return Members(
         ports.store,
-        f"{_prefix(config)}/instances/",
+        f"{prefix_of(config)}/instances/",
         me=config.instance_id,
         table=copies.table,
         registry=registry,

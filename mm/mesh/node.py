@@ -19,13 +19,14 @@ from mm.core.constraints import TypeConstraints
 from mm.core.readiness import Unready
 from mm.core.records import InstanceRecord
 from mm.errors import NoRoomError, StartupError, StoreUnavailableError
-from mm.mesh.composition import Parts, Ports, Services, compose, compose_services
+from mm.mesh.composition import Parts, Ports, compose
 from mm.mesh.local_copy import Phase
 from mm.mesh.models import Models
 from mm.mesh.own_id import refuse_if_taken
 from mm.mesh.ports import Session
 from mm.mesh.readiness import Readiness
 from mm.mesh.router import Router
+from mm.mesh.services import Services, compose_services
 from mm.mesh.statistics import InstanceStatistics
 from mm.mesh.store_check import wait_for_store
 from mm.mesh.vmodel_manager import VModelManager, compose_vmodels

@@ -1,0 +1,115 @@
+"""What runs beside the calls, once an instance has a session, and how it is put together.
+
+Owns which of it is given which part of ``composition``. Its life is ``node``'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any
+
+from mm.config import Config
+from mm.core.records import InstanceRecord
+from mm.mesh.composition import Parts, Ports, prefix_of
+from mm.mesh.drain import Drain
+from mm.mesh.filler import Filler
+from mm.mesh.leader import Leader
+from mm.mesh.ports import Session
+from mm.mesh.publisher import Publisher
+from mm.mesh.reaper import Reaper
+from mm.mesh.restorer import Restorer
+from mm.mesh.scaler import Scaler, compose_scaler
+from mm.mesh.trials import Trials
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What runs beside the calls, once the instance has a session."""
+
+    publisher: Publisher
+    drain: Drain
+    scaler: Scaler
+    leader: Leader
+    #: Each is run until the instance stops, in a task of its own.
+    tasks: tuple[Callable[[], Coroutine[Any, Any, None]], ...]
+
+
+def compose_services(
+    config: Config,
+    ports: Ports,
+    parts: Parts,
+    session: Session,
+    own_record: Callable[[], InstanceRecord],
+) -> Services:
+    """Put together what needs the session; nothing runs yet."""
+    publisher = Publisher(
+        store=ports.store,
+        session=session,
+        members=parts.members,
+        copies=parts.copies,
+        limits=config,
+        own_record=own_record,
+    )
+    leader = Leader(
+        store=ports.store,
+        prefix=f"{prefix_of(config)}/leaderLatch/",
+        me=config.instance_id,
+        session=session,
+    )
+    reaper = Reaper(
+        config=config,
+        registry=parts.registry,
+        members=parts.members,
+        leader=leader,
+        clock=ports.clock,
+    )
+    restorer = Restorer(
+        (parts.vmodels.mirror, parts.registry.mirror),
+        parts.members,
+        limits=config,
+        counters=parts.counters,
+    )
+    trials = Trials(
+        first_loads=parts.first_loads, loader=parts.loader, registry=parts.registry, config=config
+    )
+    drain = _drain(config, parts)
+    scaler = compose_scaler(config, ports.peers, parts, own_record)
+    filler = _filler(ports, parts, leader)
+    return Services(
+        publisher=publisher,
+        drain=drain,
+        scaler=scaler,
+        leader=leader,
+        tasks=(
+            restorer.run,
+            parts.waiters.run,
+            publisher.run,
+            parts.registrar.run,
+            parts.pusher.run,
+            parts.sentinel.run,
+            scaler.run,
+            leader.run,
+            parts.janitor.run,
+            reaper.run,
+            filler.run,
+            parts.readiness.run,
+            trials.run,
+        ),
+    )
+
+
+def _drain(config: Config, parts: Parts) -> Drain:
+    return Drain(
+        config=config,
+        registry=parts.registry,
+        registrar=parts.registrar,
+        copies=parts.copies,
+        members=parts.members,
+        preloader=parts.preloader,
+    )
+
+
+def _filler(ports: Ports, parts: Parts, leader: Leader) -> Filler:
+    now_ms, view = ports.clock.now_ms, parts.placer.view
+    return Filler(parts.registry, parts.members, leader, parts.preloader, lambda: view(now_ms()))
