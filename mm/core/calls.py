@@ -21,6 +21,8 @@ from mm.errors import MeshError, StatusCode
 #: wrong; after three the next choice is one of four, known exactly. With two, one burst in twelve
 #: of 50 cold models still gave an instance more than twice its share (`mm sim cold-burst`).
 REFUSALS_MAX: Final = 3
+#: Models of one vmodel that may turn out to be missing during one call: switches are rare.
+MOVES_MAX: Final = 5
 _WORTH_A_RETRY: Final = frozenset({StatusCode.UNAVAILABLE, StatusCode.RESOURCE_EXHAUSTED})
 
 
@@ -102,6 +104,16 @@ class Call:
     #: The soonest useful retry, as the peers told that refused it.
     retry_after_ms: int | None = None
 
+    def moved_to(self, model_id: ModelId) -> Call:
+        """Answer the same call for another model, of which nothing was tried yet."""
+        return Call(
+            model_id,
+            method=self.method,
+            balanced=self.balanced,
+            deadline_s=self.deadline_s,
+            request_bytes=self.request_bytes,
+        )
+
     def hear_retry(self, retry_after_ms: int | None) -> None:
         """A peer refused it, and may have told when a retry makes sense."""
         if retry_after_ms is not None:
@@ -142,6 +154,8 @@ class Outcome(enum.Enum):
     #: The runtime beside the copy says that it does not have the model (NOT_FOUND and its
     #: disguises, spec core 2.8.4).
     LOST = "lost"
+    #: The peer has it from the store that the model is not registered any more.
+    NO_MODEL = "no-model"
     #: No connection to the upstream (peer or runtime), or it broke before an answer. As a hop
     #: result: my runtime is gone.
     UNREACHABLE = "unreachable"

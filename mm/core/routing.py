@@ -335,6 +335,7 @@ _RETRIES: Final = {
     Outcome.LOAD_REFUSED: Retry(Again.IF_COPY, may_load=False),
     # The peer has reloaded a lost model, if that could help: it is the model's own answer.
     Outcome.LOST: _NO_MORE,
+    Outcome.NO_MODEL: _NO_MORE,
 }
 
 

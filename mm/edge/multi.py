@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from mm.core.calls import Call, LocalRoute, Outcome, PeerRoute, Route
+from mm.core.calls import MOVES_MAX, Call, LocalRoute, Outcome, PeerRoute, Route
 from mm.core.headers import (
     Header,
     HeaderList,
@@ -98,16 +98,27 @@ class MultiCall:
     async def _ask(self, given_id: str, message: bytes) -> Answer:
         """Answer one model's answer, which is OK. Raises ``MeshError``."""
         router, incoming = self._proxy.router, self._incoming
-        if self._kind is IdKind.VMODEL:
-            model_id = await router.resolve(given_id)
-        else:
-            model_id = ModelId(given_id)
+        is_vmodel = self._kind is IdKind.VMODEL
+        model_id = await router.resolve(given_id) if is_vmodel else ModelId(given_id)
         call = Call(
             model_id,
             method=incoming.method,
             deadline_s=incoming.deadline_s,
             balanced=is_balanced(incoming.head.mesh),
         )
+        missing: set[ModelId] = set()
+        while True:
+            try:
+                return await self._ask_model(call, message)
+            except ModelNotFoundError:
+                if not is_vmodel or len(missing) == MOVES_MAX:
+                    raise
+            # The vmodel's model went away between two looks: we go where it went.
+            missing.add(call.model_id)
+            call = call.moved_to(await router.resolve(given_id, missing))
+
+    async def _ask_model(self, call: Call, message: bytes) -> Answer:
+        router = self._proxy.router
         while True:
             route = await router.route(call)
             answer: Answer | None = None
@@ -131,6 +142,8 @@ class MultiCall:
             if answer is not None and status.code == StatusCode.OK:
                 return answer
             if outcome is Outcome.ANSWERED or not again:
+                if outcome is Outcome.NO_MODEL:
+                    raise call.failure or ModelNotFoundError
                 if answer is not None and answer.trailers is not None:
                     raise CallError(status.code or 2, status.message, answer.trailers)
                 raise call.failure or RuntimeUnavailableError(status.message)

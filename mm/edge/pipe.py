@@ -156,8 +156,7 @@ class ProxiedCall:
                 self._pass_on(attempt, route, outcome, text)
                 return
             refusals = 0
-            self.incoming.drop_held()
-            self._held_bytes = 0
+            self._give_up_held()
             route = await self._ask()
 
     async def _ask(self) -> Route:
@@ -208,6 +207,10 @@ class ProxiedCall:
     def _pass_on(self, attempt: Attempt | None, route: Route, outcome: Outcome, text: str) -> None:
         """Answer with what the failed attempt left."""
         incoming = self.incoming
+        if outcome is Outcome.NO_MODEL and self.may_repeat and self.call.failure is not None:
+            # Where a vmodel named the model, it has moved on.
+            self._give_up_held()
+            raise self.call.failure
         if attempt is not None and attempt.held_trailers is not None:
             if attempt.held_headers is not None:
                 self.answer_headers(attempt.held_headers)
@@ -273,6 +276,10 @@ class ProxiedCall:
         if self._keeps:
             self._keeps = self.incoming.hold(self._kept_bytes - self._held_bytes)
             self._held_bytes = self._kept_bytes
+
+    def _give_up_held(self) -> None:
+        self.incoming.drop_held()
+        self._held_bytes = 0
 
     def _send_pieces(self, attempt: Attempt) -> None:
         pieces = self._pieces

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 
 from mm.config import Config
-from mm.core.calls import Call, Hop, LocalRoute, Route
+from mm.core.calls import MOVES_MAX, Call, Hop, LocalRoute, Route
 from mm.core.dataplane import RpcConfig
 from mm.core.headers import IdKind, check_id, is_balanced, read_ids
 from mm.core.hop_headers import HopRequest, read_hop_request
@@ -81,25 +81,19 @@ class Proxy:
         call.deadline_s = incoming.deadline_s
         proxied = ProxiedCall(self, incoming, call)
         incoming.read_by(proxied)
+        missing: set[ModelId] = set()
         try:
-            await proxied.run()
-        except ModelNotFoundError:
-            proxied.note_load()
-            if vmodel_id is None or not proxied.may_repeat:
-                raise
-            # The vmodel's model went away between two looks; if it moved on, so do we, once
-            # (spec core 2.15).
-            model_id = await self.router.resolve(vmodel_id)
-            if model_id == call.model_id:
-                raise
-            proxied.call = Call(
-                model_id,
-                method=call.method,
-                balanced=call.balanced,
-                deadline_s=call.deadline_s,
-                request_bytes=call.request_bytes,
-            )
-            await proxied.run()
+            while True:
+                try:
+                    await proxied.run()
+                    return
+                except ModelNotFoundError:
+                    if vmodel_id is None or not proxied.may_repeat or len(missing) == MOVES_MAX:
+                        raise
+                # The vmodel's model went away between two looks: we go where it went.
+                missing.add(proxied.call.model_id)
+                model_id = await self.router.resolve(vmodel_id, missing)
+                proxied.call = proxied.call.moved_to(model_id)
         except MeshError:
             proxied.note_load()
             raise

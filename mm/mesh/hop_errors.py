@@ -11,6 +11,7 @@ from mm.errors import (
     LoadFailedError,
     LoadTimeoutError,
     MeshError,
+    ModelNotFoundError,
     NoRoomError,
     QueueFullError,
     RuntimeUnavailableError,
@@ -24,6 +25,8 @@ _RESULTS = (
     (StoreUnavailableError, Outcome.STALE),
     (RuntimeUnavailableError, Outcome.UNREACHABLE),
     (LoadFailedError, Outcome.LOAD_FAILED),
+    # The model of a vmodel that moved on: its sender asks for the next one.
+    (ModelNotFoundError, Outcome.NO_MODEL),
 )
 
 

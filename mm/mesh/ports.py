@@ -8,7 +8,7 @@ the world that can be answered to a client is a ``MeshError``; anything else tha
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -367,8 +367,10 @@ class Router(Protocol):
         """Hear that an answer comes: if the call waited at a peer, that is over."""
         ...
 
-    async def resolve(self, vmodel_id: str) -> ModelId:
-        """Answer the active model of a vmodel; raises ``ModelNotFoundError``."""
+    async def resolve(self, vmodel_id: str, missing: Collection[ModelId] = ()) -> ModelId:
+        """Answer the model that calls of a vmodel go to, once some were found ``missing`` one that
+        was not; raises ``MeshError``.
+        """
         ...
 
     def report_state(self, call: Call, route: PeerRoute, state: str) -> None:

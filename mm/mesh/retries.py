@@ -16,6 +16,7 @@ from mm.core.routing import Again, retry_after
 from mm.errors import (
     LoadFailedError,
     LoadTimeoutError,
+    ModelNotFoundError,
     NoRoomError,
     QueueFullError,
     RuntimeUnavailableError,
@@ -60,6 +61,8 @@ class Retries:
                 call.failure = LoadFailedError(message, is_permanent=is_permanent)
             case Outcome.LOAD_TIMEOUT:
                 call.failure = LoadTimeoutError(message)
+            case Outcome.NO_MODEL:
+                call.failure = ModelNotFoundError(message)
         call.load_failures_count += outcome in _LOAD_FAILURES
         return self._remember(call, route.instance_id, outcome, message, is_here=False)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 import anyio
@@ -207,9 +207,9 @@ class Router:
             again = self._retries.failed_here(call, outcome, message)
         return again is Again.YES or (again is Again.IF_COPY and self._decisions.has_copy(call))
 
-    async def resolve(self, vmodel_id: str) -> ModelId:
-        """Answer the active model of a vmodel; raises ``ModelNotFoundError``."""
-        return await self._vmodels.resolve(vmodel_id)
+    async def resolve(self, vmodel_id: str, missing: Collection[ModelId] = ()) -> ModelId:
+        """Answer the model of a vmodel, not one that is ``missing``; raises ``MeshError``."""
+        return await self._vmodels.resolve(vmodel_id, missing)
 
     def in_flight(self, model_id: ModelId) -> int:
         """Answer the calls that the local copy has in flight."""

@@ -6,15 +6,16 @@ Owns look-ups and waiting for changes. Changing them is ``vmodel_writer``'s.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 
 import anyio
 
 from mm.core.ids import ModelId
 from mm.core.records import RecordError, VModelRecord
-from mm.errors import ModelNotFoundError
+from mm.errors import MeshError, ModelNotFoundError, StatusCode
 from mm.limits import Limits
-from mm.mesh.look_ups import LookUps
+from mm.mesh.look_ups import ANSWER_S, LookUps
 from mm.mesh.mirror import Mirror
 from mm.mesh.ports import Item, Store
 
@@ -24,6 +25,12 @@ logger = logging.getLogger(__name__)
 VModelListener = Callable[[str, VModelRecord | None], None]
 
 
+@dataclass(frozen=True, slots=True)
+class _Broken:
+    model_id: ModelId
+    until_s: float
+
+
 class VModels:
     """Every vmodel record of the cluster, as this instance sees it."""
 
@@ -31,6 +38,9 @@ class VModels:
         self.mirror = Mirror(store, prefix, self._changed)
         self.look_ups = LookUps(store, self.mirror, limits)
         self.run = self.mirror.run
+        #: Vmodels whose model is missing, as the store said a moment ago, the oldest first.
+        self._broken: dict[str, _Broken] = {}
+        self._broken_max = limits.look_ups_per_s_max
         self._listeners: list[VModelListener] = []
         #: Set at the next change of the vmodel; there while somebody waits.
         self._waited_for: dict[str, anyio.Event] = {}
@@ -63,15 +73,35 @@ class VModels:
         item = await self.look_ups.read(vmodel_id)
         return None if item is None else _decode(item)
 
-    async def resolve(self, vmodel_id: str) -> ModelId:
-        """Answer the active model.
+    async def resolve(self, vmodel_id: str, missing: Collection[ModelId] = ()) -> ModelId:
+        """Answer the active model. If models that it was before turned out to be ``missing``: what
+        the store says it is now, else the target (spec core 2.15).
 
-        Raises ``ModelNotFoundError``, ``StoreUnavailableError`` or ``LimitError``.
+        Raises ``ModelNotFoundError``, ``StoreUnavailableError`` or ``LimitError``; INTERNAL if
+        there is no other model.
         """
-        record = await self.find(vmodel_id)
-        if record is None:
-            raise ModelNotFoundError("vmodel not found")
-        return record.active_model_id
+        if missing:
+            return await self._resolve_anew(vmodel_id, missing)
+        return _required(await self.find(vmodel_id)).active_model_id
+
+    async def _resolve_anew(self, vmodel_id: str, missing: Collection[ModelId]) -> ModelId:
+        now_s = anyio.current_time()
+        told = self._broken.get(vmodel_id)
+        # A switch deletes the old model in the same transaction, so a vmodel whose model is missing
+        # stays broken until somebody mends it: each call need not ask the store for that.
+        if told is None or told.until_s < now_s or told.model_id not in missing:
+            record = _required(await self.read(vmodel_id))
+            for model_id in (record.active_model_id, record.target_model_id):
+                if model_id and model_id not in missing:
+                    return model_id
+            self._broken.pop(vmodel_id, None)
+            if len(self._broken) >= self._broken_max:
+                del self._broken[next(iter(self._broken))]
+            told = self._broken[vmodel_id] = _Broken(record.target_model_id, now_s + ANSWER_S)
+        raise MeshError(
+            f"Target model {told.model_id} of vmodel {vmodel_id} not found",
+            code=StatusCode.INTERNAL,
+        )
 
     async def wait_change(self, vmodel_id: str) -> None:
         """Return at the next change of the vmodel that is seen here."""
@@ -90,6 +120,12 @@ class VModels:
             record = None if item is None else _decode(item)
             for listener in self._listeners:
                 listener(vmodel_id, record)
+
+
+def _required(record: VModelRecord | None) -> VModelRecord:
+    if record is None:
+        raise ModelNotFoundError("vmodel not found")
+    return record
 
 
 def _decode(item: Item) -> VModelRecord | None:

@@ -351,6 +351,7 @@ YES, IF_COPY, NO = Again.YES, Again.IF_COPY, Again.NO
         (Outcome.LOAD_TIMEOUT, YES, True, True, True),
         (Outcome.LOAD_REFUSED, IF_COPY, True, True, False),
         (Outcome.LOST, NO, True, True, True),
+        (Outcome.NO_MODEL, NO, True, True, True),
         (Outcome.RUNTIME_UNAVAILABLE, IF_COPY, True, False, False),
         (Outcome.EXHAUSTED, IF_COPY, True, False, False),
         (Outcome.REDIRECT, YES, False, False, True),

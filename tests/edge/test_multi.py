@@ -10,7 +10,7 @@ import grpc.aio
 import pytest
 
 from mm.core.calls import Call, Outcome, Route
-from mm.errors import LoadFailedError
+from mm.errors import LoadFailedError, ModelNotFoundError
 from tests.edge.upstream import PATIENCE_S, serve_proxy
 
 pytestmark = pytest.mark.anyio
@@ -62,6 +62,28 @@ async def test_vmodels_and_injection() -> None:
         assert reply == b"a=\n\x01a;b=\n\x01b;"
         error = await _fail(client.unary_unary("/t.S/By")(b"\x12\x03", metadata=_ids("a", "b")))
         assert error.code() == grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_vmodels_that_move_on_and_one_that_cannot() -> None:
+    async with serve_proxy(external=False) as there, serve_proxy() as here, here.client() as client:
+        here.runtime.scripts["By"] = _by_model
+        here.router.vmodels = {"v": "gone a", "w": "told b", "x": "gone"}
+        here.router.unknown.add("gone")
+        gone = ModelNotFoundError()
+        gone.hop_result = Outcome.NO_MODEL.value
+        there.router.answers = [gone]
+        real = here.router.route
+
+        async def route(call: Call) -> Route:
+            is_told = call.model_id == "told"
+            return here.peer_route("told", address=there.address) if is_told else await real(call)
+
+        here.router.route = route  # type: ignore[method-assign]
+        names = [("mm-vmodel-id", name) for name in "vw"]
+        method = client.unary_unary("/t.S/By")
+        assert await method(b"q", metadata=names) == b"a=q;b=q;"
+        error = await _fail(method(b"q", metadata=[*names, ("mm-vmodel-id", "x")]))
+        assert (error.code(), error.details()) == (grpc.StatusCode.INTERNAL, "nothing left of x")
 
 
 @pytest.mark.parametrize("absent", ["absent", "unknown"])

@@ -11,7 +11,7 @@ import grpc
 import grpc.aio
 import pytest
 
-from mm.core.calls import Outcome
+from mm.core.calls import MOVES_MAX, Outcome
 from mm.core.dataplane import DataplaneConfig, RpcConfig
 from mm.edge.h2 import EXTERNAL_LIMITS
 from mm.edge.h2.messages import frame_message
@@ -39,14 +39,16 @@ async def _fail(call: Any) -> grpc.aio.AioRpcError:
         ((("mm-model-id", "m"),), "m"),
         ((("mm-model-id-bin", "mø".encode()),), "mø"),
         ((("mm-model-id", "m"), ("mm-model-id-bin", b"\xff")), "m"),
-        ((("mm-vmodel-id", "v"),), "m of v"),
-        ((("mm-vmodel-id-bin", b"v"),), "m of v"),
+        ((("mm-vmodel-id", "v"),), "m-of-v"),
+        ((("mm-vmodel-id-bin", b"v"),), "m-of-v"),
+        ((("mm-vmodel-id-bin", "vü".encode()),), "m-of-vü"),
+        ((("mm-vmodel-id", "v"), ("mm-vmodel-id-bin", b"\xff")), "m-of-v"),
         ((("tas-model-id", "t"),), "t"),
     ],
 )
 async def test_ids_in_headers(metadata: Metadata, model_id: str) -> None:
     async with serve_proxy() as stand, stand.client() as client:
-        stand.router.vmodels["v"] = "m of v"
+        stand.router.vmodels = {"v": "m-of-v", "vü": "m-of-vü"}
         await client.unary_unary("/t.S/Unary")(b"", metadata=metadata)
         assert stand.router.calls[0].model_id == model_id
         seen = dict(stand.runtime.metadata[0])
@@ -79,6 +81,16 @@ async def test_ids_in_headers(metadata: Metadata, model_id: str) -> None:
             grpc.StatusCode.INVALID_ARGUMENT,
             "header mm-model-id-bin cannot be decoded",
         ),
+        (
+            (("mm-vmodel-id-bin", b"\xff"),),
+            grpc.StatusCode.INVALID_ARGUMENT,
+            "header mm-vmodel-id-bin cannot be decoded",
+        ),
+        (
+            (("mm-model-id-bin", b"m"), ("mm-vmodel-id-bin", b"v")),
+            grpc.StatusCode.INVALID_ARGUMENT,
+            "must include only one of model id and vmodel id",
+        ),
         ((("mm-model-id", "nobody"),), grpc.StatusCode.NOT_FOUND, "model not found"),
         ((("mm-vmodel-id", "nobody"),), grpc.StatusCode.NOT_FOUND, "vmodel not found"),
     ],
@@ -99,24 +111,49 @@ async def test_more_ids_than_one_call_may_name() -> None:
         assert error.details() == "3 ids in one call; at most 2 may be"
 
 
+VMODEL = (("mm-vmodel-id", "v"), ("mm-balanced", "true"))
+
+
 async def test_a_vmodel_that_moves_on_while_its_model_goes() -> None:
     async with serve_proxy() as stand, stand.client() as client:
-        names = iter(["gone", "new"])
-
-        async def resolve(vmodel_id: str) -> Any:
-            return next(names, "new")
-
-        stand.router.resolve = resolve  # type: ignore[method-assign]
-        stand.router.unknown.add("gone")
-        reply = await client.unary_unary("/t.S/Unary")(b"q", metadata=(("mm-vmodel-id", "v"),))
-        assert reply == b"echo:q"
-        assert [call.model_id for call in stand.router.calls] == ["gone", "new"]
-        # Where it did not move on, the model's absence is the answer.
+        stand.router.vmodels["v"] = "gone gone-too new"
+        stand.router.unknown = {"gone", "gone-too"}
+        method = client.unary_unary("/t.S/Unary")
+        assert await method(b"q", metadata=VMODEL) == b"echo:q"
+        assert [call.model_id for call in stand.router.calls] == ["gone", "gone-too", "new"]
+        assert all(call.balanced for call in stand.router.calls)
         stand.router.unknown.add("new")
-        error = await _fail(
-            client.unary_unary("/t.S/Unary")(b"q", metadata=(("mm-vmodel-id", "v"),))
-        )
-        assert error.code() == grpc.StatusCode.NOT_FOUND
+        error = await _fail(method(b"q", metadata=VMODEL))
+        assert (error.code(), error.details()) == (grpc.StatusCode.INTERNAL, "nothing left of v")
+
+
+async def test_a_vmodel_that_moves_on_and_on_is_followed_so_far() -> None:
+    async with serve_proxy() as stand, stand.client() as client:
+        stand.router.vmodels["v"] = " ".join(f"m{number}" for number in range(99))
+        stand.router.unknown = {f"m{number}" for number in range(99)}
+        error = await _fail(client.unary_unary("/t.S/Unary")(b"q", metadata=VMODEL))
+        assert (error.code(), error.details()) == (grpc.StatusCode.NOT_FOUND, "model not found")
+        assert len(stand.router.calls) == MOVES_MAX + 1
+
+
+@pytest.mark.parametrize("kind", ["Unary", "Both"])
+async def test_a_vmodel_that_moves_on_as_a_peer_knows_first(kind: str) -> None:
+    """Whoever is asked to load the old model has read in the store that there is none."""
+    async with serve_proxy(external=False) as there, serve_proxy() as here, here.client() as client:
+        gone = ModelNotFoundError()
+        gone.hop_result = Outcome.NO_MODEL.value
+        for metadata, code in ((VMODEL, None), (ID, grpc.StatusCode.NOT_FOUND)):
+            there.router.answers = [gone]
+            here.router.vmodels["v"] = "m new"
+            here.router.answers = [here.peer_route("m", address=there.address)]
+            call = client.stream_stream(f"/t.S/{kind}")(iter([b"q"]), metadata=metadata)
+            if code is None:
+                assert [part async for part in call] in ([b"echo:q"], [b"re:q"])
+                assert here.router.calls[-1].model_id == "new"
+            else:
+                assert await call.code() == code
+                assert await call.details() == "model not found"
+        assert here.server.held_bytes == 0
 
 
 async def test_balanced_callers_are_told_to_the_router() -> None:

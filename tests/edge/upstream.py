@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -24,7 +24,7 @@ from mm.edge.h2 import (
     TransportLimits,
 )
 from mm.edge.proxy import Proxy
-from mm.errors import MeshError, ModelNotFoundError, WaitersFullError
+from mm.errors import MeshError, ModelNotFoundError, StatusCode, WaitersFullError
 
 #: Far above what anything here takes, far below pytest's own time limit.
 #: Ends what hangs; no test asserts how fast anything is by it.
@@ -82,6 +82,8 @@ class FakeRouter:
 
     def finished(self, call: Call, route: Route, outcome: Outcome, message: str = "") -> bool:
         self.answer_began(call)
+        if outcome is Outcome.NO_MODEL:
+            call.failure = ModelNotFoundError(message)
         self.finishes.append((outcome, message))
         self.finished_event.set()
         return self.again.pop(0) if self.again else False
@@ -101,10 +103,14 @@ class FakeRouter:
             call.waits = False
             self._set_waiting(-1)
 
-    async def resolve(self, vmodel_id: str) -> ModelId:
+    async def resolve(self, vmodel_id: str, missing: Collection[ModelId] = ()) -> ModelId:
+        """A vmodel "v" that is "a b" was "a" until that turned out to be missing, and then "b"."""
         if vmodel_id not in self.vmodels:
             raise ModelNotFoundError("vmodel not found")
-        return ModelId(self.vmodels[vmodel_id])
+        for model_id in self.vmodels[vmodel_id].split():
+            if model_id not in missing:
+                return ModelId(model_id)
+        raise MeshError(f"nothing left of {vmodel_id}", code=StatusCode.INTERNAL)
 
     def report_state(self, call: Call, route: PeerRoute, state: str) -> None:
         self.states.append(state)

@@ -8,7 +8,8 @@ from dataclasses import replace
 import anyio
 import pytest
 
-from mm.core.calls import Hop, LocalRoute, Outcome
+from mm.core.calls import Call, Hop, LocalRoute, Outcome
+from mm.core.ids import ModelId
 from mm.edge.memory_store import Fault
 from mm.errors import (
     LoadFailedError,
@@ -19,10 +20,11 @@ from mm.errors import (
     StatusCode,
     StoreUnavailableError,
 )
+from mm.mesh.models import EnsureRequest
 from mm.mesh.ports import RuntimeParameters
-from mm.testing.cluster import running_cluster, small_parameters
+from mm.testing.cluster import running_cluster, small_parameters, until
 from mm.testing.fake_runtime import DEFAULT_PARAMETERS, MIB, FakeRuntime
-from tests.mesh.calls import FAST, call_for, loaded_at, loads
+from tests.mesh.calls import FAST, call_for, give_back, loaded_at, loads
 
 pytestmark = pytest.mark.anyio
 
@@ -248,3 +250,35 @@ async def test_a_peer_without_a_store_ends_no_call_that_others_can_serve() -> No
         with pytest.raises(StoreUnavailableError) as caught:
             await cluster["b"].send(call_for("m", hop=Hop.LOAD_LOCAL))
         assert caught.value.hop_result == "stale", "it cannot write that it loads: ask another"
+
+
+@pytest.mark.parametrize("hop", [Hop.HIT_ONLY, Hop.LOAD_LOCAL])
+async def test_a_peer_says_of_what_it_waited_for_that_it_was_unregistered(hop: Hop) -> None:
+    """The word that lets the sender of a vmodel's call look where the vmodel went."""
+    async with running_cluster("a", "b", plan=FAST) as cluster:
+        await cluster["a"].register("m")
+        cluster["b"].runtime.plan("m", load_s=3600)
+        call = Call(ModelId("m"), hop=Hop.LOAD_LOCAL, hops_left=0)
+        request = EnsureRequest(ModelId("m"), sync=False)
+        await cluster["b"].node.models.ensure_loaded(request, call)
+
+        async def unregister() -> None:
+            await until(lambda: cluster["b"].node.statistics().waiting_calls == 1)
+            await cluster["a"].node.models.unregister(ModelId("m"))
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(unregister)
+            with pytest.raises(ModelNotFoundError, match="model not found") as caught:
+                await cluster["b"].node.router.route(call_for(hop=hop, hops_left=1))
+            assert caught.value.hop_result == "no-model"
+        with pytest.raises(ModelNotFoundError) as caught:
+            await cluster["b"].node.router.route(call_for(hop=Hop.LOAD_LOCAL))
+        assert caught.value.hop_result == "no-model"
+
+
+async def test_a_call_whose_peer_says_so_is_over() -> None:
+    async with running_cluster("a", "b", plan=FAST) as cluster:
+        await loaded_at(cluster, "b")
+        call = call_for()
+        assert not await give_back(cluster["a"], call, Outcome.NO_MODEL, "model not found")
+        assert isinstance(call.failure, ModelNotFoundError)
