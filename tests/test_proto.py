@@ -107,10 +107,26 @@ SERVICES = {
 #: What ours has beside it: messages of its own, fields from 100 of the contract's, and methods.
 OWN_MESSAGES = {
     "SetModelPolicyRequest": "modelId:string=1 min_copies:int32=2 pinned:bool=3",
+    "ListModelsRequest": "page_size:int32=1 page_token:string=2 id_prefix:string=3 type:string=4"
+    " status:ModelStatusInfo.ModelStatus=5",
+    "ListModelsResponse": "models:*ListedModel=1 next_page_token:string=2",
+    "ListedModel": "model_id:string=1 type:string=2 path:string=3 status:ModelStatusInfo=4"
+    " last_used_ms:uint64=5 size_bytes:uint64=6 references:int32=7 vmodel_ids:*string=8"
+    " min_copies:int32=9 pinned:bool=10",
+    "ListVModelsRequest": "page_size:int32=1 page_token:string=2 id_prefix:string=3 owner:string=4"
+    " status:VModelStatusInfo.VModelStatus=5",
+    "ListVModelsResponse": "vmodels:*ListedVModel=1 next_page_token:string=2",
+    "ListedVModel": "vmodel_id:string=1 owner:string=2 active_model_id:string=3"
+    " target_model_id:string=4 status:VModelStatusInfo.VModelStatus=5",
+    "WatchRequest": "id:string=1 id_prefix:string=2",
     "ModelPolicyInfo": "min_copies:int32=1 pinned:bool=2 ready_copies:int32=3",
 }
 OWN_FIELDS = {"RegisterModelRequest": "min_copies:int32=100 pinned:bool=101"}
-OWN_METHODS = {"setModelPolicy(SetModelPolicyRequest)ModelPolicyInfo"}
+OWN_METHODS = {
+    "setModelPolicy(SetModelPolicyRequest)ModelPolicyInfo",
+    "listModels(ListModelsRequest)ListModelsResponse",
+    "listVModels(ListVModelsRequest)ListVModelsResponse",
+}
 
 FieldProto = descriptor_pb2.FieldDescriptorProto
 

@@ -35,6 +35,7 @@ from mm.edge.h2 import (
 )
 from mm.edge.health import add_health
 from mm.edge.kv_config import Embedded, EtcdTarget, Memory, parse
+from mm.edge.listing import add_listing
 from mm.edge.management import Management
 from mm.edge.memory_store import MemoryStore
 from mm.edge.peers import GrpcPeers, PeerService
@@ -181,6 +182,7 @@ class Instance:
             self._proxies.append(proxy)
             table.fallback = proxy
         VModelManagement(node.vmodels).add_to(services)
+        add_listing(services, node.parts)
         self._health = add_health(services)
         self._health.set_serving(node.unready is None)
         add_reflection(services)

@@ -56,6 +56,13 @@ def decode(message_type: type[M], data: bytes) -> M:
         raise NotAMessageError(f"not a valid {message_type.__name__}: {exc}") from exc
 
 
+def message_class(name: str) -> Any:
+    """Answer protobuf's own class of a message, which is many times as fast as betterproto2's: for
+    answers with thousands of them.
+    """
+    return GetMessageClass(_pool().FindMessageTypeByName(name))
+
+
 @cache
 def _strict_type(message_type: type[betterproto2.Message]) -> Any:
     """Answer protobuf's own class for it; None if there are no descriptors."""

@@ -15,6 +15,7 @@ from dataclasses import replace
 import anyio
 from anyio.abc import TaskStatus
 
+from mm.core.sorted_ids import SortedIds
 from mm.mesh.ports import Delete, Item, Put, Resync, Store, WatchEvent, Write
 from mm.table import ID_BYTES_MAX
 
@@ -34,7 +35,7 @@ class Mirror:
     reads and writes of this process, in any order.
 
     Invariants: 1. an entry's revision only rises, as long as the store is the same one; 2. the
-    listener is called exactly once for each change of the map, after it; 3. what was deleted, by
+    listeners are called exactly once for each change of the map, after it; 3. what was deleted, by
     whomever, is not brought back by an event or an answer that is older than the deletion; 4. every
     id in the map is one that the table can hold: what else stands in the store is named in the log,
     and skipped.
@@ -46,8 +47,10 @@ class Mirror:
 
     def __init__(self, store: Store, prefix: str, listener: Listener) -> None:
         self._store = store
-        self._listener = listener
+        self._listeners = [listener]
         self._items: dict[str, Item] = {}
+        #: The ids of these, for listings.
+        self.ids = SortedIds()
         #: Those known only from a store that is no more, in order; their items have revision 0.
         self._unconfirmed: dict[str, None] = {}
         #: Deleted by this process, event still to come: the revision that the record had.
@@ -70,6 +73,18 @@ class Mirror:
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._items)
+
+    def listen(self, listener: Listener) -> None:
+        """Have one more told of every change, after those that are there."""
+        self._listeners.append(listener)
+
+    def unlisten(self, listener: Listener) -> None:
+        """Tell it of nothing any more."""
+        self._listeners.remove(listener)
+
+    def _tell(self, key_id: str, item: Item | None) -> None:
+        for listener in self._listeners:
+            listener(key_id, item)
 
     @property
     def skipped_count(self) -> int:
@@ -128,7 +143,7 @@ class Mirror:
         """Give up what nobody has written to the new store."""
         for key_id in self.unconfirmed():
             self._drop(key_id)
-            self._listener(key_id, None)
+            self._tell(key_id, None)
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Follow the table until cancelled; reports started once the whole table is here."""
@@ -178,7 +193,7 @@ class Mirror:
         elif known.mod_revision <= mod_revision:
             self._drop(key_id)
             self._deleted[key_id] = mod_revision
-            self._listener(key_id, None)
+            self._tell(key_id, None)
 
     def _put(self, item: Item) -> None:
         key_id = item.key[len(self.prefix) :]
@@ -191,9 +206,11 @@ class Mirror:
         if item.mod_revision <= self._deleted.get(key_id, 0):
             return
         self._deleted.pop(key_id, None)
+        if known is None:
+            self.ids.add(key_id)
         self._items[key_id] = item
         self._unconfirmed.pop(key_id, None)
-        self._listener(key_id, item)
+        self._tell(key_id, item)
 
     def _skip(self, key_id: str) -> None:
         if key_id not in self._skipped:
@@ -203,6 +220,7 @@ class Mirror:
 
     def _drop(self, key_id: str) -> None:
         del self._items[key_id]
+        self.ids.remove(key_id)
         self._unconfirmed.pop(key_id, None)
 
     def _removed(self, key_id: str, mod_revision: int) -> None:
@@ -212,7 +230,7 @@ class Mirror:
         known = self._items.get(key_id)
         if known is not None and known.mod_revision < mod_revision:
             self._drop(key_id)
-            self._listener(key_id, None)
+            self._tell(key_id, None)
 
     def _keep_unconfirmed(self) -> None:
         if self._items:
@@ -245,7 +263,7 @@ class Mirror:
         self._skipped.intersection_update(present)
         for key_id in gone:
             self._drop(key_id)
-            self._listener(key_id, None)
+            self._tell(key_id, None)
         for item in items:
             self._put(item)
 

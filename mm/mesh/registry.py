@@ -84,6 +84,16 @@ class Registry:
         item = self._mirror.get(model_id)
         return None if item is None else self._parse(model_id, item)
 
+    def peek(self, model_id: ModelId) -> ModelRecord | None:
+        """Answer what ``get`` does, and keep nothing: for whoever looks at all of them in turn."""
+        item = self._mirror.get(model_id)
+        if item is None:
+            return None
+        cached = self._parsed.get(model_id)
+        if cached is not None and cached[0] == item.mod_revision:
+            return cached[1]
+        return self._decode(model_id, item)
+
     async def find(
         self, model_id: ModelId, *, is_known_to_peer: bool = False
     ) -> ModelRecord | None:
@@ -197,16 +207,20 @@ class Registry:
         if cached is not None and cached[0] == item.mod_revision:
             self._parsed.move_to_end(model_id)
             return cached[1]
+        record = self._decode(model_id, item)
+        if record is not None:
+            self._remember(model_id, item.mod_revision, record)
+        return record
+
+    def _decode(self, model_id: str, item: Item) -> ModelRecord | None:
         if self._corrupt.get(model_id) == item.mod_revision:
             return None
         try:
-            record = ModelRecord.decode(item.value)
+            return ModelRecord.decode(item.value)
         except RecordError as exc:
             self._corrupt[model_id] = item.mod_revision
             logger.error("record %s skipped: %s", item.key, exc)
             return None
-        self._remember(model_id, item.mod_revision, record)
-        return record
 
     def _remember(self, model_id: str, mod_revision: int, record: ModelRecord) -> None:
         self._corrupt.pop(model_id, None)

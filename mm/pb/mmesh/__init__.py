@@ -11,6 +11,12 @@ __all__ = (
     "ExamplePredictorStub",
     "GetStatusRequest",
     "GetVModelStatusRequest",
+    "ListModelsRequest",
+    "ListModelsResponse",
+    "ListVModelsRequest",
+    "ListVModelsResponse",
+    "ListedModel",
+    "ListedVModel",
     "LoadModelRequest",
     "LoadModelResponse",
     "ModelInfo",
@@ -40,8 +46,10 @@ __all__ = (
     "UnregisterModelResponse",
     "VModelStatusInfo",
     "VModelStatusInfoVModelStatus",
+    "WatchRequest",
 )
 
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -187,6 +195,151 @@ class GetVModelStatusRequest(betterproto2.Message):
 
 
 default_message_pool.register_message("mmesh", "GetVModelStatusRequest", GetVModelStatusRequest)
+
+
+@dataclass(eq=False, repr=False)
+class ListedModel(betterproto2.Message):
+    model_id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+
+    type: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
+
+    path: "str" = betterproto2.field(3, betterproto2.TYPE_STRING)
+
+    status: "ModelStatusInfo | None" = betterproto2.field(
+        4, betterproto2.TYPE_MESSAGE, optional=True
+    )
+
+    last_used_ms: "int" = betterproto2.field(5, betterproto2.TYPE_UINT64)
+    """
+    Milliseconds since the epoch, as the record says: up to seven hours behind.
+    """
+
+    size_bytes: "int" = betterproto2.field(6, betterproto2.TYPE_UINT64)
+    """
+    Of one copy, as measured where it is loaded; 0 while nobody has.
+    """
+
+    references: "int" = betterproto2.field(7, betterproto2.TYPE_INT32)
+    """
+    How many vmodels refer to it, counting active and target, and the first of them by id.
+    """
+
+    vmodel_ids: "list[str]" = betterproto2.field(8, betterproto2.TYPE_STRING, repeated=True)
+
+    min_copies: "int" = betterproto2.field(9, betterproto2.TYPE_INT32)
+    """
+    As in SetModelPolicyRequest.
+    """
+
+    pinned: "bool" = betterproto2.field(10, betterproto2.TYPE_BOOL)
+
+
+default_message_pool.register_message("mmesh", "ListedModel", ListedModel)
+
+
+@dataclass(eq=False, repr=False)
+class ListedVModel(betterproto2.Message):
+    vmodel_id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+
+    owner: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
+
+    active_model_id: "str" = betterproto2.field(3, betterproto2.TYPE_STRING)
+
+    target_model_id: "str" = betterproto2.field(4, betterproto2.TYPE_STRING)
+
+    status: "VModelStatusInfoVModelStatus" = betterproto2.field(
+        5, betterproto2.TYPE_ENUM, default_factory=lambda: VModelStatusInfoVModelStatus(0)
+    )
+
+
+default_message_pool.register_message("mmesh", "ListedVModel", ListedVModel)
+
+
+@dataclass(eq=False, repr=False)
+class ListModelsRequest(betterproto2.Message):
+    page_size: "int" = betterproto2.field(1, betterproto2.TYPE_INT32)
+    """
+    At most so many; 0 for 100, more than 1000 are never told at a time. A page may have fewer, or none, before the
+    end: it also ends after so many records were looked at.
+    """
+
+    page_token: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
+    """
+    The next_page_token of the page before; empty for the first.
+    """
+
+    id_prefix: "str" = betterproto2.field(3, betterproto2.TYPE_STRING)
+    """
+    Only ids that begin with it.
+    """
+
+    type: "str" = betterproto2.field(4, betterproto2.TYPE_STRING)
+    """
+    Only models of this type; empty for any.
+    """
+
+    status: "ModelStatusInfoModelStatus" = betterproto2.field(
+        5, betterproto2.TYPE_ENUM, default_factory=lambda: ModelStatusInfoModelStatus(0)
+    )
+    """
+    Only models with this status; NOT_FOUND for any.
+    """
+
+
+default_message_pool.register_message("mmesh", "ListModelsRequest", ListModelsRequest)
+
+
+@dataclass(eq=False, repr=False)
+class ListModelsResponse(betterproto2.Message):
+    models: "list[ListedModel]" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, repeated=True)
+
+    next_page_token: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
+    """
+    Empty: that was the last page.
+    """
+
+
+default_message_pool.register_message("mmesh", "ListModelsResponse", ListModelsResponse)
+
+
+@dataclass(eq=False, repr=False)
+class ListVModelsRequest(betterproto2.Message):
+    page_size: "int" = betterproto2.field(1, betterproto2.TYPE_INT32)
+    """
+    As in ListModelsRequest.
+    """
+
+    page_token: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
+
+    id_prefix: "str" = betterproto2.field(3, betterproto2.TYPE_STRING)
+
+    owner: "str" = betterproto2.field(4, betterproto2.TYPE_STRING)
+    """
+    Only vmodels of this owner; empty for any.
+    """
+
+    status: "VModelStatusInfoVModelStatus" = betterproto2.field(
+        5, betterproto2.TYPE_ENUM, default_factory=lambda: VModelStatusInfoVModelStatus(0)
+    )
+    """
+    Only vmodels with this status; NOT_FOUND for any.
+    """
+
+
+default_message_pool.register_message("mmesh", "ListVModelsRequest", ListVModelsRequest)
+
+
+@dataclass(eq=False, repr=False)
+class ListVModelsResponse(betterproto2.Message):
+    vmodels: "list[ListedVModel]" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, repeated=True)
+
+    next_page_token: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
+    """
+    Empty: that was the last page.
+    """
+
+
+default_message_pool.register_message("mmesh", "ListVModelsResponse", ListVModelsResponse)
 
 
 @dataclass(eq=False, repr=False)
@@ -615,6 +768,22 @@ class VModelStatusInfo(betterproto2.Message):
 default_message_pool.register_message("mmesh", "VModelStatusInfo", VModelStatusInfo)
 
 
+@dataclass(eq=False, repr=False)
+class WatchRequest(betterproto2.Message):
+    id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    Only this id; empty for any.
+    """
+
+    id_prefix: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
+    """
+    Only ids that begin with it.
+    """
+
+
+default_message_pool.register_message("mmesh", "WatchRequest", WatchRequest)
+
+
 class ExamplePredictorStub(betterproto2_grpclib.ServiceStub):
     async def predict(
         self,
@@ -827,6 +996,95 @@ class ModelMeshStub(betterproto2_grpclib.ServiceStub):
             deadline=deadline,
             metadata=metadata,
         )
+
+    async def list_models(
+        self,
+        message: "ListModelsRequest",
+        *,
+        timeout: "float | None" = None,
+        deadline: "Deadline | None" = None,
+        metadata: "MetadataLike | None" = None,
+    ) -> "ListModelsResponse":
+        """
+        Lists models by id, a page at a time, as the called instance knows them: no store and no peer is asked. What is
+        registered from the first page to the last is told exactly once, whatever comes and goes meanwhile. (This and what
+        follows is not in Java's API.)
+        """
+
+        return await self._unary_unary(
+            "/mmesh.ModelMesh/listModels",
+            message,
+            ListModelsResponse,
+            timeout=timeout,
+            deadline=deadline,
+            metadata=metadata,
+        )
+
+    async def list_v_models(
+        self,
+        message: "ListVModelsRequest",
+        *,
+        timeout: "float | None" = None,
+        deadline: "Deadline | None" = None,
+        metadata: "MetadataLike | None" = None,
+    ) -> "ListVModelsResponse":
+        """
+        Lists vmodels in the same way.
+        """
+
+        return await self._unary_unary(
+            "/mmesh.ModelMesh/listVModels",
+            message,
+            ListVModelsResponse,
+            timeout=timeout,
+            deadline=deadline,
+            metadata=metadata,
+        )
+
+    async def watch_models(
+        self,
+        message: "WatchRequest",
+        *,
+        timeout: "float | None" = None,
+        deadline: "Deadline | None" = None,
+        metadata: "MetadataLike | None" = None,
+    ) -> "AsyncIterator[ListedModel]":
+        """
+        Tells of each change of models from now on, as what the model is then: NOT_FOUND for one that is gone. Several
+        changes in a row may be told as one, but the last is always told. The answer's headers say that it has begun.
+        """
+
+        async for response in self._unary_stream(
+            "/mmesh.ModelMesh/watchModels",
+            message,
+            ListedModel,
+            timeout=timeout,
+            deadline=deadline,
+            metadata=metadata,
+        ):
+            yield response
+
+    async def watch_v_models(
+        self,
+        message: "WatchRequest",
+        *,
+        timeout: "float | None" = None,
+        deadline: "Deadline | None" = None,
+        metadata: "MetadataLike | None" = None,
+    ) -> "AsyncIterator[ListedVModel]":
+        """
+        Tells of each change of vmodels in the same way.
+        """
+
+        async for response in self._unary_stream(
+            "/mmesh.ModelMesh/watchVModels",
+            message,
+            ListedVModel,
+            timeout=timeout,
+            deadline=deadline,
+            metadata=metadata,
+        ):
+            yield response
 
 
 class ModelRuntimeStub(betterproto2_grpclib.ServiceStub):

@@ -1,0 +1,55 @@
+"""Which vmodels refer to a model: the index behind lists of models.
+
+Made from the mirror of the vmodels, event by event. That a model is referred to at all is in its
+own record, which is what counts (``refs``); this only tells by whom.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from mm.core.ids import ModelId, VModelId
+from mm.core.records import VModelRecord
+from mm.mesh.vmodels import VModels
+
+#: Of the vmodels that refer to one model so many are told: whoever wants all lists the vmodels.
+TOLD_MAX: Final = 100
+
+
+class VModelReferences:
+    """Model -> vmodels whose active or target it is."""
+
+    def __init__(self, vmodels: VModels) -> None:
+        self._models: dict[str, tuple[ModelId, ...]] = {}
+        self._vmodels: dict[ModelId, set[VModelId]] = {}
+        for key_id in vmodels.mirror:
+            self._changed(key_id, vmodels.get(key_id))
+        vmodels.listen(self._changed)
+
+    def of(self, model_id: ModelId) -> tuple[VModelId, ...]:
+        """Answer the vmodels that refer to a model, by id; not more than ``TOLD_MAX``."""
+        return tuple(sorted(self._vmodels.get(model_id, ()))[:TOLD_MAX])
+
+    def _changed(self, key_id: str, record: VModelRecord | None) -> None:
+        models = _models_of(record)
+        known = self._models.get(key_id, ())
+        if models == known:
+            return
+        vmodel_id = VModelId(key_id)
+        for model_id in known:
+            vmodels = self._vmodels[model_id]
+            vmodels.discard(vmodel_id)
+            if not vmodels:
+                del self._vmodels[model_id]
+        for model_id in models:
+            self._vmodels.setdefault(model_id, set()).add(vmodel_id)
+        if models:
+            self._models[key_id] = models
+        else:
+            self._models.pop(key_id, None)
+
+
+def _models_of(record: VModelRecord | None) -> tuple[ModelId, ...]:
+    if record is None:
+        return ()
+    return tuple(dict.fromkeys((record.active_model_id, record.target_model_id)))

@@ -1,0 +1,109 @@
+"""Who wants to be told of each change of models or vmodels, until he leaves.
+
+A watch keeps the ids that changed, not what they became: that is looked up when it is sent. So a
+client that reads slowly hears less often, never too little, and what is kept for him is bounded by
+the ids there are, and by ``PENDING_MAX``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Final
+
+import anyio
+
+from mm.core.ids import InstanceId
+from mm.errors import LimitError
+from mm.mesh.mirror import Mirror
+from mm.mesh.ports import Item
+
+#: Watches at an instance; each looks at each change.
+WATCHES_MAX: Final = 100
+#: Ids that changed and were not told yet, of one watch: a few MB. A client that is further behind
+#: had better list anew.
+PENDING_MAX: Final = 20_000
+
+#: Answers the ids that are concerned when an instance came or went.
+Held = Callable[[InstanceId], Iterable[str]]
+
+
+class Watch:
+    """The ids that changed since they were taken, in the order of their first change."""
+
+    def __init__(self, key_id: str = "", prefix: str = "") -> None:
+        self._key_id = key_id
+        self._prefix = prefix
+        self._pending: dict[str, None] = {}
+        self._news = anyio.Event()
+        self._is_behind = False
+
+    def heard(self, key_id: str) -> None:
+        """Note a change of an id."""
+        if (self._key_id and key_id != self._key_id) or not key_id.startswith(self._prefix):
+            return
+        if len(self._pending) >= PENDING_MAX and key_id not in self._pending:
+            self._is_behind = True
+            self._pending.clear()
+        if not self._is_behind:
+            self._pending[key_id] = None
+        self._news.set()
+
+    async def next(self) -> str:
+        """Wait for a change and answer its id. Raises ``LimitError`` once too many were missed."""
+        while not self._pending:
+            if self._is_behind:
+                raise LimitError(
+                    f"the client reads too slowly: more than {PENDING_MAX} changes wait; list anew,"
+                    " and watch fewer ids"
+                )
+            self._news = anyio.Event()
+            await self._news.wait()
+        key_id = next(iter(self._pending))
+        del self._pending[key_id]
+        return key_id
+
+
+class Watches:
+    """The watches of one table.
+
+    With ``instances`` and ``held``, what an instance holds changes with its coming and going.
+    """
+
+    def __init__(
+        self, table: Mirror, instances: Mirror | None = None, held: Held | None = None
+    ) -> None:
+        self._watches: list[Watch] = []
+        self._held = held
+        self._present: set[str] = set()
+        table.listen(self._changed)
+        if instances is not None:
+            self._present.update(instances)
+            instances.listen(self._instance_changed)
+
+    def __len__(self) -> int:
+        return len(self._watches)
+
+    @contextmanager
+    def open(self, key_id: str = "", prefix: str = "") -> Iterator[Watch]:
+        """Watch an id, or all with a prefix. Raises ``LimitError``."""
+        if len(self._watches) >= WATCHES_MAX:
+            raise LimitError(f"{WATCHES_MAX} watches are open at this instance, the limit")
+        watch = Watch(key_id, prefix)
+        self._watches.append(watch)
+        try:
+            yield watch
+        finally:
+            self._watches.remove(watch)
+
+    def _changed(self, key_id: str, _item: Item | None) -> None:
+        for watch in self._watches:
+            watch.heard(key_id)
+
+    def _instance_changed(self, key_id: str, item: Item | None) -> None:
+        if (item is not None) == (key_id in self._present):
+            return
+        (self._present.add if item is not None else self._present.discard)(key_id)
+        if self._held is not None and self._watches:
+            for held_id in self._held(InstanceId(key_id)):
+                self._changed(held_id, None)

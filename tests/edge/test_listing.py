@@ -1,0 +1,186 @@
+"""Lists and watches on the wire: every field, what is refused, and a server that stops."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import pytest
+from grpclib.client import Channel
+from grpclib.exceptions import GRPCError, StreamTerminatedError
+
+from mm.core.copy_record import CopyStage
+from mm.core.ids import InstanceId, ModelId
+from mm.core.model_policy import ModelPolicy
+from mm.core.records import ModelInfo, ModelRecord, VModelRecord
+from mm.edge.h2 import EXTERNAL_LIMITS, GrpcServer
+from mm.edge.listing import add_listing
+from mm.edge.unary import ServiceTable
+from mm.mesh.ports import Write
+from mm.pb import mmesh
+from mm.testing.cluster import PREFIX, Cluster, running_cluster, until
+from tests.edge.upstream import PATIENCE_S
+
+pytestmark = pytest.mark.anyio
+GONE = InstanceId("gone")
+S, V = mmesh.ModelStatusInfoModelStatus, mmesh.VModelStatusInfoVModelStatus
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """One instance, and a client of its lists."""
+
+    cluster: Cluster
+    server: GrpcServer
+    stub: mmesh.ModelMeshStub
+
+    async def store(self, table: str, name: str, value: bytes | None) -> None:
+        """Write behind its back, and wait until it has heard."""
+        key = f"{PREFIX}/{table}/{name}"
+        self.cluster.server.transact([Write(key, value, if_revision=None)])
+        parts = self.cluster["a"].node.parts
+        mirror = parts.vmodels.mirror if table == "vmodels" else parts.registry.mirror
+
+        def heard() -> bool:
+            item = mirror.get(name)
+            return (None if item is None else item.value) == value
+
+        await until(heard)
+
+
+@asynccontextmanager
+async def serving() -> AsyncIterator[Served]:
+    async with running_cluster("a") as cluster:
+        table = ServiceTable()
+        add_listing(table, cluster["a"].node.parts)
+        server = GrpcServer(table, limits=EXTERNAL_LIMITS, external=True)
+        channel = Channel("127.0.0.1", await server.start("127.0.0.1", 0))
+        try:
+            yield Served(cluster, server, mmesh.ModelMeshStub(channel))
+        finally:
+            channel.close()
+            await server.stop(0)
+
+
+async def test_every_field_of_a_model() -> None:
+    async with serving() as served:
+        record = ModelRecord(ModelInfo("t", "a/pfäd", "secret"), references=2, last_used_ms=7)
+        record = record.with_policy(ModelPolicy(3, pinned=True))
+        record = record.with_copy(GONE, 5, 1)
+        record = record.with_copy_state(GONE, CopyStage.READY, 6, 3)
+        record = record.with_failure(InstanceId("b"), 2**63 - 1, "broken")
+        await served.store("registry", "m ü", record.encode())
+        await served.store("vmodels", "v", VModelRecord(ModelId("m ü"), ModelId("x")).encode())
+        reply = await served.stub.list_models(mmesh.ListModelsRequest())
+        (model,) = reply.models
+        assert model.status is not None
+        copies = [(c.location, c.copy_status) for c in model.status.model_copy_infos]
+        assert (model.model_id, model.type, model.path) == ("m ü", "t", "a/pfäd")
+        assert (model.last_used_ms, model.size_bytes) == (7, 3 * 8192)
+        assert (model.references, model.vmodel_ids) == (2, ["v"])
+        assert (model.min_copies, model.pinned) == (3, True)
+        assert model.status.status == S.LOADING_FAILED
+        assert model.status.errors == ["broken"]
+        assert copies == [("b", S.LOADING_FAILED), (GONE, S.UNKNOWN)]
+        assert b"secret" not in bytes(reply)
+        assert reply.next_page_token == ""
+
+
+async def test_numbers_that_no_field_can_hold() -> None:
+    """Anything may stand in a record: it is told as far as it goes."""
+    async with serving() as served:
+        record = ModelRecord(ModelInfo("t"), references=-(2**40), last_used_ms=-1)
+        await served.store("registry", "m1", record.encode())
+        record = ModelRecord(ModelInfo("t"), references=2**40, copies={GONE: -1})
+        await served.store("registry", "m2", record.encode())
+        one, two = (await served.stub.list_models(mmesh.ListModelsRequest())).models
+        assert (one.references, one.last_used_ms) == (0, 0)
+        assert (two.references, two.vmodel_ids) == (2**31 - 1, [])
+
+
+async def test_pages_and_filters_of_vmodels() -> None:
+    async with serving() as served:
+        for number in range(5):
+            owner = "isvc" if number % 2 else "ksp"
+            record = VModelRecord(ModelId("m1"), ModelId(f"m{number}"), owner)
+            await served.store("vmodels", f"v{number}", record.encode())
+        first = await served.stub.list_v_models(mmesh.ListVModelsRequest(page_size=2))
+        assert [v.vmodel_id for v in first.vmodels] == ["v0", "v1"]
+        rest = await served.stub.list_v_models(
+            mmesh.ListVModelsRequest(page_token=first.next_page_token, owner="ksp")
+        )
+        (two, four) = rest.vmodels
+        assert (two.vmodel_id, two.owner, two.active_model_id, two.target_model_id) == (
+            ("v2", "ksp", "m1", "m2")
+        )
+        assert (two.status, four.vmodel_id) == (V.TRANSITIONING, "v4")
+        found = await served.stub.list_v_models(mmesh.ListVModelsRequest(status=V.DEFINED))
+        assert [v.vmodel_id for v in found.vmodels] == ["v1"]
+
+
+async def test_what_is_refused() -> None:
+    async with serving() as served:
+        with pytest.raises(GRPCError, match="page_size is -1"):
+            await served.stub.list_models(mmesh.ListModelsRequest(page_size=-1))
+        with pytest.raises(GRPCError, match="there is no status 77"):
+            await served.stub.list_v_models(mmesh.ListVModelsRequest(status=V(77)))
+
+
+async def test_a_watch_tells_changes_until_the_server_stops() -> None:
+    async with serving() as served:
+        told: asyncio.Queue[mmesh.ListedModel] = asyncio.Queue()
+
+        async def watch() -> None:
+            async for model in served.stub.watch_models(mmesh.WatchRequest(id_prefix="m")):
+                told.put_nowait(model)
+
+        task = asyncio.create_task(watch())
+        record = ModelRecord(ModelInfo("t", "p"))
+        # Until the watch is there, its news are lost: it does not begin with what there is.
+        async with asyncio.timeout(PATIENCE_S):
+            while told.empty():
+                await served.store("registry", "m", None)
+                await served.store("registry", "m", record.encode())
+                await asyncio.wait({task}, timeout=0.01)
+        while not told.empty():
+            first = told.get_nowait()
+        assert (first.model_id, first.path, first.status) == (
+            ("m", "p", mmesh.ModelStatusInfo(status=S.NOT_LOADED))
+        )
+        await served.store("registry", "n", record.encode())
+        await served.store("registry", "m", None)
+        async with asyncio.timeout(PATIENCE_S):
+            gone = await told.get()
+        assert gone.status is not None
+        assert (gone.model_id, gone.path, gone.status.status) == ("m", "", S.NOT_FOUND)
+        async with asyncio.timeout(PATIENCE_S):
+            await served.server.stop(PATIENCE_S)
+        # grpclib tells of the end of the connection if that comes before it has read the status.
+        with pytest.raises((GRPCError, StreamTerminatedError)):
+            await task
+
+
+async def test_a_watch_of_vmodels() -> None:
+    async with serving() as served:
+        began = asyncio.Event()
+        told: asyncio.Queue[mmesh.ListedVModel] = asyncio.Queue()
+
+        async def watch() -> None:
+            began.set()
+            async for vmodel in served.stub.watch_v_models(mmesh.WatchRequest(id="v")):
+                told.put_nowait(vmodel)
+
+        task = asyncio.create_task(watch())
+        await began.wait()
+        number = 0
+        async with asyncio.timeout(PATIENCE_S):
+            while told.empty():
+                number += 1
+                record = VModelRecord(ModelId("m1"), ModelId(f"m{number}"), "o")
+                await served.store("vmodels", "v", record.encode())
+                await asyncio.wait({task}, timeout=0.01)
+        first = told.get_nowait()
+        assert (first.vmodel_id, first.owner, first.active_model_id) == ("v", "o", "m1")
+        task.cancel()
