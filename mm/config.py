@@ -18,46 +18,25 @@ from mm.core.constraints import NO_CONSTRAINTS, TypeConstraints
 from mm.core.dataplane import DataplaneConfig
 from mm.core.ids import InstanceId
 from mm.core.load_failures import FailureRules
+from mm.core.static_models import StaticModel
 from mm.core.versions import RELEASE_NUMBER, RELEASE_VERSION, version_number
+from mm.endpoints import (
+    DEFAULT_RUNTIME_ENDPOINTS,
+    Endpoint,
+    runtime_endpoints,
+    serving_endpoint,
+)
 from mm.environment import Environment, wrong
 from mm.errors import ConfigError
 from mm.known_variables import ELSEWHERE, MEANINGLESS, NOT_YET, TLS_NOT_YET
 from mm.limits import MIB, Limits
 from mm.scaling_settings import ScalingSettings, copy_calls_max, scaling_settings
 
-#: The runtime's places when nothing is said of it; both are tried, the first that is READY wins.
-DEFAULT_RUNTIME_SOCKET_PATH: Final = "/tmp/mmesh/grpc.sock"
-DEFAULT_RUNTIME_PORT: Final = 8085
-
 #: Characters of a pod's name that make its instance id: the replica set's hash and the pod's own
 #: suffix. Short, because the id stands in many registry records (around 1.2).
 POD_ID_LENGTH: Final = 12
 
 LogLevel = Literal["debug", "info", "warning", "error"]
-
-
-@dataclass(frozen=True, slots=True)
-class TcpEndpoint:
-    """A place to connect to."""
-
-    host: str
-    port: int
-
-    def __str__(self) -> str:
-        return f"{self.host}:{self.port}"
-
-
-@dataclass(frozen=True, slots=True)
-class UnixEndpoint:
-    """A Unix socket to connect to."""
-
-    path: str
-
-    def __str__(self) -> str:
-        return f"unix:{self.path}"
-
-
-Endpoint = TcpEndpoint | UnixEndpoint
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,10 +89,7 @@ class Config(Limits):
     labels: tuple[str, ...] = ()
 
     #: INTERNAL_GRPC_PORT or INTERNAL_GRPC_SOCKET_PATH: the runtime, to be tried in this order.
-    runtime_endpoints: tuple[Endpoint, ...] = (
-        UnixEndpoint(DEFAULT_RUNTIME_SOCKET_PATH),
-        TcpEndpoint("localhost", DEFAULT_RUNTIME_PORT),
-    )
+    runtime_endpoints: tuple[Endpoint, ...] = DEFAULT_RUNTIME_ENDPOINTS
     #: INTERNAL_SERVING_GRPC_...: where inferences go; None: where the runtime is managed.
     runtime_serving_endpoint: Endpoint | None = None
 
@@ -133,6 +109,12 @@ class Config(Limits):
     type_constraints: TypeConstraints = NO_CONSTRAINTS
     #: MM_TYPE_CONSTRAINTS_PATH: a file that is read again whenever it changes.
     type_constraints_path: str = ""
+
+    #: MM_AUTO_REGISTER_MODELS, and then those that the file names as well: what an instance
+    #: registers when it starts.
+    static_models: tuple[StaticModel, ...] = ()
+    #: MM_AUTO_REGISTER_MODEL_PATH: a file that is read again whenever it changes.
+    static_models_path: str = ""
 
     #: MM_LOAD_FAILURE_EXPIRY_TIME_MS: how long a failed load keeps an instance from trying again.
     load_failure_expiry_ms: int = 900_000
@@ -188,7 +170,6 @@ class Config(Limits):
         alone = kv_store in ("embedded", "memory")
         advertise_host, address_warnings = _advertise_host(env, alone=alone)
         grpc_port, peer_port = _ports(env)
-        endpoints = _runtime_endpoints(env)
         version, version_warnings = _version(env)
         return cls(
             service_name=_service_name(env, alone=alone),
@@ -206,8 +187,8 @@ class Config(Limits):
             location=env.text_or_nothing("MM_LOCATION") or advertise_host,
             zone=env.text_or_nothing("MM_ZONE") or "",
             labels=_labels(env),
-            runtime_endpoints=endpoints,
-            runtime_serving_endpoint=_serving_endpoint(env),
+            runtime_endpoints=runtime_endpoints(env),
+            runtime_serving_endpoint=serving_endpoint(env),
             message_bytes_max=env.integer(
                 "MM_SVC_GRPC_MAX_MSG_SIZE",
                 default=16 * MIB,
@@ -229,6 +210,10 @@ class Config(Limits):
             dataplane_config_path=json_settings.existing_file(env, "MM_DATAPLANE_CONFIG_PATH"),
             type_constraints=json_settings.type_constraints(env),
             type_constraints_path=json_settings.existing_file(env, "MM_TYPE_CONSTRAINTS_PATH"),
+            static_models=json_settings.static_models(env),
+            static_models_path=json_settings.existing_file(
+                env, "MM_AUTO_REGISTER_MODEL_PATH", "MM_AUTO_REGISTER_MODELS_PATH"
+            ),
             load_failure_expiry_ms=_milliseconds(
                 env, "MM_LOAD_FAILURE_EXPIRY_TIME_MS", default=900_000, minimum=1
             ),
@@ -237,14 +222,7 @@ class Config(Limits):
             eviction=env.choice("MM_EVICTION", default="lru", allowed=("lru", "cost")),
             copy_calls_max=copy_calls_max(env),
             scaling=scaling_settings(env),
-            shutdown_timeout_s=env.integer(
-                "SHUTDOWN_TIMEOUT_MS",
-                default=30_000,
-                minimum=1,
-                maximum=24 * 3600 * 1000,
-                meaning="milliseconds",
-            )
-            / 1000,
+            shutdown_timeout_s=_shutdown_timeout_s(env),
             log_each_invoke=env.boolean("MM_LOG_EACH_INVOKE", default=False),
             log_level=_log_level(env),
             warnings=address_warnings + version_warnings + _unused_labels(env) + _unused(env),
@@ -255,6 +233,12 @@ def _probation_ms(env: Environment) -> int:
     name = "BOOTSTRAP_CLEARANCE_PERIOD_MS"
     period_ms = _milliseconds(env, name, default=180_000, minimum=0)
     return period_ms if env.boolean("MM_FAILFAST_UPGRADE_ENABLED", default=True) else 0
+
+
+def _shutdown_timeout_s(env: Environment) -> float:
+    name, day_ms = "SHUTDOWN_TIMEOUT_MS", 24 * 3600 * 1000
+    limits = {"default": 30_000, "minimum": 1, "maximum": day_ms}
+    return env.integer(name, **limits, meaning="milliseconds") / 1000
 
 
 def _milliseconds(env: Environment, name: str, *, default: int, minimum: int) -> int:
@@ -376,30 +360,6 @@ def _ports(env: Environment) -> tuple[int, int]:
             f"MM_SVC_GRPC_PORT and MM_PEER_PORT are both {peer_port}; they must differ"
         )
     return grpc_port, peer_port
-
-
-def _endpoint(env: Environment, port_name: str, path_name: str) -> Endpoint | None:
-    env.not_both(port_name, path_name, "the runtime listens on a port or on a Unix socket")
-    path = env.text(path_name)
-    if path is not None:
-        return UnixEndpoint(path)
-    if env.is_set(port_name):
-        return TcpEndpoint("localhost", env.port(port_name, default=DEFAULT_RUNTIME_PORT))
-    return None
-
-
-def _runtime_endpoints(env: Environment) -> tuple[Endpoint, ...]:
-    endpoint = _endpoint(env, "INTERNAL_GRPC_PORT", "INTERNAL_GRPC_SOCKET_PATH")
-    if endpoint is not None:
-        return (endpoint,)
-    return (
-        UnixEndpoint(DEFAULT_RUNTIME_SOCKET_PATH),
-        TcpEndpoint("localhost", DEFAULT_RUNTIME_PORT),
-    )
-
-
-def _serving_endpoint(env: Environment) -> Endpoint | None:
-    return _endpoint(env, "INTERNAL_SERVING_GRPC_PORT", "INTERNAL_SERVING_GRPC_SOCKET_PATH")
 
 
 def _labels(env: Environment) -> tuple[str, ...]:

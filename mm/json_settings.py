@@ -10,7 +10,9 @@ from pathlib import Path
 
 from mm.core.constraints import NO_CONSTRAINTS, TypeConstraints, parse_type_constraints
 from mm.core.dataplane import DataplaneConfig, parse_dataplane_config
+from mm.core.static_models import StaticModel, parse_static_models
 from mm.environment import Environment, wrong
+from mm.errors import ConfigError
 
 
 def dataplane_config(env: Environment) -> DataplaneConfig:
@@ -44,11 +46,26 @@ def type_constraints(env: Environment) -> TypeConstraints:
         raise wrong(name, text, f"JSON like {shape}; {exc}") from exc
 
 
-def existing_file(env: Environment, name: str) -> str:
+def existing_file(env: Environment, *names: str) -> str:
     """Answer the path of a file that is there, empty if unset; its content may change later."""
-    path = env.text(name)
+    path = env.text(*names)
     if path is None:
         return ""
+    name = next(each for each in names if env.is_set(each))
     if not Path(path).is_file():
         raise wrong(name, path, "a file that exists")
     return path
+
+
+def static_models(env: Environment) -> tuple[StaticModel, ...]:
+    """Answer the models of the variable; a file of more is read by whoever follows it."""
+    found = env.find("MM_AUTO_REGISTER_MODELS", "MM_AUTO_REGISTER_MODEL")
+    if found is None or not found[1].strip():
+        return ()
+    name, text = found
+    try:
+        return parse_static_models(text, name)
+    except ValueError as exc:
+        # The value itself is not repeated: a `key` in it may hold credentials.
+        shape = '[{"modelId": "id", "modelInfo": {"type": "type", "path": "path"}}]'
+        raise ConfigError(f"{name} is not valid: {exc}; allowed: JSON like {shape}") from exc

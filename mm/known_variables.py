@@ -9,10 +9,6 @@ from typing import Final
 
 #: Variables of the Java mesh that will mean something here, but do not yet.
 NOT_YET: Final = (
-    "MM_AUTO_REGISTER_MODEL",
-    "MM_AUTO_REGISTER_MODELS",
-    "MM_AUTO_REGISTER_MODELS_PATH",
-    "MM_AUTO_REGISTER_MODEL_PATH",
     "MM_INFO_METRICS",
     "MM_LEGACY_ERRORS",
     "MM_LOG_PROMETHEUS_REQS",

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from mm.config import Config, TcpEndpoint, UnixEndpoint
+from mm.config import Config
 from mm.core.dataplane import DataplaneConfig, RpcConfig, parse_dataplane_config
 from mm.core.ids import InstanceId
 from mm.core.load_failures import FailureRules
+from mm.endpoints import TcpEndpoint, UnixEndpoint
 from mm.errors import ConfigError
 from mm.known_variables import ELSEWHERE, MEANINGLESS, NOT_YET, TLS_NOT_YET
 from mm.limits import Limits
@@ -405,3 +406,33 @@ def test_wrong_type_constraints_are_named() -> None:
 def test_labels_without_constraints_are_worth_a_warning() -> None:
     (warning,) = read(MM_LABELS="gpu").warnings
     assert "MM_LABELS is set, but no type constraints" in warning
+
+
+class TestStaticModels:
+    JSON = '[{"modelId": "m", "modelInfo": {"type": "t", "key": "secret"}}]'
+
+    def test_from_a_variable(self) -> None:
+        for name in ("MM_AUTO_REGISTER_MODELS", "MM_AUTO_REGISTER_MODEL"):
+            config = read(**{name: self.JSON})
+            assert [each.model_id for each in config.static_models] == ["m"]
+            assert config.warnings == ()
+        assert read(MM_AUTO_REGISTER_MODELS="").static_models == ()
+
+    def test_the_newer_name_counts(self) -> None:
+        config = read(MM_AUTO_REGISTER_MODELS=self.JSON, MM_AUTO_REGISTER_MODEL="[]")
+        assert len(config.static_models) == 1
+
+    def test_the_file_has_to_be_there(self, tmp_path: Path) -> None:
+        path = tmp_path / "models"
+        for name in ("MM_AUTO_REGISTER_MODEL_PATH", "MM_AUTO_REGISTER_MODELS_PATH"):
+            assert "a file that exists" in error_of(MEMORY | {name: str(path)})
+        path.write_text("")
+        both = read(MM_AUTO_REGISTER_MODEL_PATH=str(path), MM_AUTO_REGISTER_MODELS=self.JSON)
+        assert both.static_models_path == str(path)
+        assert len(both.static_models) == 1
+
+    def test_an_error_names_the_entry_and_no_key(self) -> None:
+        error = error_of(MEMORY | {"MM_AUTO_REGISTER_MODELS": self.JSON.replace('"t"', "1")})
+        assert error.startswith("MM_AUTO_REGISTER_MODELS is not valid: entry 1 of MM_AUTO_REGIS")
+        assert '(model "m")' in error
+        assert "secret" not in error

@@ -25,6 +25,7 @@ TABLE = ("mm._lru", "mm.table")
 FOUNDATION = ("mm.errors", "mm.core")
 SETTINGS = (
     "mm.config",
+    "mm.endpoints",
     "mm.environment",
     "mm.json_settings",
     "mm.scaling_settings",

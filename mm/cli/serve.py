@@ -63,6 +63,9 @@ Behaviour:
   MM_LOAD_FAILURE_EXPIRY_TIME_MS  how long a failed load is not tried again     [900000]
   MM_TYPE_CONSTRAINTS             JSON: which instances, by their labels, load which types
   MM_TYPE_CONSTRAINTS_PATH        or a file with it, read again when it changes
+  MM_AUTO_REGISTER_MODELS         JSON: models to register at the start
+  MM_AUTO_REGISTER_MODEL_PATH, MM_AUTO_REGISTER_MODELS_PATH
+                                  or a file with it, read again when it changes
   MM_MAX_MODELS                   no more are registered; 0: no limit [1000000]
   MM_MIN_CHURN_AGE_MS             evict nothing used less long ago    [0]
   MM_EVICTION                     who goes: lru, or cost, by load time [lru]

@@ -81,6 +81,9 @@ class TypeConstraints:
 
 NO_CONSTRAINTS: Final = TypeConstraints()
 
+#: What the text of every refusal for want of labels begins with.
+NO_INSTANCE_TEXT: Final = "There are no running instances that meet the label requirements"
+
 
 class _EntryJson(msgspec.Struct):
     """Unknown properties are ignored, as the Java mesh does; null is an empty list."""
@@ -107,7 +110,4 @@ def parse_type_constraints(text: str | bytes) -> TypeConstraints:
 
 def no_instance_message(model_type: str, labels: Iterable[str]) -> str:
     """Answer the text that the controller of modelmesh-serving parses (interop 1.4)."""
-    return (
-        "There are no running instances that meet the label requirements of type"
-        f" {model_type}: [{', '.join(labels)}]"
-    )
+    return f"{NO_INSTANCE_TEXT} of type {model_type}: [{', '.join(labels)}]"

@@ -51,6 +51,7 @@ from mm.mesh.composition import Ports
 from mm.mesh.node import Node
 from mm.mesh.ports import Clock, Store
 from mm.mesh.readiness import Readiness
+from mm.mesh.static_models import StaticModels
 
 logger = logging.getLogger(__name__)
 
@@ -141,9 +142,16 @@ class Instance:
             await stack.enter_async_context(node.running(f"{config.advertise_host}:{peer_port}"))
             peer_service.add_statistics(self._peer_services)
             external_server = self._serve_node(node)
+            static_models = StaticModels(config, node.models, node.vmodels)
             await stack.enter_async_context(
-                files.followed(constraints=node.set_type_constraints, dataplane=self._set_dataplane)
+                files.followed(
+                    constraints=node.set_type_constraints,
+                    dataplane=self._set_dataplane,
+                    static_models=static_models.tell,
+                )
             )
+            # Peers are served by now: the same models may be loading here for others' starts.
+            await static_models.register_first()
             grpc_port = await _open(
                 external_server, config.bind_host, config.grpc_port, "MM_SVC_GRPC_PORT"
             )
@@ -157,6 +165,7 @@ class Instance:
             async with anyio.create_task_group() as group:
                 group.start_soon(collect_quietly, lambda: not node.statistics().waiting_calls)
                 group.start_soon(self._show_readiness, node.parts.readiness)
+                group.start_soon(static_models.run)
                 await stopping.wait()
                 group.cancel_scope.cancel()
             await self._stop(node, external_server)

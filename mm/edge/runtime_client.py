@@ -12,11 +12,12 @@ from typing import Final, TypeVar
 import anyio
 import betterproto2
 
-from mm.config import Config, Endpoint
+from mm.config import Config
 from mm.core.ids import ModelId
 from mm.core.records import ModelInfo
 from mm.edge.h2 import RUNTIME_LIMITS, Channel, UnreachableError
 from mm.edge.unary import CallError, call_unary
+from mm.endpoints import Endpoint
 from mm.errors import MeshError, RuntimeUnavailableError, StartupError, StatusCode
 from mm.mesh.ports import Loaded, Runtime, RuntimeCallError, RuntimeParameters
 from mm.pb import mmesh

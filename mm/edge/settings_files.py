@@ -1,4 +1,4 @@
-"""The settings files that an instance follows while it runs (around 7.1, 14).
+"""The settings files that an instance follows while it runs (around 7.1, 14, 16).
 
 Owns which there are, and what becomes of one that cannot be used at the start. How a file is
 watched is ``mm.edge.watched_file``'s.
@@ -14,6 +14,7 @@ from dataclasses import replace
 from mm.config import Config
 from mm.core.constraints import NO_CONSTRAINTS, TypeConstraints, parse_type_constraints
 from mm.core.dataplane import DataplaneConfig, parse_dataplane_config
+from mm.core.static_models import StaticModel, joined, parse_static_models
 from mm.edge.watched_file import BadFileError, WatchedFile
 
 logger = logging.getLogger(__name__)
@@ -34,6 +35,16 @@ class SettingsFiles:
                 "data-plane configuration", config.dataplane_config_path, parse_dataplane_config
             )
 
+        self._static_models: WatchedFile[tuple[StaticModel, ...]] | None = None
+        if config.static_models_path:
+            path, others = config.static_models_path, config.static_models
+            self._static_models = WatchedFile(
+                "static models",
+                path,
+                # Those of the file first, as in the Java mesh; together they must make sense.
+                lambda content: joined(parse_static_models(content, path), others),
+            )
+
     async def read_into(self, config: Config) -> Config:
         """Answer the configuration with what the files say; raises ``BadFileError``."""
         if self._dataplane is not None:
@@ -42,6 +53,8 @@ class SettingsFiles:
             config = replace(config, dataplane_config=await self._dataplane.first())
         if self._constraints is not None:
             config = replace(config, type_constraints=await self._first_constraints())
+        if self._static_models is not None:
+            config = replace(config, static_models=await self._static_models.first())
         return config
 
     async def _first_constraints(self) -> TypeConstraints:
@@ -61,6 +74,7 @@ class SettingsFiles:
         *,
         constraints: Callable[[TypeConstraints], None],
         dataplane: Callable[[DataplaneConfig], None],
+        static_models: Callable[[tuple[StaticModel, ...]], None],
     ) -> AsyncIterator[None]:
         """Tell of every change, as long as the context is open."""
         async with AsyncExitStack() as stack:
@@ -68,4 +82,6 @@ class SettingsFiles:
                 await stack.enter_async_context(self._constraints.followed(constraints))
             if self._dataplane is not None:
                 await stack.enter_async_context(self._dataplane.followed(dataplane))
+            if self._static_models is not None:
+                await stack.enter_async_context(self._static_models.followed(static_models))
             yield
