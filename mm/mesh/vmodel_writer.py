@@ -6,8 +6,8 @@ written is decided by a plan of ``core.vmodel_changes``, which is asked anew eac
 A plan is first asked with what is mirrored here. If that is out of date the transaction does not
 come about, and tells what is stored; so only an answer that writes nothing could be wrong. One that
 is a refusal, or says that there is no such vmodel, or that it is in transition, is therefore given
-only on the word of the store. A vmodel that is mirrored as it should be is left alone without a
-word to the store: most calls are of that kind.
+only on the word of the store, and so is a count believed to be wrong. A vmodel that is mirrored as
+it should be is left alone without a word to the store: most calls are of that kind.
 """
 
 from __future__ import annotations
@@ -152,6 +152,14 @@ class VModelWriter:
             vmodel = await self._vmodel(vmodel_id, fresh=fresh)
             concerned = _concerned(vmodel, target_id)
             await self._update(self._registry.mirror, concerned, fresh=fresh)
+            # What the vmodel names ought to be there. That it is not cannot be seen from the
+            # transaction, and a reference to it would stay for ever.
+            missing = [
+                model_id
+                for model_id in sorted(references(vmodel))
+                if self._registry.mirror.get(model_id) is None
+            ]
+            await self._update(self._registry.mirror, missing, fresh=not fresh)
             if self._vmodels.get(vmodel_id) != vmodel:
                 continue  # meanwhile
             try:
@@ -166,6 +174,9 @@ class VModelWriter:
                 if fresh or (vmodel is not None and not is_in_transition(vmodel)):
                     return Outcome(vmodel, models, None)
                 fresh = True
+                continue
+            if change.miscounts and not fresh:
+                fresh = True  # it may be that only the mirror is wrong
                 continue
             if await self._write(vmodel_id, change):
                 for miscount in change.miscounts:
