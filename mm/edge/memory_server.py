@@ -15,7 +15,7 @@ both: they are of the store before, and come first.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -57,6 +57,17 @@ class Watcher:
         self.changed.set()
 
 
+@dataclass(frozen=True, slots=True)
+class Backup:
+    """What a store was at a revision."""
+
+    items: Mapping[str, Item]
+    revision: int
+
+
+NO_BACKUP: Final = Backup({}, 1)
+
+
 class MemoryServer:
     """The data behind one or many ``MemoryStore``s; every method is atomic, none blocks."""
 
@@ -72,14 +83,19 @@ class MemoryServer:
         self._watchers: set[Watcher] = set()
         self._next_lease_id = 1001
 
-    def wipe(self) -> None:
-        """Be another, empty store: revisions begin anew, and no lease is known.
+    def backup(self) -> Backup:
+        """Answer what is to be kept, but for keys that are bound to leases."""
+        kept = {key: item for key, item in self._items.items() if not item.lease_id}
+        return Backup(kept, self.revision)
+
+    def wipe(self, backup: Backup = NO_BACKUP) -> None:
+        """Be another store, empty or a backup restored: revisions begin there, no lease is known.
 
         What watchers were not told yet reaches them still, as what is in buffers of the network.
         """
         self.history_number += 1
-        self.revision = 1
-        self._items.clear()
+        self.revision = backup.revision
+        self._items = dict(backup.items)
         self._leases.clear()
         self._leases_running_out.clear()
         for watcher in self._watchers:

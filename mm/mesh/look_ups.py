@@ -92,8 +92,9 @@ class LookUps:
         async with self._reads:
             self._refuse_to_queue(self._reads.statistics().tasks_waiting > 0)
             item = await self._store.get(self._mirror.key(key_id))
-        if item is not None:
-            self._mirror.written(item)
+        if item is None or self._mirror.is_outlived(item):
+            return None
+        self._mirror.written(item)
         return item
 
     async def _look_up(self, key_id: str) -> Item | None:

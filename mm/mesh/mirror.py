@@ -16,6 +16,7 @@ import anyio
 from anyio.abc import TaskStatus
 
 from mm.core.sorted_ids import SortedIds
+from mm.mesh.backups import Past, out_of_date
 from mm.mesh.ports import Delete, Item, Put, Resync, Store, WatchEvent, Write
 from mm.table import ID_BYTES_MAX
 
@@ -42,7 +43,10 @@ class Mirror:
 
     When the store was emptied, restored or exchanged, everything known is kept as *unconfirmed*,
     with revision 0, as if it had never been stored: it goes on serving, whatever the new store says
-    of a key wins, and the next change of an entry writes it anew. ``restorer`` does so soon.
+    of a key wins, and the next change of an entry writes it anew. ``restorer`` does so soon. Only
+    where the new store is a backup of the old one, and has an older text than ours or what was
+    deleted since, it does not win (``backups``): then the entry has that text's revision, or is
+    *outlived*: not in the map, and to be deleted again.
     """
 
     def __init__(self, store: Store, prefix: str, listener: Listener) -> None:
@@ -55,6 +59,9 @@ class Mirror:
         self._unconfirmed: dict[str, None] = {}
         #: Deleted by this process, event still to come: the revision that the record had.
         self._deleted: dict[str, int] = {}
+        #: In a backup, deleted since: the revision of what is to be deleted again.
+        self._outlived: dict[str, int] = {}
+        self._past = Past()
         #: In the store, but nobody's ids.
         self._skipped: set[str] = set()
         self.prefix = prefix
@@ -105,24 +112,38 @@ class Mirror:
 
     @property
     def unconfirmed_count(self) -> int:
-        """How many these are."""
-        return len(self._unconfirmed)
+        """How many these are, and of those outlived."""
+        return len(self._unconfirmed) + len(self._outlived)
 
     def unconfirmed(self) -> list[str]:
         """Answer the ids of all these entries."""
         return list(self._unconfirmed)
 
-    async def restore(self, key_id: str) -> bool:
-        """Have the store take an unconfirmed entry, unless it has one; answers whether it did.
+    def outlived(self) -> list[str]:
+        """Answer the ids of what a backup has, and was deleted since."""
+        return list(self._outlived)
 
-        Raises ``StoreUnavailableError``.
+    def is_outlived(self, item: Item) -> bool:
+        """Answer whether a record that the store has is one that was deleted since its backup."""
+        return self._outlived.get(item.key[len(self.prefix) :], 0) >= item.mod_revision > 0
+
+    async def restore(self, key_id: str) -> bool:
+        """Have the store take an unconfirmed entry, unless it has a newer one, or delete one that
+        is outlived; answers whether it did. Raises ``StoreUnavailableError``.
         """
-        if key_id not in self._unconfirmed:
+        value: bytes | None = None
+        if key_id in self._outlived:
+            revision = self._outlived[key_id]
+        elif key_id in self._unconfirmed:
+            revision, value = self._items[key_id].mod_revision, self._items[key_id].value
+        else:
             return False
-        item = self._items[key_id]
-        result = await self._store.write(Write(item.key, item.value, if_revision=0))
-        assert result.item is not None, "it is there now, whoever wrote it"
-        self.written(result.item)
+        result = await self._store.write(Write(self.key(key_id), value, if_revision=revision))
+        if result.item is not None:
+            self.written(result.item)
+        else:
+            self._outlived.pop(key_id, None)
+            self.deleted_by_us(key_id, revision)
         return result.succeeded
 
     async def read(self, key_id: str) -> Item | None:
@@ -130,7 +151,8 @@ class Mirror:
 
         Raises ``StoreUnavailableError``.
         """
-        await self.restore(key_id)
+        if key_id not in self._outlived:
+            await self.restore(key_id)
         known = self.get(key_id)
         item = await self._store.get(self.key(key_id))
         if item is not None:
@@ -168,7 +190,7 @@ class Mirror:
                     self.revision = max(self.revision, mod_revision)
                 case Resync(items, revision, is_of_other_store):
                     if is_of_other_store:
-                        self._keep_unconfirmed()
+                        self._keep_unconfirmed(items)
                     self._resync(items, revision)
                     self.revision = max(self.revision, revision)
                     if is_of_other_store:
@@ -206,8 +228,12 @@ class Mirror:
         if item.mod_revision <= self._deleted.get(key_id, 0):
             return
         self._deleted.pop(key_id, None)
+        self._outlived.pop(key_id, None)
         if known is None:
             self.ids.add(key_id)
+            self._past.created(key_id)
+        elif key_id not in self._unconfirmed:  # those were never stored with that revision
+            self._past.changed(key_id, known)
         self._items[key_id] = item
         self._unconfirmed.pop(key_id, None)
         self._tell(key_id, item)
@@ -219,7 +245,7 @@ class Mirror:
             logger.error("a key of %d characters, %s, is no id: skipped", len(key_id), shown)
 
     def _drop(self, key_id: str) -> None:
-        del self._items[key_id]
+        self._past.deleted(key_id, self._items.pop(key_id))
         self.ids.remove(key_id)
         self._unconfirmed.pop(key_id, None)
 
@@ -227,20 +253,35 @@ class Mirror:
         self._skipped.discard(key_id)
         if self._deleted.get(key_id, mod_revision) < mod_revision:
             del self._deleted[key_id]
+            self._outlived.pop(key_id, None)
         known = self._items.get(key_id)
         if known is not None and known.mod_revision < mod_revision:
             self._drop(key_id)
             self._tell(key_id, None)
 
-    def _keep_unconfirmed(self) -> None:
+    def _keep_unconfirmed(self, items: Sequence[Item]) -> None:
         if self._items:
             logger.warning(
                 "the store under %s is another one: %d entries are kept", self.prefix, len(self)
             )
+        table = {item.key[len(self.prefix) :]: item for item in items}
+        old = out_of_date(table, self._items, self._unconfirmed, self._past)
+        if old.changed or old.deleted:
+            logger.warning(
+                "it is a backup: %d entries under %s are newer here, %d were deleted since",
+                len(old.changed),
+                self.prefix,
+                len(old.deleted),
+            )
         self.revision = 0
         self.store_replaced_s = anyio.current_time()
-        self._deleted.clear()
+        self._past.clear()
+        self._outlived = {key_id: table[key_id].mod_revision for key_id in old.deleted}
+        self._deleted = dict(self._outlived)
         self._items = {k: replace(item, mod_revision=0) for k, item in self._items.items()}
+        for key_id in old.changed:
+            replaces = table[key_id].mod_revision
+            self._items[key_id] = replace(self._items[key_id], mod_revision=replaces)
         self._unconfirmed = dict.fromkeys(self._items)
 
     def _resync(self, items: Sequence[Item], revision: int) -> None:
@@ -260,6 +301,7 @@ class Mirror:
             for key_id, deleted in self._deleted.items()
             if deleted > revision or present.get(key_id, deleted + 1) <= deleted
         }
+        self._outlived = {k: r for k, r in self._outlived.items() if k in self._deleted}
         self._skipped.intersection_update(present)
         for key_id in gone:
             self._drop(key_id)

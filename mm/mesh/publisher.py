@@ -55,6 +55,7 @@ class Publisher:
         # By its own key, so that a simulation is repeated and no two instances are in step.
         self._rng = random.Random(members.key())
         self._written: InstanceRecord | None = None
+        self._written_value = b""
         self._lease_id = 0
 
     async def publish(self, if_revision: int | None = None) -> bool:
@@ -72,6 +73,7 @@ class Publisher:
         assert result.item is not None, "a put always stores"
         self._lease_id = lease_id
         self._written = record
+        self._written_value = result.item.value
         self._members.written(result.item)
         return True
 
@@ -95,7 +97,9 @@ class Publisher:
                 await self._wait_for_reason()
 
     def _is_due(self) -> bool:
-        gone = self._members.own_item() is None
+        own = self._members.own_item()
+        # A backup that was restored may have an older one, and the lease still.
+        gone = own is None or own.value != self._written_value
         # A store that was full shows by the next write that it is no more; nobody else may write.
         return (
             gone

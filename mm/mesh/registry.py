@@ -52,7 +52,8 @@ class Registry:
         self._limits = limits
         self._mirror = Mirror(store, prefix, self._changed)
         self.look_ups = LookUps(store, self._mirror, limits)
-        self._parsed: OrderedDict[str, tuple[int, ModelRecord]] = OrderedDict()
+        # By value, not by revision: another store may come to the same revisions.
+        self._parsed: OrderedDict[str, tuple[bytes, ModelRecord]] = OrderedDict()
         self._holders = InstanceIndex()
         self._failed = InstanceIndex()
         self._listeners: list[RecordListener] = []
@@ -152,8 +153,9 @@ class Registry:
         key = self._mirror.key(model_id)
         item = await self._mirror.read(model_id) if fresh else self._mirror.get(model_id)
         for _ in range(CAS_TRIES_MAX):
-            present = None if item is None else self._parse(model_id, item)
-            if item is not None and present is None:
+            is_there = item is not None and not self._mirror.is_outlived(item)
+            present = self._parse(model_id, item) if item is not None and is_there else None
+            if is_there and present is None:
                 raise RecordError(f"the record of model {model_id} is unreadable; unregister it")
             wanted = change(present)
             if wanted is present:
@@ -171,7 +173,7 @@ class Registry:
             item = result.item
             if item is not None:
                 if result.succeeded and wanted is not None:
-                    self._remember(model_id, item.mod_revision, wanted)  # no need to parse it
+                    self._remember(model_id, item.value, wanted)  # no need to parse it
                 self._mirror.written(item)
             elif revision:
                 self._mirror.deleted_by_us(model_id, revision)
@@ -204,27 +206,27 @@ class Registry:
 
     def _parse(self, model_id: str, item: Item) -> ModelRecord | None:
         cached = self._parsed.get(model_id)
-        if cached is not None and cached[0] == item.mod_revision:
+        if cached is not None and cached[0] == item.value:
             self._parsed.move_to_end(model_id)
             return cached[1]
         record = self._decode(model_id, item)
         if record is not None:
-            self._remember(model_id, item.mod_revision, record)
+            self._remember(model_id, item.value, record)
         return record
 
     def _decode(self, model_id: str, item: Item) -> ModelRecord | None:
-        if self._corrupt.get(model_id) == item.mod_revision:
+        if self._corrupt.get(model_id) == hash(item.value):
             return None
         try:
             return ModelRecord.decode(item.value)
         except RecordError as exc:
-            self._corrupt[model_id] = item.mod_revision
+            self._corrupt[model_id] = hash(item.value)
             logger.error("record %s skipped: %s", item.key, exc)
             return None
 
-    def _remember(self, model_id: str, mod_revision: int, record: ModelRecord) -> None:
+    def _remember(self, model_id: str, value: bytes, record: ModelRecord) -> None:
         self._corrupt.pop(model_id, None)
-        self._parsed[model_id] = (mod_revision, record)
+        self._parsed[model_id] = (value, record)
         self._parsed.move_to_end(model_id)
         if len(self._parsed) > PARSED_MAX:
             self._parsed.popitem(last=False)

@@ -1,9 +1,9 @@
 """Writes back what a store that was emptied, restored or exchanged has lost (spec core 7.6).
 
 Owns who does it, when and how fast; what is known only from the store before is ``Mirror``'s, the
-instance's own record ``publisher``'s. Only what is missing is written, never over anything: what
-the new store says of a key wins. What was seen to be deleted is not known any longer, so it stays
-deleted.
+instance's own record ``publisher``'s. Only what is missing is written, and over nothing but an
+older text of a backup: else what the new store says of a key wins. What was seen to be deleted is
+not known any longer, so it stays deleted; what a backup brings back is deleted again, last.
 """
 
 from __future__ import annotations
@@ -71,15 +71,21 @@ class Restorer:
             place = self._members.place()
             if place or has_begun:
                 await anyio.sleep(self._limits.restore_wait_s * min(max(place, 1), PLACE_MAX))
-            missing = table.unconfirmed()
             progress = min(PROGRESS_SHARE * missing_count, PROGRESS_RECORDS)
-            if has_begun or not place or missing_count - len(missing) < progress:
+            if has_begun or not place or missing_count - table.unconfirmed_count < progress:
                 has_begun = True
-                await self._write(table, missing)
+                await self._write(table, table.unconfirmed() + self._to_delete(table))
             missing_count = table.unconfirmed_count
+
+    def _to_delete(self, table: Mirror) -> list[str]:
+        """Whoever knows that a model was registered anew since has written it before then."""
+        is_early = anyio.current_time() < table.store_replaced_s + self._limits.restore_grace_s
+        return [] if is_early else table.outlived()
 
     async def _write(self, table: Mirror, missing: list[str]) -> None:
         """Write what is missing, as far as the store takes it."""
+        if not missing:
+            return
         logger.info("%d records under %s are written back", len(missing), table.prefix)
         left: Iterator[str] = iter(missing)
         failure: StoreUnavailableError | None = None
