@@ -6,11 +6,14 @@ Not by the store of the product: what the tests say of keys and JSON is what for
 from __future__ import annotations
 
 import queue
+import subprocess
 from collections.abc import Callable
 from typing import Any
 
 import grpc
 from aetcd import rpc
+
+from mm.edge.etcd_process import find_binary
 
 CALL_TIMEOUT_S = 30.0
 WAIT_TIMEOUT_S = 60.0
@@ -58,6 +61,13 @@ class Keys:
         """Answer the records under a prefix, by what follows it."""
         return self._read(prefix)[0]
 
+    def versions(self, prefix: str) -> dict[str, int]:
+        """Answer how many times each record under a prefix was written since it was created."""
+        start, end = _range_of(prefix)
+        request = rpc.RangeRequest(key=start, range_end=end, keys_only=True)
+        response = self._kv.Range(request, timeout=CALL_TIMEOUT_S)
+        return {kv.key.decode()[len(prefix) :]: int(kv.version) for kv in response.kvs}
+
     def wait(
         self,
         prefix: str,
@@ -95,6 +105,14 @@ class Keys:
             for kv in response.kvs
         }
         return records, response.header.revision
+
+
+def run_tool(name: str, *args: str) -> str:
+    """Run `etcdctl` or `etcdutl`, those beside the etcd that is used; answers what it printed."""
+    command = [str(find_binary().parent / name), *args]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, f"{command}: {done.stderr}"
+    return done.stdout
 
 
 def _range_of(prefix: str) -> tuple[bytes, bytes]:

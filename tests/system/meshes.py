@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -197,6 +198,8 @@ class Mesh:
     def __init__(self, kv_store: str, settings: Mapping[str, str], service_name: str) -> None:
         self.instances: list[Instance] = []
         self.service_name = service_name
+        #: What no setting changes (``quick_serve``), for instances that are started from now on.
+        self.limits: dict[str, Any] = {}
         self.settings = {
             "KV_STORE": kv_store,
             "MM_SERVICE_NAME": service_name,
@@ -272,7 +275,11 @@ class Mesh:
     def start_serve(self, instance_id: str, settings: Mapping[str, str]) -> Program:
         """Start `mm serve`; returns at once."""
         own = {**self.settings, "MM_INSTANCE_ID": instance_id, **settings}
-        serve = Program.mm(f"instance {instance_id}", "serve", settings=own)
+        command = ["mm", "serve"]
+        if self.limits:
+            command = ["tests.system.quick_serve", json.dumps(self.limits)]
+        command = [sys.executable, "-m", *command]
+        serve = Program(f"instance {instance_id}", command, own)
         self._programs.append(serve)
         return serve
 

@@ -1,8 +1,9 @@
-"""etcd goes away while two instances serve, in three ways, and comes back after their leases' time.
+"""etcd goes away while two instances serve, in four ways, and comes back after their leases' time.
 
 Stopped: connections are refused. Frozen: they stay open and nothing answers. Wiped: as stopped, and
-it comes back without its data directory. All outages run at once, each with an etcd and a mesh of
-its own; what was seen is then judged test by test.
+it comes back without its data directory. Restored: it comes back with what `etcdctl snapshot save`
+kept of it before some models were registered, unregistered, and registered anew. All outages run at
+once, each with an etcd and a mesh of its own; what was seen is then judged test by test.
 """
 
 from __future__ import annotations
@@ -24,15 +25,16 @@ import pytest
 
 from mm.edge.etcd_process import EtcdProcess, find_binary
 from mm.pb import mmesh
-from tests.system.etcd import Keys, Records
+from tests.system.etcd import Keys, Records, run_tool
 from tests.system.grpcio_runtime import GrpcioRuntime, grpcio_runtime
-from tests.system.meshes import CALL_TIMEOUT_S, Instance, Mesh, mesh_of
+from tests.system.meshes import CALL_TIMEOUT_S, Instance, Mesh, mesh_of, record_of
 from tests.system.processes import eventually
+from tests.system.quick_serve import FOUR_TIMES
 
 pytestmark = pytest.mark.system
 
-#: Longer than a lease lasts (`lease_ttl_s`).
-OUTAGE_S = 30.0
+#: A minute, with everything four times as fast: three times as long as a lease lasts.
+OUTAGE_S = 15.0
 #: A write may try for this long before it is clear that the store is away (`store_timeout_s`).
 STORE_TIMEOUT_S = 3.5
 #: Less than it would take to find out by leases and by limits of calls; far more than it takes.
@@ -40,12 +42,16 @@ RECOVERY_S = 30.0
 #: A call that waits for the store waits for a limit of its own, or for the end of the outage.
 HELD_UP_S = 10.0
 #: Five a second of each instance: many more than there are waits that could hide between two.
-CALLS_MIN = 60
+CALLS_MIN = 40
 #: What fails at once fails before this, although the machine has other work.
 AT_ONCE_S = 3.0
 LOADED = [f"loaded-{number}" for number in range(4)]
+#: Nobody calls these, so that only what the outage does is written of them.
+QUIET = [f"quiet-{number}" for number in range(30)]
+#: In the backup: gone since, with another path since, not there yet.
+GONE, ANEW, SINCE = "gone", "anew", "since"
 NAMES = ("first", "second")
-OUTAGES = ("stopped", "frozen", "wiped")
+OUTAGES = ("stopped", "frozen", "wiped", "restored")
 
 Code = grpc.StatusCode
 
@@ -64,6 +70,10 @@ class Seen:
     recovery_s: float = 0.0
     instances: Records = field(default_factory=dict)
     registry: Records = field(default_factory=dict)
+    #: How many times etcd had written each record: before the loss, in the backup, in the end.
+    versions: dict[str, int] = field(default_factory=dict)
+    backup_versions: dict[str, int] = field(default_factory=dict)
+    versions_after: dict[str, int] = field(default_factory=dict)
     #: Loads in order, of each runtime.
     loads: list[list[str]] = field(default_factory=list)
     after: list[Code] = field(default_factory=list)
@@ -89,6 +99,8 @@ class Outage:
         self.mesh: Mesh = self.stack.enter_context(
             mesh_of(store, {"MM_DATAPLANE": dataplane}, f"outage-{kind}")
         )
+        self.mesh.limits = dict(FOUR_TIMES)
+        self._directory = Path(directory)
         self.runtimes: list[GrpcioRuntime] = []
         for name in NAMES:
             path = self.mesh.socket_path(name)
@@ -96,11 +108,36 @@ class Outage:
             self.mesh.add_beside(name, None, {"INTERNAL_GRPC_SOCKET_PATH": path})
         for model_id in LOADED:
             self.mesh[0].register(model_id, load_now=True, sync=True)
-        self.mesh[0].register("cold")
+        for model_id in ("cold", *QUIET, GONE, ANEW):
+            self.mesh[0].register(model_id, "old")
+        self.keys = Keys(str(self.etcd.endpoint))
+        self.stack.callback(self.keys.close)
+        self._back_up()
         for model_id in LOADED:
             # Whatever a watch has still to tell when etcd ends, is not known to the other one.
             eventually(partial(self._is_loaded, self.mesh[1], model_id), what="both know it")
         self.stopping = threading.Event()
+
+    def _back_up(self) -> None:
+        """Keep what etcd has now, then have some of it change."""
+        file, endpoint = str(self._directory / "snapshot.db"), str(self.etcd.endpoint)
+        run_tool("etcdctl", "--endpoints", endpoint, "snapshot", "save", file)
+        prefix = self.mesh.prefix("registry")
+        self.seen.backup_versions = self.keys.versions(prefix)
+        for model_id in (GONE, ANEW):
+            self.mesh[0].unregister(model_id)
+        for model_id in (ANEW, SINCE):
+            self.mesh[1].register(model_id, "new")
+        self.seen.versions = self.keys.versions(prefix)
+
+    def _restore(self) -> None:
+        self.etcd.wipe()
+        peer = "http://127.0.0.1:0"
+        run_tool(
+            *("etcdutl", "snapshot", "restore", str(self._directory / "snapshot.db")),
+            *("--data-dir", str(self._directory / "data"), "--name", "mm"),
+            *("--initial-cluster", f"mm={peer}", "--initial-advertise-peer-urls", peer),
+        )
 
     @staticmethod
     def _is_loaded(instance: Instance, model_id: str) -> bool:
@@ -161,6 +198,8 @@ class Outage:
     def recover(self) -> None:
         if self.kind == "wiped":
             self.etcd.wipe()
+        if self.kind == "restored":
+            self._restore()
         if self.kind != "frozen":
             self.etcd.start()
         else:
@@ -181,8 +220,13 @@ class Outage:
         self.seen.after = [echo(instance, model).code() for instance, model in calls]
         self.seen.registry = keys.wait(
             self.mesh.prefix("registry"),
-            lambda records: all("instanceIds" in records.get(model, "") for model in LOADED),
+            lambda records: (
+                GONE not in records
+                and {*QUIET, ANEW, SINCE} <= set(records)
+                and all("instanceIds" in records.get(model, "") for model in LOADED)
+            ),
         )
+        self.seen.versions_after = keys.versions(self.mesh.prefix("registry"))
         self.seen.loads = [list(runtime.loads) for runtime in self.runtimes]
 
 
@@ -271,6 +315,24 @@ def test_recovery_by_itself(seen: Seen) -> None:
     assert seen.recovery_s < RECOVERY_S
     assert set(seen.instances) == set(NAMES)
     assert set(seen.after) == {Code.OK}
+
+
+def test_nothing_is_lost_and_nothing_comes_back(seen: Seen) -> None:
+    """Also if the backup is older than that."""
+    expected = {"cold", "after-0", "after-1", SINCE, ANEW, *QUIET, *LOADED}
+    assert set(seen.registry) - {"during", "just-before"} == expected
+    assert record_of(seen.registry, ANEW)["mPath"] == "new"
+    assert record_of(seen.registry, SINCE)["mPath"] == "new"
+
+
+@pytest.mark.parametrize("kind", OUTAGES)
+def test_each_record_is_written_once(outages: dict[str, Seen], kind: str) -> None:
+    """Those that a new store has not, or has an older text of; and no other."""
+    seen = outages[kind]
+    before = {"wiped": {}, "restored": seen.backup_versions}.get(kind, seen.versions)
+    for model_id in (*QUIET, ANEW, SINCE):
+        is_due = before.get(model_id) is None or (kind == "restored" and model_id == ANEW)
+        assert seen.versions_after[model_id] == before.get(model_id, 0) + is_due, model_id
 
 
 def test_no_instance_forgot_a_copy(seen: Seen) -> None:
