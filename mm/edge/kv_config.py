@@ -32,7 +32,9 @@ _ENDPOINT: Final = re.compile(
     r"(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9.])?)"
     r"(?::(?P<port>[0-9]{1,5}))?/?"
 )
-_USERINFO: Final = re.compile(r"(?<=://)[^/@]*@|^[^/@]*@")
+_USERINFO: Final = re.compile(r"[^,;]*@")
+#: Whatever somebody thinks up to hand over a password: of parameters only ours is shown.
+_PARAMETER: Final = re.compile(r"(;(?!rootPrefix=)[^;=]*=)[^;]*")
 
 _CERTIFICATE_ATTRIBUTES: Final = frozenset({"certificate", "certificate_file"})
 _TLS_ATTRIBUTES: Final = _CERTIFICATE_ATTRIBUTES | {
@@ -95,11 +97,12 @@ def parse(kv_store: str) -> StoreTarget:
     kind, colon, rest = value.partition(":")
     if kind == "zookeeper" and colon:
         raise ConfigError(
-            f"{_VARIABLE}={_masked(value)}: ZooKeeper is not supported by mm; "
+            f"{_VARIABLE}={kind}:{_masked(rest)}: ZooKeeper is not supported by mm; "
             f"migrate the registry to etcd first; {_ALLOWED}"
         )
     if kind != "etcd" or not colon:
-        raise ConfigError(f"{_VARIABLE}={_masked(value)}: unknown kind of store; {_ALLOWED}")
+        shown = kind + colon + _masked(rest)
+        raise ConfigError(f"{_VARIABLE}={shown}: unknown kind of store; {_ALLOWED}")
     if not rest:
         raise ConfigError(f"{_VARIABLE}={value}: nothing follows etcd: ; {_ALLOWED}")
     path = Path(rest)
@@ -127,7 +130,8 @@ def _from_inline(text: str) -> EtcdTarget:
         name, equals, value = parameter.partition("=")
         if name != "rootPrefix" or not equals:
             raise ConfigError(
-                f"{origin}: unknown parameter {parameter!r}; allowed: rootPrefix=<prefix>"
+                f"{origin}: unknown parameter {name!r}; allowed: rootPrefix=<prefix> (user and"
+                " password stand in a JSON file: etcd:<path>)"
             )
         if root_prefix:
             raise ConfigError(f"{origin}: rootPrefix is given twice; allowed: once")
@@ -230,5 +234,5 @@ def _endpoint(text: str, origin: str) -> tuple[Endpoint, str | None]:
 
 
 def _masked(text: str) -> str:
-    """Blank out user and password where somebody wrote them into the address."""
-    return _USERINFO.sub("***@", text)
+    """Blank out user and password where somebody wrote them into the address, or behind it."""
+    return _PARAMETER.sub(r"\1***", _USERINFO.sub("***@", text))
