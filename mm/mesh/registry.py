@@ -91,7 +91,7 @@ class Registry:
         if item is None:
             return None
         cached = self._parsed.get(model_id)
-        if cached is not None and cached[0] == item.mod_revision:
+        if cached is not None and cached[0] == item.value:
             return cached[1]
         return self._decode(model_id, item)
 
