@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from mm.core.calls import Call, Hop
+from mm.core.headers import is_balanced
 from mm.core.hop_headers import read_hop_request
 from mm.core.ids import InstanceId, ModelId
 from mm.core.model_policy import ModelPolicy
@@ -58,7 +59,7 @@ class Management:
             load_now=request.load_now,
             sync=request.sync,
             last_used_ms=request.last_used_time,
-            balanced=is_balanced(call),
+            balanced=is_balanced(call.head.mesh),
             policy=ModelPolicy(request.min_copies, request.pinned),
         )
         return status_message(status)
@@ -89,7 +90,7 @@ class Management:
             model_id,
             request.sync,
             last_used_ms=request.last_used_time,
-            balanced=is_balanced(call),
+            balanced=is_balanced(call.head.mesh),
         )
         hop_call = None if self._external else self._hop_call(model_id, call)
         if hop_call is not None:
@@ -129,8 +130,3 @@ def status_of(message: mmesh.ModelStatusInfo) -> ModelStatus:
             for info in message.model_copy_infos
         ),
     )
-
-
-def is_balanced(call: IncomingCall) -> bool:
-    """Answer whether the sender has spread its calls itself (around 6.3)."""
-    return (b"mm-balanced", b"true") in call.head.mesh

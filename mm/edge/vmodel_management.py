@@ -6,11 +6,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from mm.core.headers import is_balanced
 from mm.core.ids import ModelId
 from mm.core.records import ModelInfo
 from mm.core.vmodel_changes import SetVModel
 from mm.edge.h2 import IncomingCall
-from mm.edge.management import LEGACY_SERVICE, SERVICE, is_balanced, status_message
+from mm.edge.management import LEGACY_SERVICE, SERVICE, status_message
 from mm.edge.unary import ServiceTable
 from mm.mesh.vmodel_manager import VModelManager, VModelStatus
 from mm.pb import mmesh
@@ -53,7 +54,7 @@ class VModelManagement:
                 load_now=request.load_now,
             ),
             sync=request.sync,
-            balanced=is_balanced(call),
+            balanced=is_balanced(call.head.mesh),
             deadline_s=call.deadline_s,
         )
         return vmodel_status_message(status)

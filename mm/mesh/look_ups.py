@@ -17,6 +17,7 @@ import anyio
 
 from mm.errors import LimitError, StoreUnavailableError
 from mm.limits import Limits
+from mm.mesh.id_checks import check_id_length
 from mm.mesh.mirror import Mirror
 from mm.mesh.ports import Item, Store
 
@@ -30,15 +31,6 @@ class _Answer:
     #: None: there is no such record.
     error: StoreUnavailableError | None
     was_connected: bool
-
-
-def check_id_length(key_id: str, limits: Limits) -> None:
-    """Raise ``LimitError`` for an id that is too long to be registered."""
-    bytes_max = limits.id_bytes_max
-    if 4 * len(key_id) > bytes_max and (length := len(key_id.encode())) > bytes_max:
-        raise LimitError(
-            f"an id has at most {bytes_max} bytes, this one {length}: use a shorter one, or a hash"
-        )
 
 
 class LookUps:
@@ -63,7 +55,8 @@ class LookUps:
         """Answer the mirrored record, else the store's word of the last second.
 
         That word is older than a peer that has seen the record since: then the store is asked.
-        Raises ``StoreUnavailableError``, or ``LimitError`` when too much is asked for.
+        Raises ``StoreUnavailableError``, ``LimitError`` when too much is asked for, or
+        ``InvalidRequestError`` for an id that nothing can have.
         """
         while True:
             item = self._mirror.get(key_id)

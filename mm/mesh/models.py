@@ -20,7 +20,6 @@ from mm.core.ids import ModelId
 from mm.core.model_policy import ModelPolicy
 from mm.core.records import ModelInfo, ModelRecord, RecordError
 from mm.errors import (
-    InvalidRequestError,
     LimitError,
     LoadFailedError,
     LoadTimeoutError,
@@ -33,6 +32,7 @@ from mm.errors import (
     StoreUnavailableError,
 )
 from mm.mesh.copies import Copies
+from mm.mesh.id_checks import check_model_id
 from mm.mesh.local_copy import LocalCopy
 from mm.mesh.new_models import check_new_model, check_type
 from mm.mesh.policies import Policies, PolicyState
@@ -108,8 +108,7 @@ class Models:
 
         A policy that is given replaces the one that a model has; none leaves it as it is.
         """
-        _require_id(model_id)
-        self._require_writable()
+        check_model_id(model_id)
         check_type(info)
         created = await self._create(
             model_id, info, load_now=load_now, last_used_ms=last_used_ms, policy=policy
@@ -122,17 +121,19 @@ class Models:
 
     async def unregister(self, model_id: ModelId) -> None:
         """Delete the record; instances that hold a copy unload it. An unknown id is a success."""
-        _require_id(model_id)
-        self._require_writable()
+        check_model_id(model_id)
 
         def delete(record: ModelRecord | None) -> ModelRecord | None:
             if record is not None and record.references > 0:
                 raise ModelReferencedError(f"Model {model_id} has referents")
+            if record is not None:
+                self._require_writable()
             return None
 
         try:
             await self._registry.update(model_id, delete, fresh=True)
         except RecordError:
+            self._require_writable()
             logger.warning("model %s is unregistered although its record is unreadable", model_id)
             await self._registry.delete_corrupt(model_id)
 
@@ -140,7 +141,7 @@ class Models:
         self, model_id: ModelId, copies_min: int | None, pinned: bool | None
     ) -> PolicyState:
         """Change what is given of a model's policy; with nothing given only tell it."""
-        _require_id(model_id)
+        check_model_id(model_id)
         if copies_min is None and pinned is None:
             return await self._policies.get(model_id)
         self._require_writable()
@@ -148,7 +149,7 @@ class Models:
 
     async def status(self, model_id: ModelId, *, ask_peers: bool = True) -> ModelStatus:
         """Answer where the model is; unknown is a status, not an error."""
-        _require_id(model_id)
+        check_model_id(model_id)
         record = await self._registry.find(model_id)
         if record is None:
             return ModelStatus("NOT_FOUND")
@@ -161,7 +162,7 @@ class Models:
 
         ``call`` is given for a request that came from a peer, with its hop.
         """
-        _require_id(request.model_id)
+        check_model_id(request.model_id)
         is_known = call is not None and call.hop is not Hop.EXTERNAL
         record = await self._registry.find(request.model_id, is_known_to_peer=is_known)
         if record is None:
@@ -195,6 +196,12 @@ class Models:
         created = False
 
         def change(record: ModelRecord | None) -> ModelRecord:
+            changed = wanted(record)
+            if changed != record:
+                self._require_writable()
+            return changed
+
+        def wanted(record: ModelRecord | None) -> ModelRecord:
             nonlocal created
             created = record is None
             if record is None:
@@ -338,8 +345,3 @@ class Models:
     def _require_writable(self) -> None:
         if self._config.kv_read_only:
             raise MeshError("model-mesh read-only mode", code=StatusCode.UNAVAILABLE)
-
-
-def _require_id(model_id: str) -> None:
-    if not model_id:
-        raise InvalidRequestError("must provide non-empty modelId")

@@ -9,7 +9,7 @@ from mm.core.ids import ModelId
 from mm.core.records import ModelInfo
 from mm.errors import InvalidRequestError, LimitError
 from mm.limits import Limits
-from mm.mesh.look_ups import check_id_length
+from mm.mesh.id_checks import check_id_length
 from mm.mesh.registry import Registry
 
 

@@ -82,15 +82,18 @@ class Statuses:
         for copy in answer.copies if answer is not None else ():
             if copy.status in THERE and copy.instance_id != self._me:
                 states[copy.instance_id] = copy.status
-        return _status_of(status, record, states)
+        # Of a model that is there, an error that does not count any more would be told as news: the
+        # controller shows the first one whatever the status is (interop 1.2).
+        told = self._without_old_failures(record) if status in THERE else record
+        return _status_of(status, told, states)
 
     # --- behind them ---
 
     def _answer(self, record: ModelRecord, states: Mapping[InstanceId, str]) -> ModelStatus:
+        recent = self._without_old_failures(record)
         for status in THERE:
             if status in states.values():
-                return _status_of(status, record, states)
-        recent = self._without_old_failures(record)
+                return _status_of(status, recent, states)
         return _status_of("LOADING_FAILED" if recent.failures else "NOT_LOADED", recent, states)
 
     def _states(self, model_id: ModelId, record: ModelRecord) -> dict[InstanceId, str]:

@@ -33,7 +33,7 @@ from mm.core.vmodel_changes import (
 )
 from mm.errors import InvalidRequestError, LimitError, LoadTimeoutError, MeshError
 from mm.mesh.composition import Parts, Ports
-from mm.mesh.look_ups import check_id_length
+from mm.mesh.id_checks import check_id_length, check_vmodel_id
 from mm.mesh.models import EnsureRequest, Models
 from mm.mesh.new_models import check_new_model, check_type
 from mm.mesh.ports import Clock, ModelStatus
@@ -118,7 +118,7 @@ class VModelManager:
         With ``sync`` the answer comes when the target serves, or cannot; ``deadline_s`` is when the
         caller stops listening (``anyio.current_time()``).
         """
-        _require_id(request.vmodel_id)
+        check_vmodel_id(request.vmodel_id)
         if not request.target_id:
             raise InvalidRequestError("must provide non-empty targetModelId")
         if request.info is not None:
@@ -148,7 +148,7 @@ class VModelManager:
 
     async def delete(self, vmodel_id: str, owner: str = "") -> None:
         """Delete the vmodel, and models that nobody else refers to if they are of that kind."""
-        _require_id(vmodel_id)
+        check_vmodel_id(vmodel_id)
         check_id_length(vmodel_id, self._config)
         try:
             await self.writer.change(
@@ -160,7 +160,7 @@ class VModelManager:
 
     async def status(self, vmodel_id: str, owner: str = "") -> VModelStatus:
         """Answer what the vmodel stands for; an unknown one, or another's, is NOT_FOUND."""
-        _require_id(vmodel_id)
+        check_vmodel_id(vmodel_id)
         vmodel = await self._vmodels.find(vmodel_id)
         if vmodel is not None and is_in_transition(vmodel):
             # Whoever asks because it has just ended must hear so.
@@ -349,8 +349,3 @@ def _had_copies_before(outcome: Outcome) -> bool:
         return False
     active = outcome.models[before.active_model_id]
     return active is not None and bool(active.copies)
-
-
-def _require_id(vmodel_id: str) -> None:
-    if not vmodel_id:
-        raise InvalidRequestError("must provide non-empty vModelId")

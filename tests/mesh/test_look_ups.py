@@ -12,7 +12,13 @@ from mm.core.ids import ModelId
 from mm.core.records import ModelRecord
 from mm.edge.memory_server import MemoryServer
 from mm.edge.memory_store import Fault, MemoryStore
-from mm.errors import LimitError, ModelNotFoundError, StatusCode, StoreUnavailableError
+from mm.errors import (
+    InvalidRequestError,
+    LimitError,
+    ModelNotFoundError,
+    StatusCode,
+    StoreUnavailableError,
+)
 from mm.limits import Limits
 from mm.mesh.look_ups import ANSWER_S, LookUps
 from mm.mesh.mirror import Mirror
@@ -231,11 +237,8 @@ async def test_a_store_that_does_not_answer_is_asked_once_a_second() -> None:
 async def test_an_id_that_is_too_long_costs_nothing() -> None:
     world = World()
     for key_id in ("x" * 4097, "ü" * 2049):
-        with pytest.raises(
-            LimitError, match="an id has at most 4096 bytes, this one 409"
-        ) as caught:
+        with pytest.raises(InvalidRequestError, match="an id has at most 4096 bytes, this one 409"):
             await world.look_ups.find(key_id)
-        assert caught.value.code == StatusCode.RESOURCE_EXHAUSTED
     assert world.asked == []
     assert await world.look_ups.find("ü" * 2048) is None
 
@@ -265,9 +268,9 @@ async def test_a_long_id_that_others_registered_is_served() -> None:
     """Java knows no limit but etcd's own."""
     async with running_cluster("a", plan=FAST) as cluster:
         long = "x" * 5000
-        with pytest.raises(LimitError, match="at most 4096 bytes"):
+        with pytest.raises(InvalidRequestError, match="at most 4096 bytes"):
             await cluster["a"].register(long)
-        with pytest.raises(LimitError):
+        with pytest.raises(InvalidRequestError, match="at most 4096 bytes"):
             await cluster["a"].invoke(long)
         registry = cluster["a"].node.parts.registry
         await registry.update(ModelId(long), lambda _record: ModelRecord(INFO))

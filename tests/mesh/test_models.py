@@ -23,6 +23,7 @@ from mm.errors import (
     StatusCode,
     StoreUnavailableError,
 )
+from mm.mesh.id_checks import DEBUG_IDS
 from mm.mesh.models import EnsureRequest
 from mm.mesh.ports import Write
 from mm.testing.cluster import INFO, PREFIX, Cluster, running_cluster, until
@@ -168,10 +169,56 @@ async def test_what_others_registered_may_be_large() -> None:
 
 async def test_a_read_only_mesh_changes_nothing() -> None:
     async with running_cluster("a", plan=FAST, kv_read_only=True) as cluster:
-        with pytest.raises(MeshError, match="read-only mode"):
+        models = cluster["a"].node.models
+        with pytest.raises(MeshError, match="model-mesh read-only mode") as caught:
             await cluster["a"].register("m")
-        with pytest.raises(MeshError, match="read-only mode"):
-            await cluster["a"].node.models.unregister(M)
+        assert caught.value.code == StatusCode.UNAVAILABLE
+        await models.unregister(M)
+        for value in (ModelRecord(INFO, last_used_ms=1), b"{"):
+            store(cluster, value)
+            before = cluster.server.revision
+            with pytest.raises(MeshError, match="model-mesh read-only mode"):
+                await models.unregister(M)
+            assert cluster.server.revision == before
+        # What writes nothing is allowed: clients repeat their registrations while a store moves.
+        store(cluster, ModelRecord(INFO, last_used_ms=1))
+        await until(lambda: cluster["a"].node.parts.registry.get(M) is not None)
+        assert (await cluster["a"].register("m")).status == "NOT_LOADED"
+        with pytest.raises(ModelExistsError):
+            await cluster["a"].register("m", ModelInfo("other"))
+        with pytest.raises(MeshError, match="model-mesh read-only mode"):
+            await models.register(
+                M, INFO, load_now=False, sync=False, last_used_ms=cluster["a"].clock.now_ms()
+            )
+        assert (await cluster["a"].register("m", load_now=True, sync=True)).status == "LOADED"
+
+
+@pytest.mark.parametrize("debug_id", sorted(DEBUG_IDS))
+async def test_the_debug_ids_of_java_are_refused(debug_id: str) -> None:
+    async with running_cluster("a", plan=FAST) as cluster:
+        a, model_id = cluster["a"], ModelId(debug_id)
+        for call in (
+            a.status(debug_id),
+            a.register(debug_id),
+            a.load(debug_id),
+            a.node.models.unregister(model_id),
+        ):
+            with pytest.raises(InvalidRequestError) as caught:
+                await call
+            assert caught.value.message.startswith(f"{debug_id} is a debug id of the Java")
+        assert cluster.records() == {}
+
+
+@pytest.mark.parametrize("model_id", ["/", "a/b", "../m", "..", " m ", "mø日本", "x" * 4096])
+async def test_any_text_may_be_an_id(model_id: str) -> None:
+    async with running_cluster("a", "b", plan=FAST) as cluster:
+        await cluster["a"].register(model_id)
+        assert set(cluster.records()) == {model_id}, "the key is the id as it is"
+        for name in "ab":
+            await cluster[name].invoke(model_id)
+            assert (await cluster[name].status(model_id)).status == "LOADED"
+        await cluster["b"].node.models.unregister(ModelId(model_id))
+        assert cluster.records() == {}
 
 
 async def test_loading_now_and_waiting_for_it() -> None:

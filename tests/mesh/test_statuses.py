@@ -70,6 +70,26 @@ async def test_copies_are_told_newest_first() -> None:
         assert (copies[0].instance_id, copies[0].status) == (A, "LOADED")
 
 
+@pytest.mark.virtual_time
+async def test_of_a_model_that_is_there_only_failures_that_count_are_told() -> None:
+    """The controller shows the first error of a model, whatever its status (interop 1.2)."""
+    async with running_cluster("a", "b", plan=FAST) as cluster:
+        a = cluster["a"]
+        now_ms, expiry_ms = a.clock.now_ms(), a.config.load_failure_expiry_ms
+        record = ModelRecord(INFO)
+        for instance_id, age_ms in ((B, 1000), (C, 5000), (A, expiry_ms + 1000)):
+            record = record.with_failure(instance_id, now_ms - age_ms, f"of {instance_id}")
+        await told(cluster, record)
+        await a.load_here("m")
+        status = await a.status("m")
+        assert (status.status, status.errors) == ("LOADED", ("of b", "of c"))
+        failed = [c.instance_id for c in status.copies if c.status == "LOADING_FAILED"]
+        assert failed == [B, C], "newest first"
+        await anyio.sleep(expiry_ms / 1000)
+        status = await a.load("m")
+        assert (status.status, status.errors, len(status.copies)) == ("LOADED", (), 1)
+
+
 async def test_a_copy_that_is_said_to_be_ready_is_not_asked() -> None:
     async with running_cluster("a", "b", "c", plan=FAST) as cluster:
         await loaded_at(cluster, "b")

@@ -14,7 +14,6 @@ from mm.core.vmodel_changes import SetVModel, references
 from mm.edge.memory_store import Fault
 from mm.errors import (
     InvalidRequestError,
-    LimitError,
     LoadTimeoutError,
     MeshError,
     ModelExistsError,
@@ -199,8 +198,8 @@ async def test_sync_waits_no_longer_than_the_caller() -> None:
         (InvalidRequestError, "non-empty vModelId", {"vmodel_id": ""}),
         (InvalidRequestError, "non-empty targetModelId", {"target": ""}),
         (InvalidRequestError, "non-empty model type", {"info": ModelInfo("", "path")}),
-        (LimitError, "at most 4096 bytes, this one 4097", {"vmodel_id": "é" * 2048 + "e"}),
-        (LimitError, "at most 4096 bytes, this one 5000", {"target": "t" * 5000}),
+        (InvalidRequestError, "at most 4096 bytes, this one 4097", {"vmodel_id": "é" * 2048 + "e"}),
+        (InvalidRequestError, "at most 4096 bytes, this one 5000", {"target": "t" * 5000}),
         (
             InvalidRequestError,
             "owner of a vmodel has at most",

@@ -192,7 +192,7 @@ def test_headers_above_the_limit(instance: Instance) -> None:
             mmesh.RegisterModelRequest(
                 model_id="y" * 5000, model_info=mmesh.ModelInfo(type="example")
             ),
-            Code.RESOURCE_EXHAUSTED,
+            Code.INVALID_ARGUMENT,
             "an id has at most 4096 bytes, this one 5000: use a shorter one",
             id="long id",
         ),
