@@ -163,6 +163,12 @@ class Limits:
     #: And without ``sync`` so long for a load to begin: it usually has by then, and an answer that
     #: says where is worth more than one that is told at once. All in all it is 100 ms at most.
     vmodel_load_start_wait_s: float = 0.05
+    #: Transitions for which loads are waited for at a time: enough for the loading slots of some
+    #: thirty instances, and few beside the calls that may wait.
+    transitions_at_once_max: int = 256
+    #: A target that serves takes over after this, however many copies it lacks of the active
+    #: model's: as long as a load that somebody waits for may take.
+    transition_scale_max_s: float = 600.0
     #: At start, until the store has answered once. Then the process exits and says so.
     store_start_timeout_s: float = 20.0
     #: The same if every address refuses the connection: nobody listens there, and whoever started

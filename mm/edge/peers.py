@@ -289,6 +289,12 @@ class PeerService:
             second_copies_added=counters.second_copies_added,
             copies_dropped=counters.copies_dropped,
             demands_told=counters.demands_told,
+            vmodel_changes=counters.vmodel_changes,
+            vmodel_conflicts=counters.vmodel_conflicts,
+            transitions_completed=counters.transitions_completed,
+            transitions_failed=counters.transitions_failed,
+            transitions=now.transitions,
+            transitions_blocked=now.transitions_blocked,
             partitions=[_partition(*each) for each in now.partitions.items()],
         )
 

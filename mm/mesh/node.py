@@ -29,6 +29,7 @@ from mm.mesh.router import Router
 from mm.mesh.services import Services, compose_services
 from mm.mesh.statistics import InstanceStatistics
 from mm.mesh.store_check import wait_for_store
+from mm.mesh.transitions import Transitions, compose_transitions
 from mm.mesh.vmodel_manager import VModelManager, compose_vmodels
 
 logger = logging.getLogger(__name__)
@@ -48,6 +49,7 @@ class Node:
     #: What it is made of, for tests and tools.
     parts: Parts
     services: Services
+    transitions: Transitions
 
     def __init__(self, config: Config, ports: Ports) -> None:
         self._config = config
@@ -163,12 +165,15 @@ class Node:
         self.parts.models.open(group)
         self.vmodels.open(group)
         self.services = compose_services(config, self._ports, self.parts, session, self.own_record)
+        self.transitions = compose_transitions(
+            config, self._ports.clock, self.parts, self.vmodels.writer, self.services.leader
+        )
         with anyio.move_on_after(config.store_start_timeout_s) as scope:
             while not await self.services.publisher.publish(if_revision=await self._take_id()):
                 logger.info("the record of instance %s changed meanwhile: looking again", self._me)
         if scope.cancelled_caught:
             raise StartupError("this instance could not be published: no lease, or no answer")
-        for task in self.services.tasks:
+        for task in (*self.services.tasks, self.transitions.run):
             group.start_soon(task)
 
     async def _take_id(self) -> int:
@@ -256,6 +261,8 @@ class Node:
             look_ups_refused=sum(each.refused_count for each in look_ups),
             corrupt_records=parts.registry.corrupt_count,
             records_unconfirmed=parts.registry.mirror.unconfirmed_count,
+            transitions=self.transitions.count,
+            transitions_blocked=self.transitions.blocked_count,
             instances=len(parts.members),
             partitions=parts.cluster.partitions(),
             version=self.own_record().version,

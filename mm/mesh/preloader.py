@@ -40,6 +40,7 @@ class PreloadReason(enum.Enum):
     DRAIN = "its instance stops"
     LOST = "its copies are gone"
     ROOM = "there is room for it"
+    TRANSITION = "it takes over from a model with more copies"
 
 
 class Preloader:

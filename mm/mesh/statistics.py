@@ -57,6 +57,9 @@ class Counters:
     #: Changes of vmodels that were written, and tries that lost to somebody else's change.
     vmodel_changes: int = 0
     vmodel_conflicts: int = 0
+    #: Transitions that ended, and that were said to have failed, while this instance led.
+    transitions_completed: int = 0
+    transitions_failed: int = 0
     #: Calls that would have waited for a load, had there not been too many already.
     waiting_refused: int = 0
     #: Time that loads held one of the runtime's loading slots, summed over the slots.
@@ -94,6 +97,9 @@ class InstanceStatistics:
     corrupt_records: int
     #: Records that are known from a store that is no more: restored within seconds.
     records_unconfirmed: int
+    #: Vmodels in transition, and of those that the leader works on the ones that cannot go on.
+    transitions: int
+    transitions_blocked: int
     instances: int
     #: By the types that their instances must not host.
     partitions: Mapping[frozenset[str], ClusterStatistics]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import anyio
 import pytest
 from trio._core import _run as trio_run
 
@@ -23,3 +24,13 @@ def nothing_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
     """Load nothing that nobody calls: a copy that a test takes away would come back by itself."""
     monkeypatch.setattr("mm.mesh.filler.USED_WITHIN_MS", -(2**60))
     monkeypatch.setattr("mm.mesh.filler.LOST_AFTER_S", math.inf)
+
+
+async def _rest(_service: object) -> None:
+    await anyio.sleep_forever()
+
+
+@pytest.fixture
+def no_transitions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have no leader carry out transitions: the test says how they end."""
+    monkeypatch.setattr("mm.mesh.transitions.Transitions.run", _rest)

@@ -141,6 +141,7 @@ async def test_filters() -> None:
         assert ids(found.entries) == ["n1"]
 
 
+@pytest.mark.usefixtures("no_transitions")
 async def test_vmodels_and_their_filters() -> None:
     async with running_cluster("a") as cluster:
         await stored(
@@ -241,6 +242,7 @@ async def test_an_unreadable_record_is_left_out() -> None:
         assert [e.vmodel_id for e in (await pages.vmodels(PageRequest())).entries] == ["v2"]
 
 
+@pytest.mark.usefixtures("no_transitions")
 async def test_who_refers_to_a_model_is_followed() -> None:
     referred = ModelRecord(INFO, references=1)
     async with running_cluster("a") as cluster:

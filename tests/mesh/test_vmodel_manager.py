@@ -135,6 +135,7 @@ async def test_with_sync_it_is_loaded_when_the_answer_comes() -> None:
         assert brief(status) == "DEFINED m/LOADED m/-"
 
 
+@pytest.mark.usefixtures("no_transitions")
 async def test_a_changed_target_of_one_that_serves() -> None:
     async with running_cluster("a", "b", plan=FAST) as cluster:
         a, b = cluster["a"], cluster["b"]
@@ -155,6 +156,7 @@ async def test_a_changed_target_of_one_that_serves() -> None:
         await until(lambda: counts(cluster) == {"n": 1})
 
 
+@pytest.mark.usefixtures("no_transitions")
 async def test_sync_waits_for_the_switch() -> None:
     async with running_cluster("a", "b", plan=FAST) as cluster:
         await set_vmodel(cluster["a"], "m", load_now=True, sync=True)
@@ -173,6 +175,7 @@ async def test_sync_waits_for_the_switch() -> None:
 
 
 @pytest.mark.virtual_time
+@pytest.mark.usefixtures("no_transitions")
 async def test_sync_waits_no_longer_than_the_caller() -> None:
     async with running_cluster("a", plan=ModelPlan(load_s=1000.0)) as cluster:
         a = cluster["a"]

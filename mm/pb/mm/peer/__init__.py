@@ -265,6 +265,25 @@ class InstanceStatistics(betterproto2.Message):
 
     records_restored: "int" = betterproto2.field(62, betterproto2.TYPE_UINT64)
 
+    vmodel_changes: "int" = betterproto2.field(90, betterproto2.TYPE_UINT64)
+    """
+    Counters of vmodels: changes that were written, tries that lost to somebody else's change; and, while this instance
+    led, transitions that ended with the target serving, and those said to have failed.
+    """
+
+    vmodel_conflicts: "int" = betterproto2.field(91, betterproto2.TYPE_UINT64)
+
+    transitions_completed: "int" = betterproto2.field(92, betterproto2.TYPE_UINT64)
+
+    transitions_failed: "int" = betterproto2.field(93, betterproto2.TYPE_UINT64)
+
+    transitions: "int" = betterproto2.field(94, betterproto2.TYPE_UINT64)
+    """
+    Gauges: vmodels in transition; and of those that this instance works on, because it leads, the ones that cannot go on.
+    """
+
+    transitions_blocked: "int" = betterproto2.field(95, betterproto2.TYPE_UINT64)
+
     partitions: "list[Partition]" = betterproto2.field(38, betterproto2.TYPE_MESSAGE, repeated=True)
     """
     The instance's view of the cluster, by what its instances may host.
