@@ -1,8 +1,45 @@
-"""Errors that a command may end with: told in one line, never with a traceback."""
+"""How a command ends: exit codes, and errors that are told in one line, never with a traceback."""
 
 from __future__ import annotations
 
-from mm.errors import ConfigError, MeshError, StartupError
+from typing import Final
+
+from mm.errors import ConfigError, MeshError, StartupError, StatusCode
+
+#: Exit codes beside 0; scripts rely on them. 130 is what shells say of Ctrl-C, and 141 of a
+#: program whose output nobody reads any more.
+FAILED: Final = 1
+MISUSED: Final = 2
+NOT_FOUND: Final = 3
+REFUSED: Final = 4
+TIME_LIMIT: Final = 5
+UNREACHABLE: Final = 6
+INTERRUPTED: Final = 130
+READER_LEFT: Final = 141
+
+#: What `--help` says of those that a command which asks a mesh may end with.
+EXIT_CODES_HELP: Final = (
+    "Exit codes: 0 done; 1 it failed, or the model cannot be loaded; 2 the call is wrong; 3 there"
+    " is no such model or vmodel; 4 refused, because something else is registered there or it is"
+    " in use; 5 not within --timeout; 6 no instance can be reached; 130 Ctrl-C."
+)
+
+_CODES: Final = {
+    StatusCode.INVALID_ARGUMENT: MISUSED,
+    StatusCode.NOT_FOUND: NOT_FOUND,
+    StatusCode.ALREADY_EXISTS: REFUSED,
+    StatusCode.FAILED_PRECONDITION: REFUSED,
+    StatusCode.ABORTED: REFUSED,
+    StatusCode.PERMISSION_DENIED: REFUSED,
+    StatusCode.UNAUTHENTICATED: REFUSED,
+    StatusCode.DEADLINE_EXCEEDED: TIME_LIMIT,
+    StatusCode.UNAVAILABLE: UNREACHABLE,
+}
+
+
+def exit_code_of(status: int) -> int:
+    """Answer the exit code for a gRPC status that the mesh answered."""
+    return _CODES.get(StatusCode(status), FAILED)
 
 
 class CommandError(Exception):
@@ -11,7 +48,7 @@ class CommandError(Exception):
     ``details`` are printed below it as they are: the end of a log, for example.
     """
 
-    def __init__(self, message: str, *, exit_code: int = 1, details: str = "") -> None:
+    def __init__(self, message: str, *, exit_code: int = FAILED, details: str = "") -> None:
         super().__init__(message)
         self.exit_code = exit_code
         self.details = details

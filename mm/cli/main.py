@@ -1,8 +1,8 @@
 """The `mm` command: what its parts are, and how it ends.
 
 Each command lives in a module of its own that is imported when it is called, so that `mm serve`
-carries nothing of the demo and no numpy. An expected error is one line on stderr: exit code 2 if
-the call or a setting is wrong, 1 if something failed, 130 after Ctrl-C. A traceback means a bug.
+carries nothing of the demo and no numpy. An expected error is one line on stderr, with an exit
+code of ``mm.cli.errors``. A traceback means a bug.
 """
 
 from __future__ import annotations
@@ -16,18 +16,14 @@ import typer
 import typer.core
 import typer.main
 
-from mm.cli.errors import CommandError, expected_error
+from mm.cli.errors import FAILED, INTERRUPTED, MISUSED, CommandError, expected_error
 from mm.errors import ConfigError
-
-#: Exit codes beside 0.
-FAILED: Final = 1
-MISUSED: Final = 2
-INTERRUPTED: Final = 130
 
 #: Name -> (module with a `typer.Typer` named `app`, line in the list of commands).
 COMMANDS: Final = {
     "serve": ("mm.cli.serve", "Serve models: one instance of the mesh, beside a model runtime."),
     "model": ("mm.cli.model", "Register, unregister, load and look at models of a mesh."),
+    "vmodel": ("mm.cli.vmodel", "Give models a name that stays when the model is exchanged."),
     "runtime": ("mm.cli.runtime", "Run a ready-made model runtime."),
     "demo": ("mm.cli.demo", "See it work: three instances, real models, checked answers."),
     "sim": ("mm.cli.sim", "Prove the mesh in simulated clusters, or print a scenario's figures."),

@@ -1,21 +1,41 @@
-"""`mm model …`: the management API of a mesh from a terminal or a script.
+"""`mm model …`: the models of a mesh from a terminal or a script.
 
-Owns options, output and exit codes; what the calls mean is spec around 5.
+Owns the commands and what they show of a model; what the calls mean is spec around 5.
 """
 
 from __future__ import annotations
 
 import asyncio
-import errno
-import json
-import os
-import time
-from collections.abc import Awaitable, Callable
-from typing import Annotated, Final, TypeVar
+from collections.abc import Sequence
+from typing import Annotated, Any, Final
 
 import typer
 
-from mm.cli.errors import CommandError
+from mm.cli.errors import EXIT_CODES_HELP, MISUSED, CommandError
+from mm.cli.mesh import (
+    ADDRESS_HELP,
+    DEFAULT_ADDRESS,
+    PAGE_SIZE,
+    Address,
+    Timeout,
+    ask,
+    ask_and_look,
+    connected,
+    exit_by_status,
+    pages,
+    watching,
+)
+from mm.cli.output import (
+    ChangePrinter,
+    Format,
+    ListPrinter,
+    Output,
+    emit_one,
+    in_one_line,
+    shown,
+    shown_size,
+    shown_time,
+)
 from mm.pb.mmesh import (
     EnsureLoadedRequest,
     GetStatusRequest,
@@ -27,37 +47,25 @@ from mm.pb.mmesh import (
     UnregisterModelRequest,
 )
 
-DEFAULT_ADDRESS: Final = "localhost:8033"
-DEFAULT_PORT: Final = 8033
 DEFAULT_TYPE: Final = "sklearn"
-
-T = TypeVar("T")
+COLUMNS: Final = ("MODEL", "STATUS", "COPIES", "SIZE", "LAST USED", "TYPE", "POLICY", "VMODELS",
+                  "PATH")  # fmt: skip
 
 app = typer.Typer(
     rich_markup_mode=None,
     no_args_is_help=True,
     help="Register, unregister, load and look at models of a mesh.\n\n"
-    "Every command asks one instance, which may be any of the mesh: --address, or the "
-    f"environment variable MM_ADDRESS, or {DEFAULT_ADDRESS}. Exit code 0 if it worked, 1 if it "
-    "failed or the model cannot be loaded, 2 if the call is wrong.\n\n"
+    f"{ADDRESS_HELP} {EXIT_CODES_HELP}\n\n"
     "\b\n"
     "Examples:\n"
     "  mm model register iris --path iris.joblib --wait\n"
-    "  mm model status iris --json\n"
+    "  mm model get iris\n"
+    "  mm model list --prefix i -o json\n"
     "  MM_ADDRESS=mesh.example:8033 mm model ensure-loaded iris\n"
     "  mm model unregister iris",
 )
 
 Id = Annotated[str, typer.Argument(metavar="ID", help="The model's id.")]
-Address = Annotated[
-    str,
-    typer.Option(envvar="MM_ADDRESS", metavar="HOST:PORT", help="An instance of the mesh."),
-]
-Timeout = Annotated[
-    float,
-    typer.Option(metavar="SECONDS", min=0.001, help="How long to wait for the answer."),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, for scripts.")]
 
 
 @app.command()
@@ -76,14 +84,14 @@ def register(
     wait: Annotated[bool, typer.Option("--wait", help="Load it now and wait until it is.")] = False,
     address: Address = DEFAULT_ADDRESS,
     timeout: Timeout = 120.0,
-    as_json: Json = False,
+    output: Output = Format.TABLE,
 ) -> None:
     """Register a model, so that it can be called. Registering it again the same way is no error.
 
     \b
     Examples:
       mm model register iris --path iris.joblib
-      mm model register iris --path iris.joblib --type sklearn --wait --json
+      mm model register iris --path iris.joblib --type sklearn --wait -o json
     """
     request = RegisterModelRequest(
         model_id=model_id,
@@ -91,8 +99,11 @@ def register(
         load_now=load or wait,
         sync=wait,
     )
-    status = _call(address, timeout, lambda stub: stub.register_model(request, timeout=timeout))
-    _show(model_id, status, as_json=as_json)
+
+    async def make(stub: ModelMeshStub) -> ModelStatusInfo:
+        return await stub.register_model(request, timeout=timeout)
+
+    _show(model_id, _waited_for(model_id, address, timeout, make), output)
 
 
 @app.command()
@@ -100,7 +111,7 @@ def unregister(
     model_id: Id,
     address: Address = DEFAULT_ADDRESS,
     timeout: Timeout = 30.0,
-    as_json: Json = False,
+    output: Output = Format.TABLE,
 ) -> None:
     """Remove a model and its copies from the mesh. Its files stay; an unknown id is no error.
 
@@ -109,8 +120,8 @@ def unregister(
       mm model unregister iris
     """
     request = UnregisterModelRequest(model_id=model_id)
-    _call(address, timeout, lambda stub: stub.unregister_model(request, timeout=timeout))
-    typer.echo(json.dumps({"id": model_id}) if as_json else f"{model_id}: unregistered")
+    ask(address, timeout, lambda stub: stub.unregister_model(request, timeout=timeout))
+    emit_one(output, {"id": model_id}, f"{shown(model_id)}: unregistered")
 
 
 @app.command()
@@ -118,18 +129,18 @@ def status(
     model_id: Id,
     address: Address = DEFAULT_ADDRESS,
     timeout: Timeout = 30.0,
-    as_json: Json = False,
+    output: Output = Format.TABLE,
 ) -> None:
-    """Tell where a model stands, without loading it. Exit code 1 if it is unknown or failed.
+    """Tell where a model stands, without loading it. Exit code 3 if it is unknown, 1 if it failed.
 
     \b
     Examples:
       mm model status iris
-      mm model status iris --json
+      mm model status iris -o json
     """
     request = GetStatusRequest(model_id=model_id)
-    status = _call(address, timeout, lambda stub: stub.get_model_status(request, timeout=timeout))
-    _show(model_id, status, as_json=as_json)
+    info = ask(address, timeout, lambda stub: stub.get_model_status(request, timeout=timeout))
+    _show(model_id, info, output)
 
 
 @app.command("ensure-loaded")
@@ -140,7 +151,7 @@ def ensure_loaded(
     ] = True,
     address: Address = DEFAULT_ADDRESS,
     timeout: Timeout = 120.0,
-    as_json: Json = False,
+    output: Output = Format.TABLE,
 ) -> None:
     """Load a model somewhere in the mesh, unless it is loaded. Exit code 1 if that failed.
 
@@ -149,84 +160,169 @@ def ensure_loaded(
       mm model ensure-loaded iris
     """
     request = EnsureLoadedRequest(model_id=model_id, sync=wait)
-    status = _call(address, timeout, lambda stub: stub.ensure_loaded(request, timeout=timeout))
-    _show(model_id, status, as_json=as_json)
+
+    async def make(stub: ModelMeshStub) -> ModelStatusInfo:
+        return await stub.ensure_loaded(request, timeout=timeout)
+
+    _show(model_id, _waited_for(model_id, address, timeout, make), output)
 
 
-# --- calling --------------------------------------------------------------------------------------
+@app.command()
+def get(
+    model_id: Id,
+    address: Address = DEFAULT_ADDRESS,
+    timeout: Timeout = 30.0,
+    output: Output = Format.TABLE,
+) -> None:
+    """Tell all that the mesh knows of a model, without loading it. Exit codes as of `status`.
+
+    \b
+    Examples:
+      mm model get iris
+      mm model get iris -o yaml
+    """
+
+    async def find() -> tuple[ModelStatusInfo, Any]:
+        async with connected(address, timeout) as channel:
+            request = GetStatusRequest(model_id=model_id)
+            # This first: the instance looks up what it does not know yet.
+            info = await ModelMeshStub(channel).get_model_status(request, timeout=timeout)
+            wanted = _request(prefix=model_id)
+            wanted.page_size = 1
+            async for page in pages(channel, "listModels", _LISTED, wanted, timeout):
+                return info, next((e for e in page.models if e.model_id == model_id), None)
+        raise AssertionError("there is always a first page")
+
+    info, entry = asyncio.run(find())
+    if entry is None:
+        _show(model_id, info, output)
+        return
+    value = {**_value(entry), **model_value(info)}
+    emit_one(output, value, _as_text(model_id, info, _details(value)))
+    exit_by_status(_name_of(info.status))
 
 
-def parse_address(address: str) -> tuple[str, int]:
-    """Read ``host``, ``host:port``, ``[v6]:port`` or ``:port``; raises ``CommandError``."""
-    text = address.strip()
-    if text.startswith("["):
-        host, bracket, rest = text[1:].partition("]")
-        port_text = rest.removeprefix(":")
-        well_formed = bool(bracket) and (not rest or rest.startswith(":"))
-    elif text.count(":") > 1:
-        host, port_text, well_formed = text, "", True
-    else:
-        host, _, port_text = text.partition(":")
-        well_formed = bool(text)
-    port = int(port_text) if port_text.isascii() and port_text.isdigit() else None
-    if not port_text:
-        port = DEFAULT_PORT
-    if not well_formed or port is None or not 0 < port < 65536 or "/" in host or " " in host:
-        raise CommandError(
-            f"{address!r} is no address; allowed: host[:port], port 1 to 65535", exit_code=2
-        )
-    return host or "localhost", port
+@app.command("list")
+def list_models(
+    prefix: Annotated[str, typer.Option(help="Only ids that begin with it.")] = "",
+    model_type: Annotated[str, typer.Option("--type", help="Only models of this type.")] = "",
+    with_status: Annotated[
+        str, typer.Option("--status", help="Only models with it: LOADED, for example.")
+    ] = "",
+    limit: Annotated[int, typer.Option(min=0, help="At most so many; 0 for all.")] = 0,
+    address: Address = DEFAULT_ADDRESS,
+    timeout: Timeout = 30.0,
+    output: Output = Format.TABLE,
+) -> None:
+    """List the models of the mesh by id, page by page, as an instance knows them.
+
+    Loads nothing and asks nobody else. --timeout is for each page.
+
+    \b
+    Examples:
+      mm model list
+      mm model list --status LOADING_FAILED
+      mm model list --prefix fraud- --limit 20 -o json
+    """
+    request = _request(prefix, model_type, with_status)
+    printer = ListPrinter(output, COLUMNS)
+
+    async def print_all() -> None:
+        async with connected(address, timeout, for_all=False) as channel:
+            request.page_size = min(limit or PAGE_SIZE, PAGE_SIZE)
+            async for page in pages(channel, "listModels", _LISTED, request, timeout):
+                left = limit - printer.count if limit else len(page.models)
+                printer.page([_entry(each) for each in page.models[:left]])
+                if limit and printer.count >= limit:
+                    break
+
+    asyncio.run(print_all())
+    printer.end("models")
 
 
-def _call(address: str, timeout_s: float, make: Callable[[ModelMeshStub], Awaitable[T]]) -> T:
-    host, port = parse_address(address)
-    return asyncio.run(_answer(address, host, port, timeout_s, make))
+@app.command()
+def watch(
+    model_id: Annotated[str, typer.Argument(metavar="[ID]", help="Only this model.")] = "",
+    prefix: Annotated[str, typer.Option(help="Only ids that begin with it.")] = "",
+    address: Address = DEFAULT_ADDRESS,
+    timeout: Timeout = 30.0,
+    output: Output = Format.TABLE,
+) -> None:
+    """Print models as they are, then each change, until Ctrl-C.
+
+    Several changes in a row may be printed as one; the last one always is. --timeout is for the
+    answers before the first change. JSON comes as one object a line, YAML as one document each.
+
+    \b
+    Examples:
+      mm model watch iris
+      mm model watch --prefix fraud- -o json
+    """
+    printer = ChangePrinter(output)
+
+    def show(entry: Any) -> None:
+        value, cells = _entry(entry)
+        printer.change(entry.model_id, value, cells[:4])
+
+    async def follow() -> None:
+        async with (
+            connected(address, timeout, for_all=False) as channel,
+            watching(channel, "watchModels", _ENTRY, model_id, prefix, timeout) as changes,
+        ):
+            async for page in pages(
+                channel, "listModels", _LISTED, _request(model_id or prefix), timeout
+            ):
+                for entry in page.models:
+                    if model_id in ("", entry.model_id):
+                        show(entry)
+                if model_id:
+                    break
+            async for entry in changes:
+                show(entry)
+
+    asyncio.run(follow())
 
 
-async def _answer(
-    address: str,
-    host: str,
-    port: int,
-    timeout_s: float,
-    make: Callable[[ModelMeshStub], Awaitable[T]],
-) -> T:
-    from grpclib.client import Channel
-    from grpclib.exceptions import GRPCError, ProtocolError, StreamTerminatedError
+# --- asking ---------------------------------------------------------------------------------------
 
-    channel = Channel(host, port)
-    try:
-        # Beside the call's own deadline, this one also covers connecting.
-        async with asyncio.timeout(timeout_s):
-            return await make(ModelMeshStub(channel))
-    except GRPCError as exc:
-        raise CommandError(f"{exc.status.name}: {exc.message or 'no message'}") from exc
-    except TimeoutError as exc:
-        raise CommandError(f"no answer from {address} within {timeout_s:g} s") from exc
-    except (StreamTerminatedError, ProtocolError) as exc:
-        raise CommandError(f"the connection to {address} broke: {exc}") from exc
-    except OSError as exc:
-        raise CommandError(
-            f"cannot connect to {address}: {_reason(exc)} (is `mm serve` running there?)"
-        ) from exc
-    finally:
-        channel.close()
+_LISTED: Final = "mmesh.ListModelsResponse"
+_ENTRY: Final = "mmesh.ListedModel"
 
 
-def _reason(exc: OSError) -> str:
-    if exc.errno is not None and exc.errno > 0:
-        return os.strerror(exc.errno).lower()
-    # A name with several addresses: asyncio tells what became of each in one text.
-    return "connection refused" if f"Errno {errno.ECONNREFUSED}" in str(exc) else str(exc)
+def _request(prefix: str = "", model_type: str = "", status_name: str = "") -> Any:
+    from mm.edge.protobuf import message_class
+
+    wanted = ModelStatusInfoModelStatus.NOT_FOUND
+    if status_name:
+        names = [each.name for each in ModelStatusInfoModelStatus if each and each.name]
+        if status_name.upper() not in names:
+            raise CommandError(
+                f"{status_name!r} is no status to look for; allowed: {', '.join(names)}",
+                exit_code=MISUSED,
+            )
+        wanted = ModelStatusInfoModelStatus[status_name.upper()]
+    return message_class("mmesh.ListModelsRequest")(
+        page_size=PAGE_SIZE, id_prefix=prefix, type=model_type, status=int(wanted)
+    )
 
 
-# --- output ---------------------------------------------------------------------------------------
+def _waited_for(model_id: str, address: str, timeout: float, make: Any) -> ModelStatusInfo:
+    """Ask for a load, and say how far it is if that takes a while."""
+
+    async def look(stub: ModelMeshStub) -> str:
+        info = await stub.get_model_status(GetStatusRequest(model_id=model_id), timeout=timeout)
+        return in_one_line(_as_text(model_id, info))
+
+    info: ModelStatusInfo = ask_and_look(address, timeout, make, look)
+    return info
 
 
-def _show(model_id: str, info: ModelStatusInfo, *, as_json: bool) -> None:
-    name = _name_of(info.status)
-    typer.echo(_as_json(model_id, info) if as_json else _as_text(model_id, info))
-    if name in ("LOADING_FAILED", "NOT_FOUND"):
-        raise typer.Exit(1)
+# --- showing --------------------------------------------------------------------------------------
+
+
+def _show(model_id: str, info: ModelStatusInfo, output: Format) -> None:
+    emit_one(output, {"id": model_id, **model_value(info)}, _as_text(model_id, info))
+    exit_by_status(_name_of(info.status))
 
 
 def _name_of(status: int) -> str:
@@ -237,32 +333,100 @@ def _name_of(status: int) -> str:
         return str(int(status))
 
 
-def _as_json(model_id: str, info: ModelStatusInfo) -> str:
-    copies = [
-        {
-            "instance": copy.location,
-            "status": _name_of(copy.copy_status),
-            "time_ms": copy.time,
-        }
-        for copy in info.model_copy_infos
-    ]
-    return json.dumps(
-        {
-            "id": model_id,
-            "status": _name_of(info.status),
-            "errors": list(info.errors),
-            "copies": copies,
-        }
+def model_value(info: ModelStatusInfo) -> dict[str, Any]:
+    """Answer a status as JSON and YAML tell it."""
+    return {
+        "status": _name_of(info.status),
+        "errors": list(info.errors),
+        "copies": [
+            {"instance": c.location, "status": _name_of(c.copy_status), "time_ms": c.time}
+            for c in info.model_copy_infos
+        ],
+    }
+
+
+def _value(entry: Any) -> dict[str, Any]:
+    """Answer a listed model as JSON and YAML tell it."""
+    info = entry.status
+    return {
+        "id": entry.model_id,
+        "type": entry.type,
+        "path": entry.path,
+        "status": _name_of(info.status),
+        "errors": list(info.errors),
+        "copies": [
+            {"instance": c.location, "status": _name_of(c.copyStatus), "time_ms": c.time}
+            for c in info.modelCopyInfos
+        ],
+        "last_used_ms": entry.last_used_ms,
+        "size_bytes": entry.size_bytes,
+        "min_copies": entry.min_copies,
+        "pinned": entry.pinned,
+        "references": entry.references,
+        "vmodels": list(entry.vmodel_ids),
+    }
+
+
+def _entry(entry: Any) -> tuple[dict[str, Any], Sequence[str]]:
+    value = _value(entry)
+    return value, (
+        value["id"],
+        value["status"],
+        _copies_text(value),
+        shown_size(value["size_bytes"]),
+        shown_time(value["last_used_ms"]) if value["last_used_ms"] else "",
+        value["type"],
+        _policy_text(value),
+        _vmodels_text(value),
+        value["path"],
     )
 
 
-def _as_text(model_id: str, info: ModelStatusInfo) -> str:
-    lines = [f"{model_id}: {_name_of(info.status)}"]
+def _copies_text(value: dict[str, Any]) -> str:
+    states = [copy["status"] for copy in value["copies"]]
+    words = {"LOADED": "ready", "LOADING": "loading", "LOADING_FAILED": "failed"}
+    counts = {word: states.count(name) for name, word in words.items()}
+    counts["unknown"] = len(states) - sum(counts.values())
+    return ", ".join(f"{count} {word}" for word, count in counts.items() if count)
+
+
+def _policy_text(value: dict[str, Any]) -> str:
+    copies = f"min-copies {value['min_copies']}" if value["min_copies"] else ""
+    return ", ".join(filter(None, (copies, "pinned" if value["pinned"] else "")))
+
+
+def _vmodels_text(value: dict[str, Any]) -> str:
+    told = ", ".join(value["vmodels"])
+    return told if len(value["vmodels"]) < 100 else f"{told}, …"
+
+
+def _details(value: dict[str, Any]) -> list[str]:
+    used = shown_time(value["last_used_ms"]) if value["last_used_ms"] else ""
+    return [
+        f"  {name} {shown(text)}"
+        for name, text in (
+            ("type", value["type"]),
+            ("path", value["path"]),
+            ("size", shown_size(value["size_bytes"])),
+            ("last used", used),
+            ("policy:", _policy_text(value)),
+            ("vmodels:", _vmodels_text(value)),
+        )
+        if text
+    ]
+
+
+def _as_text(model_id: str, info: ModelStatusInfo, details: Sequence[str] = ()) -> str:
+    return "\n".join(model_lines(model_id, info, details))
+
+
+def model_lines(model_id: str, info: ModelStatusInfo, details: Sequence[str] = ()) -> list[str]:
+    """Answer a status as people read it."""
+    lines = [f"{shown(model_id)}: {_name_of(info.status)}", *details]
     for copy in info.model_copy_infos:
-        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(copy.time / 1000))
         # Of a Java mesh, whose records do not tell loading from loaded: it would only alarm people.
         is_told = copy.copy_status != ModelStatusInfoModelStatus.UNKNOWN
         state = f": {_name_of(copy.copy_status)}" if is_told else ""
-        lines.append(f"  copy on {copy.location}{state} since {since}")
-    lines.extend(f"  error: {error}" for error in info.errors)
-    return "\n".join(lines)
+        lines.append(f"  copy on {shown(copy.location)}{state} since {shown_time(copy.time)}")
+    lines.extend(f"  error: {shown(error)}" for error in info.errors)
+    return lines

@@ -49,7 +49,10 @@ def test_no_arguments_print_the_help_and_count_as_misuse() -> None:
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["modl"], "mm: No such command 'modl'. Did you mean 'model'? (see `mm --help`)\n"),
+        (
+            ["modl"],
+            "mm: No such command 'modl'. Did you mean 'model', 'vmodel'? (see `mm --help`)\n",
+        ),
         (["--nonsense"], "mm: No such option: --nonsense (see `mm --help`)\n"),
         (["model", "status"], "mm: Missing argument 'ID'. (see `mm model status --help`)\n"),
     ],

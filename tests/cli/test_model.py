@@ -4,23 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
-import threading
 from collections.abc import Iterator
 from typing import Any
 
-import grpclib
 import pytest
-from grpclib.const import Cardinality, Handler, Status
+from grpclib.const import Status
 from grpclib.exceptions import GRPCError
-from grpclib.server import Server
-from typer.testing import CliRunner
 
-from mm.cli import main
 from mm.cli.errors import CommandError
-from mm.cli.model import parse_address
+from mm.cli.mesh import parse_address
+from mm.pb import mmesh
 from mm.pb.mmesh import (
-    EnsureLoadedRequest,
-    GetStatusRequest,
     ModelInfo,
     ModelStatusInfo,
     ModelStatusInfoModelCopyInfo,
@@ -29,70 +23,13 @@ from mm.pb.mmesh import (
     UnregisterModelRequest,
     UnregisterModelResponse,
 )
+from tests.cli.fake_mesh import FakeMesh, run_command
 
 S = ModelStatusInfoModelStatus
 
 
-class FakeMesh:
-    """Answers every method with ``answer`` (or raises it) and keeps the last request."""
-
-    def __init__(self) -> None:
-        self.answer: Any = ModelStatusInfo(status=S.NOT_LOADED)
-        self.request: Any = None
-        self.port = 0
-
-    async def _handle(self, stream: grpclib.server.Stream[Any, Any]) -> None:
-        self.request = await stream.recv_message()
-        if isinstance(self.answer, BaseException):
-            raise self.answer
-        await stream.send_message(self.answer)
-
-    def __mapping__(self) -> dict[str, Handler]:
-        def unary(request: type, response: type) -> Handler:
-            return Handler(self._handle, Cardinality.UNARY_UNARY, request, response)
-
-        return {
-            "/mmesh.ModelMesh/registerModel": unary(RegisterModelRequest, ModelStatusInfo),
-            "/mmesh.ModelMesh/unregisterModel": unary(
-                UnregisterModelRequest, UnregisterModelResponse
-            ),
-            "/mmesh.ModelMesh/getModelStatus": unary(GetStatusRequest, ModelStatusInfo),
-            "/mmesh.ModelMesh/ensureLoaded": unary(EnsureLoadedRequest, ModelStatusInfo),
-        }
-
-
-@pytest.fixture
-def mesh() -> Iterator[FakeMesh]:
-    """Run a fake mesh in a thread: the commands run event loops of their own."""
-    fake = FakeMesh()
-    started = threading.Event()
-    loop = asyncio.new_event_loop()
-    stop = asyncio.Event()
-
-    async def serve() -> None:
-        server = Server([fake])
-        await server.start("127.0.0.1", 0)
-        assert server._server is not None
-        fake.port = server._server.sockets[0].getsockname()[1]
-        started.set()
-        await stop.wait()
-        server.close()
-        await server.wait_closed()
-
-    thread = threading.Thread(target=lambda: loop.run_until_complete(serve()))
-    thread.start()
-    assert started.wait(10)
-    yield fake
-    loop.call_soon_threadsafe(stop.set)
-    thread.join(10)
-    assert not thread.is_alive()
-    loop.close()
-
-
 def run(mesh: FakeMesh, *args: str) -> tuple[int, str, str]:
-    env = {"MM_ADDRESS": f"127.0.0.1:{mesh.port}", "TZ": "UTC"}
-    result = CliRunner().invoke(main.app, ["model", *args], env=env)
-    return result.exit_code, result.stdout, result.stderr
+    return run_command(mesh, "model", *args)
 
 
 def test_register_sends_what_it_was_told(mesh: FakeMesh) -> None:
@@ -122,7 +59,7 @@ def test_status_shows_copies(mesh: FakeMesh) -> None:
 
 def test_status_of_an_unknown_model_fails(mesh: FakeMesh) -> None:
     mesh.answer = ModelStatusInfo(status=S.NOT_FOUND)
-    assert run(mesh, "status", "iris") == (1, "iris: NOT_FOUND\n", "")
+    assert run(mesh, "status", "iris") == (3, "iris: NOT_FOUND\n", "")
 
 
 def test_a_failed_load_shows_its_errors_and_fails(mesh: FakeMesh) -> None:
@@ -142,7 +79,7 @@ def test_ensure_loaded_waits_unless_told_not_to(mesh: FakeMesh) -> None:
 def test_json_is_one_object_for_scripts(mesh: FakeMesh) -> None:
     copy = ModelStatusInfoModelCopyInfo(location="one", copy_status=S.LOADING_FAILED, time=5)
     mesh.answer = ModelStatusInfo(status=S.LOADING_FAILED, errors=["bad"], model_copy_infos=[copy])
-    code, out, _err = run(mesh, "status", "iris", "--json")
+    code, out, _err = run(mesh, "status", "iris", "-o", "json")
     assert code == 1
     assert json.loads(out) == {
         "id": "iris",
@@ -161,7 +98,7 @@ def test_unregister(mesh: FakeMesh) -> None:
 def test_a_refusal_is_one_line_with_its_code(mesh: FakeMesh) -> None:
     mesh.answer = GRPCError(Status.FAILED_PRECONDITION, "Model iris has referents")
     assert run(mesh, "unregister", "iris") == (
-        1,
+        4,
         "",
         "mm: FAILED_PRECONDITION: Model iris has referents\n",
     )
@@ -169,7 +106,7 @@ def test_a_refusal_is_one_line_with_its_code(mesh: FakeMesh) -> None:
 
 def test_nobody_there(mesh: FakeMesh, unused_port: int) -> None:
     code, out, err = run(mesh, "status", "iris", "--address", f"127.0.0.1:{unused_port}")
-    assert (code, out) == (1, "")
+    assert (code, out) == (6, "")
     assert err == (
         f"mm: cannot connect to 127.0.0.1:{unused_port}: connection refused "
         "(is `mm serve` running there?)\n"
@@ -194,7 +131,7 @@ def test_a_mesh_that_does_not_answer(mesh: FakeMesh) -> None:
         deaf.listen()
         address = f"127.0.0.1:{deaf.getsockname()[1]}"
         code, _out, err = run(mesh, "status", "x", "--address", address, "--timeout", "0.2")
-    assert (code, err) == (1, f"mm: no answer from {address} within 0.2 s\n")
+    assert (code, err) == (5, f"mm: no answer from {address} within 0.2 s\n")
 
 
 @pytest.mark.parametrize(
@@ -217,3 +154,141 @@ def test_addresses_that_are_none(text: str) -> None:
     with pytest.raises(CommandError, match="is no address") as caught:
         parse_address(text)
     assert caught.value.exit_code == 2
+
+
+# --- list, get, watch -----------------------------------------------------------------------------
+
+
+def listed(model_id: str, status: S = S.LOADED, **changes: Any) -> mmesh.ListedModel:
+    copy = ModelStatusInfoModelCopyInfo(location="one", copy_status=status, time=5)
+    return mmesh.ListedModel(
+        model_id=model_id,
+        type="t",
+        path="a/b",
+        status=ModelStatusInfo(status=status, model_copy_infos=[copy]),
+        last_used_ms=86_400_000,
+        **changes,
+    )
+
+
+def page(*models: mmesh.ListedModel, token: str = "") -> mmesh.ListModelsResponse:
+    return mmesh.ListModelsResponse(models=list(models), next_page_token=token)
+
+
+def test_list_prints_a_table_page_by_page(mesh: FakeMesh) -> None:
+    large = listed("m1", size_bytes=3 * 2**20, min_copies=2, pinned=True, vmodel_ids=["v1", "v2"])
+    mesh.answers["listModels"] = [page(large, token="m1"), page(listed("m2", S.LOADING_FAILED))]
+    code, out, err = run(mesh, "list")
+    assert (code, err) == (0, "")
+    assert out.splitlines() == [
+        "MODEL  STATUS  COPIES   SIZE     LAST USED            TYPE  POLICY                VMODELS"
+        "  PATH",
+        "m1     LOADED  1 ready  3.0 MiB  1970-01-02 00:00:00  t     min-copies 2, pinned  v1, v2"
+        "   a/b",
+        "m2     LOADING_FAILED  1 failed  -        1970-01-02 00:00:00  t     -                "
+        "     -        a/b",
+    ]
+    assert [request.page_token for request in mesh.requests] == ["", "m1"]
+
+
+def test_list_sends_its_filters_and_stops_at_the_limit(mesh: FakeMesh) -> None:
+    mesh.answers["listModels"] = [page(listed("m1"), listed("m2"), token="m2")]
+    filters = ("--prefix", "m", "--type", "t", "--status", "loaded", "--limit", "2")
+    code, out, _err = run(mesh, "list", *filters, "-o", "json")
+    assert (code, [each["id"] for each in json.loads(out)]) == (0, ["m1", "m2"])
+    assert mesh.requests == [
+        mmesh.ListModelsRequest(page_size=2, id_prefix="m", type="t", status=S.LOADED)
+    ]
+
+
+def test_a_status_that_is_none(mesh: FakeMesh) -> None:
+    code, _out, err = run(mesh, "list", "--status", "BROKEN")
+    assert code == 2
+    assert err == (
+        "mm: 'BROKEN' is no status to look for; allowed: NOT_LOADED, LOADING, LOADED,"
+        " LOADING_FAILED, UNKNOWN\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("output", "out", "err"),
+    [("table", "", "no models\n"), ("json", "[]\n", ""), ("yaml", "[]\n", "")],
+)
+def test_an_empty_list(mesh: FakeMesh, output: str, out: str, err: str) -> None:
+    mesh.answers["listModels"] = page()
+    assert run(mesh, "list", "-o", output) == (0, out, err)
+
+
+def test_get_tells_all(mesh: FakeMesh) -> None:
+    mesh.answers["getModelStatus"] = ModelStatusInfo(status=S.LOADED)
+    mesh.answers["listModels"] = page(listed("m", size_bytes=2**20, vmodel_ids=["v"], pinned=True))
+    assert run(mesh, "get", "m") == (
+        0,
+        "m: LOADED\n  type t\n  path a/b\n  size 1.0 MiB\n  last used 1970-01-02 00:00:00\n"
+        "  policy: pinned\n  vmodels: v\n",
+        "",
+    )
+    code, out, _err = run(mesh, "get", "m", "-o", "yaml")
+    assert code == 0
+    assert out.startswith("id: m\ntype: t\npath: a/b\nstatus: LOADED\nerrors: []\ncopies: []\n")
+
+
+def test_get_of_an_unknown_model(mesh: FakeMesh) -> None:
+    mesh.answers["getModelStatus"] = ModelStatusInfo(status=S.NOT_FOUND)
+    mesh.answers["listModels"] = page(listed("m2"))
+    assert run(mesh, "get", "m") == (3, "m: NOT_FOUND\n", "")
+
+
+def test_watch_prints_what_is_there_and_then_what_changes(mesh: FakeMesh) -> None:
+    mesh.answers["listModels"] = page(listed("m"), listed("m2"))
+    gone = mmesh.ListedModel(model_id="m", status=ModelStatusInfo(status=S.NOT_FOUND))
+    mesh.answers["watchModels"] = [listed("m"), listed("m", S.LOADING), gone]
+    code, out, err = run(mesh, "watch", "m", "-o", "json")
+    told = [json.loads(line) for line in out.splitlines()]
+    assert [(each["id"], each["status"]) for each in told] == [
+        ("m", "LOADED"), ("m", "LOADING"), ("m", "NOT_FOUND"),
+    ]  # fmt: skip
+    assert (code, err) == (0, "")
+    assert mesh.requests[0] == mmesh.WatchRequest(id="m")
+
+
+def test_nothing_from_outside_moves_the_cursor(mesh: FakeMesh) -> None:
+    mesh.answer = ModelStatusInfo(status=S.LOADING_FAILED, errors=["bad\x1b[2J\nthing"])
+    _code, out, _err = run(mesh, "status", "m")
+    assert out == "m: LOADING_FAILED\n  error: bad\\x1b[2J\\nthing\n"
+
+
+def test_a_wait_says_how_far_it_is(mesh: FakeMesh, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mm.cli.mesh.LOOK_S", 0.01)
+    looked, looks_count = asyncio.Event(), 0
+
+    async def look() -> ModelStatusInfo:
+        nonlocal looks_count
+        looks_count += 1
+        if looks_count == 2:  # what the first one found is printed
+            looked.set()
+        return ModelStatusInfo(status=S.LOADING)
+
+    async def ensured() -> ModelStatusInfo:
+        await looked.wait()
+        return ModelStatusInfo(status=S.LOADED)
+
+    mesh.answers = {"getModelStatus": look, "ensureLoaded": ensured}
+    code, out, err = run(mesh, "ensure-loaded", "m")
+    assert (code, out, err) == (0, "m: LOADED\n", "m: LOADING\n")
+
+
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [
+        (Status.NOT_FOUND, 3),
+        (Status.ALREADY_EXISTS, 4),
+        (Status.INVALID_ARGUMENT, 2),
+        (Status.DEADLINE_EXCEEDED, 5),
+        (Status.UNAVAILABLE, 6),
+        (Status.INTERNAL, 1),
+    ],
+)
+def test_exit_codes(mesh: FakeMesh, status: Status, code: int) -> None:
+    mesh.answer = GRPCError(status, "so")
+    assert run(mesh, "status", "m") == (code, "", f"mm: {status.name}: so\n")

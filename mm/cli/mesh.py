@@ -1,0 +1,235 @@
+"""Asking a mesh: which instance, how long, and how each failure is told.
+
+What `mm model` and `mm vmodel` share. Any instance answers for the whole mesh.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
+
+import anyio
+import typer
+
+from mm.cli.errors import (
+    FAILED,
+    MISUSED,
+    NOT_FOUND,
+    TIME_LIMIT,
+    UNREACHABLE,
+    CommandError,
+    exit_code_of,
+)
+from mm.pb.mmesh import ModelMeshStub
+
+if TYPE_CHECKING:
+    from grpclib.client import Channel
+
+DEFAULT_ADDRESS: Final = "localhost:8033"
+DEFAULT_PORT: Final = 8033
+#: How often what is waited for is looked at, to say how far it is.
+LOOK_S: Final = 1.0
+#: Entries asked for at a time: what an instance tells at most.
+PAGE_SIZE: Final = 1000
+
+T = TypeVar("T")
+
+ADDRESS_HELP: Final = (
+    "Every command asks one instance, which may be any of the mesh: --address, or the environment"
+    f" variable MM_ADDRESS, or {DEFAULT_ADDRESS}."
+)
+Address = Annotated[
+    str,
+    typer.Option(envvar="MM_ADDRESS", metavar="HOST:PORT", help="An instance of the mesh."),
+]
+Timeout = Annotated[
+    float,
+    typer.Option(metavar="SECONDS", min=0.001, help="How long to wait for the answer."),
+]
+
+
+def parse_address(address: str) -> tuple[str, int]:
+    """Read ``host``, ``host:port``, ``[v6]:port`` or ``:port``; raises ``CommandError``."""
+    text = address.strip()
+    if text.startswith("["):
+        host, bracket, rest = text[1:].partition("]")
+        port_text = rest.removeprefix(":")
+        well_formed = bool(bracket) and (not rest or rest.startswith(":"))
+    elif text.count(":") > 1:
+        host, port_text, well_formed = text, "", True
+    else:
+        host, _, port_text = text.partition(":")
+        well_formed = bool(text)
+    port = int(port_text) if port_text.isascii() and port_text.isdigit() else None
+    if not port_text:
+        port = DEFAULT_PORT
+    if not well_formed or port is None or not 0 < port < 65536 or "/" in host or " " in host:
+        raise CommandError(
+            f"{address!r} is no address; allowed: host[:port], port 1 to 65535", exit_code=MISUSED
+        )
+    return host or "localhost", port
+
+
+def ask(address: str, timeout_s: float, make: Callable[[ModelMeshStub], Awaitable[T]]) -> T:
+    """Answer what an instance answers. Raises ``CommandError``."""
+
+    async def asking() -> T:
+        async with connected(address, timeout_s) as channel:
+            return await make(ModelMeshStub(channel))
+
+    return asyncio.run(asking())
+
+
+@asynccontextmanager
+async def connected(
+    address: str, timeout_s: float, *, for_all: bool = True
+) -> AsyncIterator[Channel]:
+    """A channel to an instance; whatever goes wrong with it becomes a ``CommandError``.
+
+    ``timeout_s`` is for all that is done with it, or for each answer.
+    """
+    from grpclib.client import Channel
+    from grpclib.exceptions import GRPCError, ProtocolError, StreamTerminatedError
+
+    channel = Channel(*parse_address(address))
+    try:
+        async with asyncio.timeout(timeout_s if for_all else None):
+            yield channel
+    except GRPCError as exc:
+        raise CommandError(
+            f"{exc.status.name}: {exc.message or 'no message'}",
+            exit_code=exit_code_of(exc.status.value),
+        ) from exc
+    except TimeoutError as exc:
+        text = f"no answer from {address} within {timeout_s:g} s"
+        raise CommandError(text, exit_code=TIME_LIMIT) from exc
+    except (StreamTerminatedError, ProtocolError) as exc:
+        raise CommandError(
+            f"the connection to {address} broke: {exc}", exit_code=UNREACHABLE
+        ) from exc
+    except OSError as exc:
+        raise CommandError(
+            f"cannot connect to {address}: {_reason(exc)} (is `mm serve` running there?)",
+            exit_code=UNREACHABLE,
+        ) from exc
+    finally:
+        channel.close()
+
+
+def _reason(exc: OSError) -> str:
+    if exc.errno is not None and exc.errno > 0:
+        return os.strerror(exc.errno).lower()
+    # A name with several addresses: asyncio tells what became of each in one text.
+    return "connection refused" if f"Errno {errno.ECONNREFUSED}" in str(exc) else str(exc)
+
+
+# --- waiting --------------------------------------------------------------------------------------
+
+
+def ask_and_look(
+    address: str,
+    timeout_s: float,
+    make: Callable[[ModelMeshStub], Awaitable[T]],
+    look: Callable[[ModelMeshStub], Awaitable[str]],
+) -> T:
+    """Answer what an instance answers, and say on stderr meanwhile how far it is: each time that
+    ``look`` finds something else. Raises ``CommandError``.
+    """
+
+    async def asking() -> T:
+        async with connected(address, timeout_s) as channel:
+            return await _with_looks(ModelMeshStub(channel), make, look)
+
+    return asyncio.run(asking())
+
+
+async def _with_looks(
+    stub: ModelMeshStub,
+    make: Callable[[ModelMeshStub], Awaitable[T]],
+    look: Callable[[ModelMeshStub], Awaitable[str]],
+) -> T:
+    from grpclib.exceptions import GRPCError, ProtocolError, StreamTerminatedError
+
+    expected = (GRPCError, ProtocolError, StreamTerminatedError, OSError)
+
+    async def look_on() -> None:
+        told = ""
+        while True:
+            await anyio.sleep(LOOK_S)
+            try:
+                text = await look(stub)
+            except expected:
+                return  # so does what is waited for, and that is told
+            if text != told:
+                typer.echo(text, err=True)
+                told = text
+
+    failure: Exception | None = None
+    async with anyio.create_task_group() as group:
+        group.start_soon(look_on)
+        try:
+            answer = await make(stub)
+        except expected as exc:
+            failure = exc  # raised out here, so that it is not wrapped in a group
+        group.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
+    return answer
+
+
+# --- lists and watches ----------------------------------------------------------------------------
+
+
+async def pages(
+    channel: Channel,
+    method: str,
+    reply_name: str,
+    request: Any,
+    timeout_s: float,
+) -> AsyncIterator[Any]:
+    """Ask for page after page; ``request`` is changed on the way.
+
+    Replies are protobuf's own messages, which are read many times as fast as betterproto2's.
+    """
+    from grpclib.client import UnaryUnaryMethod
+
+    from mm.edge.protobuf import message_class
+
+    reply_type = message_class(reply_name)
+    call: Any = UnaryUnaryMethod(channel, f"/mmesh.ModelMesh/{method}", type(request), reply_type)
+    while True:
+        reply = await call(request, timeout=timeout_s)
+        yield reply
+        if not reply.next_page_token:
+            return
+        request.page_token = reply.next_page_token
+
+
+@asynccontextmanager
+async def watching(
+    channel: Channel, method: str, entry_name: str, key_id: str, prefix: str, timeout_s: float
+) -> AsyncIterator[AsyncIterator[Any]]:
+    """Open a watch; from the moment that this is entered, no change is missed."""
+    from grpclib.client import UnaryStreamMethod
+
+    from mm.edge.protobuf import message_class
+
+    request = message_class("mmesh.WatchRequest")(id=key_id, id_prefix=prefix)
+    path = f"/mmesh.ModelMesh/{method}"
+    call: Any = UnaryStreamMethod(channel, path, type(request), message_class(entry_name))
+    async with call.open() as stream:
+        async with asyncio.timeout(timeout_s):
+            await stream.send_message(request, end=True)
+            await stream.recv_initial_metadata()
+        yield aiter(stream)
+
+
+def exit_by_status(name: str) -> None:
+    """End the command with the code for what a status says; return if that is 0."""
+    codes = {"NOT_FOUND": NOT_FOUND, "LOADING_FAILED": FAILED, "TRANSITION_FAILED": FAILED}
+    if name in codes:
+        raise typer.Exit(codes[name])

@@ -1,0 +1,138 @@
+"""What commands print: for people, or for programs as JSON or YAML.
+
+Owns the option, tables, and what becomes of text that comes from outside. Lists and watches print
+as they go: an entry is forgotten when it is printed.
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+import os
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any
+
+import typer
+
+from mm.cli.errors import READER_LEFT
+from mm.cli.yaml_text import to_yaml
+
+
+class Format(enum.StrEnum):
+    """How to print."""
+
+    TABLE = "table"
+    JSON = "json"
+    YAML = "yaml"
+
+
+Output = Annotated[
+    Format,
+    typer.Option(
+        "--output", "-o", help="For people (table), or for programs (json, yaml).", metavar="FORMAT"
+    ),
+]
+
+
+def emit(text: str) -> None:
+    """Print a line at once; ends the command if nobody reads any more."""
+    try:
+        typer.echo(text)
+    except BrokenPipeError:
+        # Python tells of it again when it closes the stream.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(READER_LEFT) from None
+
+
+def emit_one(form: Format, value: Mapping[str, Any], text: str) -> None:
+    """Print one thing: ``text`` is what people read."""
+    if form is Format.TABLE:
+        emit(text)
+    else:
+        emit(json.dumps(value) if form is Format.JSON else to_yaml(value).removesuffix("\n"))
+
+
+def shown(text: str) -> str:
+    """Answer a text from outside without what would do something to a terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def in_one_line(text: str) -> str:
+    """Answer a text of several lines as one, without the errors in it."""
+    lines = (line.strip() for line in text.splitlines())
+    return ", ".join(line for line in lines if not line.startswith("error: "))
+
+
+def shown_time(time_ms: int) -> str:
+    """Answer a time of the clock here."""
+    try:
+        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(time_ms / 1000))
+    except (OverflowError, ValueError, OSError):
+        return f"{time_ms} ms"  # anything may stand in a record
+
+
+def shown_size(size_bytes: int) -> str:
+    """Answer a size in MiB; empty if it is not known."""
+    return f"{size_bytes / 2**20:.1f} MiB" if size_bytes else ""
+
+
+class ListPrinter:
+    """A list that is printed page by page."""
+
+    def __init__(self, form: Format, columns: Sequence[str]) -> None:
+        self._form = form
+        self._columns = columns
+        self._widths: list[int] = []
+        self.count = 0
+
+    def page(self, values: Iterable[tuple[Mapping[str, Any], Sequence[str]]]) -> None:
+        """Print entries: each as a value, and as the cells of a row."""
+        entries = list(values)
+        if self._form is Format.TABLE and entries:
+            self._rows([[shown(cell) or "-" for cell in cells] for _, cells in entries])
+        for value, _ in entries:
+            if self._form is Format.JSON:
+                emit(("," if self.count else "[") + json.dumps(value))
+            elif self._form is Format.YAML:
+                emit(to_yaml([value]).removesuffix("\n"))
+            self.count += 1
+
+    def end(self, what: str) -> None:
+        """Print what belongs behind the last page."""
+        if self._form is Format.JSON:
+            emit("]" if self.count else "[]")
+        elif not self.count and self._form is Format.YAML:
+            emit("[]")
+        elif not self.count:
+            typer.echo(f"no {what}", err=True)
+
+    def _rows(self, rows: Sequence[Sequence[str]]) -> None:
+        """The first page decides how wide the columns are."""
+        if not self._widths:
+            rows = [self._columns, *rows]
+            self._widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
+        for row in rows:
+            padded = [cell.ljust(width) for cell, width in zip(row, self._widths, strict=True)]
+            emit("  ".join(padded).rstrip())
+
+
+class ChangePrinter:
+    """Changes, one after the other; what looks as it did before is not printed again."""
+
+    def __init__(self, form: Format) -> None:
+        self._form = form
+        self._printed: dict[str, str] = {}
+
+    def change(self, key_id: str, value: Mapping[str, Any], cells: Sequence[str]) -> None:
+        """Print what became of an id."""
+        if self._form is Format.TABLE:
+            text = "  ".join(shown(cell) for cell in cells if cell)
+        else:
+            text = json.dumps(value) if self._form is Format.JSON else "---\n" + to_yaml(value)[:-1]
+        if self._printed.get(key_id) == text:
+            return
+        self._printed[key_id] = text
+        now = f"{time.strftime('%H:%M:%S')}  " if self._form is Format.TABLE else ""
+        emit(now + text)

@@ -1,0 +1,351 @@
+"""`mm vmodel …`: names that stay while the model behind them is exchanged.
+
+Owns the commands and what they show of a vmodel; what the calls mean is spec core 6.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Annotated, Any, Final
+
+import typer
+
+from mm.cli.errors import EXIT_CODES_HELP, MISUSED, CommandError
+from mm.cli.mesh import (
+    ADDRESS_HELP,
+    DEFAULT_ADDRESS,
+    PAGE_SIZE,
+    Address,
+    Timeout,
+    ask,
+    ask_and_look,
+    connected,
+    exit_by_status,
+    pages,
+    watching,
+)
+from mm.cli.model import DEFAULT_TYPE, model_lines, model_value
+from mm.cli.output import ChangePrinter, Format, ListPrinter, Output, emit_one, in_one_line, shown
+from mm.pb.mmesh import (
+    DeleteVModelRequest,
+    EnsureLoadedRequest,
+    GetVModelStatusRequest,
+    ModelInfo,
+    ModelMeshStub,
+    SetVModelRequest,
+    VModelStatusInfo,
+    VModelStatusInfoVModelStatus,
+)
+
+COLUMNS: Final = ("VMODEL", "STATUS", "ACTIVE", "TARGET", "OWNER")
+_LISTED: Final = "mmesh.ListVModelsResponse"
+_ENTRY: Final = "mmesh.ListedVModel"
+
+app = typer.Typer(
+    rich_markup_mode=None,
+    no_args_is_help=True,
+    help="Give models a name that stays when the model is exchanged.\n\n"
+    "Calls name the vmodel in the header mm-vmodel-id. When it is set to another model, that is "
+    "loaded as much as the one that serves, and then takes over; no call fails for it. If it "
+    "cannot be loaded, the one that served goes on.\n\n"
+    f"{ADDRESS_HELP} {EXIT_CODES_HELP}\n\n"
+    "\b\n"
+    "Examples:\n"
+    "  mm vmodel set flowers iris-1\n"
+    "  mm vmodel set flowers iris-2 --path iris-2.joblib --wait\n"
+    "  mm vmodel get flowers\n"
+    "  mm vmodel list --status TRANSITION_FAILED -o json\n"
+    "  mm vmodel delete flowers",
+)
+
+Id = Annotated[str, typer.Argument(metavar="ID", help="The vmodel's id.")]
+Owner = Annotated[
+    str, typer.Option(help="Whose vmodel it is; one of somebody else is left alone. Empty: any.")
+]
+
+
+@app.command("set")
+def set_vmodel(
+    vmodel_id: Id,
+    target_id: Annotated[str, typer.Argument(metavar="MODEL", help="The model's id.")],
+    path: Annotated[str, typer.Option(help="Register the model, too: where it is.")] = "",
+    model_type: Annotated[
+        str, typer.Option("--type", help=f"Register it: its type; {DEFAULT_TYPE} unless given.")
+    ] = "",
+    key: Annotated[str, typer.Option(help="Register it: what else the runtime needs.")] = "",
+    auto_delete: Annotated[
+        bool,
+        typer.Option("--auto-delete", help="Registered here, it goes when no vmodel names it."),
+    ] = False,
+    owner: Owner = "",
+    expect: Annotated[
+        str, typer.Option(metavar="MODEL", help="Only if this is the target now, else exit code 4.")
+    ] = "",
+    update_only: Annotated[
+        bool, typer.Option("--update-only", help="Only if there is such a vmodel, else code 3.")
+    ] = False,
+    load: Annotated[bool, typer.Option("--load", help="Load the model now in any case.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Switch at once, loaded or not: calls may wait.")
+    ] = False,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Wait until the model serves, or cannot.")
+    ] = False,
+    address: Address = DEFAULT_ADDRESS,
+    timeout: Timeout = 240.0,
+    output: Output = Format.TABLE,
+) -> None:
+    """Have a vmodel stand for a model. It is made if there is none; setting it again is no error.
+
+    With --path, --type or --key the model is registered, too; else it has to be. Exit code 1 if the
+    model cannot be loaded: then the one that served before goes on.
+
+    \b
+    Examples:
+      mm vmodel set flowers iris-1
+      mm vmodel set flowers iris-2 --path iris-2.joblib --auto-delete --wait
+      mm vmodel set flowers iris-3 --expect iris-2
+    """
+    info = None
+    if path or model_type or key:
+        info = ModelInfo(type=model_type or DEFAULT_TYPE, path=path, key=key)
+    request = SetVModelRequest(
+        v_model_id=vmodel_id,
+        target_model_id=target_id,
+        model_info=info,
+        auto_delete_target_model=auto_delete,
+        owner=owner,
+        expected_target_model_id=expect,
+        update_only=update_only,
+        load_now=load or wait,
+        force=force,
+        sync=wait,
+    )
+
+    _show(vmodel_id, _set(request, address, timeout), output)
+
+
+def _set(request: SetVModelRequest, address: str, timeout: float) -> VModelStatusInfo:
+    """Set it, and with ``sync`` wait until the model serves; says meanwhile how far it is."""
+    vmodel_id, target_id = request.v_model_id, request.target_model_id
+    wanted = GetVModelStatusRequest(v_model_id=vmodel_id, owner=request.owner)
+
+    async def make(stub: ModelMeshStub) -> VModelStatusInfo:
+        status = await stub.set_v_model(request, timeout=timeout)
+        active = status.active_model_status
+        if not request.sync or active is None or status.active_model_id != target_id:
+            return status
+        if model_value(active)["status"] not in ("LOADED", "LOADING_FAILED"):
+            # The API waits for transitions, and for models that it registers.
+            ensure = EnsureLoadedRequest(model_id=target_id, sync=True)
+            await stub.ensure_loaded(ensure, timeout=timeout)
+            status = await stub.get_v_model_status(wanted, timeout=timeout)
+        return status
+
+    async def look(stub: ModelMeshStub) -> str:
+        status = await stub.get_v_model_status(wanted, timeout=timeout)
+        return in_one_line(_as_text(vmodel_id, status))
+
+    return ask_and_look(address, timeout, make, look)
+
+
+@app.command()
+def get(
+    vmodel_id: Id,
+    owner: Owner = "",
+    address: Address = DEFAULT_ADDRESS,
+    timeout: Timeout = 30.0,
+    output: Output = Format.TABLE,
+) -> None:
+    """Tell what a vmodel stands for. Exit code 3 if there is none, 1 if a model cannot be loaded.
+
+    \b
+    Examples:
+      mm vmodel get flowers
+      mm vmodel get flowers -o yaml
+    """
+    request = GetVModelStatusRequest(v_model_id=vmodel_id, owner=owner)
+    status = ask(address, timeout, lambda stub: stub.get_v_model_status(request, timeout=timeout))
+    _show(vmodel_id, status, output)
+
+
+@app.command()
+def delete(
+    vmodel_id: Id,
+    owner: Owner = "",
+    address: Address = DEFAULT_ADDRESS,
+    timeout: Timeout = 30.0,
+    output: Output = Format.TABLE,
+) -> None:
+    """Delete a vmodel, and models that were registered with --auto-delete if no other names them.
+
+    An unknown id is no error; nor is one of another owner, which stays.
+
+    \b
+    Example:
+      mm vmodel delete flowers
+    """
+    request = DeleteVModelRequest(v_model_id=vmodel_id, owner=owner)
+    ask(address, timeout, lambda stub: stub.delete_v_model(request, timeout=timeout))
+    emit_one(output, {"id": vmodel_id}, f"{shown(vmodel_id)}: deleted")
+
+
+@app.command("list")
+def list_vmodels(
+    prefix: Annotated[str, typer.Option(help="Only ids that begin with it.")] = "",
+    owner: Annotated[str, typer.Option(help="Only vmodels of this owner.")] = "",
+    with_status: Annotated[
+        str, typer.Option("--status", help="Only vmodels with it: TRANSITIONING, for example.")
+    ] = "",
+    limit: Annotated[int, typer.Option(min=0, help="At most so many; 0 for all.")] = 0,
+    address: Address = DEFAULT_ADDRESS,
+    timeout: Timeout = 30.0,
+    output: Output = Format.TABLE,
+) -> None:
+    """List the vmodels of the mesh by id, page by page, as an instance knows them.
+
+    --timeout is for each page.
+
+    \b
+    Examples:
+      mm vmodel list
+      mm vmodel list --owner ksp --status TRANSITION_FAILED
+      mm vmodel list --prefix fraud- -o yaml
+    """
+    request = _request(prefix, owner, with_status)
+    printer = ListPrinter(output, COLUMNS)
+
+    async def print_all() -> None:
+        async with connected(address, timeout, for_all=False) as channel:
+            request.page_size = min(limit or PAGE_SIZE, PAGE_SIZE)
+            async for page in pages(channel, "listVModels", _LISTED, request, timeout):
+                left = limit - printer.count if limit else len(page.vmodels)
+                printer.page([_entry(each) for each in page.vmodels[:left]])
+                if limit and printer.count >= limit:
+                    break
+
+    asyncio.run(print_all())
+    printer.end("vmodels")
+
+
+@app.command()
+def watch(
+    vmodel_id: Annotated[str, typer.Argument(metavar="[ID]", help="Only this vmodel.")] = "",
+    prefix: Annotated[str, typer.Option(help="Only ids that begin with it.")] = "",
+    address: Address = DEFAULT_ADDRESS,
+    timeout: Timeout = 30.0,
+    output: Output = Format.TABLE,
+) -> None:
+    """Print vmodels as they are, then each change, until Ctrl-C.
+
+    Several changes in a row may be printed as one; the last one always is. --timeout is for the
+    answers before the first change. JSON comes as one object a line, YAML as one document each.
+
+    \b
+    Examples:
+      mm vmodel watch flowers
+      mm vmodel watch --prefix fraud- -o json
+    """
+    printer = ChangePrinter(output)
+
+    def show(entry: Any) -> None:
+        value, cells = _entry(entry)
+        printer.change(entry.vmodel_id, value, cells)
+
+    async def follow() -> None:
+        async with (
+            connected(address, timeout, for_all=False) as channel,
+            watching(channel, "watchVModels", _ENTRY, vmodel_id, prefix, timeout) as changes,
+        ):
+            async for page in pages(
+                channel, "listVModels", _LISTED, _request(vmodel_id or prefix), timeout
+            ):
+                for entry in page.vmodels:
+                    if vmodel_id in ("", entry.vmodel_id):
+                        show(entry)
+                if vmodel_id:
+                    break
+            async for entry in changes:
+                show(entry)
+
+    asyncio.run(follow())
+
+
+# --- asking and showing ---------------------------------------------------------------------------
+
+
+def _request(prefix: str = "", owner: str = "", status_name: str = "") -> Any:
+    from mm.edge.protobuf import message_class
+
+    wanted = VModelStatusInfoVModelStatus.NOT_FOUND
+    if status_name:
+        names = [each.name for each in VModelStatusInfoVModelStatus if each and each.name]
+        if status_name.upper() not in names:
+            raise CommandError(
+                f"{status_name!r} is no status to look for; allowed: {', '.join(names)}",
+                exit_code=MISUSED,
+            )
+        wanted = VModelStatusInfoVModelStatus[status_name.upper()]
+    return message_class("mmesh.ListVModelsRequest")(
+        page_size=PAGE_SIZE, id_prefix=prefix, owner=owner, status=int(wanted)
+    )
+
+
+def _show(vmodel_id: str, status: VModelStatusInfo, output: Format) -> None:
+    name = _name_of(status.status)
+    value = {
+        "id": vmodel_id,
+        "status": name,
+        "owner": status.owner,
+        "active": _model_value(status.active_model_id, status.active_model_status),
+        "target": _model_value(status.target_model_id, status.target_model_status),
+    }
+    emit_one(output, value, _as_text(vmodel_id, status))
+    exit_by_status(name)
+    exit_by_status("LOADING_FAILED" if _cannot_load(status) else "")
+
+
+def _cannot_load(status: VModelStatusInfo) -> bool:
+    active = status.active_model_status
+    return active is not None and model_value(active)["status"] == "LOADING_FAILED"
+
+
+def _model_value(model_id: str, info: Any) -> dict[str, Any]:
+    return {"id": model_id} if info is None else {"id": model_id, **model_value(info)}
+
+
+def _as_text(vmodel_id: str, status: VModelStatusInfo) -> str:
+    owner = f", owner {shown(status.owner)}" if status.owner else ""
+    lines = [f"{shown(vmodel_id)}: {_name_of(status.status)}{owner}"]
+    models = (
+        ("active", status.active_model_id, status.active_model_status),
+        ("target", status.target_model_id, status.target_model_status),
+    )
+    for role, model_id, info in models:
+        # Of one that is not in transition the target is the active.
+        if info is not None and model_id:
+            first, *rest = model_lines(model_id, info)
+            lines += [f"  {role} {first}", *(f"  {line}" for line in rest)]
+    return "\n".join(lines)
+
+
+def _entry(entry: Any) -> tuple[dict[str, Any], Sequence[str]]:
+    name = _name_of(entry.status)
+    value = {
+        "id": entry.vmodel_id,
+        "status": name,
+        "active": entry.active_model_id,
+        "target": entry.target_model_id,
+        "owner": entry.owner,
+    }
+    target = entry.target_model_id if name != "DEFINED" else ""
+    return value, (entry.vmodel_id, name, entry.active_model_id, target, entry.owner)
+
+
+def _name_of(status: int) -> str:
+    try:
+        return VModelStatusInfoVModelStatus(status).name or str(int(status))
+    except ValueError:
+        # A newer mesh may know more.
+        return str(int(status))

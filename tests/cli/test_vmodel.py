@@ -1,0 +1,178 @@
+"""`mm vmodel …` against a mesh that answers what the test wants."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from grpclib.const import Status
+from grpclib.exceptions import GRPCError
+
+from mm.pb import mmesh
+from tests.cli.fake_mesh import FakeMesh, run_command
+
+S, V = mmesh.ModelStatusInfoModelStatus, mmesh.VModelStatusInfoVModelStatus
+
+
+def run(mesh: FakeMesh, *args: str) -> tuple[int, str, str]:
+    return run_command(mesh, "vmodel", *args)
+
+
+def status(
+    active: str, state: S = S.LOADED, *, target: str = "", target_state: S = S.LOADING,
+    vmodel: V = V.DEFINED, **changes: Any,
+) -> mmesh.VModelStatusInfo:  # fmt: skip
+    return mmesh.VModelStatusInfo(
+        status=vmodel,
+        active_model_id=active,
+        target_model_id=target or active,
+        active_model_status=mmesh.ModelStatusInfo(status=state),
+        target_model_status=mmesh.ModelStatusInfo(status=target_state) if target else None,
+        **changes,
+    )
+
+
+def test_set_sends_what_it_was_told(mesh: FakeMesh) -> None:
+    mesh.answer = status("m1", target="m2", vmodel=V.TRANSITIONING, owner="me")
+    options = ("--path", "p", "--auto-delete", "--owner", "me", "--expect", "m1", "--update-only",
+               "--load", "--force")  # fmt: skip
+    assert run(mesh, "set", "v", "m2", *options) == (
+        0,
+        "v: TRANSITIONING, owner me\n  active m1: LOADED\n  target m2: LOADING\n",
+        "",
+    )
+    assert mesh.requests == [
+        mmesh.SetVModelRequest(
+            v_model_id="v",
+            target_model_id="m2",
+            model_info=mmesh.ModelInfo(type="sklearn", path="p"),
+            auto_delete_target_model=True,
+            owner="me",
+            expected_target_model_id="m1",
+            update_only=True,
+            load_now=True,
+            force=True,
+        )
+    ]
+
+
+def test_set_of_a_model_that_is_registered(mesh: FakeMesh) -> None:
+    mesh.answer = status("m1", S.NOT_LOADED)
+    assert run(mesh, "set", "v", "m1") == (0, "v: DEFINED\n  active m1: NOT_LOADED\n", "")
+    assert mesh.request == mmesh.SetVModelRequest(v_model_id="v", target_model_id="m1")
+
+
+def test_a_wait_is_over_when_the_model_serves(mesh: FakeMesh) -> None:
+    """The API waits for transitions alone."""
+    mesh.answers["setVModel"] = status("m1", S.LOADING)
+    mesh.answers["ensureLoaded"] = mmesh.ModelStatusInfo(status=S.LOADED)
+    mesh.answers["getVModelStatus"] = status("m1")
+    assert run(mesh, "set", "v", "m1", "--wait") == (0, "v: DEFINED\n  active m1: LOADED\n", "")
+    assert mesh.requests[0].sync
+    assert mesh.requests[1] == mmesh.EnsureLoadedRequest(model_id="m1", sync=True)
+
+
+def test_a_target_that_cannot_be_loaded(mesh: FakeMesh) -> None:
+    mesh.answer = status(
+        "m1", target="m2", target_state=S.LOADING_FAILED, vmodel=V.TRANSITION_FAILED
+    )
+    mesh.answer.target_model_status.errors = ["broken"]
+    code, out, err = run(mesh, "set", "v", "m2", "--wait")
+    assert (code, err) == (1, "")
+    assert out == (
+        "v: TRANSITION_FAILED\n  active m1: LOADED\n  target m2: LOADING_FAILED\n"
+        "    error: broken\n"
+    )
+
+
+def test_get_as_json(mesh: FakeMesh) -> None:
+    mesh.answer = status("m1", owner="o")
+    code, out, _err = run(mesh, "get", "v", "-o", "json")
+    assert code == 0
+    assert json.loads(out) == {
+        "id": "v",
+        "status": "DEFINED",
+        "owner": "o",
+        "active": {"id": "m1", "status": "LOADED", "errors": [], "copies": []},
+        "target": {"id": "m1"},
+    }
+
+
+def test_get_of_an_unknown_one(mesh: FakeMesh) -> None:
+    mesh.answer = mmesh.VModelStatusInfo()
+    assert run(mesh, "get", "v", "--owner", "me") == (3, "v: NOT_FOUND\n", "")
+    assert mesh.request == mmesh.GetVModelStatusRequest(v_model_id="v", owner="me")
+
+
+def test_get_of_one_whose_model_cannot_be_loaded(mesh: FakeMesh) -> None:
+    mesh.answer = status("m1", S.LOADING_FAILED)
+    assert run(mesh, "get", "v")[0] == 1
+
+
+def test_delete(mesh: FakeMesh) -> None:
+    mesh.answer = mmesh.DeleteVModelResponse()
+    assert run(mesh, "delete", "v", "--owner", "me") == (0, "v: deleted\n", "")
+    assert mesh.request == mmesh.DeleteVModelRequest(v_model_id="v", owner="me")
+
+
+def test_another_owner_is_a_refusal(mesh: FakeMesh) -> None:
+    mesh.answer = GRPCError(Status.ALREADY_EXISTS, "vmodel v already exists")
+    code, out, err = run(mesh, "set", "v", "m")
+    assert (code, out, err) == (4, "", "mm: ALREADY_EXISTS: vmodel v already exists\n")
+
+
+def entry(vmodel_id: str, active: str, target: str = "", **changes: Any) -> mmesh.ListedVModel:
+    return mmesh.ListedVModel(
+        vmodel_id=vmodel_id,
+        active_model_id=active,
+        target_model_id=target or active,
+        status=V.TRANSITIONING if target else V.DEFINED,
+        **changes,
+    )
+
+
+def test_list(mesh: FakeMesh) -> None:
+    mesh.answers["listVModels"] = [
+        mmesh.ListVModelsResponse(
+            vmodels=[entry("v1", "m1", owner="ksp"), entry("v2", "m1", "m2")], next_page_token="v2"
+        ),
+        mmesh.ListVModelsResponse(vmodels=[entry("v3", "m3")]),
+    ]
+    filters = ("--prefix", "v", "--owner", "ksp", "--status", "TRANSITIONING")
+    code, out, _err = run(mesh, "list", *filters)
+    assert (code, out.splitlines()) == (
+        0,
+        [
+            "VMODEL  STATUS         ACTIVE  TARGET  OWNER",
+            "v1      DEFINED        m1      -       ksp",
+            "v2      TRANSITIONING  m1      m2      -",
+            "v3      DEFINED        m3      -       -",
+        ],
+    )
+    assert mesh.requests == [
+        mmesh.ListVModelsRequest(
+            page_size=1000, page_token=token, id_prefix="v", owner="ksp", status=V.TRANSITIONING
+        )
+        for token in ("", "v2")
+    ]
+
+
+def test_watch(mesh: FakeMesh) -> None:
+    mesh.answers["listVModels"] = mmesh.ListVModelsResponse(vmodels=[entry("v", "m1")])
+    mesh.answers["watchVModels"] = [
+        entry("v", "m1"), entry("v", "m1", "m2"), entry("v", "m2"),
+        mmesh.ListedVModel(vmodel_id="v"),
+    ]  # fmt: skip
+    code, out, err = run(mesh, "watch", "v")
+    assert (code, err) == (0, "")
+    assert [line.split("  ", 1)[1] for line in out.splitlines()] == [
+        "v  DEFINED  m1", "v  TRANSITIONING  m1  m2", "v  DEFINED  m2", "v  NOT_FOUND",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("command", ["set", "get", "delete", "list", "watch"])
+def test_each_command_has_examples(mesh: FakeMesh, command: str) -> None:
+    code, out, _err = run(mesh, command, "--help")
+    assert code == 0
+    assert f"mm vmodel {command}" in out.partition("Options:")[0].partition("Example")[2]
