@@ -16,6 +16,7 @@ from mm.core.records import ModelRecord
 from mm.mesh.copies import Copies
 from mm.mesh.local_copy import LocalCopy, Phase
 from mm.mesh.members import Members
+from mm.mesh.ports import Store
 from mm.mesh.preloader import Preloader, PreloadReason
 from mm.mesh.registrar import Registrar
 from mm.mesh.registry import Registry
@@ -23,8 +24,8 @@ from mm.mesh.registry import Registry
 logger = logging.getLogger(__name__)
 
 #: A record tells of a copy milliseconds after its instance took the load; after this it would have,
-#: if the copy were still there.
-TOLD_S = 2.0
+#: if the copy were still there, also with a store that takes a second or two for everything.
+TOLD_S = 5.0
 #: Who leaves tells no record: meanwhile we look this often.
 LOOK_S = 0.5
 #: Loads of one model that are tried. Each failed at another instance.
@@ -48,6 +49,7 @@ class Drain:
         copies: Copies,
         members: Members,
         preloader: Preloader,
+        store: Store,
     ) -> None:
         self._config = config
         self._me = config.instance_id
@@ -56,20 +58,26 @@ class Drain:
         self._copies = copies
         self._members = members
         self._preloader = preloader
+        self._store = store
         #: Told when the record of a model changes that is waited for.
         self._waits: dict[ModelId, anyio.Event] = {}
         self.moved_count = 0
         self._wanted_count = 0
         registry.listen(self._record_changed)
 
+    @property
+    def is_needed(self) -> bool:
+        """Whether there is something to move, and somebody to have it."""
+        return bool(self._worth_moving() and self._members.staying())
+
     async def run(self) -> None:
         """Return when every model used of late is ready elsewhere, or has no place there.
 
         Whoever cannot wait so long cancels it: what has not been moved then is the coldest.
         """
-        copies = self._worth_moving()
-        if not copies or not self._members.staying():
+        if not self.is_needed:
             return
+        copies = self._worth_moving()
         self._wanted_count = len(copies)
         logger.info("instance %s moves %d models", self._me, len(copies))
         slots = anyio.Semaphore(self._config.drain_moves_at_once_max)
@@ -101,6 +109,7 @@ class Drain:
         """Have another copy made, unless there is one; answers whether there is one in the end."""
         failed: set[InstanceId] = {self._me}
         for _ in range(TRIES_MAX):
+            await self._wait_for_store()
             if copy.phase is Phase.GONE:
                 return False
             record = self._registry.get(copy.model_id)
@@ -123,6 +132,12 @@ class Drain:
             if chosen is not None:
                 failed.add(chosen)
         return False
+
+    async def _wait_for_store(self) -> None:
+        """No load begins without it, so until then ours is the copy that serves."""
+        while not self._store.connected:
+            with anyio.move_on_after(LOOK_S):
+                await anyio.sleep_forever()
 
     async def _is_ready_elsewhere(self, copy: LocalCopy, chosen: InstanceId | None) -> bool:
         """Wait for another copy to be ready; False when there is none on its way any more."""

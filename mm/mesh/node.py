@@ -34,6 +34,9 @@ from mm.mesh.vmodel_manager import VModelManager, compose_vmodels
 
 logger = logging.getLogger(__name__)
 
+#: Between tries to tell the others that this instance stops, while the store is away.
+TELL_AGAIN_S = 1.0
+
 
 class Node:
     """An instance from its start to its end.
@@ -128,15 +131,32 @@ class Node:
         for copy in list(self.parts.copies):
             if copy.phase is not Phase.ACTIVE and not copy.serves:
                 self.parts.copies.remove(copy, refusal)
-        is_told = False
-        with anyio.move_on_after(self._config.close_timeout_s):
-            is_told = await self._tell_others(self.services.publisher.publish)
+        end_s, is_told = anyio.current_time() + limit_s, False
+        with anyio.move_on_after(max(limit_s, self._config.close_timeout_s)):
+            is_told = await self._say_that_we_stop()
         if not is_told:
             return
-        with anyio.move_on_after(limit_s):
+        with anyio.CancelScope(deadline=end_s):
             await self._tell_others(self.services.leader.resign)
             await self.services.drain.run()
         await self._tell_others(self.parts.registrar.forget_all)
+
+    async def _say_that_we_stop(self) -> bool:
+        """Answer whether the others know. Without the store nobody can take over what is here, so
+        it is waited for, as long as there is something to take over.
+        """
+        level = logging.WARNING
+        while True:
+            try:
+                await self.services.publisher.publish()
+                return True
+            except StoreUnavailableError as exc:
+                if not self.services.drain.is_needed:
+                    logger.warning("stopping without telling the others: %s", exc)
+                    return False
+                logger.log(level, "serving on: nobody can take over without the store: %s", exc)
+                level = logging.DEBUG
+            await anyio.sleep(TELL_AGAIN_S)
 
     async def _tell_others(self, write: Callable[[], Awaitable[object]]) -> bool:
         """Answer whether the store took it."""

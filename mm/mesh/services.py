@@ -73,7 +73,7 @@ def compose_services(
     trials = Trials(
         first_loads=parts.first_loads, loader=parts.loader, registry=parts.registry, config=config
     )
-    drain = _drain(config, parts)
+    drain = _drain(config, ports, parts)
     scaler = compose_scaler(config, ports.peers, parts, own_record)
     filler = _filler(ports, parts, leader)
     return Services(
@@ -99,7 +99,7 @@ def compose_services(
     )
 
 
-def _drain(config: Config, parts: Parts) -> Drain:
+def _drain(config: Config, ports: Ports, parts: Parts) -> Drain:
     return Drain(
         config=config,
         registry=parts.registry,
@@ -107,6 +107,7 @@ def _drain(config: Config, parts: Parts) -> Drain:
         copies=parts.copies,
         members=parts.members,
         preloader=parts.preloader,
+        store=ports.store,
     )
 
 

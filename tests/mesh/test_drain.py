@@ -10,6 +10,7 @@ from mm.edge.memory_store import Fault
 from mm.errors import StatusCode
 from mm.testing.cluster import Cluster, Instance, running_cluster, small_parameters, until
 from mm.testing.fake_runtime import ModelPlan
+from mm.testing.instance import DRAIN_S
 from tests.mesh.calls import FAST, loaded_at, loads
 
 pytestmark = [pytest.mark.anyio, pytest.mark.virtual_time]
@@ -145,12 +146,69 @@ async def test_a_load_that_fails_is_tried_elsewhere() -> None:
         assert len(holders(cluster, "m")) == 1
 
 
-async def test_without_a_store_nothing_moves() -> None:
+async def test_without_a_store_it_serves_on_until_the_time_is_over() -> None:
     async with running_cluster("a", "b", plan=SLOW) as cluster:
         await loaded_at(cluster, "a")
+        for each in cluster.serving:
+            each.store.set_fault(Fault.SILENT)
+        began_s = anyio.current_time()
+        async with anyio.create_task_group() as group:
+            group.start_soon(cluster["a"].stop)
+            await anyio.sleep(DRAIN_S - 5)
+            await cluster["b"].invoke("m")
+            await cluster["a"].wait_ended()
+        assert anyio.current_time() - began_s < DRAIN_S + 10
+        assert cluster["b"].runtime.loaded == set()
+
+
+async def test_without_a_store_and_with_nothing_to_move_it_stops_at_once() -> None:
+    async with running_cluster("a", "b", plan=SLOW) as cluster:
         cluster["a"].store.set_fault(Fault.SILENT)
         assert await stop_s(cluster["a"]) < 6
-        assert cluster["b"].runtime.loaded == set()
+
+
+@pytest.mark.parametrize("fault", list(Fault))
+@pytest.mark.parametrize("lost_s", [0.0, 1.0, 4.0])
+async def test_a_store_that_comes_back_in_time_costs_no_call(fault: Fault, lost_s: float) -> None:
+    """It goes away before the instance is told to stop, or while models move."""
+    async with running_cluster("a", "b", "c", plan=SLOW) as cluster:
+        models = [f"m{number}" for number in range(6)]
+        for model_id in models:
+            await loaded_at(cluster, "a", model_id=model_id)
+
+        async def call(model_id: str) -> None:
+            while True:
+                await cluster["b"].invoke(model_id)
+                await anyio.sleep(0.1)
+
+        async with anyio.create_task_group() as group:
+            for model_id in models:
+                group.start_soon(call, model_id)
+            if lost_s:
+                group.start_soon(cluster["a"].stop)
+                await anyio.sleep(lost_s)
+            for each in cluster.serving:
+                each.store.set_fault(fault)
+            if not lost_s:
+                group.start_soon(cluster["a"].stop)
+            await anyio.sleep(15)
+            for each in cluster.serving:
+                each.store.set_fault(None)
+            await cluster["a"].wait_ended()
+            await anyio.sleep(5)
+            group.cancel_scope.cancel()
+        assert cluster["a"].node.services.drain.moved_count == len(models)
+
+
+async def test_a_store_that_takes_a_second_for_everything_holds_up_nothing_but_the_drain() -> None:
+    async with running_cluster("a", "b", "c", plan=SLOW) as cluster:
+        models = [f"m{number}" for number in range(20)]
+        for model_id in models:
+            await loaded_at(cluster, "a", model_id=model_id)
+        for each in cluster.serving:
+            each.store._call_delay_s = each.store._watch_delay_s = 1.0
+        await stop_s(cluster["a"])
+        assert cluster["a"].node.services.drain.moved_count == len(models)
 
 
 async def test_models_unregistered_meanwhile_are_not_waited_for() -> None:
