@@ -15,6 +15,7 @@ import anyio
 
 from mm.edge.memory_server import MemoryServer
 from mm.mesh.ports import Item, Write
+from mm.scaling_settings import ScalingSettings
 from mm.testing.cluster import PREFIX, Cluster, running_cluster, small_parameters
 from mm.testing.fake_runtime import ModelPlan
 from mm.testing.scheduling import run_in_virtual_time
@@ -24,6 +25,10 @@ CAPACITY_MIB = 20
 #: Loads that are counted one by one; as many as fit, so that nothing is evicted.
 LOADS_COUNT = 16
 ROUNDS_COUNT = 10
+#: A model becomes so busy that more copies are made of it: a copy bears two calls a second.
+SCALING = ScalingSettings(rpm_threshold=120)
+HOT_CALLS_PER_S = 20.0
+HOT_S = 60.0
 
 
 class CountingServer(MemoryServer):
@@ -65,6 +70,30 @@ async def hour(cluster: Cluster, calls_per_s: float, models: Sequence[str]) -> N
     while anyio.current_time() < end_s:
         await anyio.sleep(rng.expovariate(calls_per_s))
         await rng.choice(cluster.serving).invoke(rng.choice(models))
+
+
+async def copies_by_load(instances_count: int, load_s: float) -> list[str]:
+    """Answer the line for the copies that a busy model gets."""
+    plan = ModelPlan(load_s=load_s, unload_s=0.05)
+    parameters = small_parameters(CAPACITY_MIB)
+    async with running_cluster(plan=plan, parameters=parameters, scaling=SCALING) as cluster:
+        server = cluster.server = CountingServer()
+        names = [f"i{number:02}" for number in range(instances_count)]
+        for name in names:
+            await cluster.start(name)
+        await cluster[names[0]].register("hot")
+        await cluster[names[0]].invoke("hot")
+        await anyio.sleep(60)
+        server.writes.clear()
+        server.bytes = 0
+        end_s = anyio.current_time() + HOT_S
+        while anyio.current_time() < end_s:
+            await cluster[names[0]].invoke("hot")
+            await anyio.sleep(1 / HOT_CALLS_PER_S)
+        record = cluster.record("hot")
+        assert record is not None
+        row = Row(server, "copy made because of load", len(record.copies) - 1)
+    return [f"{instances_count:>3} x {load_s:g} s   {row.line}"]
 
 
 async def measure(instances_count: int, load_s: float) -> list[str]:
@@ -109,8 +138,9 @@ async def measure(instances_count: int, load_s: float) -> list[str]:
 def main() -> None:
     """Print the table."""
     for instances_count, load_s in ((3, 0.05), (3, 5.0)):
-        for line in run_in_virtual_time(partial(measure, instances_count, load_s), "store writes"):
-            print(line)
+        for what in (measure, copies_by_load):
+            for line in run_in_virtual_time(partial(what, instances_count, load_s), "store writes"):
+                print(line)
 
 
 if __name__ == "__main__":
