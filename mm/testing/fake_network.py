@@ -6,10 +6,11 @@ affair. Anyio alone: delays are virtual time under trio.
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from itertools import permutations, product
-from typing import Protocol, TypeVar
+from typing import Final, Protocol, TypeVar
 
 import anyio
 import anyio.lowlevel
@@ -21,6 +22,9 @@ from mm.errors import MeshError
 from mm.mesh.ports import ModelStatus, PeerCallError, PeerIdentity
 
 T = TypeVar("T")
+
+#: Connections between instances are pinged each 2.5 s, and a ping is answered within 5 s.
+DEAD_WIRE_S: Final = 7.5
 
 
 class PeerServer(Protocol):
@@ -68,14 +72,12 @@ class FakeNetwork:
     A cut wire swallows what is sent until it is healed; where nobody listens, a call is refused.
     """
 
-    def __init__(self, *, latency_s: float = 0.0, forward_timeout_s: float = 60.0) -> None:
+    def __init__(self, *, latency_s: float = 0.0) -> None:
         self.latency_s = latency_s
         #: Instead of ``latency_s``: what the next message from one address to another takes.
         self.delay_s: Callable[[str, str], float] | None = None
         #: Whether the connection breaks under the next message from one address to another.
         self.loses: Callable[[str, str], bool] | None = None
-        #: How long a proxied call, which has no time limit of its own, stays on a dead wire.
-        self.forward_timeout_s = forward_timeout_s
         #: Calls that arrived, by address.
         self.arrivals: Counter[str] = Counter()
         #: How often something went wrong between two addresses, by source and target.
@@ -83,6 +85,8 @@ class FakeNetwork:
         self._servers: dict[str, PeerServer] = {}
         self._cut: set[tuple[str, str]] = set()
         self._open: defaultdict[str, set[anyio.CancelScope]] = defaultdict(set)
+        #: Calls without a time limit of their own, by the two addresses.
+        self._unlimited: defaultdict[frozenset[str], set[anyio.CancelScope]] = defaultdict(set)
         self._changed = anyio.Event()
 
     # --- what a test arranges -----------------------------------------------------------------
@@ -102,6 +106,7 @@ class FakeNetwork:
         """Swallow whatever goes from one address to another; the other way still works."""
         self._cut.add((source, target))
         self.disturbances[source, target] += 1
+        self._limit_calls(frozenset((source, target)))
 
     def split(self, *groups: Iterable[str]) -> None:
         """Cut all wires between addresses of different groups, both ways."""
@@ -112,11 +117,14 @@ class FakeNetwork:
     def mend(self, source: str, target: str) -> None:
         """End ``cut``: what was sent meanwhile arrives now, unless its sender gave up."""
         self._cut.discard((source, target))
+        self._limit_calls(frozenset((source, target)))
         self._wake()
 
     def heal(self) -> None:
         """Mend everything."""
         self._cut.clear()
+        for wire in self._unlimited:
+            self._limit_calls(wire)
         self._wake()
 
     def _wake(self) -> None:
@@ -137,23 +145,45 @@ class FakeNetwork:
         self,
         source: str,
         target: str,
-        timeout_s: float,
+        timeout_s: float | None,
         work: Callable[[PeerServer], Awaitable[T]],
         *,
         is_counted: bool = True,
     ) -> T:
-        """Have ``target`` do ``work``; raises ``PeerCallError`` if it cannot or will not."""
-        with anyio.move_on_after(timeout_s):
-            await self._travel(source, target)
-            server = self._servers.get(target)
-            if server is None:
-                raise PeerCallError(Outcome.UNREACHABLE, f"{target}: connection refused")
-            if is_counted:
-                self.arrivals[target] += 1
-            answer = await self._answer(target, server, work)
-            await self._travel(target, source)
-            return answer
-        raise PeerCallError(Outcome.UNREACHABLE, f"{target}: no answer in {timeout_s:g} s")
+        """Have ``target`` do ``work``; raises ``PeerCallError`` if it cannot or will not.
+
+        Without a time limit a call ends when pings would show that the wire is dead.
+        """
+        scope, wire = anyio.CancelScope(), frozenset((source, target))
+        if timeout_s is None:
+            self._unlimited[wire].add(scope)
+            self._limit_calls(wire)
+        else:
+            scope.deadline = anyio.current_time() + timeout_s
+        try:
+            with scope:
+                await self._travel(source, target)
+                server = self._servers.get(target)
+                if server is None:
+                    raise PeerCallError(Outcome.UNREACHABLE, f"{target}: connection refused")
+                if is_counted:
+                    self.arrivals[target] += 1
+                answer = await self._answer(target, server, work)
+                await self._travel(target, source)
+                return answer
+        finally:
+            self._unlimited[wire].discard(scope)
+        within = "to pings" if timeout_s is None else f"in {timeout_s:g} s"
+        raise PeerCallError(Outcome.UNREACHABLE, f"{target}: no answer {within}")
+
+    def _limit_calls(self, wire: frozenset[str]) -> None:
+        """Give calls on a wire that is cut the time that pings take to show it, others all time."""
+        is_cut = any(cut <= wire for cut in map(frozenset, self._cut))
+        for scope in self._unlimited[wire]:
+            if not is_cut:
+                scope.deadline = math.inf
+            elif scope.deadline == math.inf:
+                scope.deadline = anyio.current_time() + DEAD_WIRE_S
 
     async def _travel(self, source: str, target: str) -> None:
         await anyio.sleep(self.delay_s(source, target) if self.delay_s else self.latency_s)
@@ -226,7 +256,7 @@ class FakePeers:
                 load = server.tell_load(call)
 
         try:
-            return await self._send(route, self._network.forward_timeout_s, serve)
+            return await self._send(route, None, serve)
         finally:
             if load is not None and on_load is not None:
                 on_load(load)
@@ -262,7 +292,7 @@ class FakePeers:
         )
 
     async def _send(
-        self, route: Route, timeout_s: float, work: Callable[[PeerServer], Awaitable[T]]
+        self, route: Route, timeout_s: float | None, work: Callable[[PeerServer], Awaitable[T]]
     ) -> T:
         assert isinstance(route, PeerRoute), route
         return await self._network.call(self._address, route.address, timeout_s, work)

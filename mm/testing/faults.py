@@ -13,8 +13,9 @@ from typing import Any, Final
 import anyio
 
 from mm.edge.memory_store import Fault
-from mm.errors import StartupError, StatusCode
+from mm.errors import StatusCode
 from mm.testing.instance import Instance
+from mm.testing.lives import Lives
 from mm.testing.simulated_cluster import (
     SKEW_MS_MAX,
     STORE_WAY_S_MAX,
@@ -27,12 +28,12 @@ from mm.testing.simulated_store import SimulatedStore
 OUTAGES_S: Final = (0.3, 3.0, 12.0, 25.0, 45.0)
 #: Between two faults of a run, on average.
 FAULT_GAP_S: Final = 4.0
-#: An instance that cannot start is started again after this, as by Kubernetes.
-RESTART_S: Final = 2.0
 #: An emptied store is full again after this.
 RESTORED_S: Final = 15.0
-#: In one of so many runs somebody takes copies of living instances out of the registry.
+#: In one of so many runs somebody takes copies of living instances out of the registry; in another
+#: one all instances are replaced by a newer version, maybe twice.
 TAKEN_OUT_EVERY: Final = 4
+UPGRADE_EVERY: Final = 4
 LOAD_FAILURES: Final = (
     StatusCode.INTERNAL,
     StatusCode.UNKNOWN,
@@ -52,11 +53,12 @@ class Faults:
         self._names = names
         self._models = models
         self._rng = random.Random(f"faults {cluster.seed}")
+        self._lives = Lives(cluster, names, self._rng, self._tell)
         self._kinds: list[_Fault] = self._mixture()
         if cluster.seed % TAKEN_OUT_EVERY == TAKEN_OUT_EVERY - 1:
             self._kinds.append(self._copies_taken_out)
-        #: Instances whose life a fault has in hand.
-        self._taken: set[str] = set()
+        if cluster.seed % UPGRADE_EVERY == 1:
+            self._kinds.append(self._lives.upgrade)
         self.count = 0
 
     def _mixture(self) -> list[_Fault]:
@@ -78,8 +80,8 @@ class Faults:
             self._unloads_fail,
             self._loads_slow,
             self._unloads_slow,
-            self._instance_crashes,
-            self._instance_restarts,
+            self._lives.instance_crashes,
+            self._lives.instance_restarts,
             self._half_speed,
             self._clock_steps,
         ]
@@ -121,10 +123,7 @@ class Faults:
                 each.runtime.fail_loads(model_id, StatusCode.OK, times=0)
                 each.runtime.fail_unloads(model_id, StatusCode.OK, times=0)
                 self._plan(each, model_id, *cluster.times_s(model_id))
-        for name in self._names:
-            if not cluster[name].is_serving or cluster[name].is_stopping:
-                await cluster[name].wait_ended()
-                await cluster.launch(name)
+        await self._lives.start_missing()
 
     # --- stores ---------------------------------------------------------------------------------
 
@@ -161,10 +160,9 @@ class Faults:
 
         Nobody starts or ends meanwhile: who comes new to an empty store knows nothing to restore.
         """
-        names = [n for n in self._names if n not in self._taken and self._cluster[n].is_serving]
-        if len(names) < len(self._names):
+        names = self._lives.take_all()
+        if not names:
             return
-        self._taken.update(names)
         seconds = self._rng.choice([3.0, 12.0, 30.0])
         self._tell("", f"the store is away for {seconds:g} s and comes back empty")
         everyone = [self._cluster[name] for name in names]
@@ -176,7 +174,7 @@ class Faults:
             each.store.set_fault(None)
             await anyio.sleep(self._rng.uniform(0, 0.5))
         await anyio.sleep(RESTORED_S)
-        self._taken.difference_update(names)
+        self._lives.free(names)
 
     async def _watches_lost(self) -> None:
         affected, seconds = self._some(), self._rng.choice([1.0, 8.0, 30.0, 60.0])
@@ -318,32 +316,6 @@ class Faults:
 
     # --- instances ------------------------------------------------------------------------------
 
-    async def _instance_crashes(self) -> None:
-        name = self._take()
-        if name is not None:
-            self._tell(name, "crashes")
-            await self._cluster[name].crash()
-            await self._come_back(name)
-
-    async def _instance_restarts(self) -> None:
-        name = self._take()
-        if name is not None:
-            self._tell(name, "is told to stop")
-            await self._cluster[name].stop()
-            await self._come_back(name)
-
-    async def _come_back(self, name: str) -> None:
-        await anyio.sleep(self._rng.choice([0.1, 5.0, 40.0]))
-        while True:
-            try:
-                await self._cluster.launch(name)
-            except StartupError as exc:
-                self._tell(name, f"does not start: {exc}")
-                await anyio.sleep(RESTART_S)
-            else:
-                break
-        self._taken.discard(name)
-
     async def _half_speed(self) -> None:
         each, seconds = self._any(), self._rng.choice([10.0, 60.0])
         self._tell(each.name, f"is at half speed for {seconds:g} s")
@@ -375,15 +347,6 @@ class Faults:
         if self._rng.random() < 0.5:
             return [self._any()]
         return [self._cluster[name] for name in self._names]
-
-    def _take(self) -> str | None:
-        """Choose an instance whose life may be changed; one is always left."""
-        free = [n for n in self._names if n not in self._taken and self._cluster[n].is_serving]
-        if len(free) < 2:
-            return None
-        name = self._rng.choice(free)
-        self._taken.add(name)
-        return name
 
 
 def _store(each: Instance) -> SimulatedStore:

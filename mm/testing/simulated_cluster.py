@@ -97,12 +97,12 @@ class SimulatedCluster(Cluster):
         finally:
             _here.reset(token)
 
-    async def launch(self, name: str) -> Instance:
+    async def launch(self, name: str, version: int = 1) -> Instance:
         """Start an instance, or start it again; raises ``StartupError``."""
         self._starts[name] += 1
         self.log.tell(name, "", f"starts for the {self._starts[name]}. time")
         with self.at(name):
-            return await self.start(name, is_known_by_all=False)
+            return await self.start(name, is_known_by_all=False, version=version)
 
     def tell(self, name: str, model_id: str, text: str) -> None:
         """Note what the data plane of an instance does."""

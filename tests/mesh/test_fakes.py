@@ -31,7 +31,7 @@ from mm.mesh.ports import (
     RuntimeCallError,
 )
 from mm.testing.fake_clock import START_MS, FakeClock
-from mm.testing.fake_network import FakeNetwork
+from mm.testing.fake_network import DEAD_WIRE_S, FakeNetwork
 from mm.testing.fake_runtime import DEFAULT_PARAMETERS, MIB, FakeRuntime, Held, ModelPlan
 
 pytestmark = pytest.mark.anyio
@@ -404,11 +404,41 @@ async def test_a_split_swallows_both_ways_until_healed() -> None:
 
     async with anyio.create_task_group() as group:
         group.start_soon(ask)
-        with anyio.move_on_after(30):
+        with anyio.move_on_after(DEAD_WIRE_S - 1):
             await server.arrived.wait()
         assert server.calls == []
         network.heal()
     assert answers == ["b"]
+
+
+@pytest.mark.virtual_time
+async def test_a_call_may_take_long_over_a_sound_wire_and_not_over_a_dead_one() -> None:
+    network, server = FakeNetwork(), StubServer("b")
+    network.listen("b", server)
+    server.waits = anyio.Event()
+    ended: list[tuple[float, str]] = []
+
+    async def ask() -> None:
+        try:
+            answer = str(await network.peers("a").forward(route_to("b"), "/s/M"))
+        except PeerCallError as exc:
+            answer = exc.message
+        ended.append((anyio.current_time(), answer))
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(ask)
+        await anyio.sleep(1_000)
+        network.cut("b", "a")
+        await anyio.sleep(DEAD_WIRE_S - 1)
+        network.mend("b", "a")
+        await anyio.sleep(1_000)
+        assert ended == []
+        cut_s = anyio.current_time()
+        network.cut("b", "a")
+        await anyio.sleep(DEAD_WIRE_S + 1)
+        network.mend("b", "a")
+        assert ended == [(cut_s + DEAD_WIRE_S, "b: no answer to pings")]
+        server.waits.set()
 
 
 @pytest.mark.virtual_time

@@ -36,6 +36,7 @@ AFTER_S: Final = 30.0
 class Outcome:
     """What one stop came to."""
 
+    loads_before_count: int
     calls_count: int
     failures: list[str]
     wait_max_s: float
@@ -54,6 +55,12 @@ def report(seed: int, models_count: int, calls_per_s: float) -> ScenarioReport:
     outcome = run_in_virtual_time(partial(_drain, seed, models_count, calls_per_s), f"drain {seed}")
     extra = outcome.loads_count - outcome.models_count
     figures = (
+        Figure(
+            f"loads for one call of each of {models_count} models",
+            f"{models_count}",
+            f"{outcome.loads_before_count}",
+            outcome.loads_before_count == models_count,
+        ),
         Figure(
             f"calls that failed, of {outcome.calls_count}",
             "0",
@@ -95,6 +102,7 @@ async def _drain(seed: int, models_count: int, calls_per_s: float) -> Outcome:
         await cluster.settle()
         cluster.check()
         return Outcome(
+            before,
             callers.tally.calls_count,
             callers.tally.failures,
             callers.tally.wait_max_s(began_s),
