@@ -7,6 +7,8 @@ through the groups. Does not own addresses and connections: ``mm.mesh.members`` 
 
 from __future__ import annotations
 
+from collections.abc import Set
+
 from mm.core.cluster_statistics import ClusterStatistics, Tally
 from mm.core.cluster_view import ClusterView, InstanceView
 from mm.core.constraints import NO_CONSTRAINTS, TypeConstraints
@@ -185,19 +187,30 @@ class ClusterState:
         """Answer the sums of each partition, by the types that its instances must not host."""
         return {prohibited: tally.statistics() for prohibited, tally in self._tallies.items()}
 
-    def statistics_of(self, model_type: str) -> ClusterStatistics:
-        """Answer the sums of all instances that may host a type."""
+    def newcomers(self, after_ms: int) -> frozenset[InstanceId]:
+        """Answer who started after a moment; looks at everybody."""
+        return frozenset(i for i, each in self._records.items() if each.start_time_ms > after_ms)
+
+    def statistics_of(
+        self, model_type: str, without: Set[InstanceId] = frozenset()
+    ) -> ClusterStatistics:
+        """Answer the sums of all instances that may host a type, but some that are few."""
         key = self._constraints.key(model_type)
         sums = [
             tally.statistics()
             for prohibited, tally in self._tallies.items()
             if key not in prohibited
         ]
+        left_out = [self._records[each] for each in without if each in self._records]
+        left_out = [each for each in left_out if key not in self._partition(each)]
+        free_units = sum(each.free_units for each in sums)
+        capacity_units = sum(each.capacity_units for each in sums)
         return ClusterStatistics(
-            instance_count=sum(each.instance_count for each in sums),
-            capacity_units=sum(each.capacity_units for each in sums),
-            free_units=sum(each.free_units for each in sums),
-            copy_count=sum(each.copy_count for each in sums),
+            instance_count=sum(each.instance_count for each in sums) - len(left_out),
+            capacity_units=capacity_units - sum(each.capacity_units for each in left_out),
+            free_units=free_units - sum(self._tally(each).free_units(each) for each in left_out),
+            copy_count=sum(each.copy_count for each in sums) - sum(each.count for each in left_out),
+            # Theirs may be the oldest copy: such a model is no younger for being there.
             lru_time_ms=min((each.lru_time_ms for each in sums), default=NEVER_MS),
         )
 

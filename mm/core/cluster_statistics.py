@@ -78,5 +78,9 @@ class Tally:
         self._instance_count += sign
         self._capacity_units += sign * record.capacity_units
         self._copy_count += sign * record.count
-        if record.remaining_units >= (record.min_space_units or self._min_space_units):
-            self._free_units += sign * record.remaining_units
+        self._free_units += sign * self.free_units(record)
+
+    def free_units(self, record: InstanceRecord) -> int:
+        """Answer what of an instance's room counts."""
+        is_full = record.remaining_units < (record.min_space_units or self._min_space_units)
+        return 0 if is_full else record.remaining_units

@@ -165,15 +165,25 @@ class Scaler:
         return asked is None or asked.may_ask(now_s)
 
     def _begin_asking(
-        self, group: TaskGroup, model_id: ModelId, count: int, reason: PreloadReason
+        self,
+        group: TaskGroup,
+        model_id: ModelId,
+        count: int,
+        reason: PreloadReason,
+        exclude: frozenset[InstanceId] = frozenset(),
     ) -> None:
         self._asking_count += 1
         asked = self._asked.setdefault(model_id, AskedCopies())
         asked.begin()
-        group.start_soon(self._ask, model_id, asked, count, reason)
+        group.start_soon(self._ask, model_id, asked, count, reason, exclude | {self._me})
 
     async def _ask(
-        self, model_id: ModelId, asked: AskedCopies, count: int, reason: PreloadReason
+        self,
+        model_id: ModelId,
+        asked: AskedCopies,
+        count: int,
+        reason: PreloadReason,
+        exclude: frozenset[InstanceId],
     ) -> None:
         """Ask for copies, one after the other: each excludes those before it."""
         counters = self._copies.counters
@@ -182,7 +192,7 @@ class Scaler:
                 taken = await self._preloader.request(
                     model_id,
                     last_used_ms=self._copies.clock.now_ms(),
-                    exclude=asked.unseen | {self._me},
+                    exclude=asked.unseen | exclude,
                     reason=reason,
                 )
                 if taken is None:
@@ -203,6 +213,7 @@ class Scaler:
         """Ask for a second copy of what is used again and again, where there is room for it."""
         used, self.demands.used = self.demands.used, set()
         now_ms = self._copies.clock.now_ms()
+        newcomers: frozenset[InstanceId] | None = None
         for number, model_id in enumerate(sorted(used)):
             if number % SLICE_COUNT == SLICE_COUNT - 1:
                 await anyio.lowlevel.checkpoint()
@@ -213,12 +224,23 @@ class Scaler:
             if use is None:
                 self._uses[model_id] = CopyUse(now_ms)
             elif use.used(now_ms, self._rules):
-                self._add_second(group, model_id, now_ms)
+                if newcomers is None:
+                    newcomers = self._cluster.newcomers(now_ms - self._rules.second_age_min_ms)
+                self._add_second(group, model_id, newcomers, now_ms)
         if len(self._uses) > 2 * len(self._copies) + SLICE_COUNT:
             here = {copy.model_id for copy in self._copies}
             self._uses = {each: use for each, use in self._uses.items() if each in here}
 
-    def _add_second(self, group: TaskGroup, model_id: ModelId, now_ms: int) -> None:
+    def _add_second(
+        self,
+        group: TaskGroup,
+        model_id: ModelId,
+        newcomers: frozenset[InstanceId],
+        now_ms: int,
+    ) -> None:
+        """Newcomers get none, and their room does not count: one that comes and goes would be given
+        the same copies each time.
+        """
         record = self._registry.get(model_id)
         if record is None or set(record.copies) != {self._me}:
             return
@@ -227,9 +249,9 @@ class Scaler:
         counts = self._counts(model_id, record, now_ms)
         if counts.ready_count != 1 or counts.coming_count or not counts.hosts_left_count:
             return
-        if has_room_for_second(self._room(record, now_ms), self._rules):
+        if has_room_for_second(self._room(record, now_ms, newcomers), self._rules):
             logger.info("model %s is in recurring use: a second copy", model_id)
-            self._begin_asking(group, model_id, 1, PreloadReason.SECOND_COPY)
+            self._begin_asking(group, model_id, 1, PreloadReason.SECOND_COPY, newcomers)
 
     # --- fewer --------------------------------------------------------------------------------
 
@@ -329,8 +351,10 @@ class Scaler:
             dropped_ms=max(record.last_unload_ms, self._dropped_ms.get(model_id, 0)),
         )
 
-    def _room(self, record: ModelRecord, now_ms: int) -> Room:
-        sums = self._cluster.statistics_of(record.info.model_type)
+    def _room(
+        self, record: ModelRecord, now_ms: int, without: frozenset[InstanceId] = frozenset()
+    ) -> Room:
+        sums = self._cluster.statistics_of(record.info.model_type, without)
         if not sums.capacity_units:
             return Room(0.0, 0)
         age_ms = 0 if sums.lru_time_ms == NEVER_MS else max(0, now_ms - sums.lru_time_ms)

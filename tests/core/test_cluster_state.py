@@ -297,3 +297,17 @@ def test_an_event_costs_the_same_in_a_small_cluster_and_a_large_one() -> None:
         return calls
 
     assert cost(1000) <= cost(10) + 5
+
+
+def test_newcomers_can_be_left_out_of_the_sums_of_a_type() -> None:
+    old = record(labels="gpu", start_time_ms=5, used_units=30)
+    full = record(labels="gpu", start_time_ms=9, used_units=95)
+    new = record(labels="gpu", start_time_ms=9, used_units=10)
+    other = record(start_time_ms=9)
+    made = state(constraints(t="gpu"), a=old, b=new, c=full, d=other)
+    newcomers = made.newcomers(after_ms=5)
+    assert newcomers == {"b", "c", "d"}
+    assert made.statistics_of("t", newcomers) == state(a=old).statistics_of("t")
+    assert made.statistics_of("t").instance_count == 3
+    gone = newcomers | {InstanceId("e")}
+    assert made.statistics_of("t", gone) == made.statistics_of("t", newcomers)

@@ -206,6 +206,26 @@ async def test_what_is_in_recurring_use_gets_a_second_copy() -> None:
         assert count_of(cluster, "second_copies_added") == 1
 
 
+async def test_a_newcomer_gets_no_second_copy_and_its_room_does_not_count() -> None:
+    parameters = small_parameters(10)
+    async with running_cluster("a", "b", plan=FAST, parameters=parameters, **WINDOW) as cluster:
+        await loaded_at(cluster, "a")
+        for each in cluster.serving:
+            await fill(cluster, each, 10)
+        await cluster["a"].load("m")
+        await anyio.sleep(45)  # until all know how full the others are
+        for number in range(5):
+            newcomer = await cluster.start(f"c{number}")
+            await call(cluster, 1.0, 3)
+            await newcomer.stop()
+        assert count_of(cluster, "second_copies_added") == 0
+        await cluster.start("c")
+        await call(cluster, 1.0, 15)
+        assert count_of(cluster, "second_copies_added") == 1
+        assert len(ready(cluster)) == 2
+        assert "c" in ready(cluster)
+
+
 async def test_a_second_copy_needs_room() -> None:
     parameters = small_parameters(10)
     async with running_cluster("a", "b", plan=FAST, parameters=parameters, **WINDOW) as cluster:
