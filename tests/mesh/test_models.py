@@ -341,6 +341,22 @@ async def test_a_load_ordered_by_a_peer_that_fails_is_an_error_for_it() -> None:
         assert caught.value.hop_result == "load-failed"
 
 
+@pytest.mark.parametrize("registers", [True, False])
+async def test_who_spreads_calls_itself_has_it_loaded_where_it_asks(registers: bool) -> None:
+    """mm-balanced, for registerModel with loadNow and for ensureLoaded (around 5)."""
+    async with running_cluster("a", "b", "c", plan=FAST) as cluster:
+        for number, name in enumerate("abcabc"):
+            models, model_id = cluster[name].node.models, ModelId(f"m{number}")
+            status = await models.register(
+                model_id, INFO, load_now=registers, sync=True, last_used_ms=0, balanced=True
+            )
+            if not registers:
+                status = await models.ensure_loaded(
+                    EnsureRequest(model_id, sync=True, balanced=True)
+                )
+            assert [copy.instance_id for copy in status.copies] == [name]
+
+
 # --- unregister ----------------------------------------------------------------------------------
 
 
