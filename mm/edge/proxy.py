@@ -21,7 +21,13 @@ from mm.edge.h2.incoming import IncomingCall
 from mm.edge.h2.messages import ENCODINGS_READ, MessageSplitter, TooMuchHeldError, decompress
 from mm.edge.multi import MultiCall
 from mm.edge.pipe import ProxiedCall
-from mm.errors import InvalidRequestError, MeshError, MethodRefusedError, ModelNotFoundError
+from mm.errors import (
+    InvalidRequestError,
+    MeshError,
+    MethodRefusedError,
+    ModelNotFoundError,
+    StatusCode,
+)
 from mm.mesh.permissions import MANAGEMENT_SERVICES
 from mm.mesh.ports import Router
 
@@ -168,7 +174,7 @@ async def first_message(incoming: IncomingCall, length_max: int) -> bytes:
     if body.error is not None:
         raise body.error
     if body.message is None:
-        raise InvalidRequestError("Half-closed without a request")
+        raise MeshError("Half-closed without a request", code=StatusCode.INTERNAL)
     incoming.unread(body.pieces)
     compressed, message = body.message
     if not compressed:

@@ -272,6 +272,7 @@ async def test_a_load_that_nobody_waits_for_goes_on_elsewhere_when_it_fails() ->
         assert not any(each.node.models._followed for each in cluster.serving)
 
 
+@pytest.mark.virtual_time
 async def test_many_that_do_not_wait_are_followed_once() -> None:
     async with running_cluster("a", plan=ModelPlan(load_s=0.02)) as cluster:
         await cluster["a"].register("m")

@@ -6,14 +6,15 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import grpc
 import pytest
 
 from mm.pb import mmesh
+from mm.pb.mm.testing import EchoRequest, EchoResponse
 from tests.system.etcd import Keys
-from tests.system.meshes import Instance, Mesh, mesh_of, refusal
+from tests.system.meshes import CALL_TIMEOUT_S, Instance, Mesh, mesh_of, refusal
 from tests.system.processes import eventually
 
 pytestmark = pytest.mark.system
@@ -172,6 +173,98 @@ class TestExtraction:
         call = partial(instance.call, f"/{PREDICT}", b"\x08\x01", mmesh.PredictResponse)
         assert refusal(call)[0] == grpc.StatusCode.INVALID_ARGUMENT
         assert seen_name(instance) == "injected"
+
+
+def in_payload(model_id: str) -> EchoRequest:
+    """An id at [2, 1]: a message with field 1 inside the field 2 of another."""
+    return EchoRequest(payload=bytes(EchoRequest(model_name=model_id)))
+
+
+#: A group of field 15 with an id of its own inside, which is not the message's.
+GROUP = b"\x7b" + bytes(EchoRequest(model_name="bogus")) + b"\x7c"
+
+
+class TestExtractionFromEveryMessage:
+    """Nested ids, streams, compression, and messages that are wrong (around 7.3, 23)."""
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def instance(cls, new_mesh: NewMesh) -> Iterator[Instance]:
+        dataplane = {
+            "rpcConfigs": {
+                "mm.testing.Echo/unary": {"idExtractionPath": [2, 1]},
+                "mm.testing.Echo/bidiStream": {"idExtractionPath": [1]},
+            }
+        }
+        with new_mesh({"MM_DATAPLANE_CONFIG": json.dumps(dataplane)}) as mesh:
+            instance = mesh.add("only")
+            for model_id in ("first", "second"):
+                instance.register(model_id, SIZE)
+            yield instance
+
+    @staticmethod
+    def model_of(
+        instance: Instance, request: EchoRequest | bytes, header: str = "", **options: object
+    ) -> str:
+        """Answer the model that a call of the unary method reached."""
+        stub = instance.channel.unary_unary(
+            "/mm.testing.Echo/unary",
+            request_serializer=bytes,
+            response_deserializer=EchoResponse.parse,
+        )
+        metadata = (("mm-model-id", header),) if header else ()
+        reply = stub(request, metadata=metadata, timeout=CALL_TIMEOUT_S, **options)
+        return str(reply.model_id)
+
+    @pytest.mark.parametrize("compression", [None, grpc.Compression.Gzip])
+    def test_nested(self, instance: Instance, compression: grpc.Compression | None) -> None:
+        found = partial(self.model_of, instance, compression=compression)
+        assert found(in_payload("first"), header="second") == "first"
+        # Protobuf merges messages that are there twice: the last id counts, wherever it stands.
+        twice = bytes(in_payload("first")) + bytes(in_payload("second"))
+        assert found(twice) == "second"
+        assert found(bytes(in_payload("first")) + b"\x12\x00") == "first"
+        assert found(EchoRequest(payload=b""), header="second") == "second"
+
+    @pytest.mark.parametrize(
+        ("request_", "text"),
+        [
+            (b"\x12\x02\x0a\x00", "provided model-id header must be non-empty"),
+            (b"\x10\x01", "field 2 of the id path has wire type 0"),
+            (b"\x13\x14", "field 2 of the id path has wire type 3"),
+            (b"\x12\x02\x08\x01", "field 1 of the id path has wire type 0"),
+            (b"\x12\x7f\x0a\x01a", "field 2 reaches beyond the end of its message"),
+            (b"\x12\x03\x0a\x02a", "field 1 reaches beyond the end of its message"),
+            (b"\x12\x03\x0a\x01\xff", "the id in the request message is not valid UTF-8"),
+            (GROUP[:-1], "the request message is cut off"),
+            (b"\xff" * 20, "a number in the request message is too long"),
+            (GROUP, NO_ID),
+            (b"", NO_ID),
+        ],
+    )
+    def test_bad_messages(self, instance: Instance, request_: bytes, text: str) -> None:
+        refused = refusal(partial(self.model_of, instance, request_))
+        assert refused == (grpc.StatusCode.INVALID_ARGUMENT, text)
+        assert self.model_of(instance, in_payload("first")) == "first"
+
+    def test_the_first_message_of_a_stream_decides(self, instance: Instance) -> None:
+        stub: Any = instance.channel.stream_stream(
+            "/mm.testing.Echo/bidiStream",
+            request_serializer=bytes,
+            response_deserializer=EchoResponse.parse,
+        )
+        names = ["second", "first", "", "unknown"]
+        requests = iter([EchoRequest(model_name=name, payload=b"p") for name in names])
+        replies = list(stub(requests, metadata=(("mm-model-id", "first"),), timeout=CALL_TIMEOUT_S))
+        assert [reply.model_id for reply in replies] == ["second"] * 4
+        assert refusal(lambda: list(stub(iter([]), timeout=CALL_TIMEOUT_S))) == (
+            grpc.StatusCode.INTERNAL,
+            "Half-closed without a request",
+        )
+
+    def test_a_method_that_is_not_listed(self, instance: Instance) -> None:
+        refused = refusal(partial(instance.predict, "first"))
+        assert refused == (grpc.StatusCode.UNIMPLEMENTED, "")
 
 
 class TestVModelExtraction:
