@@ -279,7 +279,7 @@ class Node:
             registry_writes_owed=parts.registrar.owed_count,
             look_ups=sum(each.count for each in look_ups),
             look_ups_refused=sum(each.refused_count for each in look_ups),
-            corrupt_records=parts.registry.corrupt_count,
+            corrupt_records=parts.registry.corrupt_count + parts.vmodels.corrupt_count,
             records_unconfirmed=parts.registry.mirror.unconfirmed_count,
             transitions=self.transitions.count,
             transitions_blocked=self.transitions.blocked_count,

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import re
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 
 import anyio
@@ -21,6 +20,7 @@ from mm.limits import Limits
 from mm.mesh.instance_index import InstanceIndex
 from mm.mesh.look_ups import LookUps
 from mm.mesh.mirror import Mirror
+from mm.mesh.parsed_records import ParsedRecords
 from mm.mesh.ports import Item, Store, Write
 
 logger = logging.getLogger(__name__)
@@ -33,8 +33,6 @@ Change = Callable[[ModelRecord | None], ModelRecord | None]
 #: Told after a change of a record; None when it is gone.
 RecordListener = Callable[[ModelId, ModelRecord | None], None]
 
-#: Parsed records kept; the others stay packed as their JSON (design section 4).
-PARSED_MAX = 4096
 #: Compare-and-set tries before a change gives up: each loss means that somebody else's change
 #: succeeded.
 CAS_TRIES_MAX = 64
@@ -53,11 +51,10 @@ class Registry:
         self._mirror = Mirror(store, prefix, self._changed)
         self.look_ups = LookUps(store, self._mirror, limits)
         # By value, not by revision: another store may come to the same revisions.
-        self._parsed: OrderedDict[str, tuple[bytes, ModelRecord]] = OrderedDict()
+        self._parsed = ParsedRecords(ModelRecord.decode)
         self._holders = InstanceIndex()
         self._failed = InstanceIndex()
         self._listeners: list[RecordListener] = []
-        self._corrupt: dict[str, int] = {}
         self.run = self._mirror.run
 
     def __len__(self) -> int:
@@ -74,7 +71,7 @@ class Registry:
     @property
     def corrupt_count(self) -> int:
         """Records in the store that could not be read; each was named in the log."""
-        return len(self._corrupt) + self._mirror.skipped_count
+        return self._parsed.corrupt_count + self._mirror.skipped_count
 
     def listen(self, listener: RecordListener) -> None:
         """Call ``listener`` after every change; it must not block or raise."""
@@ -83,17 +80,14 @@ class Registry:
     def get(self, model_id: ModelId) -> ModelRecord | None:
         """Answer the mirrored record; None when it is unknown or unreadable."""
         item = self._mirror.get(model_id)
-        return None if item is None else self._parse(model_id, item)
+        return None if item is None else self._parsed.get(model_id, item)
 
     def peek(self, model_id: ModelId) -> ModelRecord | None:
         """Answer what ``get`` does, and keep nothing: for whoever looks at all of them in turn."""
         item = self._mirror.get(model_id)
         if item is None:
             return None
-        cached = self._parsed.get(model_id)
-        if cached is not None and cached[0] == item.value:
-            return cached[1]
-        return self._decode(model_id, item)
+        return self._parsed.peek(model_id, item)
 
     async def find(
         self, model_id: ModelId, *, is_known_to_peer: bool = False
@@ -105,7 +99,7 @@ class Registry:
         or one too long to be registered.
         """
         item = await self.look_ups.find(model_id, is_known_to_peer=is_known_to_peer)
-        return None if item is None else self._parse(model_id, item)
+        return None if item is None else self._parsed.get(model_id, item)
 
     async def read(self, model_id: ModelId) -> ModelRecord | None:
         """Answer what the store says now.
@@ -113,7 +107,7 @@ class Registry:
         Raises ``StoreUnavailableError``, or ``LimitError`` when too many ask already.
         """
         item = await self.look_ups.read(model_id)
-        return None if item is None else self._parse(model_id, item)
+        return None if item is None else self._parsed.get(model_id, item)
 
     def held_by(self, instance_id: InstanceId) -> frozenset[ModelId]:
         """Answer the models that have a copy registered at ``instance_id``."""
@@ -154,7 +148,7 @@ class Registry:
         item = await self._mirror.read(model_id) if fresh else self._mirror.get(model_id)
         for _ in range(CAS_TRIES_MAX):
             is_there = item is not None and not self._mirror.is_outlived(item)
-            present = self._parse(model_id, item) if item is not None and is_there else None
+            present = self._parsed.get(model_id, item) if item is not None and is_there else None
             if is_there and present is None:
                 raise RecordError(f"the record of model {model_id} is unreadable; unregister it")
             wanted = change(present)
@@ -173,7 +167,7 @@ class Registry:
             item = result.item
             if item is not None:
                 if result.succeeded and wanted is not None:
-                    self._remember(model_id, item.value, wanted)  # no need to parse it
+                    self._parsed.remember(model_id, item.value, wanted)  # no need to parse it
                 self._mirror.written(item)
             elif revision:
                 self._mirror.deleted_by_us(model_id, revision)
@@ -197,39 +191,12 @@ class Registry:
     async def delete_corrupt(self, model_id: ModelId) -> bool:
         """Delete a record that cannot be read; answers whether there was one."""
         item = await self._store.get(self._mirror.key(model_id))
-        if item is None or self._parse(model_id, item) is not None:
+        if item is None or self._parsed.get(model_id, item) is not None:
             return False
         result = await self._store.write(Write(item.key, None, if_revision=item.mod_revision))
         if result.succeeded:
             self._mirror.deleted_by_us(model_id, item.mod_revision)
         return result.succeeded
-
-    def _parse(self, model_id: str, item: Item) -> ModelRecord | None:
-        cached = self._parsed.get(model_id)
-        if cached is not None and cached[0] == item.value:
-            self._parsed.move_to_end(model_id)
-            return cached[1]
-        record = self._decode(model_id, item)
-        if record is not None:
-            self._remember(model_id, item.value, record)
-        return record
-
-    def _decode(self, model_id: str, item: Item) -> ModelRecord | None:
-        if self._corrupt.get(model_id) == hash(item.value):
-            return None
-        try:
-            return ModelRecord.decode(item.value)
-        except RecordError as exc:
-            self._corrupt[model_id] = hash(item.value)
-            logger.error("record %s skipped: %s", item.key, exc)
-            return None
-
-    def _remember(self, model_id: str, value: bytes, record: ModelRecord) -> None:
-        self._corrupt.pop(model_id, None)
-        self._parsed[model_id] = (value, record)
-        self._parsed.move_to_end(model_id)
-        if len(self._parsed) > PARSED_MAX:
-            self._parsed.popitem(last=False)
 
     def _changed(self, key_id: str, item: Item | None) -> None:
         model_id = ModelId(key_id)
@@ -238,12 +205,11 @@ class Registry:
         quiet = item is not None and not any(word in item.value for word in _NAMING)
         known = key_id in self._holders or key_id in self._failed
         if item is None:
-            self._parsed.pop(key_id, None)
-            self._corrupt.pop(key_id, None)
+            self._parsed.forget(key_id)
         elif not quiet or known:
-            record = self._parse(key_id, item)
+            record = self._parsed.get(key_id, item)
         elif not item.value.startswith(b"{"):
-            self._parse(key_id, item)  # for the log
+            self._parsed.get(key_id, item)  # for the log
         self._holders.set(model_id, frozenset(record.copies if record is not None else ()))
         self._failed.set(model_id, frozenset(record.failures if record is not None else ()))
         if quiet and not known:

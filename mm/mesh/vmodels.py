@@ -12,11 +12,12 @@ from dataclasses import dataclass
 import anyio
 
 from mm.core.ids import ModelId
-from mm.core.records import RecordError, VModelRecord
+from mm.core.records import VModelRecord
 from mm.errors import MeshError, ModelNotFoundError, StatusCode
 from mm.limits import Limits
 from mm.mesh.look_ups import ANSWER_S, LookUps
 from mm.mesh.mirror import Mirror
+from mm.mesh.parsed_records import ParsedRecords
 from mm.mesh.ports import Item, Store
 
 logger = logging.getLogger(__name__)
@@ -41,12 +42,18 @@ class VModels:
         #: Vmodels whose model is missing, as the store said a moment ago, the oldest first.
         self._broken: dict[str, _Broken] = {}
         self._broken_max = limits.look_ups_per_s_max
+        self._parsed = ParsedRecords(VModelRecord.decode)
         self._listeners: list[VModelListener] = []
         #: Set at the next change of the vmodel; there while somebody waits.
         self._waited_for: dict[str, anyio.Event] = {}
 
     def __len__(self) -> int:
         return len(self.mirror)
+
+    @property
+    def corrupt_count(self) -> int:
+        """Records in the store that could not be read; each was named in the log."""
+        return self._parsed.corrupt_count + self.mirror.skipped_count
 
     def listen(self, listener: VModelListener) -> None:
         """Call ``listener`` after every change; it must not block or raise."""
@@ -55,7 +62,7 @@ class VModels:
     def get(self, vmodel_id: str) -> VModelRecord | None:
         """Answer the mirrored record; None when it is unknown or unreadable."""
         item = self.mirror.get(vmodel_id)
-        return None if item is None else _decode(item)
+        return None if item is None else self._parsed.get(vmodel_id, item)
 
     async def find(self, vmodel_id: str) -> VModelRecord | None:
         """Answer the mirrored record, else what the store says.
@@ -63,7 +70,7 @@ class VModels:
         Raises ``StoreUnavailableError`` or ``LimitError``.
         """
         item = await self.look_ups.find(vmodel_id)
-        return None if item is None else _decode(item)
+        return None if item is None else self._parsed.get(vmodel_id, item)
 
     async def read(self, vmodel_id: str) -> VModelRecord | None:
         """Answer what the store says now.
@@ -71,7 +78,7 @@ class VModels:
         Raises ``StoreUnavailableError``, or ``LimitError`` when too many ask already.
         """
         item = await self.look_ups.read(vmodel_id)
-        return None if item is None else _decode(item)
+        return None if item is None else self._parsed.get(vmodel_id, item)
 
     async def resolve(self, vmodel_id: str, missing: Collection[ModelId] = ()) -> ModelId:
         """Answer the active model. If models that it was before turned out to be ``missing``: what
@@ -116,21 +123,14 @@ class VModels:
         event = self._waited_for.pop(vmodel_id, None)
         if event is not None:
             event.set()
-        if self._listeners:
-            record = None if item is None else _decode(item)
-            for listener in self._listeners:
-                listener(vmodel_id, record)
+        if item is None:
+            self._parsed.forget(vmodel_id)
+        record = None if item is None else self._parsed.peek(vmodel_id, item)
+        for listener in self._listeners:
+            listener(vmodel_id, record)
 
 
 def _required(record: VModelRecord | None) -> VModelRecord:
     if record is None:
         raise ModelNotFoundError("vmodel not found")
     return record
-
-
-def _decode(item: Item) -> VModelRecord | None:
-    try:
-        return VModelRecord.decode(item.value)
-    except RecordError as exc:
-        logger.error("record %s skipped: %s", item.key, exc)
-        return None

@@ -16,7 +16,7 @@ from mm.core.ids import InstanceId, ModelId
 from mm.core.records import ModelInfo, ModelRecord, RecordError
 from mm.edge.memory_server import MemoryServer
 from mm.edge.memory_store import Fault, MemoryStore
-from mm.errors import LimitError, ModelExistsError, StoreUnavailableError
+from mm.errors import InvalidRequestError, ModelExistsError, StoreUnavailableError
 from mm.limits import Limits
 from mm.mesh.ports import Write
 from mm.mesh.registry import CAS_TRIES_MAX, Registry
@@ -237,7 +237,7 @@ async def test_a_record_with_an_id_that_the_table_cannot_hold_is_ignored() -> No
         assert [model_id for model_id, _ in world.heard] == [N]
         assert world.registry.held_by(A) == {N}
         assert world.registry.get(ModelId(long)) is None
-        with pytest.raises(LimitError):
+        with pytest.raises(InvalidRequestError):
             await world.registry.find(ModelId(long))
 
 

@@ -64,9 +64,22 @@ async def test_an_unreadable_record_is_no_vmodel(
     store = MemoryStore()
     put(store, value)
     async with running(store) as vmodels:
-        with pytest.raises(ModelNotFoundError):
-            await vmodels.resolve("vm")
-        assert "record /v/vm skipped" in caplog.text
+        for _ in range(3):
+            with pytest.raises(ModelNotFoundError):
+                await vmodels.resolve("vm")
+        assert caplog.text.count("record /v/vm skipped") == 1, "not at every call"
+        assert vmodels.corrupt_count == 1
+        put(store, VModelRecord(ModelId("m"), ModelId("m")).encode())
+        await until(lambda: vmodels.corrupt_count == 0)
+        assert await vmodels.resolve("vm") == "m"
+
+
+async def test_a_record_is_not_parsed_at_every_call() -> None:
+    store = MemoryStore()
+    put(store, VModelRecord(ModelId("m"), ModelId("m")).encode())
+    async with running(store) as vmodels:
+        assert await vmodels.resolve("vm") == "m"
+        assert vmodels.get("vm") is vmodels.get("vm")
 
 
 # --- when the model that it stood for is missing -------------------------------------------------
