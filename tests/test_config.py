@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -332,6 +333,10 @@ class TestDataplaneConfig:
             ('{"rpcConfigs": {"/a.B/C": {}}}', '"/a.B/C" is not of the form'),
             ('{"rpcConfigs": {"a.B/C": {"idExtractionPath": [0]}}}', "0 is not a protobuf field"),
             ('{"rpcConfigs": {"a.B/C": {"idExtractionPath": ["x"]}}}', "Expected `int`"),
+            (
+                json.dumps({"rpcConfigs": {"a.B/C": {"idExtractionPath": [1] * 101}}}),
+                '"a.B/C": a path has at most 100 field numbers',
+            ),
             ('{"allowOtherRpcs": "no"}', "Expected `bool`"),
         ],
     )

@@ -16,6 +16,8 @@ from mm.core.json_input import decode_entries, decode_json
 
 #: Field numbers of protobuf are 29 bits wide.
 FIELD_NUMBER_MAX = 2**29 - 1
+#: No parser of protobuf goes deeper into a message.
+PATH_LENGTH_MAX = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,8 @@ def parse_dataplane_config(text: str | bytes) -> DataplaneConfig:
         if not service or not name or "/" in name:
             raise ValueError(f'"{method}" is not of the form "package.Service/Method"')
         path = rpc.id_extraction_path or ()
+        if len(path) > PATH_LENGTH_MAX:
+            raise ValueError(f'"{method}": a path has at most {PATH_LENGTH_MAX} field numbers')
         for number in path:
             if not 1 <= number <= FIELD_NUMBER_MAX:
                 raise ValueError(f'"{method}": {number} is not a protobuf field number')

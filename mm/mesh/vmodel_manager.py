@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, TypeVar
 
 import anyio
@@ -140,7 +140,7 @@ class VModelManager:
             return await self._describe(vmodel)
         ensure = EnsureRequest(request.target_id, sync=False, balanced=balanced)
         if sync and request.info is not None:
-            loading = self._models.ensure_loaded(EnsureRequest(request.target_id, sync=True))
+            loading = self._models.ensure_loaded(replace(ensure, sync=True))
             active = await limit.wait(loading, f"model {request.target_id} to be loaded")
         else:
             active = await self._start_load(ensure)

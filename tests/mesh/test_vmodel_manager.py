@@ -311,3 +311,14 @@ async def test_many_setters_count_right_whatever_they_have_heard() -> None:
                 expected[model_id] = expected.get(model_id, 0) + 1
         assert counts(cluster) == expected
         assert all(not len(each.node.vmodels.writer.locks) for each in cluster.serving)
+
+
+@pytest.mark.parametrize("sync", [True, False])
+async def test_who_spreads_calls_itself_has_the_target_loaded_where_it_asks(sync: bool) -> None:
+    async with running_cluster("a", "b", "c", plan=FAST) as cluster:
+        for number, name in enumerate("abcabc"):
+            target = ModelId(f"m{number}")
+            request = SetVModel(f"v{number}", target, info=INFO, load_now=True)
+            await cluster[name].node.vmodels.set(request, sync=sync, balanced=True)
+            runtime = cluster[name].runtime
+            await until(lambda t=target, r=runtime: t in r.loaded)  # type: ignore[misc]

@@ -155,6 +155,30 @@ def test_unlisted_types_are_rejected_by_an_impossible_default(world: World, keys
         assert not {"failedIn", "fails", "instanceIds"} & set(record), "nobody has failed"
 
 
+def test_a_vmodel_of_a_type_that_nobody_may_load(world: World, keys: Keys) -> None:
+    """What the controller of modelmesh-serving asks for every three seconds, and how it decides
+    that no runtime supports the model: by the first error, verbatim (interop 1.4).
+    """
+    expected = text_for("mt:unheard-of", "_no_runtime")
+    request = mmesh.SetVModelRequest(
+        v_model_id="unheard-of",
+        owner="isvc",
+        target_model_id="unheard-of__isvc-1",
+        model_info=mmesh.ModelInfo(type="mt:unheard-of", path=PATH),
+        auto_delete_target_model=True,
+        load_now=True,
+    )
+    for instance in (*world.mesh.instances, world.plain):
+        reply = instance.call("/mmesh.ModelMesh/setVModel", request, mmesh.VModelStatusInfo)
+        assert reply.status == mmesh.VModelStatusInfoVModelStatus.DEFINED
+        active = reply.active_model_status
+        assert active is not None
+        assert (active.status, active.errors) == (Status.LOADING_FAILED, [expected])
+        assert active.model_copy_infos == []
+    record = record_of(keys.table(world.mesh.prefix("registry")), "unheard-of__isvc-1")
+    assert not {"failedIn", "fails", "instanceIds"} & set(record), "nobody has failed"
+
+
 def test_changes_of_the_file_hold_without_a_restart(world: World) -> None:
     """Kubernetes' swap, a rename, an edit in place; and copies stay where they are."""
     second: dict[str, object] = {"moves": {"required": ["ssd"]}}
