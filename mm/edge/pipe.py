@@ -175,8 +175,11 @@ class ProxiedCall:
 
     @property
     def may_repeat(self) -> bool:
-        """Whether the call can be sent once more without anyone noticing."""
-        return self._keeps and not self.incoming.headers_sent
+        """Whether the call can be sent once more without anyone noticing.
+
+        Without an attempt nothing has left, however much it is.
+        """
+        return (self._keeps or self._attempt is None) and not self.incoming.headers_sent
 
     async def _begin_attempt(self, route: Route) -> Attempt:
         self._sent_count = 0

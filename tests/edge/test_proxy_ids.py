@@ -127,6 +127,22 @@ async def test_a_vmodel_that_moves_on_while_its_model_goes() -> None:
         assert (error.code(), error.details()) == (grpc.StatusCode.INTERNAL, "nothing left of v")
 
 
+@pytest.mark.parametrize("size", [10, 3 * 2**20])
+async def test_a_vmodel_in_a_message_of_any_size_that_moves_on(size: int) -> None:
+    """What is too large to be kept for a second attempt is all there before the first one."""
+    async with serve_proxy(**_rules(VUnary=(1,))) as stand, stand.client() as client:
+        stand.router.vmodels["v"] = "gone new"
+        stand.router.unknown = {"gone"}
+        body = _named(b"v") + b"\x12" + _varint(size) + bytes(size)
+        assert await client.unary_unary("/t.S/Unary")(body) == b"echo:" + body
+        # Nobody listens there: nothing of it was sent.
+        stand.router.again = [True]
+        stand.router.answers = [stand.peer_route("new", address="127.0.0.1:1")]
+        stand.router.vmodels["v"] = "new"
+        assert await client.unary_unary("/t.S/Unary")(body) == b"echo:" + body
+        assert stand.server.held_bytes == 0
+
+
 async def test_a_vmodel_that_moves_on_and_on_is_followed_so_far() -> None:
     async with serve_proxy() as stand, stand.client() as client:
         stand.router.vmodels["v"] = " ".join(f"m{number}" for number in range(99))
@@ -371,16 +387,25 @@ async def test_what_calls_hold_of_their_requests_is_bounded(compression: Any) ->
 
 
 async def test_what_cannot_be_held_is_not_tried_again() -> None:
+    """But what was not sent at all is all here, held or not."""
     limits = replace(EXTERNAL_LIMITS, held_bytes_max=1000)
-    async with serve_proxy(limits=limits) as stand, stand.client() as client:
-        stand.router.again = [True, True]
-        for size, attempts in ((900, 2), (1100, 1)):
-            stand.router.calls.clear()
-            stand.router.answers = [stand.peer_route("m", address="127.0.0.1:1")]
-            call = client.unary_unary("/t.S/Unary")(bytes(size), metadata=ID)
-            if attempts == 2:
-                assert len(await call) == size + 5
-            else:
-                assert (await _fail(call)).code() == grpc.StatusCode.UNAVAILABLE
-            assert len(stand.router.calls) == attempts
-        assert stand.server.held_bytes == 0
+    refusal = NoRoomError("no copy here")
+    refusal.hop_result = Outcome.NOT_HERE.value
+    async with serve_proxy(external=False) as there, serve_proxy(limits=limits) as stand:
+        async with stand.client() as client:
+            for size, address, attempts in (
+                (900, there.address, 2),
+                (1100, there.address, 1),
+                (1100, "127.0.0.1:1", 2),
+            ):
+                stand.router.calls.clear()
+                stand.router.again = [True]
+                there.router.answers = [refusal]
+                stand.router.answers = [stand.peer_route("m", address=address)]
+                call = client.unary_unary("/t.S/Unary")(bytes(size), metadata=ID)
+                if attempts == 2:
+                    assert len(await call) == size + 5
+                else:
+                    assert (await _fail(call)).code() == grpc.StatusCode.UNAVAILABLE
+                assert len(stand.router.calls) == attempts
+            assert stand.server.held_bytes == 0
