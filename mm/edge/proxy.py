@@ -21,13 +21,7 @@ from mm.edge.h2.incoming import IncomingCall
 from mm.edge.h2.messages import ENCODINGS_READ, MessageSplitter, TooMuchHeldError, decompress
 from mm.edge.multi import MultiCall
 from mm.edge.pipe import ProxiedCall
-from mm.errors import (
-    InvalidRequestError,
-    MeshError,
-    MethodRefusedError,
-    ModelNotFoundError,
-    StatusCode,
-)
+from mm.errors import InvalidRequestError, MeshError, MethodRefusedError, ModelNotFoundError
 from mm.mesh.permissions import MANAGEMENT_SERVICES
 from mm.mesh.ports import Router
 
@@ -174,7 +168,7 @@ async def first_message(incoming: IncomingCall, length_max: int) -> bytes:
     if body.error is not None:
         raise body.error
     if body.message is None:
-        raise MeshError("Half-closed without a request", code=StatusCode.INTERNAL)
+        raise InvalidRequestError("Half-closed without a request")
     incoming.unread(body.pieces)
     compressed, message = body.message
     if not compressed:

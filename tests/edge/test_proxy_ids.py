@@ -300,7 +300,7 @@ async def test_extraction_without_a_message_and_above_the_limit() -> None:
     rules = _rules(Up=(1,))
     async with serve_proxy(message_bytes_max=1000, **rules) as stand, stand.client() as client:
         error = await _fail(client.stream_unary("/t.S/Up")(iter(())))
-        assert error.code() == grpc.StatusCode.INTERNAL
+        assert error.code() == grpc.StatusCode.INVALID_ARGUMENT
         assert error.details() == "Half-closed without a request"
         error = await _fail(client.stream_unary("/t.S/Up")(iter([bytes(1001)])))
         assert error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED

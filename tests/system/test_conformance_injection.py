@@ -258,7 +258,7 @@ class TestExtractionFromEveryMessage:
         replies = list(stub(requests, metadata=(("mm-model-id", "first"),), timeout=CALL_TIMEOUT_S))
         assert [reply.model_id for reply in replies] == ["second"] * 4
         assert refusal(lambda: list(stub(iter([]), timeout=CALL_TIMEOUT_S))) == (
-            grpc.StatusCode.INTERNAL,
+            grpc.StatusCode.INVALID_ARGUMENT,
             "Half-closed without a request",
         )
 
