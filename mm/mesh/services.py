@@ -18,6 +18,7 @@ from mm.mesh.leader import Leader
 from mm.mesh.ports import Session
 from mm.mesh.publisher import Publisher
 from mm.mesh.reaper import Reaper
+from mm.mesh.reference_counts import ReferenceCounts
 from mm.mesh.restorer import Restorer
 from mm.mesh.scaler import Scaler, compose_scaler
 from mm.mesh.trials import Trials
@@ -92,10 +93,24 @@ def compose_services(
             leader.run,
             parts.janitor.run,
             reaper.run,
+            _reference_counts(config, ports, parts, leader).run,
             filler.run,
             parts.readiness.run,
             trials.run,
         ),
+    )
+
+
+def _reference_counts(
+    config: Config, ports: Ports, parts: Parts, leader: Leader
+) -> ReferenceCounts:
+    return ReferenceCounts(
+        config=config,
+        store=ports.store,
+        registry=parts.registry,
+        vmodels=parts.vmodels,
+        leader=leader,
+        counters=parts.counters,
     )
 
 

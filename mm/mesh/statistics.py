@@ -60,6 +60,8 @@ class Counters:
     #: Transitions that ended, and that were said to have failed, while this instance led.
     transitions_completed: int = 0
     transitions_failed: int = 0
+    #: Numbers of references that somebody had written wrong.
+    references_repaired: int = 0
     #: Calls that would have waited for a load, had there not been too many already.
     waiting_refused: int = 0
     #: Time that loads held one of the runtime's loading slots, summed over the slots.

@@ -1,0 +1,122 @@
+"""Numbers of references that are wrong in the store are put right, and no others."""
+
+from __future__ import annotations
+
+from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from mm.core.ids import ModelId
+from mm.core.records import ModelRecord, VModelRecord
+from mm.edge.memory_store import Fault
+from mm.mesh.ports import Write
+from mm.mesh.reference_counts import ReferenceCounts
+from mm.testing.cluster import INFO, PREFIX, Cluster, running_cluster, until
+from tests.mesh.calls import FAST
+
+pytestmark = pytest.mark.anyio
+
+A, B, C = ModelId("a"), ModelId("b"), ModelId("c")
+
+
+def put(cluster: Cluster, table: str, key: str, value: bytes | None) -> None:
+    cluster.server.transact([Write(f"{PREFIX}/{table}/{key}", value, if_revision=None)])
+
+
+def put_model(cluster: Cluster, model_id: str, references: int, **changes: Any) -> None:
+    record = replace(ModelRecord(INFO, references=references), **changes)
+    put(cluster, "registry", model_id, record.encode())
+
+
+def counts(cluster: Cluster) -> dict[str, int]:
+    return {model_id: record.references for model_id, record in cluster.records().items()}
+
+
+def counter_of(cluster: Cluster, name: str) -> ReferenceCounts:
+    node = cluster[name].node
+    return ReferenceCounts(
+        config=node._config,
+        store=cluster[name].store,
+        registry=node.parts.registry,
+        vmodels=node.parts.vmodels,
+        leader=node.services.leader,
+        counters=node.parts.counters,
+    )
+
+
+def quiet_cluster() -> AbstractAsyncContextManager[Cluster]:
+    """Run an instance that does not look by itself."""
+    return running_cluster("one", plan=FAST, kv_read_only=True)
+
+
+@pytest.mark.virtual_time
+@pytest.mark.usefixtures("no_transitions")
+async def test_wrong_numbers_are_put_right(caplog: pytest.LogCaptureFixture) -> None:
+    async with running_cluster("one", "two", plan=FAST) as cluster:
+        put(cluster, "vmodels", "v", VModelRecord(A, B).encode())
+        put(cluster, "vmodels", "w", VModelRecord(B, B).encode())
+        for model_id, references in (("a", 0), ("b", 7), ("c", 2), ("right", 0)):
+            put_model(cluster, model_id, references)
+        put_model(cluster, "negative", -3)
+        put_model(cluster, "orphan", 1, auto_delete=True)
+        put_model(cluster, "other orphan", 0, auto_delete=True)
+        right = {"a": 1, "b": 2, "c": 0, "negative": 0, "right": 0}
+        await until(lambda: counts(cluster) == right, timeout_s=500.0)
+        assert "model b had 7 references, 2 is right: put right" in caplog.text
+        assert "model orphan had 1 references, 0 is right: put right, and deleted" in caplog.text
+        repaired = [each.node.parts.counters.references_repaired for each in cluster.serving]
+        assert sorted(repaired) == [0, 6], "the leader does it, and nobody else"
+
+
+async def test_a_vmodel_that_cannot_be_read_may_count() -> None:
+    async with quiet_cluster() as cluster:
+        put(cluster, "vmodels", "v", VModelRecord(A, A).encode())
+        put(cluster, "vmodels", "unreadable", b"{")
+        put_model(cluster, "a", 0)
+        put_model(cluster, "b", 1)
+        put_model(cluster, "c", 1, auto_delete=True)
+        await cluster.settle()
+        await counter_of(cluster, "one").look()
+        assert counts(cluster) == {"a": 1, "b": 1, "c": 1}
+        put(cluster, "vmodels", "unreadable", None)
+        vmodels = cluster["one"].node.parts.vmodels
+        await until(lambda: vmodels.mirror.get("unreadable") is None)
+        await counter_of(cluster, "one").look()
+        assert counts(cluster) == {"a": 1, "b": 0}
+
+
+async def test_what_only_looks_wrong_is_left_alone() -> None:
+    """The mirror of vmodels does not know of the newest one; the store does."""
+    async with quiet_cluster() as cluster:
+        one = cluster["one"]
+        put_model(cluster, "a", 1, auto_delete=True)
+        await cluster.settle()
+        one.store.set_fault(Fault.SILENT)
+        put(cluster, "vmodels", "v", VModelRecord(A, A).encode())
+        assert one.node.parts.vmodels.get("v") is None
+        one.store._fault = None  # no watch is told: what it has to tell comes with the next event
+        await counter_of(cluster, "one").look()
+        assert counts(cluster) == {"a": 1}
+
+
+async def test_a_record_of_later_is_left_to_the_next_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with quiet_cluster() as cluster:
+        store = cluster["one"].store
+        put_model(cluster, "a", 1)
+        await cluster.settle()
+        list_table = store.list
+
+        async def list_then_change(prefix: str) -> Any:
+            table = await list_table(prefix)
+            put(cluster, "vmodels", "v", VModelRecord(A, A).encode())
+            put_model(cluster, "a", 2)
+            return table
+
+        monkeypatch.setattr(store, "list", list_then_change)
+        await counter_of(cluster, "one").look()
+        assert counts(cluster) == {"a": 2}, "neither 0, nor 1: it was read after the table"
+        monkeypatch.setattr(store, "list", list_table)
+        await counter_of(cluster, "one").look()
+        assert counts(cluster) == {"a": 1}
