@@ -175,9 +175,10 @@ class VModelManager:
         self, request: SetVModel, vmodel: VModelRecord | None, models: ModelRecords
     ) -> VModelChange | None:
         target = models[request.target_id]
+        may_switch = vmodel is not None and vmodel.active_model_id != request.target_id
         facts = Facts(
             now_ms=self._clock.now_ms(),
-            target_is_loaded=target is not None and self._is_loaded(request.target_id, target),
+            target_is_loaded=may_switch and self._is_loaded(request.target_id, target),
             default_owner=self._config.default_vmodel_owner,
         )
         change = plan_set(request, vmodel, models, facts)
@@ -187,7 +188,9 @@ class VModelManager:
             check_new_model(request.target_id, request.info, self._registry, self._config)
         return change
 
-    def _is_loaded(self, model_id: ModelId, record: ModelRecord) -> bool:
+    def _is_loaded(self, model_id: ModelId, record: ModelRecord | None) -> bool:
+        if record is None:
+            return False
         return self._models.statuses.known(model_id, record).status == "LOADED"
 
     def _check_new(self, request: SetVModel) -> None:

@@ -54,7 +54,7 @@ def quiet_cluster() -> AbstractAsyncContextManager[Cluster]:
 @pytest.mark.virtual_time
 @pytest.mark.usefixtures("no_transitions")
 async def test_wrong_numbers_are_put_right(caplog: pytest.LogCaptureFixture) -> None:
-    async with running_cluster("one", "two", plan=FAST) as cluster:
+    async with running_cluster("one", "two", plan=FAST, reaper_interval_s=5.0) as cluster:
         put(cluster, "vmodels", "v", VModelRecord(A, B).encode())
         put(cluster, "vmodels", "w", VModelRecord(B, B).encode())
         for model_id, references in (("a", 0), ("b", 7), ("c", 2), ("right", 0)):
