@@ -31,6 +31,9 @@ def sim(
     models: Annotated[
         int, typer.Option(min=0, max=10_000, help="Models in each run; 0: the seed decides.")
     ] = 0,
+    vmodels: Annotated[
+        int, typer.Option(min=0, max=100, help="vmodels that are set and deleted in each run.")
+    ] = 0,
     seconds: Annotated[
         float, typer.Option(min=1, help="How long faults go on, in virtual time.")
     ] = 60.0,
@@ -58,7 +61,9 @@ def sim(
         return
     from mm.testing.simulator import Options
 
-    options = Options(instances_count=instances, models_count=models, safety_s=seconds)
+    options = Options(
+        instances_count=instances, models_count=models, safety_s=seconds, vmodels_count=vmodels
+    )
     _simulate(range(first_seed, first_seed + seeds), options)
 
 

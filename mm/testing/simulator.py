@@ -26,6 +26,7 @@ from mm.testing.faults import Faults
 from mm.testing.invariants import InvariantError, Invariants
 from mm.testing.scheduling import run_in_virtual_time
 from mm.testing.simulated_cluster import SKEW_MS_MAX, ModelShape, SimulatedCluster, logging_to
+from mm.testing.vmodel_workload import VModelWorkload
 from mm.testing.workload import CLIENTS_COUNT, Workload
 
 #: How much of the story a failure tells.
@@ -52,6 +53,8 @@ class Options:
     instances_count: int = 0
     models_count: int = 0
     safety_s: float = SAFETY_S
+    #: vmodels that are set and deleted meanwhile; what else happens is then another story.
+    vmodels_count: int = 0
 
     def arguments(self) -> str:
         """Answer what to add to ``mm sim`` for the same run."""
@@ -62,6 +65,8 @@ class Options:
             texts.append(f" --models {self.models_count}")
         if self.safety_s != SAFETY_S:
             texts.append(f" --seconds {self.safety_s:g}")
+        if self.vmodels_count:
+            texts.append(f" --vmodels {self.vmodels_count}")
         return "".join(texts)
 
 
@@ -86,6 +91,7 @@ class Run:
     events_count: int
     faults_count: int
     answers: dict[str, int]
+    vmodel_answers: dict[str, int]
     loads_count: int
     #: From the end of faults until nothing was on its way, virtual.
     rest_s: float
@@ -126,6 +132,7 @@ class _Simulation:
         ]
         self.shapes = {model_id: self._shape() for model_id in self.models}
         self.answers: Counter[str] = Counter()
+        self.vmodel_answers: Counter[str] = Counter()
         self.faults_count = 0
         self.loads_count = 0
         self.rest_s = 0.0
@@ -170,17 +177,22 @@ class _Simulation:
                 await cluster.launch(name)
             group.start_soon(Invariants(cluster).run)
             workload = Workload(cluster, self.models)
+            vmodels = VModelWorkload(cluster, self.options.vmodels_count)
             try:
-                await self._be_safe(cluster, workload)
+                await self._be_safe(cluster, workload, vmodels)
                 convergence = Convergence(cluster, workload, self.models)
                 self.rest_s = await convergence.run()
+                await vmodels.converge()
             finally:
                 self.answers = workload.answers
+                self.vmodel_answers = vmodels.answers
                 runtimes = [each.runtime for each in cluster.instances.values()]
                 self.loads_count = sum(each.loads_begun.total() for each in runtimes)
             group.cancel_scope.cancel()
 
-    async def _be_safe(self, cluster: SimulatedCluster, workload: Workload) -> None:
+    async def _be_safe(
+        self, cluster: SimulatedCluster, workload: Workload, vmodels: VModelWorkload
+    ) -> None:
         """The first part: until the faults are over and all calls begun have ended."""
         for model_id in self.models:
             await workload.register(model_id)
@@ -190,6 +202,8 @@ class _Simulation:
             for _ in range(CLIENTS_COUNT):
                 clients.start_soon(workload.client)
             clients.start_soon(workload.manager)
+            if self.options.vmodels_count:
+                clients.start_soon(vmodels.run)
             try:
                 with anyio.move_on_after(self.options.safety_s):
                     await faults.run()
@@ -198,6 +212,7 @@ class _Simulation:
                 self.faults_count = faults.count
             await faults.calm()
             workload.end()
+            vmodels.end()
 
     # --- what became of it ----------------------------------------------------------------------
 
@@ -222,6 +237,7 @@ class _Simulation:
             events_count=self.log.count,
             faults_count=self.faults_count,
             answers=dict(self.answers),
+            vmodel_answers=dict(self.vmodel_answers),
             loads_count=self.loads_count,
             rest_s=self.rest_s,
             took_s=took_s,
