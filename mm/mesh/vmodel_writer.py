@@ -42,6 +42,10 @@ Plan = Callable[[VModelRecord | None, ModelRecords], VModelChange | None]
 #: Each loss means that somebody else's change succeeded; instances compete with one change each.
 TRIES_MAX: Final = 64
 PAUSE_FIRST_S: Final = 0.001
+#: A change is answered when its event is here, if that does not take longer. Others hear of it at
+#: about the same time; so whoever sets a vmodel back at another instance, which would still see it
+#: as it was, and have nothing to do, finds it changed.
+EVENT_WAIT_S: Final = 0.05
 PAUSE_MAX_S: Final = 0.05
 
 
@@ -119,9 +123,14 @@ class VModelWriter:
                 if target_id is not None:
                     await stack.enter_async_context(self.locks.hold(f"model {target_id}"))
                 await stack.enter_async_context(self._slots)
-                return await self._change(vmodel_id, plan, target_id, fresh=fresh)
+                outcome = await self._change(vmodel_id, plan, target_id, fresh=fresh)
         finally:
             self._in_line_count -= 1
+        item = self._vmodels.mirror.get(vmodel_id)
+        if outcome.change is not None and item is not None:
+            with anyio.move_on_after(EVENT_WAIT_S):
+                await self._vmodels.mirror.wait_told(item.mod_revision)
+        return outcome
 
     def _enter_line(self) -> None:
         if self._in_line_count >= self._config.vmodel_changes_waiting_max:

@@ -9,7 +9,7 @@ import random
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import anyio
 import pytest
@@ -80,7 +80,7 @@ class Writer:
                 references=target.references,
                 auto_delete=target.auto_delete,
             )
-            return VModelChange(change.vmodel, {**change.models, target_id: served})
+            return replace(change, models={**change.models, target_id: served})
 
         await self.writer.change(vmodel_id, plan, target_id=None if kind < 0.4 else target_id)
 

@@ -102,6 +102,24 @@ async def test_a_life_without_copies() -> None:
         await b.node.models.unregister(ModelId("n"))
 
 
+@pytest.mark.virtual_time
+async def test_set_and_set_back_elsewhere() -> None:
+    """The other instance has heard of the change by the time of the first one's answer, so it
+    does not take the vmodel for what it was.
+    """
+    async with running_cluster(plan=FAST) as cluster:
+        for name, delay_s in (("a", 0.03), ("b", 0.02)):
+            cluster.watch_delay_s = delay_s
+            await cluster.start(name)
+        a, b = cluster["a"], cluster["b"]
+        await set_vmodel(a, "m")
+        await until(lambda: b.node.parts.vmodels.get("v") is not None)
+        for _ in range(5):
+            await set_vmodel(a, "n")
+            assert (await set_vmodel(b, "m")).active_model_id == "m"
+            assert stored(cluster) == VModelRecord(ModelId("m"), ModelId("m"))
+
+
 async def test_what_is_as_asked_for_costs_the_store_nothing() -> None:
     async with running_cluster("a", plan=FAST) as cluster:
         a = cluster["a"]

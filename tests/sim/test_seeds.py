@@ -28,6 +28,14 @@ def test_nothing_is_violated(seed: int) -> None:
     assert run.faults_count > 0
 
 
+@pytest.mark.parametrize("seed", [1])
+def test_vmodels_are_as_they_were_set(seed: int) -> None:
+    run = simulate(seed, Options(vmodels_count=4))
+    if run.failure is not None:
+        pytest.fail("\n".join(lines_of_failure(run)), pytrace=False)
+    assert run.vmodel_answers["DEFINED"] > 10, run.vmodel_answers
+
+
 _DIGESTS = """
 from mm.testing.simulator import simulate
 print(*(simulate(seed).digest for seed in range(100, 103)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import grpc
@@ -10,6 +11,7 @@ import pytest
 
 from mm.pb import mmesh
 from tests.system.meshes import Instance, Mesh, mesh_of
+from tests.system.processes import eventually
 
 pytestmark = pytest.mark.system
 
@@ -91,7 +93,7 @@ def test_owner(mesh: Mesh, service: str) -> None:
             assert (status.status, status.owner) == (VStatus.DEFINED, "me")
             assert (status.active_model_id, status.target_model_id) == (model, model)
         assert status_of(instance, name, "you", service) == NOTHING
-        assert refusal(lambda instance=instance: set_as("you", instance)) == (  # type: ignore[misc]
+        assert refusal(partial(set_as, "you", instance)) == (
             grpc.StatusCode.ALREADY_EXISTS,
             f'vmodel {name} already exists with different owner "me"',
         )
@@ -123,3 +125,106 @@ def test_force(mesh: Mesh) -> None:
     assert status.active_model_status.status in (Status.LOADING, Status.LOADED)
     assert b.predict("", metadata=header).results[0].category.endswith("by model new")
     assert b.status("old").status == Status.NOT_FOUND
+
+
+def test_vmodels(mesh: Mesh) -> None:
+    """VModelsTest.vModelsTest."""
+    a, b = mesh.instances[:2]
+    header = [("mm-vmodel-id", "vm")]
+    delete_vmodel(a, "vm")
+    a.register("first", SIZE)
+    status = set_vmodel(a, "vm", "first", None)
+    assert (status.status, status.active_model_id) == (VStatus.DEFINED, "first")
+    assert refusal(lambda: a.unregister("first")) == (
+        grpc.StatusCode.FAILED_PRECONDITION,
+        "Model first has referents",
+    )
+    assert b.predict("", metadata=header).results[0].category.endswith("by model first")
+
+    second = {"expected_target_model_id": "first", "update_only": True, "sync": True}
+    for _ in range(2):  # once more changes nothing
+        status = set_vmodel(b, "vm", "second", auto_delete_target_model=True, **second)
+        assert status.status == VStatus.DEFINED
+        assert (status.active_model_id, status.target_model_id) == ("second", "second")
+        assert status.active_model_status is not None
+        assert status.active_model_status.status == Status.LOADED
+        assert status.target_model_status is None
+    eventually(
+        lambda: a.predict("", metadata=header).results[0].category.endswith("by model second")
+    )
+    assert a.status("first").status != Status.NOT_FOUND
+    b.unregister("first")
+    for name in ("vm", "none"):
+        wrong = partial(set_vmodel, a, name, "x", expected_target_model_id="y")
+        code, _ = refusal(wrong)
+        assert code == grpc.StatusCode.FAILED_PRECONDITION
+
+    # A load of a second leaves time to look.
+    status = set_vmodel(a, "vm", "third", "SIZE_1000000_1000_0")
+    assert (status.status, status.target_model_id) == (VStatus.TRANSITIONING, "third")
+    assert status.active_model_status is not None
+    assert (status.active_model_id, status.active_model_status.status) == ("second", Status.LOADED)
+    assert status.target_model_status is not None
+    assert status.target_model_status.status == Status.LOADING
+    status = set_vmodel(b, "vm", "third", "SIZE_1000000_1000_0", sync=True)
+    assert (status.status, status.active_model_id) == (VStatus.DEFINED, "third")
+    assert b.status("second").status == Status.NOT_FOUND, "it went with its last reference"
+
+    delete_vmodel(b, "vm")
+    assert status_of(b, "vm") == NOTHING
+    assert b.status("third").status == Status.LOADED
+    b.unregister("third")
+
+
+def test_failed_and_recovered(mesh: Mesh) -> None:
+    """A target that cannot be loaded is told as such; the old one serves on, and another target
+    ends it. What was to go with its last reference goes.
+    """
+    a, b = mesh.instances[:2]
+    header = [("mm-vmodel-id", "broken")]
+    set_vmodel(a, "broken", "good", load_now=True, sync=True, auto_delete_target_model=True)
+    for instance in (a, b):
+        status = set_vmodel(
+            instance, "broken", "bad", "FAIL_no such file", sync=True, auto_delete_target_model=True
+        )
+        assert (status.status, status.active_model_id) == (VStatus.TRANSITION_FAILED, "good")
+        assert status.target_model_status is not None
+        assert status.target_model_status.status == Status.LOADING_FAILED
+        assert status.target_model_status.errors[0].endswith("no such file")
+        (copy, *_) = status.target_model_status.model_copy_infos
+        assert copy.copy_status == Status.LOADING_FAILED
+    assert b.predict("", metadata=header).results[0].category.endswith("by model good")
+    status = set_vmodel(b, "broken", "better", sync=True, auto_delete_target_model=True)
+    assert (status.status, status.active_model_id) == (VStatus.DEFINED, "better")
+    assert [b.status(name).status for name in ("bad", "good")] == [Status.NOT_FOUND] * 2
+    delete_vmodel(b, "broken")
+    assert b.status("better").status == Status.NOT_FOUND
+    eventually(lambda: a.status("better").status == Status.NOT_FOUND)
+
+
+def test_several_vmodels_in_one_call(mesh: Mesh) -> None:
+    a, b = mesh.instances[:2]
+    for name in ("one", "two"):
+        set_vmodel(a, f"multi-{name}", f"multi-model-{name}", auto_delete_target_model=True)
+    ids = [("mm-vmodel-id", f"multi-{name}") for name in ("one", "none", "two")]
+    reply = b.call(
+        "/mmesh.ExamplePredictor/multiPredict",
+        mmesh.PredictRequest(text="t"),
+        mmesh.MultiPredictResponse,
+        ids,
+    )
+    assert isinstance(reply, mmesh.MultiPredictResponse)
+    assert sorted(reply.per_model_results) == ["multi-model-one", "multi-model-two"]
+
+
+def test_sync_ends_with_the_deadline(mesh: Mesh) -> None:
+    a = mesh[0]
+    set_vmodel(a, "slow", "quick", load_now=True, sync=True)
+    code, text = refusal(
+        lambda: set_vmodel(a, "slow", "slower", "SIZE_1000000_60000_0", sync=True, timeout_s=2.0)
+    )
+    assert code == grpc.StatusCode.DEADLINE_EXCEEDED
+    assert text.endswith("for vmodel slow to switch to model slower")
+    assert set_vmodel(a, "slow", "quick").status == VStatus.DEFINED
+    a.unregister("slower")
+    assert a.status("slower").status == Status.NOT_FOUND
