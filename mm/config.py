@@ -126,9 +126,9 @@ class Config(Limits):
     #: MM_MIN_CHURN_AGE_MS: refuse loads that would evict a model used less long ago. 0: never.
     min_churn_age_ms: int = 0
 
-    #: MM_EVICTION: who goes when room is needed, the least recently used ("lru") or whose loss
-    #: costs least as long as that beats it ("cost").
-    eviction: str = "lru"
+    #: MM_EVICTION: who goes when room is needed, whose loss costs least as long as that beats LRU
+    #: ("cost", decision 13), or the least recently used ("lru").
+    eviction: str = "cost"
 
     #: MM_MAX_INFLIGHT_PER_MODEL_COPY: calls that one copy has and keeps waiting, where the runtime
     #: asks for `limitModelConcurrency`. 0: by what each copy takes at a time; below 0: any number.
@@ -219,7 +219,7 @@ class Config(Limits):
             ),
             probation_ms=_probation_ms(env),
             min_churn_age_ms=_milliseconds(env, "MM_MIN_CHURN_AGE_MS", default=0, minimum=0),
-            eviction=env.choice("MM_EVICTION", default="lru", allowed=("lru", "cost")),
+            eviction=env.choice("MM_EVICTION", default="cost", allowed=("lru", "cost")),
             copy_calls_max=copy_calls_max(env),
             scaling=scaling_settings(env),
             shutdown_timeout_s=_shutdown_timeout_s(env),

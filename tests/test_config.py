@@ -55,7 +55,7 @@ def test_defaults_are_those_of_the_java_mesh() -> None:
     assert config.load_failure_expiry_ms == 900_000
     assert config.failure_rules == FailureRules(900_000, 10_000, 3)
     assert config.min_churn_age_ms == config.copy_calls_max == 0
-    assert config.eviction == "lru"
+    assert config.eviction == "cost"
     assert config.probation_ms == 180_000
     assert config.shutdown_timeout_s == 30
     assert config.dataplane_config == DataplaneConfig()
@@ -109,7 +109,7 @@ def test_every_setting_arrives() -> None:
         MM_MAX_MODELS="0",
         MM_LOAD_FAILURE_EXPIRY_TIME_MS="2001",
         MM_MIN_CHURN_AGE_MS="60000",
-        MM_EVICTION="Cost",
+        MM_EVICTION="Lru",
         MM_MAX_INFLIGHT_PER_MODEL_COPY="-1",
         MM_SCALEUP_RPM_THRESHOLD="10",
         MM_CONC_SCALEUP_BANDWIDTH_PCT="200",
@@ -134,7 +134,7 @@ def test_every_setting_arrives() -> None:
     assert config.models_max == 0
     assert config.failure_rules.expiry_ms == 2001
     assert (config.min_churn_age_ms, config.copy_calls_max) == (60_000, -1)
-    assert config.eviction == "cost"
+    assert config.eviction == "lru"
     rules = config.scaling.rules(config, limits_concurrency=True)
     assert (rules.rpm_threshold, rules.bandwidth) == (10, 2.0)
     assert (rules.second_age_min_ms, rules.second_age_max_ms) == (4_000, 10_000)

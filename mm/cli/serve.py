@@ -68,7 +68,7 @@ Behaviour:
                                   or a file with it, read again when it changes
   MM_MAX_MODELS                   no more are registered; 0: no limit [1000000]
   MM_MIN_CHURN_AGE_MS             evict nothing used less long ago    [0]
-  MM_EVICTION                     who goes: lru, or cost, by load time [lru]
+  MM_EVICTION                     who goes: by cost of its loss, or lru [cost]
   MM_SCALEUP_RPM_THRESHOLD        calls a minute with which a copy is busy      [2000]
   MM_CONC_SCALEUP_BANDWIDTH_PCT   or per cent of its calls at a time, if limited  [90]
   MM_MIN_SECOND_COPY_AGE_SECS, MM_MAX_SECOND_COPY_AGE_SECS

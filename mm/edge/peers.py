@@ -263,6 +263,8 @@ class PeerService:
             loads_running=now.loads_running,
             loads_queued=now.loads_queued,
             loading_ms=int(counters.loading_s * 1000),
+            eviction_saved_ms=int(now.eviction_saved_s * 1000),
+            eviction_lost_ms=int(now.eviction_lost_s * 1000),
             store_connected=now.store_connected,
             registered_models=now.registered_models,
             registry_writes_owed=now.registry_writes_owed,

@@ -135,6 +135,11 @@ class Copies:
             return self.clock.now_ms()
         return max(oldest[1], self._room.boundary_ms)
 
+    @property
+    def eviction_gain_s(self) -> tuple[float, float]:
+        """What ``MM_EVICTION`` has saved and lost against LRU, in load seconds."""
+        return self._room.gain_s
+
     def last_used_ms(self, copy: LocalCopy) -> int:
         """Answer the last use of a copy, as the table knows it if it does."""
         used_ms = self.table.last_used(copy.model_id) if copy.serves else None

@@ -260,6 +260,7 @@ class Node:
         parts = self.parts
         copies = list(parts.copies)
         look_ups = (parts.registry.look_ups, parts.vmodels.look_ups)
+        saved_s, lost_s = parts.copies.eviction_gain_s
         return InstanceStatistics(
             instance_id=self._me,
             uptime_ms=self._ports.clock.now_ms() - self.start_time_ms,
@@ -273,6 +274,8 @@ class Node:
             waiting_bytes=parts.waiters.request_bytes,
             loads_running=parts.loader.running_count,
             loads_queued=parts.loader.queue_length,
+            eviction_saved_s=saved_s,
+            eviction_lost_s=lost_s,
             store_connected=self._ports.store.connected,
             store_out_of_space=self._ports.store.out_of_space,
             registered_models=len(parts.registry),

@@ -39,6 +39,13 @@ class Room:
         """What was not used since then LRU would have evicted; 0 where LRU is the rule."""
         return 0 if self._by_cost is None else self._by_cost.boundary_ms
 
+    @property
+    def gain_s(self) -> tuple[float, float]:
+        """Load time that choosing by cost has saved against LRU, and what it has lost."""
+        return (
+            (0.0, 0.0) if self._by_cost is None else (self._by_cost.saved_s, self._by_cost.lost_s)
+        )
+
     def insert(self, copy: LocalCopy) -> list[Evicted]:
         """Put a copy into the table, before its load; answers which ones went for it."""
         gone: list[Evicted] = []

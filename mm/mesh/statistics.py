@@ -86,6 +86,10 @@ class InstanceStatistics:
     #: Loads in the runtime, and loads on their way there.
     loads_running: int
     loads_queued: int
+    #: By MM_EVICTION=cost against LRU, since the start: time of loads that were not needed, because
+    #: LRU would have evicted what was called; and of loads of what LRU would still have had.
+    eviction_saved_s: float
+    eviction_lost_s: float
     store_connected: bool
     #: The store refuses writes because it is full; calls to loaded models go on.
     store_out_of_space: bool

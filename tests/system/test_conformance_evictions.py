@@ -47,7 +47,8 @@ def meshes(
 ) -> Iterator[tuple[Mesh, Mesh]]:
     """One instance alone, and three; started at the same time."""
     with ExitStack() as stack, ThreadPoolExecutor() as pool:
-        settings = {"MM_DATAPLANE": dataplane}
+        # Java's tests are of the order of last use.
+        settings = {"MM_DATAPLANE": dataplane, "MM_EVICTION": "lru"}
         alone, cluster = (
             stack.enter_context(mesh_of(kv_store, settings, new_service_name())) for _ in range(2)
         )

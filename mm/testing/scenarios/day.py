@@ -18,11 +18,14 @@ from dataclasses import dataclass, field
 from functools import partial
 from statistics import median
 from typing import Final
+from unittest import mock
 
 import anyio
 
 from mm.core.ids import ModelId
 from mm.errors import MeshError, StatusCode
+from mm.mesh import backups
+from mm.scaling_settings import ScalingSettings
 from mm.testing.cluster import Cluster, ConnectionLostError, running_cluster, small_parameters
 from mm.testing.fake_runtime import ModelPlan
 from mm.testing.instance import Instance
@@ -50,11 +53,16 @@ BROKEN_EVERY: Final = 10
 UNKNOWN_SHARE: Final = 0.05
 HASTY_SHARE: Final = 0.05
 HASTE_S: Final = 0.2
+#: Changes of records that an instance remembers: what comes in minutes here.
+PAST_MAX: Final = 10
 
 #: The middle size of the second half may by chance be above that of the first; this much is no
 #: chance. What grows by an entry an hour exceeds it in a day.
 GROWTH_MAX: Final = 1.25
 GROWTH_ENTRIES: Final = 6
+#: In a few hours a heap that is made anew when it is twice as long as needed may be short at first
+#: and long at last.
+GROWTH_ENTRIES_SHORT: Final = 20
 #: Objects of Python in the whole process, as they are many.
 OBJECTS_GROWTH_MAX: Final = 1.02
 SHOWN_COUNT: Final = 8
@@ -78,7 +86,8 @@ def run(seed: int) -> ScenarioReport:
 def report(seed: int, hours_count: int, hour_s: float) -> ScenarioReport:
     """Answer the figures of so many hours, each as long as this."""
     outcome = run_in_virtual_time(partial(_day, seed, hours_count, hour_s), f"day {seed}")
-    growing = growing_tables(outcome.sizes)
+    is_day = hours_count >= HOURS_COUNT
+    growing = growing_tables(outcome.sizes, GROWTH_ENTRIES if is_day else GROWTH_ENTRIES_SHORT)
     half = hours_count // 2
     names = ", ".join(growing)
     objects = median(outcome.objects[:half]), median(outcome.objects[half:])
@@ -110,7 +119,7 @@ def report(seed: int, hours_count: int, hour_s: float) -> ScenarioReport:
     )
 
 
-def growing_tables(sizes: list[Counter[str]]) -> list[str]:
+def growing_tables(sizes: list[Counter[str]], entries: int = GROWTH_ENTRIES) -> list[str]:
     """Answer what is larger in the second half than chance explains."""
     half = len(sizes) // 2
     names = sorted(set().union(*sizes))
@@ -118,7 +127,7 @@ def growing_tables(sizes: list[Counter[str]]) -> list[str]:
         name
         for name in names
         if median(each[name] for each in sizes[half:])
-        > GROWTH_MAX * median(each[name] for each in sizes[:half]) + GROWTH_ENTRIES
+        > GROWTH_MAX * median(each[name] for each in sizes[:half]) + entries
     ]
 
 
@@ -138,17 +147,25 @@ def _commonest(answers: Counter[str]) -> str:
 
 
 async def _day(seed: int, hours_count: int, hour_s: float) -> Outcome:
-    async with running_cluster(
-        seed=seed, parameters=small_parameters(CAPACITY_MIB), plan=PLAN
-    ) as cluster:
-        cluster.watch_delay_s = 0.02
-        cluster.network.latency_s = 0.0005
-        day = _Day(cluster, random.Random(f"day {seed}"), hour_s)
-        await day.begin()
-        for hour in range(hours_count):
-            await day.pass_hour(hour)
-        cluster.check(losses_unnoticed=True)
-        return day.outcome
+    # Second copies have come when the first hours are over, however short these are.
+    scaling = ScalingSettings(
+        second_copy_age_min_s=round(420 * hour_s / HOUR_S),
+        second_copy_age_max_s=round(2400 * hour_s / HOUR_S),
+    )
+    cluster_of_seed = running_cluster(
+        seed=seed, parameters=small_parameters(CAPACITY_MIB), plan=PLAN, scaling=scaling
+    )
+    # What may hold thousands of entries must have as many as it may before it is looked at.
+    with mock.patch.object(backups, "PAST_MAX", PAST_MAX):
+        async with cluster_of_seed as cluster:
+            cluster.watch_delay_s = 0.02
+            cluster.network.latency_s = 0.0005
+            day = _Day(cluster, random.Random(f"day {seed}"), hour_s)
+            await day.begin()
+            for hour in range(hours_count):
+                await day.pass_hour(hour)
+            cluster.check(losses_unnoticed=True)
+            return day.outcome
 
 
 class _Day:

@@ -206,6 +206,14 @@ class InstanceStatistics(betterproto2.Message):
 
     loading_ms: "int" = betterproto2.field(26, betterproto2.TYPE_UINT64)
 
+    eviction_saved_ms: "int" = betterproto2.field(63, betterproto2.TYPE_UINT64)
+    """
+    What MM_EVICTION=cost came to against LRU: time of loads that were not needed, as LRU would have evicted what was
+    called; and of loads of what LRU would still have had.
+    """
+
+    eviction_lost_ms: "int" = betterproto2.field(64, betterproto2.TYPE_UINT64)
+
     loads_refused: "int" = betterproto2.field(27, betterproto2.TYPE_UINT64)
     """
     Counters of placement: loads that peers asked for and this instance refused, because others could do it better; and
