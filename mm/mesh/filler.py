@@ -80,10 +80,14 @@ class Filler:
 
     async def run(self) -> None:
         """Look at every news of an instance, and now and then; until cancelled."""
+        has_led = False
         while True:
             news, elected = self._members.news, self._leader.changed
             if self._leader.is_leader:
+                if not has_led:
+                    self._note_who_is_gone(anyio.current_time())
                 await self._look()
+            has_led = self._leader.is_leader
             await anyio.sleep(LOOK_GAP_S)
             with anyio.move_on_after(self._wait_s()):
                 if self._leader.is_leader:
@@ -103,6 +107,12 @@ class Filler:
         await self._fill(now_s)
 
     # --- who comes and goes ---
+
+    def _note_who_is_gone(self, now_s: float) -> None:
+        """A new leader was not looking when the one before it vanished; the registry names it."""
+        for instance_id in self._registry.holders():
+            if instance_id not in self._members:
+                self._gone_s.setdefault(instance_id, now_s)
 
     def _note_who_is_there(self, now_s: float) -> None:
         present = {each.instance_id for each in self._view().instances}

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.system
 
 LEASE_TTL_S = 4
 #: What an instance left is pruned, and what only it had is loaded elsewhere, so long after it.
-GONE_AFTER_S = 4.0
+GONE_AFTER_S = 8.0
 LOST_AFTER_S = 1.0
 #: etcd looks at leases twice a second, and the machine has other work.
 LATE_S = 10.0
