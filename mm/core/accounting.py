@@ -46,9 +46,8 @@ class UnloadAccounting:
 
     *Protocol.* First tell the event here, then change the table (``put``, ``set_weight``,
     ``set_capacity``, ``remove``), then tell ``left`` for each entry that the table gave back,
-    without an ``await`` in between. A copy whose load failed leaves like any other; if the runtime
-    holds nothing of it, its unload is told as completed at once. The Java mesh keeps a placeholder
-    of 1 unit in its cache instead (spec core 3.9).
+    without an ``await`` in between. A copy whose load failed leaves like any other, and is
+    unloaded. The Java mesh keeps a placeholder of 1 unit in its cache instead (spec core 3.9).
     """
 
     __slots__ = (

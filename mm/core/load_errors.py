@@ -1,7 +1,8 @@
 """What a runtime's refusal to load means, and how it is written down (spec core 3.10, around 8).
 
-Owns the text of failure records, and which codes promise that no memory was taken. What to do about
-a failure is the mesh's.
+Owns the text of failure records. What to do about a failure is the mesh's; no code, whatever it
+promises, spares the unload that follows: what adapters pass on is the word of a server that knows
+nothing of the promise, and an unload too many costs a call, one too few costs memory.
 """
 
 from __future__ import annotations
@@ -14,18 +15,6 @@ from mm.errors import StatusCode
 #: instance that failed (etcd takes 1.5 MiB at a time), into the trailers of every call (clients
 #: take 8 KiB of them, and escaping may treble it) and into the log.
 TEXT_BYTES_MAX: Final = 2048
-
-#: Only these promise, by the runtime's contract, that nothing was tried and no memory taken.
-_NOTHING_LOADED: Final = frozenset({StatusCode.FAILED_PRECONDITION, StatusCode.INVALID_ARGUMENT})
-
-
-def is_nothing_loaded(code: int) -> bool:
-    """Answer whether no unload is needed after a load that ended with this code.
-
-    NOT_FOUND, though permanent, is not among the promises: an unload too many costs a call, one too
-    few costs memory.
-    """
-    return status_of(code) in _NOTHING_LOADED
 
 
 def failure_message(code: int, description: str) -> str:

@@ -261,13 +261,11 @@ class Copies:
         copy: LocalCopy,
         failure: MeshError | None = None,
         *,
-        nothing_loaded: bool = False,
         in_flight_wait_s: float | None = None,
     ) -> None:
         """Take a copy out: unregistered, abandoned or failed. What it had claimed is unloaded.
 
-        Without effect on one that is GONE: an eviction may come first. With ``nothing_loaded`` the
-        runtime has taken no memory for it, and there is nothing to unload.
+        Without effect on one that is GONE: an eviction may come first.
         """
         if copy.phase is Phase.GONE:
             return
@@ -281,7 +279,7 @@ class Copies:
         self._room.removed(copy)
         self._note_last_use(copy, removed)
         self.space.discard(copy)
-        self._leave(copy, failure, nothing_loaded=nothing_loaded, in_flight_wait_s=in_flight_wait_s)
+        self._leave(copy, failure, in_flight_wait_s=in_flight_wait_s)
         self.space.wake()
         self._changed()
 
@@ -338,14 +336,13 @@ class Copies:
         copy: LocalCopy,
         failure: MeshError | None,
         *,
-        nothing_loaded: bool = False,
         in_flight_wait_s: float | None = None,
     ) -> None:
         """Account for a copy that the table no longer has, and unload what it had claimed."""
         claimed, was_loading = copy.has_claimed, copy.phase is Phase.LOADING
         self.accounting.left(copy.weight_units, claimed=claimed)
         self._end(copy, failure)
-        if claimed and not nothing_loaded:
+        if claimed:
             assert self._group is not None, "open() first"
             self.unloader.begin(
                 self._group,
@@ -355,9 +352,6 @@ class Copies:
                 in_flight_wait_s=in_flight_wait_s,
             )
             return
-        if claimed:
-            self.accounting.unload_completed(copy.weight_units)
-            self.table.set_state(copy.model_id, CopyState.ABSENT)
         self._tidy(copy.model_id)
 
     def _end(self, copy: LocalCopy, failure: MeshError | None) -> None:

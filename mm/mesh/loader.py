@@ -15,7 +15,7 @@ from anyio.abc import TaskGroup
 from mm.config import Config
 from mm.core.churn import churn_pause_ms
 from mm.core.ids import UNIT_BYTES, InstanceId, ModelId, units_of
-from mm.core.load_errors import failure_message, is_nothing_loaded
+from mm.core.load_errors import failure_message
 from mm.core.load_failures import FailureKind, LoadFailure, kind_of
 from mm.core.load_sizes import LoadSizes, is_crowded
 from mm.core.records import ModelRecord
@@ -296,9 +296,7 @@ class Loader:
             raise LoadRefusedError(message, timed_out=True) from None
         except RuntimeCallError as exc:
             raise LoadRefusedError(
-                failure_message(exc.code, exc.message),
-                kind_of(exc.code, exc.message),
-                nothing_loaded=is_nothing_loaded(exc.code),
+                failure_message(exc.code, exc.message), kind_of(exc.code, exc.message)
             ) from exc
         finally:
             self._copies.counters.loading_s += anyio.current_time() - copy.loading_since_s
@@ -354,7 +352,7 @@ class Loader:
         error: MeshError = LoadFailedError(message, is_permanent=kind is FailureKind.PERMANENT)
         if refused.timed_out:
             error = LoadTimeoutError(message)
-        self._copies.remove(copy, error, nothing_loaded=refused.nothing_loaded)
+        self._copies.remove(copy, error)
 
 
 class LoadRefusedError(Exception):
@@ -367,15 +365,12 @@ class LoadRefusedError(Exception):
         *,
         needed_units: int = 0,
         timed_out: bool = False,
-        nothing_loaded: bool = False,
     ) -> None:
         super().__init__(message)
         self.kind = kind
         #: What the model needs, if that is more than this instance has at all.
         self.needed_units = needed_units
         self.timed_out = timed_out
-        #: The runtime promises that it took no memory.
-        self.nothing_loaded = nothing_loaded
 
 
 def size_told(record: ModelRecord) -> int:

@@ -18,7 +18,6 @@ import anyio
 import anyio.lowlevel
 
 from mm.core.ids import ModelId
-from mm.core.load_errors import is_nothing_loaded
 from mm.core.records import ModelInfo
 from mm.errors import RuntimeUnavailableError, StartupError, StatusCode
 from mm.mesh.ports import Loaded, RuntimeCallError, RuntimeParameters
@@ -230,8 +229,6 @@ class FakeRuntime:
             self._fail_if_arranged(self._load_faults, model_id)
         except BaseException as exc:
             model.held = Held.REMAINS
-            if isinstance(exc, RuntimeCallError) and is_nothing_loaded(exc.code):
-                self._drop(model_id)
             self.tell(model_id, f"load ends with {_ending(exc)}")
             self._notify()
             raise

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mm.core.load_errors import TEXT_BYTES_MAX, failure_message, is_nothing_loaded
+from mm.core.load_errors import TEXT_BYTES_MAX, failure_message
 from mm.errors import StatusCode
 
 S = StatusCode
@@ -42,14 +42,7 @@ def test_a_long_text_keeps_its_ends(letter: str) -> None:
     assert failure_message(S.UNKNOWN, exact) == exact
 
 
-def test_only_two_codes_promise_that_nothing_was_loaded() -> None:
-    promised = {code for code in StatusCode if is_nothing_loaded(code)}
-    assert promised == {S.INVALID_ARGUMENT, S.FAILED_PRECONDITION}
-
-
 @settings(deadline=None)
 @given(code=st.integers(-(2**40), 2**40), description=st.text())
 def test_any_answer_of_a_runtime_has_a_text_and_a_kind(code: int, description: str) -> None:
     assert failure_message(code, description).strip()
-    if code not in list(StatusCode):
-        assert not is_nothing_loaded(code)

@@ -1098,8 +1098,8 @@ class ModelRuntimeStub(betterproto2_grpclib.ServiceStub):
     ) -> "LoadModelResponse":
         """
         Loads a model; answers when it can be called. The mesh sets no deadline but cancels the call when the
-        runtime's own modelLoadingTimeoutMs has passed, and then sends unloadModel. FAILED_PRECONDITION and
-        INVALID_ARGUMENT say that nothing was tried and no memory was taken; after any other error the mesh unloads.
+        runtime's own modelLoadingTimeoutMs has passed. It sends unloadModel then, and after any error, also after one that
+        says that nothing was tried (FAILED_PRECONDITION, INVALID_ARGUMENT).
         """
 
         return await self._unary_unary(
