@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 from grpclib.client import Channel
@@ -17,10 +17,14 @@ from mm.core.model_policy import ModelPolicy
 from mm.core.records import ModelInfo, ModelRecord, VModelRecord
 from mm.edge.h2 import EXTERNAL_LIMITS, GrpcServer
 from mm.edge.listing import add_listing
+from mm.edge.memory_store import MemoryStore
 from mm.edge.unary import ServiceTable
-from mm.mesh.ports import Write
+from mm.limits import Limits
+from mm.mesh.ports import Delete, Item, Put
+from mm.mesh.registry import Registry
+from mm.mesh.vmodels import VModels
 from mm.pb import mmesh
-from mm.testing.cluster import PREFIX, Cluster, running_cluster, until
+from mm.testing.cluster import running_cluster
 from tests.edge.upstream import PATIENCE_S
 
 pytestmark = pytest.mark.anyio
@@ -28,37 +32,39 @@ GONE = InstanceId("gone")
 S, V = mmesh.ModelStatusInfoModelStatus, mmesh.VModelStatusInfoVModelStatus
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Served:
-    """One instance, and a client of its lists."""
+    """The lists of one instance, over tables that nobody but the test changes, and a client."""
 
-    cluster: Cluster
+    registry: Registry
+    vmodels: VModels
     server: GrpcServer
     stub: mmesh.ModelMeshStub
+    revision: int = 1
 
-    async def store(self, table: str, name: str, value: bytes | None) -> None:
-        """Write behind its back, and wait until it has heard."""
-        key = f"{PREFIX}/{table}/{name}"
-        self.cluster.server.transact([Write(key, value, if_revision=None)])
-        parts = self.cluster["a"].node.parts
-        mirror = parts.vmodels.mirror if table == "vmodels" else parts.registry.mirror
-
-        def heard() -> bool:
-            item = mirror.get(name)
-            return (None if item is None else item.value) == value
-
-        await until(heard)
+    def store(self, table: str, name: str, value: bytes | None) -> None:
+        """Tell of a change, as the watch of the store does."""
+        self.revision += 1
+        mirror = self.vmodels.mirror if table == "vmodels" else self.registry.mirror
+        key = mirror.key(name)
+        if value is None:
+            mirror.fold([Delete(key, self.revision)])
+        else:
+            mirror.fold([Put(Item(key, value, self.revision))])
 
 
 @asynccontextmanager
 async def serving() -> AsyncIterator[Served]:
+    registry = Registry(MemoryStore(), "/registry/", Limits())
+    vmodels = VModels(MemoryStore(), "/vmodels/", Limits())
     async with running_cluster("a") as cluster:
         table = ServiceTable()
-        add_listing(table, cluster["a"].node.parts)
+        parts = cluster["a"].node.parts
+        add_listing(table, replace(parts, registry=registry, vmodels=vmodels))
         server = GrpcServer(table, limits=EXTERNAL_LIMITS, external=True)
         channel = Channel("127.0.0.1", await server.start("127.0.0.1", 0))
         try:
-            yield Served(cluster, server, mmesh.ModelMeshStub(channel))
+            yield Served(registry, vmodels, server, mmesh.ModelMeshStub(channel))
         finally:
             channel.close()
             await server.stop(0)
@@ -71,8 +77,8 @@ async def test_every_field_of_a_model() -> None:
         record = record.with_copy(GONE, 5, 1)
         record = record.with_copy_state(GONE, CopyStage.READY, 6, 3)
         record = record.with_failure(InstanceId("b"), 2**63 - 1, "broken")
-        await served.store("registry", "m ü", record.encode())
-        await served.store("vmodels", "v", VModelRecord(ModelId("m ü"), ModelId("x")).encode())
+        served.store("registry", "m ü", record.encode())
+        served.store("vmodels", "v", VModelRecord(ModelId("m ü"), ModelId("x")).encode())
         reply = await served.stub.list_models(mmesh.ListModelsRequest())
         (model,) = reply.models
         assert model.status is not None
@@ -92,9 +98,9 @@ async def test_numbers_that_no_field_can_hold() -> None:
     """Anything may stand in a record: it is told as far as it goes."""
     async with serving() as served:
         record = ModelRecord(ModelInfo("t"), references=-(2**40), last_used_ms=-1)
-        await served.store("registry", "m1", record.encode())
+        served.store("registry", "m1", record.encode())
         record = ModelRecord(ModelInfo("t"), references=2**40, copies={GONE: -1})
-        await served.store("registry", "m2", record.encode())
+        served.store("registry", "m2", record.encode())
         one, two = (await served.stub.list_models(mmesh.ListModelsRequest())).models
         assert (one.references, one.last_used_ms) == (0, 0)
         assert (two.references, two.vmodel_ids) == (2**31 - 1, [])
@@ -105,7 +111,7 @@ async def test_pages_and_filters_of_vmodels() -> None:
         for number in range(5):
             owner = "isvc" if number % 2 else "ksp"
             record = VModelRecord(ModelId("m1"), ModelId(f"m{number}"), owner)
-            await served.store("vmodels", f"v{number}", record.encode())
+            served.store("vmodels", f"v{number}", record.encode())
         first = await served.stub.list_v_models(mmesh.ListVModelsRequest(page_size=2))
         assert [v.vmodel_id for v in first.vmodels] == ["v0", "v1"]
         rest = await served.stub.list_v_models(
@@ -141,16 +147,16 @@ async def test_a_watch_tells_changes_until_the_server_stops() -> None:
         # Until the watch is there, its news are lost: it does not begin with what there is.
         async with asyncio.timeout(PATIENCE_S):
             while told.empty():
-                await served.store("registry", "m", None)
-                await served.store("registry", "m", record.encode())
+                served.store("registry", "m", None)
+                served.store("registry", "m", record.encode())
                 await asyncio.wait({task}, timeout=0.01)
         while not told.empty():
             first = told.get_nowait()
         assert (first.model_id, first.path, first.status) == (
             ("m", "p", mmesh.ModelStatusInfo(status=S.NOT_LOADED))
         )
-        await served.store("registry", "n", record.encode())
-        await served.store("registry", "m", None)
+        served.store("registry", "n", record.encode())
+        served.store("registry", "m", None)
         async with asyncio.timeout(PATIENCE_S):
             gone = await told.get()
         assert gone.status is not None
@@ -179,7 +185,7 @@ async def test_a_watch_of_vmodels() -> None:
             while told.empty():
                 number += 1
                 record = VModelRecord(ModelId("m1"), ModelId(f"m{number}"), "o")
-                await served.store("vmodels", "v", record.encode())
+                served.store("vmodels", "v", record.encode())
                 await asyncio.wait({task}, timeout=0.01)
         first = told.get_nowait()
         assert (first.vmodel_id, first.owner, first.active_model_id) == ("v", "o", "m1")

@@ -12,13 +12,15 @@ from mm.core.calls import Call, Hop
 from mm.core.copy_record import CopyStage
 from mm.core.ids import InstanceId, ModelId
 from mm.core.records import InstanceRecord, ModelInfo, ModelRecord, VModelRecord
-from mm.edge.memory_store import Fault
+from mm.edge.memory_store import Fault, MemoryStore
 from mm.errors import InvalidRequestError, LimitError
+from mm.limits import Limits
 from mm.mesh import listing
 from mm.mesh.listing import ListedModel, Listing, PageRequest
 from mm.mesh.mirror import Mirror
 from mm.mesh.models import EnsureRequest
-from mm.mesh.ports import Write
+from mm.mesh.ports import Delete, Item, Put, Write
+from mm.mesh.vmodels import VModels
 from mm.testing.cluster import INFO, PREFIX, Cluster, running_cluster, until
 from tests.mesh.calls import FAST, A, B, M, loaded_at
 from tests.mesh.test_statuses import Asked
@@ -26,20 +28,34 @@ from tests.mesh.test_statuses import Asked
 pytestmark = pytest.mark.anyio
 
 
-def listing_at(cluster: Cluster, name: str = "a") -> Listing:
-    parts = cluster[name].node.parts
-    return Listing(parts.registry, parts.vmodels, parts.models.statuses)
-
-
-async def stored(cluster: Cluster, **records: ModelRecord | VModelRecord | None) -> None:
-    """Store records behind everybody's back, and wait until "a" has heard of them."""
+def listing_at(cluster: Cluster, vmodels: VModels | None = None) -> Listing:
     parts = cluster["a"].node.parts
+    return Listing(parts.registry, vmodels or parts.vmodels, parts.models.statuses)
+
+
+def no_vmodels() -> VModels:
+    """A table that nobody but the test changes: a leader would carry transitions out."""
+    return VModels(MemoryStore(), "/v/", Limits())
+
+
+def told(vmodels: VModels, **records: VModelRecord | bytes | None) -> None:
+    """Tell of changes, as the watch of the store does."""
+    mirror = vmodels.mirror
     for name, record in records.items():
-        table, mirror = "registry", parts.registry.mirror
-        if name.startswith("v"):
-            table, mirror = "vmodels", parts.vmodels.mirror
+        revision = mirror.revision + 1
+        if record is None:
+            mirror.fold([Delete(mirror.key(name), revision)])
+        else:
+            value = record if isinstance(record, bytes) else record.encode()
+            mirror.fold([Put(Item(mirror.key(name), value, revision))])
+
+
+async def stored(cluster: Cluster, **records: ModelRecord | None) -> None:
+    """Store records behind everybody's back, and wait until "a" has heard of them."""
+    mirror = cluster["a"].node.parts.registry.mirror
+    for name, record in records.items():
         value = None if record is None else record.encode()
-        cluster.server.transact([Write(f"{PREFIX}/{table}/{name}", value, if_revision=None)])
+        cluster.server.transact([Write(f"{PREFIX}/registry/{name}", value, if_revision=None)])
         await until(partial(_is_stored, mirror, name, value))
     await cluster.settle()
 
@@ -64,8 +80,10 @@ async def test_a_model_is_told_with_all_that_a_table_shows() -> None:
         used = record.used(cluster["a"].clock.now_ms() + 5)
         failed = used.with_failure(A, cluster["a"].clock.now_ms(), "out of memory")
         referred = ModelRecord(**{**_fields(failed), "references": 2})
-        await stored(cluster, m=referred, v1=vmodel("m"), v2=vmodel("other", "m"))
-        (entry,) = (await listing_at(cluster).models(PageRequest())).entries
+        await stored(cluster, m=referred)
+        vmodels = no_vmodels()
+        told(vmodels, v1=vmodel("m"), v2=vmodel("other", "m"))
+        (entry,) = (await listing_at(cluster, vmodels).models(PageRequest())).entries
         state = record.copy_state(B)
         assert state is not None
         assert (entry.model_id, entry.model_type, entry.path) == ("m", INFO.model_type, INFO.path)
@@ -144,13 +162,14 @@ async def test_filters() -> None:
 @pytest.mark.usefixtures("no_transitions")
 async def test_vmodels_and_their_filters() -> None:
     async with running_cluster("a") as cluster:
-        await stored(
-            cluster,
+        vmodels = no_vmodels()
+        told(
+            vmodels,
             v1=vmodel("m1", owner="ksp"),
             v2=vmodel("m1", "m2", owner="isvc"),
             v3=vmodel("m1", "m2", failed=True),
         )
-        pages = listing_at(cluster)
+        pages = listing_at(cluster, vmodels)
         page = await pages.vmodels(PageRequest())
         assert [(e.vmodel_id, e.owner, e.active_model_id, e.target_model_id, e.status)
                 for e in page.entries] == [
@@ -235,9 +254,10 @@ async def test_who_lists_too_much_is_told(monkeypatch: pytest.MonkeyPatch) -> No
 async def test_an_unreadable_record_is_left_out() -> None:
     async with running_cluster("a") as cluster:
         cluster.server.transact([Write(f"{PREFIX}/registry/m1", b"[]", if_revision=None)])
-        cluster.server.transact([Write(f"{PREFIX}/vmodels/v1", b"[]", if_revision=None)])
-        await stored(cluster, m2=ModelRecord(INFO), v2=vmodel("m2"))
-        pages = listing_at(cluster)
+        await stored(cluster, m2=ModelRecord(INFO))
+        vmodels = no_vmodels()
+        told(vmodels, v1=b"[]", v2=vmodel("m2"))
+        pages = listing_at(cluster, vmodels)
         assert ids((await pages.models(PageRequest())).entries) == ["m2"]
         assert [e.vmodel_id for e in (await pages.vmodels(PageRequest())).entries] == ["v2"]
 
@@ -246,15 +266,15 @@ async def test_an_unreadable_record_is_left_out() -> None:
 async def test_who_refers_to_a_model_is_followed() -> None:
     referred = ModelRecord(INFO, references=1)
     async with running_cluster("a") as cluster:
-        await stored(cluster, m1=referred, m2=referred, v1=vmodel("m1"), v2=vmodel("m1", "m2"))
-        pages = listing_at(cluster)
+        await stored(cluster, m1=referred, m2=referred)
+        vmodels = no_vmodels()
+        told(vmodels, v1=vmodel("m1"))
+        pages = listing_at(cluster, vmodels)
+        told(vmodels, v2=vmodel("m1", "m2"))
         assert pages.model(ModelId("m1")).vmodel_ids == ("v1", "v2")
         assert pages.model(ModelId("m2")).vmodel_ids == ("v2",)
-        await stored(cluster, v1=None)
-        cluster.server.transact(
-            [Write(f"{PREFIX}/vmodels/v2", vmodel("m2").encode(), if_revision=None)]
-        )
-        await until(lambda: pages.model(ModelId("m1")).vmodel_ids == ())
+        told(vmodels, v1=None, v2=vmodel("m2"))
+        assert pages.model(ModelId("m1")).vmodel_ids == ()
         assert pages.model(ModelId("m2")).vmodel_ids == ("v2",)
         assert pages.model(ModelId("gone")).status.status == "NOT_FOUND"
 
