@@ -7,6 +7,7 @@ a tenth of a second for each.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -17,7 +18,7 @@ from mm.edge.protobuf import message_class
 from mm.edge.unary import MessageStream, ServiceTable, parse_message, read_request, send_reply
 from mm.errors import InvalidRequestError
 from mm.mesh.composition import Parts
-from mm.mesh.listing import ListedModel, ListedVModel, Listing, PageRequest
+from mm.mesh.listing import IN_A_ROW, ListedModel, ListedVModel, Listing, PageRequest
 from mm.mesh.watches import Watches
 from mm.pb import mmesh
 
@@ -62,8 +63,10 @@ class ListingService:
             status=_wanted(request.status),
         )
         reply = _ModelsResponse(next_page_token=page.next_after)
-        for entry in page.entries:
+        for number, entry in enumerate(page.entries, 1):
             _fill_model(reply.models.add(), entry)
+            if not number % IN_A_ROW:
+                await asyncio.sleep(0)
         send_reply(call, reply.SerializeToString())
 
     async def list_vmodels(self, call: IncomingCall) -> None:
@@ -75,8 +78,10 @@ class ListingService:
             status=_wanted(request.status),
         )
         reply = _VModelsResponse(next_page_token=page.next_after)
-        for entry in page.entries:
+        for number, entry in enumerate(page.entries, 1):
             _fill_vmodel(reply.vmodels.add(), entry)
+            if not number % IN_A_ROW:
+                await asyncio.sleep(0)
         send_reply(call, reply.SerializeToString())
 
     async def watch_models(self, call: IncomingCall) -> None:
