@@ -7,7 +7,7 @@ seed's: each run has its own mixture, because faults that all happen all the tim
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Final
 
 import anyio
@@ -91,6 +91,10 @@ class Faults:
         # An instance that has long been cut off does not know what was unregistered meanwhile, and
         # brings it back: that is so (decision 11), and not to be found again by each seed.
         return [kind for kind in mixture if kind not in (self._store_away, self._watches_lost)]
+
+    def affect(self, models: Sequence[str]) -> None:
+        """Let what goes wrong with models go wrong with these, too."""
+        self._models = [*self._models, *models]
 
     @property
     def kinds(self) -> list[str]:

@@ -14,7 +14,7 @@ import anyio
 from anyio.abc import TaskStatus
 
 from mm.config import Config
-from mm.core.calls import Call, Hop, LocalRoute, Outcome, PeerRoute, Route
+from mm.core.calls import MOVES_MAX, Call, Hop, LocalRoute, Outcome, PeerRoute, Route
 from mm.core.ids import InstanceId, ModelId
 from mm.core.model_policy import ModelPolicy
 from mm.core.records import ModelInfo
@@ -134,6 +134,22 @@ class Instance:
     async def invoke(self, model_id: str, method: str = "/pkg.Service/Method") -> InstanceId:
         """Call a model as a client does; answers which instance served. Raises ``MeshError``."""
         return await self.send(Call(ModelId(model_id), method=method))
+
+    async def invoke_vmodel(self, vmodel_id: str, method: str = "/pkg.Service/Method") -> ModelId:
+        """Call a vmodel as a client does; answers which model served. Raises ``MeshError``."""
+        missing: set[ModelId] = set()
+        model_id = await self.node.router.resolve(vmodel_id)
+        while True:
+            try:
+                await self.send(Call(model_id, method=method))
+            except MeshError as exc:
+                is_gone = exc.code is StatusCode.NOT_FOUND
+                if not is_gone or isinstance(exc, RuntimeAnswerError) or len(missing) == MOVES_MAX:
+                    raise
+                missing.add(model_id)
+                model_id = await self.node.router.resolve(vmodel_id, missing)
+            else:
+                return model_id
 
     async def send(self, call: Call) -> InstanceId:
         """Serve a client's call; raises ``ConnectionLostError`` if this instance crashes."""

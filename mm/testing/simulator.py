@@ -19,6 +19,7 @@ from typing import Final
 import anyio
 
 from mm.mesh.ports import RuntimeParameters
+from mm.testing import vmodel_users
 from mm.testing.convergence import Convergence
 from mm.testing.event_log import Event, EventLog
 from mm.testing.fake_runtime import DEFAULT_PARAMETERS, MIB
@@ -26,6 +27,7 @@ from mm.testing.faults import Faults
 from mm.testing.invariants import InvariantError, Invariants
 from mm.testing.scheduling import run_in_virtual_time
 from mm.testing.simulated_cluster import SKEW_MS_MAX, ModelShape, SimulatedCluster, logging_to
+from mm.testing.vmodel_users import VModelUsers
 from mm.testing.vmodel_workload import VModelWorkload
 from mm.testing.workload import CLIENTS_COUNT, Workload
 
@@ -131,6 +133,8 @@ class _Simulation:
             f"m{number}" for number in range(options.models_count or self.rng.randint(20, 40))
         ]
         self.shapes = {model_id: self._shape() for model_id in self.models}
+        if self.options.vmodels_count:
+            self.shapes |= {model_id: self._shape() for model_id in vmodel_users.MODELS}
         self.answers: Counter[str] = Counter()
         self.vmodel_answers: Counter[str] = Counter()
         self.faults_count = 0
@@ -197,6 +201,12 @@ class _Simulation:
         for model_id in self.models:
             await workload.register(model_id)
         faults = Faults(cluster, self.names, self.models)
+        users: VModelUsers | None = None
+        # After a loss of the store records may come back that were deleted.
+        if self.options.vmodels_count and "store wiped" not in faults.kinds:
+            users = VModelUsers(cluster)
+            await users.create()
+            faults.affect(vmodel_users.MODELS)
         self.log.tell("", "", f"faults of this run: {', '.join(faults.kinds)}")
         async with anyio.create_task_group() as clients:
             for _ in range(CLIENTS_COUNT):
@@ -204,6 +214,10 @@ class _Simulation:
             clients.start_soon(workload.manager)
             if self.options.vmodels_count:
                 clients.start_soon(vmodels.run)
+            if users is not None:
+                clients.start_soon(users.exchange)
+                clients.start_soon(users.client)
+                clients.start_soon(users.client)
             try:
                 with anyio.move_on_after(self.options.safety_s):
                     await faults.run()
@@ -213,6 +227,10 @@ class _Simulation:
             await faults.calm()
             workload.end()
             vmodels.end()
+            if users is not None:
+                users.end()
+        if users is not None:
+            await users.check()
 
     # --- what became of it ----------------------------------------------------------------------
 
