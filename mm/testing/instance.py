@@ -116,7 +116,7 @@ class Instance:
 
     async def crash(self) -> None:
         """End at once: connections break, the lease runs out, nobody is told."""
-        self.has_crashed = True
+        self.has_crashed, self.is_serving = True, False
         self.store.set_fault(Fault.REFUSED)
         self.runtime.stop()
         self.cluster.network.close(self.address)
