@@ -10,8 +10,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 PY := $(BIN)/python
 ARGS ?=
-# Processes that share the tests, a file each; half of a test's time it waits for other processes.
-TEST_WORKERS ?= 2
+# Processes that share the tests, a file each, in the order of tests/conftest.py. Half of the time a
+# test waits for other processes, so that three keep two cores busy.
+TEST_WORKERS ?= 3
 # What `lint`, `fmt` and the types look at.
 SOURCES := mm tests bench setup.py proto
 
@@ -37,7 +38,8 @@ demo: $(EXTENSION) ## three instances, sixty real models, a crash (ARGS=--keep l
 
 .PHONY: test
 test: $(EXTENSION) ## the whole test suite (ARGS="tests/core -k name" for a part)
-	@$(PY) -m pytest --numprocesses $(TEST_WORKERS) --dist loadfile $(ARGS)
+	@$(PY) -m pytest --numprocesses $(TEST_WORKERS) --dist loadfile \
+		--no-loadscope-reorder $(ARGS)
 
 SEEDS ?= 1000
 

@@ -21,7 +21,35 @@ from trio.testing import MockClock
 # any moment, also in the midst of a module of mm, which would then seem to block: keep one alive.
 cygrpc.init_grpc_aio()
 
-_MESH_TESTS = Path(__file__).parent / "mesh"
+_TESTS = Path(__file__).parent
+_MESH_TESTS = _TESTS / "mesh"
+#: Files that take longest, and folders by what their tests mostly do (wait for processes, or
+#: compute): begun in this order, so that no worker is left with a long file when others are done.
+_LONGEST_FIRST = (
+    "sim/test_seeds.py",
+    "system/test_demo.py",
+    "system/test_etcd_loss.py",
+    "sim/test_scenarios.py",
+    "system/test_upgrade.py",
+    "sim/test_breaks.py",
+    "system/test_conformance_cluster.py",
+    "system",
+    "table",
+    "runtime",
+    "mesh",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=_turn)
+
+
+def _turn(item: pytest.Item) -> int:
+    file = item.path.relative_to(_TESTS) if item.path.is_relative_to(_TESTS) else item.path
+    for turn, name in enumerate(_LONGEST_FIRST):
+        if name in (file.as_posix(), file.parts[0]):
+            return turn
+    return len(_LONGEST_FIRST)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
