@@ -140,6 +140,9 @@ class Limits:
     type_bytes_max: int = 4096
     path_bytes_max: int = 64 * 1024
     key_bytes_max: int = 128 * 1024
+    #: Models with a policy. Each is looked at whenever an instance comes or goes: a tenth of a
+    #: second for all of these.
+    policies_max: int = 10_000
 
     # --- the store ----------------------------------------------------------------------------
 

@@ -119,7 +119,7 @@ OWN_MESSAGES = {
     "ListedVModel": "vmodel_id:string=1 owner:string=2 active_model_id:string=3"
     " target_model_id:string=4 status:VModelStatusInfo.VModelStatus=5",
     "WatchRequest": "id:string=1 id_prefix:string=2",
-    "ModelPolicyInfo": "min_copies:int32=1 pinned:bool=2 ready_copies:int32=3",
+    "ModelPolicyInfo": "min_copies:int32=1 pinned:bool=2 ready_copies:int32=3 unmet:string=4",
 }
 OWN_FIELDS = {"RegisterModelRequest": "min_copies:int32=100 pinned:bool=101"}
 OWN_METHODS = {

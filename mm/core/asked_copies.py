@@ -21,9 +21,19 @@ PAUSE_MAX_S: Final = 600.0
 class AskedCopies:
     """What became of the copies asked for of late."""
 
-    __slots__ = ("_asked", "_is_asking", "_pause_s", "_seen", "_until_s")
+    __slots__ = (
+        "_asked",
+        "_is_asking",
+        "_pause_max_s",
+        "_pause_min_s",
+        "_pause_s",
+        "_seen",
+        "_until_s",
+    )
 
-    def __init__(self) -> None:
+    def __init__(self, pause_min_s: float = PAUSE_MIN_S, pause_max_s: float = PAUSE_MAX_S) -> None:
+        self._pause_min_s = pause_min_s
+        self._pause_max_s = pause_max_s
         #: instance -> when its load was accepted; those that no record has told of.
         self._asked: dict[InstanceId, float] = {}
         #: Those that the record told of, and that were not ready then.
@@ -46,6 +56,10 @@ class AskedCopies:
         """Answer whether more copies may be asked for now."""
         return not self._is_asking and now_s >= self._until_s
 
+    def forgive(self) -> None:
+        """There is news for which what went wrong may go well now."""
+        self._until_s = 0.0
+
     def begin(self) -> None:
         """Somebody begins to ask."""
         self._is_asking = True
@@ -60,7 +74,7 @@ class AskedCopies:
 
     def refused(self, now_s: float) -> None:
         """There was no place for it, or it came to nothing."""
-        self._pause_s = min(PAUSE_MAX_S, max(PAUSE_MIN_S, 2 * self._pause_s))
+        self._pause_s = min(self._pause_max_s, max(self._pause_min_s, 2 * self._pause_s))
         self._until_s = now_s + self._pause_s
 
     def look(

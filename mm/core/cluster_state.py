@@ -214,6 +214,15 @@ class ClusterState:
             lru_time_ms=min((each.lru_time_ms for each in sums), default=NEVER_MS),
         )
 
+    def hosts(self, model_type: str) -> dict[InstanceId, InstanceRecord]:
+        """Answer all instances that may host a type; walks through them."""
+        key = self._constraints.key(model_type)
+        return {
+            instance_id: record
+            for instance_id, record in self._records.items()
+            if key not in self._partition(record)
+        }
+
     # --- inside -------------------------------------------------------------------------------
 
     def _enter(self, instance_id: InstanceId, record: InstanceRecord) -> None:

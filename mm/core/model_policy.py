@@ -13,6 +13,10 @@ from typing import Final
 #: More copies than this no mesh has instances for: a number above it is a mistake.
 COPIES_MIN_MAX: Final = 10_000
 
+#: Of each instance's memory what is pinned takes a half at most, and so does what all policies
+#: keep of all instances': what is left must be worth to be called a cache for the others.
+PINNED_DIVISOR: Final = 2
+
 
 @dataclass(frozen=True, slots=True)
 class ModelPolicy:

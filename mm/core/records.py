@@ -107,6 +107,12 @@ class ModelRecord:
         )
 
     @property
+    def size_units(self) -> int:
+        """The size that the model has where it is loaded already, 0 if nobody says."""
+        states = map(self.copy_state, self.copies)
+        return max((state.size_units for state in states if state is not None), default=0)
+
+    @property
     def policy(self) -> ModelPolicy:
         """How the mesh is to keep the model."""
         return ModelPolicy.read(self.policy_details)
@@ -246,6 +252,8 @@ class InstanceRecord:
     min_space_units: int = 0
     #: Its first loads failed, though it may not be the models: others load what they can (ours).
     loads_fail: bool = False
+    #: Of what is used, what pinned models take (ours).
+    pinned_units: int = 0
     unknown: Mapping[str, object] = field(default_factory=dict)
 
     @property
@@ -276,6 +284,7 @@ class InstanceRecord:
             mm_version=attributes.text("mv"),
             min_space_units=attributes.integer("minSpace"),
             loads_fail=attributes.boolean("loadsFail"),
+            pinned_units=attributes.integer("pinned"),
             unknown=attributes.unknown(),
         )
 
@@ -302,6 +311,7 @@ class InstanceRecord:
                 "mv": self.mm_version,
                 "minSpace": self.min_space_units,
                 "loadsFail": self.loads_fail,
+                "pinned": self.pinned_units,
             },
         )
 

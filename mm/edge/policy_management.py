@@ -43,4 +43,5 @@ def _message(state: PolicyState) -> mmesh.ModelPolicyInfo:
         min_copies=state.policy.copies_min,
         pinned=state.policy.pinned,
         ready_copies=state.ready_count,
+        unmet=state.unmet_because,
     )

@@ -27,6 +27,7 @@ from mm.mesh.load_pusher import LoadPusher
 from mm.mesh.loader import Loader
 from mm.mesh.members import Members
 from mm.mesh.models import Models
+from mm.mesh.pins import Pins
 from mm.mesh.placer import Placer
 from mm.mesh.policies import Policies
 from mm.mesh.ports import Clock, Peers, Runtime, RuntimeParameters, Store
@@ -76,6 +77,8 @@ class Parts:
     waiters: Waiters
     placer: Placer
     router: Router
+    policies: Policies
+    pins: Pins
     models: Models
     preloader: Preloader
     janitor: Janitor
@@ -102,15 +105,7 @@ def compose(
     pusher = _pusher(config, ports, copies, members)
     first_loads = _first_loads(config, ports, parameters, registry, copies)
     sentinel = Sentinel(members, ports.peers, config)
-    loader = Loader(
-        copies=copies,
-        registrar=registrar,
-        runtime=ports.runtime,
-        parameters=parameters,
-        sizing=sizing,
-        config=config,
-        first_loads=first_loads,
-    )
+    loader = _loader(config, ports, parameters, sizing, registrar, copies, first_loads)
     timeout_s, let_go = config.load_wait_factor * loader.load_timeout_s, copies.admission.leave
     waiters = Waiters(config, counters, wait_timeout_s=timeout_s, on_let_go=let_go)
     placer = _placer(config, ports, cluster, own_record, members, sizing, counters)
@@ -128,6 +123,7 @@ def compose(
         sentinel=sentinel,
         rng=ports.rng,
     )
+    policies = _policies(config, ports, registry, members, cluster, sizing)
     return Parts(
         parameters=parameters,
         counters=counters,
@@ -147,7 +143,9 @@ def compose(
         waiters=waiters,
         placer=placer,
         router=router,
-        models=_models(config, ports, registry, members, cluster, copies, router, load_times),
+        policies=policies,
+        pins=Pins(registry, copies),
+        models=_models(config, ports, registry, members, policies, copies, router, load_times),
         first_loads=first_loads,
         readiness=Readiness(members, first_loads, config),
         preloader=_preloader(config, ports, registry, members, copies, loader, placer),
@@ -219,6 +217,26 @@ def _first_loads(
     )
 
 
+def _loader(
+    config: Config,
+    ports: Ports,
+    parameters: RuntimeParameters,
+    sizing: CacheSizing,
+    registrar: Registrar,
+    copies: Copies,
+    first_loads: FirstLoads,
+) -> Loader:
+    return Loader(
+        copies=copies,
+        registrar=registrar,
+        runtime=ports.runtime,
+        parameters=parameters,
+        sizing=sizing,
+        config=config,
+        first_loads=first_loads,
+    )
+
+
 def _cluster(config: Config, sizing: CacheSizing) -> ClusterState:
     return ClusterState(
         config.instance_id,
@@ -281,12 +299,30 @@ def _placer(
     )
 
 
-def _models(
+def _policies(
     config: Config,
     ports: Ports,
     registry: Registry,
     members: Members,
     cluster: ClusterState,
+    sizing: CacheSizing,
+) -> Policies:
+    return Policies(
+        config=config,
+        registry=registry,
+        members=members,
+        cluster=cluster,
+        clock=ports.clock,
+        default_units=sizing.default_units,
+    )
+
+
+def _models(
+    config: Config,
+    ports: Ports,
+    registry: Registry,
+    members: Members,
+    policies: Policies,
     copies: Copies,
     router: Router,
     load_times: LoadTimes,
@@ -303,7 +339,7 @@ def _models(
         config=config,
         registry=registry,
         statuses=statuses,
-        policies=Policies(registry, members, cluster, ports.clock),
+        policies=policies,
         copies=copies,
         router=router,
         peers=ports.peers,

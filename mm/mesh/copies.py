@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import anyio
@@ -71,8 +71,10 @@ class Copies:
         self.counters = counters
         self.clock = clock
         self.space = SpaceGate(accounting)
+        # What is kept is as if it were not there: loads share what others can be evicted from.
         self.admission = AdmissionGate(
-            lambda: accounting.table_capacity_units, lambda: table.used_units
+            lambda: max(0, accounting.table_capacity_units - table.kept_units),
+            lambda: table.used_units - table.kept_units,
         )
         self.unloader = Unloader(
             table,
@@ -93,6 +95,8 @@ class Copies:
         self._load_ids = itertools.count(1)
         self._in_progress_count = 0
         self._group: TaskGroup | None = None
+        #: Told of a copy that serves from now on, and of one that is kept and grew.
+        self.on_weighed: Callable[[LocalCopy], None] | None = None
         #: Where the runtime wants few calls at a time for one model.
         self.call_limits: CallLimits | None = None
         self.closed: MeshError | None = None
@@ -161,6 +165,8 @@ class Copies:
             assert copy.settled.is_set() == copy.serves, copy
             ready = self.table.state(copy.model_id) == CopyState.READY
             assert ready == copy.serves, copy
+            assert self.table.is_kept(copy.model_id) == copy.is_kept, copy
+            assert copy.serves or not copy.is_kept, copy
 
     # --- beginning ---
 
@@ -239,6 +245,7 @@ class Copies:
         copy.settle()
         if not copy.is_letting_go:
             self.admission.leave(copy)
+        self._weighed(copy)
         self._changed()
 
     def measured(self, copy: LocalCopy, weight_units: int) -> None:
@@ -252,7 +259,27 @@ class Copies:
         self._left(self._room.weigh(copy, delta_units))
         if freed:
             self.space.wake()
+        self._weighed(copy)
         self._changed()
+
+    def _weighed(self, copy: LocalCopy) -> None:
+        if self.on_weighed is not None and copy.serves:
+            self.on_weighed(copy)
+
+    # --- keeping ---
+
+    def keep(self, copy: LocalCopy) -> None:
+        """Let nothing evict a copy that serves; how much that may be is the caller's to know."""
+        assert copy.serves, copy
+        if not copy.is_kept:
+            self._room.keep(copy)
+            copy.is_kept = True
+
+    def release(self, copy: LocalCopy) -> None:
+        """Let others evict it again."""
+        if copy.is_kept:
+            copy.is_kept = False
+            self._room.release(copy, self.last_used_ms(copy))
 
     # --- ending ---
 
@@ -357,7 +384,7 @@ class Copies:
     def _end(self, copy: LocalCopy, failure: MeshError | None) -> None:
         del self._copies[copy.model_id]
         self._in_progress_count -= copy.phase is not Phase.ACTIVE
-        copy.phase = Phase.GONE
+        copy.phase, copy.is_kept = Phase.GONE, False
         copy.scope.cancel()
         copy.settle(failure)
         self.admission.leave(copy)

@@ -16,6 +16,7 @@ from mm.core.records import ModelRecord
 from mm.mesh.copies import Copies
 from mm.mesh.local_copy import LocalCopy, Phase
 from mm.mesh.members import Members
+from mm.mesh.policies import Policies
 from mm.mesh.ports import Store
 from mm.mesh.preloader import Preloader, PreloadReason
 from mm.mesh.registrar import Registrar
@@ -50,6 +51,7 @@ class Drain:
         members: Members,
         preloader: Preloader,
         store: Store,
+        policies: Policies,
     ) -> None:
         self._config = config
         self._me = config.instance_id
@@ -59,6 +61,7 @@ class Drain:
         self._members = members
         self._preloader = preloader
         self._store = store
+        self._policies = policies
         #: Told when the record of a model changes that is waited for.
         self._waits: dict[ModelId, anyio.Event] = {}
         self.moved_count = 0
@@ -99,11 +102,20 @@ class Drain:
             logger.info("%d of %d models have moved", self.moved_count, count)
 
     def _worth_moving(self) -> list[LocalCopy]:
-        """Answer the copies that somebody may soon call, those used last first."""
+        """Answer the copies that have to be somewhere, then those that somebody may soon call; of
+        both those used last first.
+        """
+        needed = self._registry.policies
         oldest_ms = self._copies.clock.now_ms() - int(1000 * self._config.drain_used_within_s)
         used_ms = {copy: self._copies.last_used_ms(copy) for copy in self._copies if copy.serves}
-        copies = [copy for copy, each_ms in used_ms.items() if each_ms >= oldest_ms]
-        return sorted(copies, key=lambda copy: (-used_ms[copy], copy.model_id))
+        copies = [
+            copy
+            for copy, each_ms in used_ms.items()
+            if each_ms >= oldest_ms or copy.model_id in needed
+        ]
+        return sorted(
+            copies, key=lambda copy: (copy.model_id not in needed, -used_ms[copy], copy.model_id)
+        )
 
     async def _move(self, copy: LocalCopy) -> bool:
         """Have another copy made, unless there is one; answers whether there is one in the end."""
@@ -115,17 +127,21 @@ class Drain:
             record = self._registry.get(copy.model_id)
             if record is None:
                 return False
-            chosen = None
-            if not self._others(record):
+            chosen, needed_count = None, record.policy.copies_needed
+            others_count = len(self._others(record))
+            if others_count < max(1, needed_count):
+                used_ms = self._copies.last_used_ms(copy)
                 chosen = await self._preloader.request(
                     copy.model_id,
-                    last_used_ms=self._copies.last_used_ms(copy),
-                    exclude=frozenset(failed),
+                    # What has to be somewhere makes way for nothing.
+                    last_used_ms=self._copies.clock.now_ms() if needed_count else used_ms,
+                    exclude=frozenset(failed) | self._policies.crowded(record),
                     reason=PreloadReason.DRAIN,
                 )
-                if chosen is None:
+                if chosen is None and not others_count:
                     return False
-            if await self._is_ready_elsewhere(copy, chosen):
+            wanted_count = max(1, min(needed_count, others_count + (chosen is not None)))
+            if await self._is_ready_elsewhere(copy, chosen, wanted_count):
                 last_used_ms = self._copies.last_used_ms(copy)
                 await self._registrar.withdraw(copy, self._is_served, last_used_ms)
                 return True
@@ -139,18 +155,22 @@ class Drain:
             with anyio.move_on_after(LOOK_S):
                 await anyio.sleep_forever()
 
-    async def _is_ready_elsewhere(self, copy: LocalCopy, chosen: InstanceId | None) -> bool:
-        """Wait for another copy to be ready; False when there is none on its way any more."""
+    async def _is_ready_elsewhere(
+        self, copy: LocalCopy, chosen: InstanceId | None, wanted_count: int
+    ) -> bool:
+        """Wait for so many other copies to be ready; False when they are not on their way any
+        more.
+        """
         model_id, begun_s = copy.model_id, anyio.current_time()
         while copy.phase is not Phase.GONE:
             event = self._waits[model_id] = anyio.Event()
             record = self._registry.get(model_id)
             if record is None:
                 break
-            if self._is_served(record):
+            if self._served_count(record) >= wanted_count:
                 return True
             is_told = chosen is None or anyio.current_time() - begun_s > TOLD_S
-            if is_told and not self._others(record):
+            if is_told and len(self._others(record)) < wanted_count:
                 break
             with anyio.move_on_after(LOOK_S):
                 await event.wait()
@@ -161,7 +181,11 @@ class Drain:
         return [i for i in record.copies if i != self._me and self._members.stays(i)]
 
     def _is_served(self, record: ModelRecord) -> bool:
-        return any(i != self._me and self._members.serves(i, record) for i in record.copies)
+        return self._served_count(record) > 0
+
+    def _served_count(self, record: ModelRecord) -> int:
+        others = [i for i in record.copies if i != self._me]
+        return sum(self._members.serves(i, record) for i in others)
 
     def _record_changed(self, model_id: ModelId, _record: ModelRecord | None) -> None:
         event = self._waits.pop(model_id, None)

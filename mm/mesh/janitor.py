@@ -148,7 +148,9 @@ class Janitor:
         record = self._registry.get(model_id)
         if copy is None or record is None or not copy.serves:
             return False
-        others = [each for each in record.copies if self._is_ready(record, each)]
+        others = self._others(record)
+        if len(others) < record.policy.copies_needed:
+            return False
         for other in others:
             if await self._has_it(model_id, other):
                 break
@@ -156,13 +158,17 @@ class Janitor:
             return False
 
         def is_spare(found: ModelRecord) -> bool:
-            return self._is_ready(found, other)
+            needed_count = found.policy.copies_needed
+            return self._is_ready(found, other) and len(self._others(found)) >= needed_count
 
         if not await self._registrar.withdraw(copy, is_spare, self._copies.last_used_ms(copy)):
             return False
         logger.debug("model %s: the copy here is given up, %s has one", model_id, other)
         self._copies.remove(copy)
         return True
+
+    def _others(self, record: ModelRecord) -> list[InstanceId]:
+        return [each for each in record.copies if self._is_ready(record, each)]
 
     def _is_ready(self, record: ModelRecord, instance_id: InstanceId) -> bool:
         return instance_id != self._me and self._members.serves(instance_id, record)

@@ -20,6 +20,7 @@ from mm.core.load_failures import FailureKind, LoadFailure, kind_of
 from mm.core.load_sizes import LoadSizes, is_crowded
 from mm.core.records import ModelRecord
 from mm.core.sizing import CacheSizing
+from mm.core.weights import fits
 from mm.errors import (
     ChurnError,
     LoadFailedError,
@@ -126,7 +127,7 @@ class Loader:
         )
         assert self._group is not None, "open() first"
         self._under_way += 1
-        known_size_units = known_size_units or size_told(record)
+        known_size_units = known_size_units or record.size_units
         is_guess = not known_size_units and is_crowded(
             self._copies.loads_in_progress, self._turns.concurrency_max
         )
@@ -253,6 +254,14 @@ class Loader:
                 FailureKind.CAPACITY,
                 needed_units=size_units,
             )
+        kept_units = self._copies.table.kept_units
+        if not fits(size_units, accounting.table_capacity_units - kept_units):
+            raise LoadRefusedError(
+                f"Model {copy.model_id} of {size_units * UNIT_BYTES} bytes has no room beside the"
+                f" {kept_units * UNIT_BYTES} bytes of pinned models at this instance",
+                FailureKind.CAPACITY,
+                needed_units=size_units,
+            )
 
     async def _improve(self, copy: LocalCopy) -> None:
         """Ask, now that it is this load's turn, what was guessed when it came (spec core 3.6)."""
@@ -371,9 +380,3 @@ class LoadRefusedError(Exception):
         #: What the model needs, if that is more than this instance has at all.
         self.needed_units = needed_units
         self.timed_out = timed_out
-
-
-def size_told(record: ModelRecord) -> int:
-    """Answer the size that the model has where it is loaded already, 0 if nobody says."""
-    states = map(record.copy_state, record.copies)
-    return max((state.size_units for state in states if state is not None), default=0)

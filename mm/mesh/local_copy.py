@@ -55,6 +55,7 @@ class LocalCopy:
         "failure",
         "has_answered",
         "info",
+        "is_kept",
         "is_letting_go",
         "last_used_ms",
         "load_id",
@@ -109,6 +110,8 @@ class LocalCopy:
         self.on_settled: Callable[[LocalCopy], None] | None = None
         #: It serves, and calls that waited for it in a line have not had their turn yet.
         self.is_letting_go = False
+        #: It does not make room for others.
+        self.is_kept = False
         self.scope = anyio.CancelScope()
 
     def __repr__(self) -> str:

@@ -279,6 +279,10 @@ class Members:
         found = self._records.get(instance_id)
         return found is not None and not found.shutting_down
 
+    def present(self) -> frozenset[InstanceId]:
+        """Answer everybody who is there, this instance among them."""
+        return frozenset(self._records)
+
     def staying(self) -> list[InstanceId]:
         """Answer the others that are there to stay."""
         return [each for each in self._records if each != self._me and self.stays(each)]

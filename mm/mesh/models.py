@@ -206,11 +206,13 @@ class Models:
             created = record is None
             if record is None:
                 check_new_model(model_id, info, self._registry, self._config)
-                return self._policies.applied(ModelRecord(info, last_used_ms=used_ms), policy)
+                return self._policies.applied(
+                    model_id, ModelRecord(info, last_used_ms=used_ms), policy
+                )
             if record.info != info:
                 raise ModelExistsError("Model already exists with different attribute values")
             if policy != NO_POLICY:
-                record = self._policies.applied(record, policy)
+                record = self._policies.applied(model_id, record, policy)
             if not load_now and last_used_ms and used_ms > record.last_used_ms + HOUR_MS:
                 return record.used(used_ms)
             return record

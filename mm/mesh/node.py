@@ -248,6 +248,7 @@ class Node:
             mm_version=mm.__version__,
             min_space_units=parts.sizing.min_space_units,
             loads_fail=parts.first_loads.fail,
+            pinned_units=parts.copies.table.kept_units,
         )
 
     @property
@@ -291,6 +292,10 @@ class Node:
             version=self.own_record().version,
             unready_because=str(parts.readiness.unready or ""),
             first_loads_failed=len(parts.first_loads.models_to_try),
+            policies=len(parts.registry.policies),
+            policies_unmet=len(parts.policies.unmet),
+            pinned_units=parts.copies.table.kept_units,
+            pins_unmet=len(parts.pins.unmet),
             counters=parts.counters,
         )
 

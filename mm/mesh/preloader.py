@@ -18,7 +18,7 @@ from mm.core.ids import InstanceId, ModelId
 from mm.core.records import ModelRecord
 from mm.errors import MeshError
 from mm.mesh.copies import Copies
-from mm.mesh.loader import Loader, size_told
+from mm.mesh.loader import Loader
 from mm.mesh.members import Members
 from mm.mesh.placer import Placer
 from mm.mesh.ports import PeerCallError, Peers
@@ -41,6 +41,7 @@ class PreloadReason(enum.Enum):
     LOST = "its copies are gone"
     ROOM = "there is room for it"
     TRANSITION = "it takes over from a model with more copies"
+    POLICY = "its policy asks for it"
 
 
 class Preloader:
@@ -110,7 +111,7 @@ class Preloader:
         call = Call(
             model_id,
             excludes=set(exclude) | set(record.copies),
-            known_size_units=size_told(record),
+            known_size_units=record.size_units,
             last_used_ms=last_used_ms,
         )
         for _ in range(TRIES_MAX):

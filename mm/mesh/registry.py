@@ -21,6 +21,7 @@ from mm.mesh.instance_index import InstanceIndex
 from mm.mesh.look_ups import LookUps
 from mm.mesh.mirror import Mirror
 from mm.mesh.parsed_records import ParsedRecords
+from mm.mesh.policy_index import PolicyIndex
 from mm.mesh.ports import Item, Store, Write
 
 logger = logging.getLogger(__name__)
@@ -38,6 +39,8 @@ RecordListener = Callable[[ModelId, ModelRecord | None], None]
 CAS_TRIES_MAX = 64
 #: Attributes of a record that name instances; in its JSON they cannot look otherwise.
 _NAMING = (b'"instanceIds"', b'"failedIn"')
+#: What makes a record worth to be parsed when it comes.
+_TELLING = (*_NAMING, b'"policy"')
 #: In its JSON, too, no text can look like that: its quotes would be escaped.
 _LAST_USE = re.compile(rb'"lu":(\d{1,18})')
 
@@ -54,6 +57,8 @@ class Registry:
         self._parsed = ParsedRecords(ModelRecord.decode)
         self._holders = InstanceIndex()
         self._failed = InstanceIndex()
+        #: The models of which something is kept.
+        self.policies = PolicyIndex()
         self._listeners: list[RecordListener] = []
         self.run = self._mirror.run
 
@@ -202,8 +207,8 @@ class Registry:
         model_id = ModelId(key_id)
         record: ModelRecord | None = None
         # Most records name no instance: they stay packed, and no listener is interested in them.
-        quiet = item is not None and not any(word in item.value for word in _NAMING)
-        known = key_id in self._holders or key_id in self._failed
+        quiet = item is not None and not any(word in item.value for word in _TELLING)
+        known = key_id in self._holders or key_id in self._failed or key_id in self.policies
         if item is None:
             self._parsed.forget(key_id)
         elif not quiet or known:
@@ -214,5 +219,6 @@ class Registry:
         self._failed.set(model_id, frozenset(record.failures if record is not None else ()))
         if quiet and not known:
             return
+        self.policies.note(model_id, record)
         for listener in self._listeners:
             listener(model_id, record)

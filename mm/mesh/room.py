@@ -58,7 +58,7 @@ class Room:
                 copy.weight_units,
                 self._load_times.mean_ms(copy.info.model_type) / 1000,
                 used_ms=copy.last_used_ms,
-                capacity=self._table.capacity_units,
+                capacity=self._table.capacity_units - self._table.kept_units,
                 now_ms=self._clock.now_ms(),
             )
         return gone + self._table.put(copy.model_id, copy.weight_units, UNDER_WAY_MS)
@@ -67,13 +67,35 @@ class Room:
         """Tell the table what a copy takes now; answers which ones went for it, maybe itself."""
         gone: list[Evicted] = []
         if self._by_cost is not None:
-            self._by_cost.resized(copy.model_id, copy.weight_units)
+            if not copy.is_kept:
+                self._by_cost.resized(copy.model_id, copy.weight_units)
             gone = self._make(self._by_cost, copy, delta_units)
         return gone + self._table.set_weight(copy.model_id, copy.weight_units)
 
     def loaded(self, copy: LocalCopy, load_s: float) -> None:
         """A copy serves; its load took so long."""
         if self._by_cost is not None:
+            self._by_cost.loaded(copy.model_id, load_s)
+
+    def keep(self, copy: LocalCopy) -> None:
+        """A copy is no victim from now on: it is neither to be chosen nor in the books."""
+        self._table.keep(copy.model_id, True)
+        if self._by_cost is not None:
+            self._by_cost.removed(copy.model_id)
+
+    def release(self, copy: LocalCopy, used_ms: int) -> None:
+        """It may go again, in its turn."""
+        self._table.keep(copy.model_id, False)
+        if self._by_cost is not None:
+            load_s = self._load_times.mean_ms(copy.info.model_type) / 1000
+            self._by_cost.admitted(
+                copy.model_id,
+                copy.weight_units,
+                load_s,
+                used_ms=used_ms,
+                capacity=self._table.capacity_units - self._table.kept_units,
+                now_ms=self._clock.now_ms(),
+            )
             self._by_cost.loaded(copy.model_id, load_s)
 
     def evicted(self, copy: LocalCopy) -> None:
@@ -83,14 +105,15 @@ class Room:
 
     def removed(self, copy: LocalCopy) -> None:
         """A copy went for another reason."""
-        if self._by_cost is not None:
+        if self._by_cost is not None and not copy.is_kept:
             self._by_cost.removed(copy.model_id)
 
     def check_invariants(self) -> None:
         """Assert that the books and the table have the same copies."""
         if self._by_cost is not None:
             self._by_cost.check_invariants()
-            assert len(self._by_cost) == self._table.count, self._by_cost
+            kept_count = sum(self._table.is_kept(each[0]) for each in self._table.cached())
+            assert len(self._by_cost) == self._table.count - kept_count, self._by_cost
 
     def _make(self, by_cost: CostEviction, spare: LocalCopy, units: int) -> list[Evicted]:
         """Take copies out by cost until so much more fits; what is left to do is the table's."""

@@ -347,6 +347,7 @@ class Scaler:
             ready_count=len(holders.ready),
             coming_count=len(holders.coming) + len(unseen),
             hosts_left_count=hosts_left_count,
+            copies_min=record.policy.copies_needed,
             newest_ms=max(record.copies.values(), default=0),
             dropped_ms=max(record.last_unload_ms, self._dropped_ms.get(model_id, 0)),
         )

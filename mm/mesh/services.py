@@ -14,6 +14,7 @@ from mm.core.records import InstanceRecord
 from mm.mesh.composition import Parts, Ports, prefix_of
 from mm.mesh.drain import Drain
 from mm.mesh.filler import Filler
+from mm.mesh.keeper import Keeper
 from mm.mesh.leader import Leader
 from mm.mesh.ports import Session
 from mm.mesh.publisher import Publisher
@@ -95,6 +96,8 @@ def compose_services(
             reaper.run,
             _reference_counts(config, ports, parts, leader).run,
             filler.run,
+            _keeper(config, ports, parts, leader).run,
+            parts.pins.run,
             parts.readiness.run,
             trials.run,
         ),
@@ -123,6 +126,19 @@ def _drain(config: Config, ports: Ports, parts: Parts) -> Drain:
         members=parts.members,
         preloader=parts.preloader,
         store=ports.store,
+        policies=parts.policies,
+    )
+
+
+def _keeper(config: Config, ports: Ports, parts: Parts, leader: Leader) -> Keeper:
+    return Keeper(
+        config=config,
+        registry=parts.registry,
+        members=parts.members,
+        leader=leader,
+        policies=parts.policies,
+        preloader=parts.preloader,
+        clock=ports.clock,
     )
 
 

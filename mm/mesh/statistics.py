@@ -115,4 +115,10 @@ class InstanceStatistics:
     unready_because: str
     #: Models whose first load failed, while that keeps this instance from being ready.
     first_loads_failed: int
+    #: Models of which the mesh keeps copies, and of those, at the leader, the ones with too few.
+    policies: int
+    policies_unmet: int
+    #: What pinned copies take here, and copies here for which that would be too much.
+    pinned_units: int
+    pins_unmet: int
     counters: Counters

@@ -402,6 +402,11 @@ class ModelPolicyInfo(betterproto2.Message):
     Copies that are ready, at instances that are there to stay.
     """
 
+    unmet: "str" = betterproto2.field(4, betterproto2.TYPE_STRING)
+    """
+    Why these are fewer than the policy asks for; empty if they are enough.
+    """
+
 
 default_message_pool.register_message("mmesh", "ModelPolicyInfo", ModelPolicyInfo)
 

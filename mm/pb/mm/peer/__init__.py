@@ -322,6 +322,18 @@ class InstanceStatistics(betterproto2.Message):
 
     first_loads_failed: "int" = betterproto2.field(73, betterproto2.TYPE_UINT64)
 
+    policies: "int" = betterproto2.field(80, betterproto2.TYPE_UINT64)
+    """
+    Gauges: models of which the mesh keeps copies, and, at the leader, those with too few; what pinned copies take at
+    this instance, and copies here that are not kept from eviction because that would be too much.
+    """
+
+    policies_unmet: "int" = betterproto2.field(81, betterproto2.TYPE_UINT64)
+
+    pinned_units: "int" = betterproto2.field(82, betterproto2.TYPE_UINT64)
+
+    pins_unmet: "int" = betterproto2.field(83, betterproto2.TYPE_UINT64)
+
     copies_added: "int" = betterproto2.field(50, betterproto2.TYPE_UINT64)
     """
     Copies of models that this instance asked for because of demand, and because of recurring use; copies of its own that

@@ -1,0 +1,250 @@
+"""Sees that models have the copies that their policies ask for, called or not (issue 5 part 1).
+
+Owns when it is looked, and what is asked for. The leader does it: a model without a copy has nobody
+else. Where a copy goes, and what makes way for it, is ``preloader``'s; that copies which are there
+are not given up, ``scaler``, ``janitor`` and ``drain`` know themselves.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import Final
+
+import anyio
+import anyio.lowlevel
+from anyio.abc import TaskGroup
+
+from mm.config import Config
+from mm.core.asked_copies import AskedCopies
+from mm.core.ids import InstanceId, ModelId
+from mm.core.records import ModelRecord
+from mm.mesh.leader import Leader
+from mm.mesh.members import Members
+from mm.mesh.policies import Policies
+from mm.mesh.ports import Clock
+from mm.mesh.preloader import Preloader, PreloadReason
+from mm.mesh.registry import Registry
+from mm.mesh.seldom import FAILURES_LOUD_MAX, Seldom
+
+logger = logging.getLogger(__name__)
+
+#: After a copy that found no place, or whose load failed, the next try; doubled for each in a row.
+#: An instance that came or went brings it forward.
+PAUSE_MIN_S: Final = 2.0
+PAUSE_MAX_S: Final = 60.0
+#: An instance whose record vanished is given so long to come back, as after a moment without the
+#: store; when more are gone than are there, as long as the reaper gives them.
+BACK_S: Final = 2.0
+#: Models that are not as they should be are looked at again after this.
+LOOK_S: Final = 2.0
+#: Loads take their time: what is not met is told aloud when it has not been for so long.
+TOLD_S: Final = 30.0
+#: Models looked at between two turns of the event loop.
+CHUNK: Final = 200
+
+
+class Keeper:
+    """Looks at models with a policy when their record, or who is there, changes; a new leader looks
+    at all of them.
+
+    Invariant: ``unmet`` are those that had fewer ready copies than their policy asks for when this
+    instance, as the leader, looked at them last; empty at all others.
+    """
+
+    def __init__(
+        self,
+        *,
+        config: Config,
+        registry: Registry,
+        members: Members,
+        leader: Leader,
+        policies: Policies,
+        preloader: Preloader,
+        clock: Clock,
+    ) -> None:
+        self._config = config
+        self._registry = registry
+        self._members = members
+        self._leader = leader
+        self._policies = policies
+        self._preloader = preloader
+        self._clock = clock
+        self.unmet = policies.unmet
+        self._changed: set[ModelId] = set()
+        self._asked: dict[ModelId, AskedCopies] = {}
+        self._asking_count = 0
+        #: Those that have to wait because enough is asked for, first come first served.
+        self._waiting: dict[ModelId, None] = {}
+        self._unmet_due_s = 0.0
+        self._present: frozenset[InstanceId] = frozenset()
+        #: Who vanished a moment ago, and when.
+        self._gone_s: dict[InstanceId, float] = {}
+        #: Since when; None: it was told.
+        self._unmet_since_s: dict[ModelId, float | None] = {}
+        self._unmet_told = Seldom(loud_max=FAILURES_LOUD_MAX)
+        self._wake = anyio.Event()
+        registry.policies.listen(self._policy_changed)
+
+    def _policy_changed(self, model_id: ModelId) -> None:
+        self._changed.add(model_id)
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Look at what changed, and at what is not met, until cancelled."""
+        was_leader = False
+        async with anyio.create_task_group() as group:
+            while True:
+                self._wake = anyio.Event()
+                news, elected = self._members.news, self._leader.changed
+                is_leader = self._leader.is_leader
+                if is_leader:
+                    if self._has_somebody_moved() or not was_leader:
+                        self._changed.update(self._registry.policies)
+                        for asked in self._asked.values():
+                            asked.forgive()
+                    await self._look(group)
+                else:
+                    self._changed.clear()
+                    self.unmet.clear()
+                    self._unmet_since_s.clear()
+                    self._asked.clear()
+                    self._waiting.clear()
+                was_leader = is_leader
+                await self._wait(news, elected)
+
+    async def _wait(self, news: anyio.Event, elected: anyio.Event) -> None:
+        """Return when there may be something to do."""
+        events = [elected, self._wake, news] if self._leader.is_leader else [elected]
+        wait_s = self._wait_s(anyio.current_time())
+        async with anyio.create_task_group() as group:
+
+            async def until(event: anyio.Event) -> None:
+                await event.wait()
+                group.cancel_scope.cancel()
+
+            for event in events:
+                group.start_soon(until, event)
+            await anyio.sleep(wait_s)
+            group.cancel_scope.cancel()
+
+    def _wait_s(self, now_s: float) -> float:
+        if not self._leader.is_leader:
+            return math.inf
+        grace_s = self._grace_s()
+        waits_s = [max(0.0, since_s + grace_s - now_s) for since_s in self._gone_s.values()]
+        waits_s += [LOOK_S] * bool(self.unmet)
+        return min(waits_s, default=math.inf)
+
+    # --- who is there -------------------------------------------------------------------------
+
+    def _has_somebody_moved(self) -> bool:
+        """Note who is there; answers whether somebody came, or went and is not back in time."""
+        now_s = anyio.current_time()
+        before, self._present = self._present, self._members.present()
+        for instance_id in before - self._present:
+            self._gone_s[instance_id] = now_s
+        for instance_id in self._present & self._gone_s.keys():
+            del self._gone_s[instance_id]
+        grace_s = self._grace_s()
+        late = [each for each, since_s in self._gone_s.items() if now_s - since_s >= grace_s]
+        for instance_id in late:
+            del self._gone_s[instance_id]
+        return bool(late) or not self._present <= before
+
+    def _grace_s(self) -> float:
+        """When more are gone than are there, it is the store's doing, or ours."""
+        is_of_store = len(self._gone_s) > len(self._present)
+        return self._config.gone_after_s if is_of_store else BACK_S
+
+    # --- what is missing ----------------------------------------------------------------------
+
+    async def _look(self, group: TaskGroup) -> None:
+        now_s = anyio.current_time()
+        if now_s >= self._unmet_due_s:
+            self._unmet_due_s = now_s + LOOK_S
+            self._changed.update(self.unmet)
+        changed, self._changed = self._changed, set()
+        for number, model_id in enumerate(sorted(changed)):
+            if number % CHUNK == CHUNK - 1:
+                await anyio.lowlevel.checkpoint()
+            self._look_at(group, model_id)
+
+    def _look_at(self, group: TaskGroup, model_id: ModelId) -> None:
+        promise, record = self._registry.policies.get(model_id), self._registry.get(model_id)
+        if promise is None or record is None:
+            self._note(model_id, "", anyio.current_time())
+            self._asked.pop(model_id, None)
+            return
+        now_s = anyio.current_time()
+        missing_count = self._missing_count(model_id, record, now_s)
+        self._note(model_id, self._policies.unmet_because(model_id, record), now_s)
+        if missing_count <= 0:
+            return
+        if self._asking_count >= self._config.scale_ups_at_once_max:
+            self._waiting[model_id] = None
+            return
+        asked = self._asked.setdefault(model_id, AskedCopies(PAUSE_MIN_S, PAUSE_MAX_S))
+        if asked.may_ask(now_s):
+            self._asking_count += 1
+            asked.begin()
+            group.start_soon(self._ask, model_id, asked, missing_count)
+
+    def _missing_count(self, model_id: ModelId, record: ModelRecord, now_s: float) -> int:
+        """Count every copy that is there or on its way, also those of instances that are about to
+        stop: they see to their successors themselves.
+        """
+        there = [i for i in record.copies if i in self._present or i in self._gone_s]
+        asked, unseen = self._asked.get(model_id), frozenset[InstanceId]()
+        if asked is not None:
+            ready = self._members.holders(record, self._clock.now_ms()).ready
+            asked.look(there, ready, now_s)
+            unseen = asked.unseen
+            if asked.is_forgettable:
+                del self._asked[model_id]
+        return record.policy.copies_needed - len(there) - len(unseen)
+
+    async def _ask(self, model_id: ModelId, asked: AskedCopies, count: int) -> None:
+        """Ask for copies, one after the other: each excludes those before it."""
+        try:
+            for _ in range(count):
+                record = self._registry.get(model_id)
+                if record is None:
+                    return
+                taken = await self._preloader.request(
+                    model_id,
+                    # Nothing was used later: what makes way is the oldest, whatever it is.
+                    last_used_ms=self._clock.now_ms(),
+                    exclude=asked.unseen | self._policies.crowded(record),
+                    reason=PreloadReason.POLICY,
+                )
+                if taken is None:
+                    asked.refused(anyio.current_time())
+                    return
+                asked.accepted(taken, anyio.current_time())
+        finally:
+            asked.end()
+            self._asking_count -= 1
+            self._policy_changed(model_id)
+            if self._waiting:
+                waiting_id = next(iter(self._waiting))
+                del self._waiting[waiting_id]
+                self._policy_changed(waiting_id)
+
+    def _note(self, model_id: ModelId, because: str, now_s: float) -> None:
+        if not because:
+            self.unmet.pop(model_id, None)
+            if self._unmet_since_s.pop(model_id, now_s) is None:
+                logger.info("model %s has the copies that its policy asks for again", model_id)
+            return
+        self.unmet[model_id] = because
+        since_s = self._unmet_since_s.setdefault(model_id, now_s)
+        if since_s is None or now_s - since_s < TOLD_S:
+            return
+        self._unmet_since_s[model_id] = None
+        logger.log(
+            self._unmet_told.level(now_s),
+            "model %s has not the copies that its policy asks for: %s (others are told at DEBUG)",
+            model_id,
+            because,
+        )

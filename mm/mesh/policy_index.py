@@ -1,0 +1,85 @@
+"""The models with a policy, found without a walk through all (spec: issue 5 part 1).
+
+Owns what is known of them from their records as those change, and the sums that a new policy is
+held against. What is done about a policy is ``keeper``'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from mm.core.ids import ModelId
+from mm.core.model_policy import ModelPolicy
+from mm.core.records import ModelRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Promise:
+    """What the mesh keeps of one model."""
+
+    model_type: str
+    policy: ModelPolicy
+    #: Of one copy, as the record told last; 0: nobody knows yet.
+    size_units: int
+
+    @property
+    def units(self) -> int:
+        """What the copies take that are kept."""
+        return self.size_units * self.policy.copies_needed
+
+
+class PolicyIndex:
+    """Invariant: ``_units`` are the sums of all promises, by type of model."""
+
+    def __init__(self) -> None:
+        self._promises: dict[ModelId, Promise] = {}
+        self._units: dict[str, int] = {}
+        self._listeners: list[Callable[[ModelId], None]] = []
+
+    def __len__(self) -> int:
+        return len(self._promises)
+
+    def __iter__(self) -> Iterator[ModelId]:
+        return iter(self._promises)
+
+    def __contains__(self, model_id: object) -> bool:
+        return model_id in self._promises
+
+    def listen(self, listener: Callable[[ModelId], None]) -> None:
+        """Call ``listener`` after every change of the record of a model that has a policy, or had
+        one until then; it must not block or raise.
+        """
+        self._listeners.append(listener)
+
+    def get(self, model_id: ModelId) -> Promise | None:
+        """Answer what is kept of a model, None if nothing is."""
+        return self._promises.get(model_id)
+
+    def units_by_type(self) -> dict[str, int]:
+        """Answer what all that is kept takes."""
+        return {model_type: units for model_type, units in self._units.items() if units}
+
+    def note(self, model_id: ModelId, record: ModelRecord | None) -> None:
+        """Take in a changed record; None when it is gone."""
+        before, now = self._promises.pop(model_id, None), None
+        if record is not None and record.policy.copies_needed:
+            size_units = record.size_units
+            if not size_units and before is not None:
+                size_units = before.size_units  # it has no copy at the moment
+            now = Promise(record.info.model_type, record.policy, size_units)
+            self._promises[model_id] = now
+        for promise, sign in ((before, -1), (now, 1)):
+            if promise is not None:
+                units = self._units.get(promise.model_type, 0) + sign * promise.units
+                self._units[promise.model_type] = units
+        if before is not None or now is not None:
+            for listener in self._listeners:
+                listener(model_id)
+
+    def check_invariants(self) -> None:
+        """Assert that the sums are right."""
+        sums: dict[str, int] = {}
+        for promise in self._promises.values():
+            sums[promise.model_type] = sums.get(promise.model_type, 0) + promise.units
+        assert self.units_by_type() == {t: units for t, units in sums.items() if units}
