@@ -25,6 +25,7 @@ from mm.cli.mesh import (
     pages,
     watching,
 )
+from mm.cli.model_policy import policy
 from mm.cli.output import (
     ChangePrinter,
     Format,
@@ -62,6 +63,7 @@ app = typer.Typer(
     "  mm model get iris\n"
     "  mm model list --prefix i -o json\n"
     "  MM_ADDRESS=mesh.example:8033 mm model ensure-loaded iris\n"
+    "  mm model policy iris --min-copies 2 --pinned\n"
     "  mm model unregister iris",
 )
 
@@ -82,6 +84,12 @@ def register(
         False
     ),
     wait: Annotated[bool, typer.Option("--wait", help="Load it now and wait until it is.")] = False,
+    min_copies: Annotated[
+        int, typer.Option(metavar="N", help="Keep at least so many copies, called or not.")
+    ] = 0,
+    pinned: Annotated[
+        bool, typer.Option("--pinned", help="Never evict its copies for other models.")
+    ] = False,
     address: Address = DEFAULT_ADDRESS,
     timeout: Timeout = 120.0,
     output: Output = Format.TABLE,
@@ -98,6 +106,8 @@ def register(
         model_info=ModelInfo(type=model_type, path=path, key=key),
         load_now=load or wait,
         sync=wait,
+        min_copies=min_copies,
+        pinned=pinned,
     )
 
     async def make(stub: ModelMeshStub) -> ModelStatusInfo:
@@ -281,6 +291,9 @@ def watch(
                 show(entry)
 
     asyncio.run(follow())
+
+
+app.command()(policy)
 
 
 # --- asking ---------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ UNARY = {
     "unregisterModel": (mmesh.UnregisterModelRequest, mmesh.UnregisterModelResponse),
     "getModelStatus": (mmesh.GetStatusRequest, mmesh.ModelStatusInfo),
     "ensureLoaded": (mmesh.EnsureLoadedRequest, mmesh.ModelStatusInfo),
+    "setModelPolicy": (mmesh.SetModelPolicyRequest, mmesh.ModelPolicyInfo),
     "setVModel": (mmesh.SetVModelRequest, mmesh.VModelStatusInfo),
     "deleteVModel": (mmesh.DeleteVModelRequest, mmesh.DeleteVModelResponse),
     "getVModelStatus": (mmesh.GetVModelStatusRequest, mmesh.VModelStatusInfo),
