@@ -20,6 +20,7 @@ from anyio.abc import TaskStatus
 
 from mm.config import Config
 from mm.core.dataplane import DataplaneConfig
+from mm.core.dynamic_settings import LOG_LEVEL, Value
 from mm.edge.embedded_etcd import embedded_etcd
 from mm.edge.etcd_store import EtcdStore
 from mm.edge.garbage import collect_quietly
@@ -88,6 +89,18 @@ async def serve(config: Config) -> None:
         raise startup from None
 
 
+class _LogLevel:
+    """What is logged: as the process was started, unless the store says otherwise."""
+
+    def __init__(self) -> None:
+        self._root = logging.getLogger()
+        self._usual = self._root.level
+
+    def set(self, level: Value | None) -> None:
+        """Log from this level up."""
+        self._root.setLevel(self._usual if level is None else str(level))
+
+
 async def _listen_for_signals(
     stopping: anyio.Event,
     everything: anyio.CancelScope,
@@ -141,6 +154,7 @@ class Instance:
             )
             await stack.enter_async_context(node.running(f"{config.advertise_host}:{peer_port}"))
             peer_service.add_statistics(self._peer_services)
+            node.parts.dynamic.follow(LOG_LEVEL, _LogLevel().set)
             external_server = self._serve_node(node)
             static_models = StaticModels(config, node.models, node.vmodels)
             await stack.enter_async_context(

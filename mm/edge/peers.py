@@ -30,6 +30,7 @@ from mm.edge.unary import (
 from mm.errors import MeshError, StatusCode
 from mm.mesh.node import Node
 from mm.mesh.ports import ModelStatus, PeerCallError, PeerIdentity, Peers
+from mm.mesh.statistics import InstanceStatistics
 from mm.pb import mmesh
 from mm.pb.mm import peer
 
@@ -236,8 +237,7 @@ class PeerService:
     ) -> peer.InstanceStatistics:
         """Answer a snapshot."""
         now = self._node.statistics()
-        counters = now.counters
-        return peer.InstanceStatistics(
+        answer = peer.InstanceStatistics(
             instance_id=now.instance_id,
             uptime_ms=now.uptime_ms,
             models_loaded=now.models_loaded,
@@ -245,7 +245,7 @@ class PeerService:
             capacity_units=now.capacity_units,
             used_units=now.used_units,
             unloading_units=now.unloading_units,
-            loads=counters.loads,
+            loads=(counters := now.counters).loads,
             load_failures=counters.load_failures,
             evictions=counters.evictions,
             unloads=counters.unloads,
@@ -287,10 +287,6 @@ class PeerService:
             unready_because=now.unready_because,
             probations_failed=counters.probations_failed,
             first_loads_failed=now.first_loads_failed,
-            policies=now.policies,
-            policies_unmet=now.policies_unmet,
-            pinned_units=now.pinned_units,
-            pins_unmet=now.pins_unmet,
             copies_added=counters.copies_added,
             second_copies_added=counters.second_copies_added,
             copies_dropped=counters.copies_dropped,
@@ -303,6 +299,16 @@ class PeerService:
             transitions_blocked=now.transitions_blocked,
             partitions=[_partition(*each) for each in now.partitions.items()],
         )
+        _tell_policies(answer, now)
+        return answer
+
+
+def _tell_policies(answer: peer.InstanceStatistics, now: InstanceStatistics) -> None:
+    answer.policies = now.policies
+    answer.policies_unmet = now.policies_unmet
+    answer.pinned_units = now.pinned_units
+    answer.pins_unmet = now.pins_unmet
+    answer.pins_evicted = now.counters.pins_evicted
 
 
 def _partition(prohibited: frozenset[str], sums: ClusterStatistics) -> peer.Partition:

@@ -21,6 +21,7 @@ from mm.core.records import InstanceRecord
 from mm.core.sizing import CacheSizing
 from mm.mesh.concurrency import CallLimits
 from mm.mesh.copies import Copies
+from mm.mesh.dynamic_config import DynamicConfig
 from mm.mesh.first_loads import FirstLoads
 from mm.mesh.janitor import Janitor
 from mm.mesh.load_pusher import LoadPusher
@@ -64,6 +65,7 @@ class Parts:
     busyness: Busyness
     registry: Registry
     vmodels: VModels
+    dynamic: DynamicConfig
     sizing: CacheSizing
     accounting: UnloadAccounting
     load_times: LoadTimes
@@ -130,6 +132,7 @@ def compose(
         busyness=Busyness(),
         registry=registry,
         vmodels=vmodels,
+        dynamic=DynamicConfig(ports.store, f"{prefix}/config/"),
         sizing=sizing,
         accounting=copies.accounting,
         load_times=load_times,

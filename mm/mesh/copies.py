@@ -352,6 +352,7 @@ class Copies:
             self._room.evicted(copy)
         for copy, victim in zip(copies, evicted, strict=True):
             self.counters.evictions += copy.serves
+            self.counters.pins_evicted += copy.is_kept
             logger.debug("model %s evicted, last used at %d ms", copy.model_id, victim.last_used_ms)
             self._note_last_use(copy, victim)
             self._leave(copy, None)

@@ -60,7 +60,7 @@ class Demands:
         peers: Peers,
     ) -> None:
         self._me = me
-        self._rules = rules
+        self.rules = rules
         self._limits = limits
         self._registry = registry
         self._members = members
@@ -130,9 +130,9 @@ class Demands:
         self._tell(group, news, now_s)
 
     def _calls_min(self, elapsed_s: float) -> float:
-        if self._rules.limits_concurrency:
+        if self.rules.limits_concurrency:
             return 1
-        return TOLD_PART * self._rules.rpm_threshold / 60 * min(elapsed_s, 60.0)
+        return TOLD_PART * self.rules.rpm_threshold / 60 * min(elapsed_s, 60.0)
 
     def _decider_of(self, model_id: ModelId, now_ms: int) -> InstanceId | None:
         if model_id not in self.shared:

@@ -173,6 +173,8 @@ class Node:
         self._group = group
         with anyio.move_on_after(config.store_mirror_timeout_s) as scope:
             await group.start(self.parts.registry.run)
+            await group.start(self.parts.dynamic.run)
+            self.parts.dynamic.require_enabled()
             await group.start(self.parts.vmodels.run)
             await group.start(self.parts.members.run)
         if scope.cancelled_caught:

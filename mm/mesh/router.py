@@ -86,8 +86,7 @@ class Router:
         self._rng = rng
         self._permissions = Permissions(parameters)
         self._retries = Retries(self._me, members, copies.counters)
-        self._table = copies.table
-        self._counters = copies.counters
+        self._table, self._counters = copies.table, copies.counters
         self._call_limits = copies.call_limits
         self._clock = copies.clock
         self._decisions = Decisions(
@@ -98,6 +97,7 @@ class Router:
             limits_concurrency=parameters.limit_model_concurrency,
             rng=rng,
         )
+        self.logs_each_call = config.log_each_invoke
         #: Calls between `route` and `finished`.
         self.routes_open = 0
 
@@ -290,7 +290,7 @@ class Router:
             return None
         now_ms = call.last_used_ms or self._clock.now_ms()
         self._table.touch(call.model_id, now_ms)
-        if self._config.log_each_invoke and call.method:
+        if self.logs_each_call and call.method:
             logger.info("model %s: invoking %s", call.model_id, call.method[1:])
         return LocalRoute(call.model_id, injection_path, copy.load_id)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Set
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 import anyio
@@ -91,6 +92,10 @@ class Scaler:
         self._surplus: dict[ModelId, Surplus] = {}
         #: When a copy of a model went because of us.
         self._dropped_ms: dict[ModelId, int] = {}
+
+    def set_rpm_threshold(self, rpm_threshold: int) -> None:
+        """Let a copy bear so many calls a minute from the next look on."""
+        self._rules = self.demands.rules = replace(self._rules, rpm_threshold=rpm_threshold)
 
     def hear(self, sender: InstanceId, demands: Mapping[ModelId, tuple[int, int]]) -> None:
         """Take in what another holder tells of its copies."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mm.config import Config
+from mm.core.dynamic_settings import LOG_EACH, RPM_THRESHOLD, Value
 from mm.core.records import InstanceRecord
 from mm.mesh.composition import Parts, Ports, prefix_of
 from mm.mesh.drain import Drain
@@ -67,7 +68,7 @@ def compose_services(
         clock=ports.clock,
     )
     restorer = Restorer(
-        (parts.vmodels.mirror, parts.registry.mirror),
+        (parts.vmodels.mirror, parts.registry.mirror, parts.dynamic.mirror),
         parts.members,
         limits=config,
         counters=parts.counters,
@@ -78,6 +79,7 @@ def compose_services(
     drain = _drain(config, ports, parts)
     scaler = compose_scaler(config, ports.peers, parts, own_record)
     filler = _filler(ports, parts, leader)
+    _follow_settings(config, parts, scaler)
     return Services(
         publisher=publisher,
         drain=drain,
@@ -128,6 +130,19 @@ def _drain(config: Config, ports: Ports, parts: Parts) -> Drain:
         store=ports.store,
         policies=parts.policies,
     )
+
+
+def _follow_settings(config: Config, parts: Parts, scaler: Scaler) -> None:
+    """Let the store override what the environment says."""
+
+    def set_rpm(value: Value | None) -> None:
+        scaler.set_rpm_threshold(config.scaling.rpm_threshold if value is None else int(value))
+
+    def set_log_each(value: Value | None) -> None:
+        parts.router.logs_each_call = config.log_each_invoke if value is None else bool(value)
+
+    parts.dynamic.follow(RPM_THRESHOLD, set_rpm)
+    parts.dynamic.follow(LOG_EACH, set_log_each)
 
 
 def _keeper(config: Config, ports: Ports, parts: Parts, leader: Leader) -> Keeper:

@@ -50,6 +50,8 @@ class Counters:
     #: Times that too many of the first loads failed (``mm.core.probation``).
     probations_failed: int = 0
     evictions: int = 0
+    #: Of these, pinned copies: more of the runtime's memory was lost than is left to others.
+    pins_evicted: int = 0
     unloads: int = 0
     unload_failures: int = 0
     #: Records written back to a store that had lost them.

@@ -48,6 +48,7 @@ class Convergence:
         await anyio.sleep(FORGET_S)
         await self._rest()
         self._check(losses_unnoticed=True)
+        self._check_policies()
         await self._register_all()
         for model_id in self._models:
             for entry in self._rng.sample(self._cluster.serving, ENTRIES_COUNT):
@@ -60,6 +61,7 @@ class Convergence:
         await anyio.sleep(PUBLISH_S)
         self._check(losses_unnoticed=False)
         self._check_instances()
+        self._check_policies()
         return rest_s
 
     async def _rest(self) -> None:
@@ -151,6 +153,16 @@ class Convergence:
                 self._fail(f"the runtime of {each.name} holds too much", instances=[each.name])
             for copy in node.parts.copies:
                 self._check_copy(each, copy.model_id)
+
+    def _check_policies(self) -> None:
+        """Every model has the copies that its policy asks for, or one at each instance."""
+        serving = self._cluster.serving
+        for model_id, record in self._cluster.records().items():
+            copies = [each.node.parts.copies.get(ModelId(model_id)) for each in serving]
+            ready_count = sum(copy is not None and copy.serves for copy in copies)
+            if ready_count < min(record.policy.copies_needed, len(serving)):
+                text = f"{model_id} has {ready_count} ready copies, its policy is {record.policy}"
+                self._fail(text, models=[model_id])
 
     def _check_copy(self, each: Instance, model_id: ModelId) -> None:
         copy, record = each.node.parts.copies.get(model_id), self._cluster.record(model_id)

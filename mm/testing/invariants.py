@@ -23,8 +23,10 @@ is ``convergence``'s.
 6. *The books balance*: table, accounting and phases are in step (``check_invariants``).
 
 7. *No view goes back*: what an instance knows of a model is never older than what it knew.
+8. *No pinned copy is evicted* as long as the instance has all of its memory; and what is pinned is
+   no more than may be. (That copies which policies ask for are there is ``convergence``'s.)
 
-3 and 4 are looked at by the runtimes at each change; 1 and 2 at each failure of a call; 5 to 7
+3 and 4 are looked at by the runtimes at each change; 1 and 2 at each failure of a call; 5 to 8
 each second.
 """
 
@@ -180,6 +182,8 @@ class Invariants:
         #: The newest revision that each view has shown of each model, in the present store, which
         #: is known by the event that will tell of its loss.
         self._seen: dict[Instance, tuple[anyio.Event, dict[str, int]]] = {}
+        #: Instances whose runtimes did not give back all memory, once.
+        self._have_lost: set[Instance] = set()
 
     async def run(self) -> None:
         """Look each second, until cancelled."""
@@ -203,6 +207,7 @@ class Invariants:
         for each in self._cluster.serving:
             self._check_books(each)
             self._check_view(each)
+            self._check_pins(each)
             for key, model_id, what, s_max in _under_way(each):
                 begun_s = since_s[key] = self._since_s.get(key, now_s)
                 if now_s - begun_s > s_max:
@@ -232,10 +237,27 @@ class Invariants:
                 )
             seen[model_id] = item.mod_revision
 
+    def _check_pins(self, each: Instance) -> None:
+        parts = each.node.parts
+        if parts.accounting.lost_units:
+            self._have_lost.add(each)
+        if each in self._have_lost:
+            return
+        kept_units, room_units = parts.copies.table.kept_units, parts.pins.room_units
+        text = ""
+        if parts.counters.pins_evicted:
+            text = f"{each.name} evicted {parts.counters.pins_evicted} pinned copies"
+        elif kept_units > room_units:
+            text = f"{each.name} keeps {kept_units} units, {room_units} it may"
+        if text:
+            log = self._cluster.log
+            raise InvariantError(log, "no pinned copy is evicted", text, instances=[each.name])
+
     def _check_books(self, each: Instance) -> None:
         try:
             each.node.parts.copies.check_invariants()
             each.node.parts.copies.table.check_invariants()
+            each.node.parts.registry.policies.check_invariants()
         except AssertionError as exc:
             raise InvariantError(
                 self._cluster.log, "the books balance", f"{each.name}: {exc}", instances=[each.name]

@@ -212,6 +212,7 @@ class _Simulation:
             for _ in range(CLIENTS_COUNT):
                 clients.start_soon(workload.client)
             clients.start_soon(workload.manager)
+            clients.start_soon(workload.set_policies)
             if self.options.vmodels_count:
                 clients.start_soon(vmodels.run)
             if users is not None:

@@ -32,6 +32,9 @@ PAUSES_S: Final = (0.0, 0.3, 1.0, 3.0)
 #: those moments, which are the hard ones.
 MEDDLING_SHARE: Final = 0.3
 MANAGER_GAP_S: Final = 3.0
+#: In one of so many runs somebody sets policies of models, so often.
+POLICIES_EVERY: Final = 4
+POLICIES_GAP_S: Final = 4.0
 
 
 class Workload:
@@ -123,6 +126,26 @@ class Workload:
                 await self.register(model_id)
             else:
                 await self._manage(model_id, None)
+
+    async def set_policies(self) -> None:
+        """Say how many copies models are to have, and pin some, in some runs."""
+        rng = random.Random(f"policies {self._cluster.seed}")
+        while self._cluster.seed % POLICIES_EVERY == POLICIES_EVERY - 2:
+            await anyio.sleep(rng.expovariate(1 / POLICIES_GAP_S))
+            serving = self._cluster.serving
+            if self._is_over or not serving:
+                break
+            entry, model_id = rng.choice(serving), rng.choice(self._models)
+            copies_min, pinned = rng.choice([0, 1, 1, 2, 3]), rng.random() < 0.4
+            with self._cluster.at(entry.name), anyio.move_on_after(30.0):
+                try:
+                    await entry.set_policy(model_id, copies_min, pinned)
+                except MeshError as exc:
+                    answer = f"{exc.code.name} ({exc.message})"
+                else:
+                    answer = "done"
+                what = f"keep {copies_min}{', pinned' * pinned}"
+                self._cluster.log.tell(entry.name, model_id, f"client: {what}: {answer}")
 
     async def register(self, model_id: str) -> bool:
         """Register a model; answers whether it is known to be."""

@@ -334,6 +334,11 @@ class InstanceStatistics(betterproto2.Message):
 
     pins_unmet: "int" = betterproto2.field(83, betterproto2.TYPE_UINT64)
 
+    pins_evicted: "int" = betterproto2.field(84, betterproto2.TYPE_UINT64)
+    """
+    A counter: pinned copies that were evicted, because the runtime's memory had shrunk below them.
+    """
+
     copies_added: "int" = betterproto2.field(50, betterproto2.TYPE_UINT64)
     """
     Copies of models that this instance asked for because of demand, and because of recurring use; copies of its own that
