@@ -19,7 +19,6 @@ import pytest
 from mm.core.calls import REFUSALS_MAX
 from mm.core.ids import InstanceId, ModelId
 from mm.core.placement import Placement, PlacementReason
-from mm.core.records import ModelRecord
 from mm.mesh.drain import Drain
 from mm.mesh.instance_index import InstanceIndex
 from mm.mesh.members import Members
@@ -186,16 +185,16 @@ def test_instances_that_stop_at_once_forget_what_they_had(monkeypatch: pytest.Mo
 def test_a_table_that_nobody_empties_is_found_wherever_it_is(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    parse = Registry._parse
+    changed = Registry._changed
 
-    def leak(self: Any, model_id: ModelId, item: Item) -> ModelRecord | None:
-        self.__dict__.setdefault("_leak", []).append(item.value)
-        return parse(self, model_id, item)
+    def leak(self: Any, key_id: str, item: Item | None) -> None:
+        self.__dict__.setdefault("_leak", []).append(item)
+        changed(self, key_id, item)
 
-    monkeypatch.setattr(Registry, "_parse", leak)
+    monkeypatch.setattr(Registry, "_changed", leak)
     [grown, *_] = day.report(1, 4, 300.0).figures
     assert grown.is_met is False
-    assert grown.reached == "1 (node.parts.registry._leak)"
+    assert "node.parts.registry._leak" in grown.reached
 
 
 # --- what they are made of ------------------------------------------------------------------------
