@@ -99,7 +99,7 @@ def _crowd(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(workload, "PAUSES_S", (0.0, 0.0, 0.3, 1.0))
 
 
-CROWDED = (_unload_under_calls, _load_under_unloads)
+CROWDED = (_unload_under_calls, _load_under_unloads, _accept_old_events)
 
 
 @pytest.mark.parametrize(
