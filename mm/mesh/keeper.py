@@ -36,6 +36,9 @@ PAUSE_MAX_S: Final = 60.0
 #: An instance whose record vanished is given so long to come back, as after a moment without the
 #: store; when more are gone than are there, as long as the reaper gives them.
 BACK_S: Final = 2.0
+#: It is not looked again sooner than this without news: the time until a moment, slept, may end a
+#: rounding before it.
+LOOK_GAP_S: Final = 0.05
 #: Models that are not as they should be are looked at again after this.
 LOOK_S: Final = 2.0
 #: Loads take their time: what is not met is told aloud when it has not been for so long.
@@ -132,9 +135,9 @@ class Keeper:
         if not self._leader.is_leader:
             return math.inf
         grace_s = self._grace_s()
-        waits_s = [max(0.0, since_s + grace_s - now_s) for since_s in self._gone_s.values()]
+        waits_s = [since_s + grace_s - now_s for since_s in self._gone_s.values()]
         waits_s += [LOOK_S] * bool(self.unmet)
-        return min(waits_s, default=math.inf)
+        return max(LOOK_GAP_S, min(waits_s, default=math.inf))
 
     # --- who is there -------------------------------------------------------------------------
 
