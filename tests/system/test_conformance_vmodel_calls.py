@@ -167,9 +167,9 @@ class Caller:
         """Whether there are more than these, or will be no more."""
         return len(self.answers) > count or bool(self.failures)
 
-    def has_seen(self, number: int) -> bool:
-        """Whether a model has answered, or none will."""
-        return any(found == number for _, found in self.answers) or bool(self.failures)
+    def has_called_since(self, known_s: float) -> bool:
+        """Whether a call that began later was answered, or none will be."""
+        return any(began_s > known_s for began_s, _ in self.answers) or bool(self.failures)
 
     def knows(self, target: str) -> bool:
         """Whether its instance has heard of a switch."""
@@ -214,7 +214,7 @@ def test_no_call_fails_or_is_late_because_of_a_switch(pair: Pair) -> None:
                 eventually(partial(caller.knows, target))
                 caller.known_s.append((time.monotonic(), number))
         for caller in callers:
-            eventually(partial(caller.has_seen, 6))
+            eventually(partial(caller.has_called_since, caller.known_s[-1][0]))
     finally:
         for caller in callers:
             caller.stopping.set()
