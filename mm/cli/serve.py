@@ -66,6 +66,7 @@ Behaviour:
   MM_AUTO_REGISTER_MODELS         JSON: models to register at the start
   MM_AUTO_REGISTER_MODEL_PATH, MM_AUTO_REGISTER_MODELS_PATH
                                   or a file with it, read again when it changes
+  MM_DEFAULT_VMODEL_OWNER         owner of vmodels that are created without one
   MM_MAX_MODELS                   no more are registered; 0: no limit [1000000]
   MM_MIN_CHURN_AGE_MS             evict nothing used less long ago    [0]
   MM_EVICTION                     who goes: by cost of its loss, or lru [cost]

@@ -295,6 +295,7 @@ class PeerService:
             vmodel_conflicts=counters.vmodel_conflicts,
             transitions_completed=counters.transitions_completed,
             transitions_failed=counters.transitions_failed,
+            references_repaired=counters.references_repaired,
             transitions=now.transitions,
             transitions_blocked=now.transitions_blocked,
             partitions=[_partition(*each) for each in now.partitions.items()],

@@ -130,6 +130,7 @@ async def test_a_record_that_is_gone_is_written_again() -> None:
         assert published(cluster, "a") == record
 
 
+@pytest.mark.usefixtures("nothing_ahead")
 @pytest.mark.virtual_time
 async def test_an_outage_is_survived_and_said_once(caplog: pytest.LogCaptureFixture) -> None:
     async with running_cluster("a", "b", plan=FAST) as cluster:
@@ -270,6 +271,7 @@ async def test_copies_of_a_vanished_instance_are_taken_out_after_the_grace() -> 
         cluster.check()
 
 
+@pytest.mark.usefixtures("nothing_ahead")
 @pytest.mark.virtual_time
 async def test_one_instance_takes_them_out_once(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)

@@ -22,6 +22,9 @@ from mm.testing import simulator, workload
 from mm.testing.faults import Faults
 from mm.testing.simulator import simulate
 
+# The rarest breaks take some dozen runs to show: a minute, several on a slow machine.
+pytestmark = pytest.mark.timeout(1800)
+
 SEEDS_MAX = 40
 
 

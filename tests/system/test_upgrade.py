@@ -19,7 +19,7 @@ from tests.system.etcd import Keys
 from tests.system.meshes import Instance, Mesh, mesh_of, record_of
 from tests.system.processes import eventually
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]
 
 MODELS = [f"m{number}" for number in range(12)]
 #: Their first load in a process fails, so they load at the second try only.

@@ -285,6 +285,11 @@ class InstanceStatistics(betterproto2.Message):
 
     transitions_failed: "int" = betterproto2.field(93, betterproto2.TYPE_UINT64)
 
+    references_repaired: "int" = betterproto2.field(96, betterproto2.TYPE_UINT64)
+    """
+    A counter: numbers of references that were wrong, and put right by this instance as the leader.
+    """
+
     transitions: "int" = betterproto2.field(94, betterproto2.TYPE_UINT64)
     """
     Gauges: vmodels in transition; and of those that this instance works on, because it leads, the ones that cannot go on.
