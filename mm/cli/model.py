@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import Annotated, Any, Final
 
 import typer
 
-from mm.cli.errors import EXIT_CODES_HELP, MISUSED, CommandError
+from mm.cli.errors import EXIT_CODES_HELP
+from mm.cli.listing import Kind, name_of, print_changes, print_list, wanted_status
 from mm.cli.mesh import (
     ADDRESS_HELP,
     DEFAULT_ADDRESS,
@@ -23,13 +25,10 @@ from mm.cli.mesh import (
     connected,
     exit_by_status,
     pages,
-    watching,
 )
 from mm.cli.model_policy import policy
 from mm.cli.output import (
-    ChangePrinter,
     Format,
-    ListPrinter,
     Output,
     emit_one,
     in_one_line,
@@ -199,7 +198,7 @@ def get(
             info = await ModelMeshStub(channel).get_model_status(request, timeout=timeout)
             wanted = _request(prefix=model_id)
             wanted.page_size = 1
-            async for page in pages(channel, "listModels", _LISTED, wanted, timeout):
+            async for page in pages(channel, _KIND.list_method, _KIND.page_name, wanted, timeout):
                 return info, next((e for e in page.models if e.model_id == model_id), None)
         raise AssertionError("there is always a first page")
 
@@ -235,19 +234,7 @@ def list_models(
       mm model list --prefix fraud- --limit 20 -o json
     """
     request = _request(prefix, model_type, with_status)
-    printer = ListPrinter(output, COLUMNS)
-
-    async def print_all() -> None:
-        async with connected(address, timeout, for_all=False) as channel:
-            request.page_size = min(limit or PAGE_SIZE, PAGE_SIZE)
-            async for page in pages(channel, "listModels", _LISTED, request, timeout):
-                left = limit - printer.count if limit else len(page.models)
-                printer.page([_entry(each) for each in page.models[:left]])
-                if limit and printer.count >= limit:
-                    break
-
-    asyncio.run(print_all())
-    printer.end("models")
+    print_list(_KIND, request, limit, address, timeout, output)
 
 
 @app.command()
@@ -268,29 +255,8 @@ def watch(
       mm model watch iris
       mm model watch --prefix fraud- -o json
     """
-    printer = ChangePrinter(output)
-
-    def show(entry: Any) -> None:
-        value, cells = _entry(entry)
-        printer.change(entry.model_id, value, cells[:4])
-
-    async def follow() -> None:
-        async with (
-            connected(address, timeout, for_all=False) as channel,
-            watching(channel, "watchModels", _ENTRY, model_id, prefix, timeout) as changes,
-        ):
-            async for page in pages(
-                channel, "listModels", _LISTED, _request(model_id or prefix), timeout
-            ):
-                for entry in page.models:
-                    if model_id in ("", entry.model_id):
-                        show(entry)
-                if model_id:
-                    break
-            async for entry in changes:
-                show(entry)
-
-    asyncio.run(follow())
+    request = _request(model_id or prefix)
+    print_changes(_KIND, request, model_id, prefix, address, timeout, output)
 
 
 app.command()(policy)
@@ -298,22 +264,11 @@ app.command()(policy)
 
 # --- asking ---------------------------------------------------------------------------------------
 
-_LISTED: Final = "mmesh.ListModelsResponse"
-_ENTRY: Final = "mmesh.ListedModel"
-
 
 def _request(prefix: str = "", model_type: str = "", status_name: str = "") -> Any:
     from mm.edge.protobuf import message_class
 
-    wanted = ModelStatusInfoModelStatus.NOT_FOUND
-    if status_name:
-        names = [each.name for each in ModelStatusInfoModelStatus if each and each.name]
-        if status_name.upper() not in names:
-            raise CommandError(
-                f"{status_name!r} is no status to look for; allowed: {', '.join(names)}",
-                exit_code=MISUSED,
-            )
-        wanted = ModelStatusInfoModelStatus[status_name.upper()]
+    wanted = wanted_status(ModelStatusInfoModelStatus, status_name)
     return message_class("mmesh.ListModelsRequest")(
         page_size=PAGE_SIZE, id_prefix=prefix, type=model_type, status=int(wanted)
     )
@@ -339,11 +294,7 @@ def _show(model_id: str, info: ModelStatusInfo, output: Format) -> None:
 
 
 def _name_of(status: int) -> str:
-    try:
-        return ModelStatusInfoModelStatus(status).name or str(int(status))
-    except ValueError:
-        # A newer mesh may know more.
-        return str(int(status))
+    return name_of(ModelStatusInfoModelStatus, status)
 
 
 def model_value(info: ModelStatusInfo) -> dict[str, Any]:
@@ -393,6 +344,19 @@ def _entry(entry: Any) -> tuple[dict[str, Any], Sequence[str]]:
         _vmodels_text(value),
         value["path"],
     )
+
+
+_KIND: Final = Kind(
+    plural="models",
+    list_method="listModels",
+    watch_method="watchModels",
+    page_name="mmesh.ListModelsResponse",
+    entry_name="mmesh.ListedModel",
+    columns=COLUMNS,
+    change_columns_count=4,
+    id_of=attrgetter("model_id"),
+    shown_as=_entry,
+)
 
 
 def _copies_text(value: dict[str, Any]) -> str:

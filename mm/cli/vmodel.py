@@ -5,13 +5,14 @@ Owns the commands and what they show of a vmodel; what the calls mean is spec co
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import Annotated, Any, Final
 
 import typer
 
-from mm.cli.errors import EXIT_CODES_HELP, MISUSED, CommandError
+from mm.cli.errors import EXIT_CODES_HELP
+from mm.cli.listing import Kind, name_of, print_changes, print_list, wanted_status
 from mm.cli.mesh import (
     ADDRESS_HELP,
     DEFAULT_ADDRESS,
@@ -20,13 +21,10 @@ from mm.cli.mesh import (
     Timeout,
     ask,
     ask_and_look,
-    connected,
     exit_by_status,
-    pages,
-    watching,
 )
 from mm.cli.model import DEFAULT_TYPE, model_lines, model_value
-from mm.cli.output import ChangePrinter, Format, ListPrinter, Output, emit_one, in_one_line, shown
+from mm.cli.output import Format, Output, emit_one, in_one_line, shown
 from mm.pb.mmesh import (
     DeleteVModelRequest,
     EnsureLoadedRequest,
@@ -39,8 +37,6 @@ from mm.pb.mmesh import (
 )
 
 COLUMNS: Final = ("VMODEL", "STATUS", "ACTIVE", "TARGET", "OWNER")
-_LISTED: Final = "mmesh.ListVModelsResponse"
-_ENTRY: Final = "mmesh.ListedVModel"
 
 app = typer.Typer(
     rich_markup_mode=None,
@@ -214,19 +210,7 @@ def list_vmodels(
       mm vmodel list --prefix fraud- -o yaml
     """
     request = _request(prefix, owner, with_status)
-    printer = ListPrinter(output, COLUMNS)
-
-    async def print_all() -> None:
-        async with connected(address, timeout, for_all=False) as channel:
-            request.page_size = min(limit or PAGE_SIZE, PAGE_SIZE)
-            async for page in pages(channel, "listVModels", _LISTED, request, timeout):
-                left = limit - printer.count if limit else len(page.vmodels)
-                printer.page([_entry(each) for each in page.vmodels[:left]])
-                if limit and printer.count >= limit:
-                    break
-
-    asyncio.run(print_all())
-    printer.end("vmodels")
+    print_list(_KIND, request, limit, address, timeout, output)
 
 
 @app.command()
@@ -247,29 +231,8 @@ def watch(
       mm vmodel watch flowers
       mm vmodel watch --prefix fraud- -o json
     """
-    printer = ChangePrinter(output)
-
-    def show(entry: Any) -> None:
-        value, cells = _entry(entry)
-        printer.change(entry.vmodel_id, value, cells)
-
-    async def follow() -> None:
-        async with (
-            connected(address, timeout, for_all=False) as channel,
-            watching(channel, "watchVModels", _ENTRY, vmodel_id, prefix, timeout) as changes,
-        ):
-            async for page in pages(
-                channel, "listVModels", _LISTED, _request(vmodel_id or prefix), timeout
-            ):
-                for entry in page.vmodels:
-                    if vmodel_id in ("", entry.vmodel_id):
-                        show(entry)
-                if vmodel_id:
-                    break
-            async for entry in changes:
-                show(entry)
-
-    asyncio.run(follow())
+    request = _request(vmodel_id or prefix)
+    print_changes(_KIND, request, vmodel_id, prefix, address, timeout, output)
 
 
 # --- asking and showing ---------------------------------------------------------------------------
@@ -278,15 +241,7 @@ def watch(
 def _request(prefix: str = "", owner: str = "", status_name: str = "") -> Any:
     from mm.edge.protobuf import message_class
 
-    wanted = VModelStatusInfoVModelStatus.NOT_FOUND
-    if status_name:
-        names = [each.name for each in VModelStatusInfoVModelStatus if each and each.name]
-        if status_name.upper() not in names:
-            raise CommandError(
-                f"{status_name!r} is no status to look for; allowed: {', '.join(names)}",
-                exit_code=MISUSED,
-            )
-        wanted = VModelStatusInfoVModelStatus[status_name.upper()]
+    wanted = wanted_status(VModelStatusInfoVModelStatus, status_name)
     return message_class("mmesh.ListVModelsRequest")(
         page_size=PAGE_SIZE, id_prefix=prefix, owner=owner, status=int(wanted)
     )
@@ -344,8 +299,17 @@ def _entry(entry: Any) -> tuple[dict[str, Any], Sequence[str]]:
 
 
 def _name_of(status: int) -> str:
-    try:
-        return VModelStatusInfoVModelStatus(status).name or str(int(status))
-    except ValueError:
-        # A newer mesh may know more.
-        return str(int(status))
+    return name_of(VModelStatusInfoVModelStatus, status)
+
+
+_KIND: Final = Kind(
+    plural="vmodels",
+    list_method="listVModels",
+    watch_method="watchVModels",
+    page_name="mmesh.ListVModelsResponse",
+    entry_name="mmesh.ListedVModel",
+    columns=COLUMNS,
+    change_columns_count=len(COLUMNS),
+    id_of=attrgetter("vmodel_id"),
+    shown_as=_entry,
+)
