@@ -8,13 +8,14 @@ a tenth of a second for each.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import Any, Final
+from collections.abc import Callable, Sequence
+from typing import Any, Final, TypeVar
 
 from mm.core.ids import ModelId, VModelId
 from mm.edge.h2 import IncomingCall
 from mm.edge.management import SERVICE
 from mm.edge.protobuf import message_class
+from mm.edge.status_messages import UINT64_MAX, at_most, fill_status
 from mm.edge.unary import MessageStream, ServiceTable, parse_message, read_request, send_reply
 from mm.errors import InvalidRequestError
 from mm.mesh.composition import Parts
@@ -22,13 +23,13 @@ from mm.mesh.listing import IN_A_ROW, ListedModel, ListedVModel, Listing, PageRe
 from mm.mesh.watches import Watches
 from mm.pb import mmesh
 
+E = TypeVar("E")
+
 _ModelsResponse: Final = message_class("mmesh.ListModelsResponse")
 _VModelsResponse: Final = message_class("mmesh.ListVModelsResponse")
 _Model: Final = message_class("mmesh.ListedModel")
 _VModel: Final = message_class("mmesh.ListedVModel")
 _INT32_MAX: Final = 2**31 - 1
-_UINT64_MAX: Final = 2**64 - 1
-_ModelStatus: Final = mmesh.ModelStatusInfoModelStatus
 _VModelStatus: Final = mmesh.VModelStatusInfoVModelStatus
 
 
@@ -63,10 +64,7 @@ class ListingService:
             status=_wanted(request.status),
         )
         reply = _ModelsResponse(next_page_token=page.next_after)
-        for number, entry in enumerate(page.entries, 1):
-            _fill_model(reply.models.add(), entry)
-            if not number % IN_A_ROW:
-                await asyncio.sleep(0)
+        await _fill_page(reply.models, page.entries, _fill_model)
         send_reply(call, reply.SerializeToString())
 
     async def list_vmodels(self, call: IncomingCall) -> None:
@@ -78,10 +76,7 @@ class ListingService:
             status=_wanted(request.status),
         )
         reply = _VModelsResponse(next_page_token=page.next_after)
-        for number, entry in enumerate(page.entries, 1):
-            _fill_vmodel(reply.vmodels.add(), entry)
-            if not number % IN_A_ROW:
-                await asyncio.sleep(0)
+        await _fill_page(reply.vmodels, page.entries, _fill_vmodel)
         send_reply(call, reply.SerializeToString())
 
     async def watch_models(self, call: IncomingCall) -> None:
@@ -125,30 +120,25 @@ def _wanted(status: mmesh.ModelStatusInfoModelStatus | mmesh.VModelStatusInfoVMo
     return status.name
 
 
+async def _fill_page(messages: Any, entries: Sequence[E], fill: Callable[[Any, E], None]) -> None:
+    """Add a message for each entry, and let others have their turn meanwhile."""
+    for number, entry in enumerate(entries, 1):
+        fill(messages.add(), entry)
+        if not number % IN_A_ROW:
+            await asyncio.sleep(0)
+
+
 def _fill_model(message: Any, entry: ListedModel) -> None:
     message.model_id = entry.model_id
     message.type = entry.model_type
     message.path = entry.path
-    message.last_used_ms = _at_most(entry.last_used_ms, _UINT64_MAX)
-    message.size_bytes = _at_most(entry.size_bytes, _UINT64_MAX)
-    message.references = _at_most(entry.references, _INT32_MAX)
+    message.last_used_ms = at_most(entry.last_used_ms, UINT64_MAX)
+    message.size_bytes = at_most(entry.size_bytes, UINT64_MAX)
+    message.references = at_most(entry.references, _INT32_MAX)
     message.vmodel_ids.extend(entry.vmodel_ids)
-    message.min_copies = _at_most(entry.policy.copies_min, _INT32_MAX)
+    message.min_copies = at_most(entry.policy.copies_min, _INT32_MAX)
     message.pinned = entry.policy.pinned
-    status = message.status
-    status.status = _ModelStatus[entry.status.status]
-    status.errors.extend(entry.status.errors)
-    for copy in entry.status.copies:
-        status.modelCopyInfos.add(
-            location=copy.instance_id,
-            copyStatus=_ModelStatus[copy.status],
-            time=_at_most(copy.time_ms, _UINT64_MAX),
-        )
-
-
-def _at_most(number: int, limit: int) -> int:
-    """Answer a number that its field can hold: anything may stand in a record."""
-    return min(max(0, number), limit)
+    fill_status(message.status, entry.status)
 
 
 def _fill_vmodel(message: Any, entry: ListedVModel) -> None:

@@ -18,9 +18,9 @@ from mm.core.vmodel_changes import SetVModel
 from mm.edge.h2 import IncomingCall
 from mm.edge.management import LEGACY_SERVICE, SERVICE
 from mm.edge.protobuf import NotAMessageError, message_class, parse
+from mm.edge.status_messages import fill_status
 from mm.edge.unary import ServiceTable, read_request, send_reply
 from mm.errors import InvalidRequestError
-from mm.mesh.ports import ModelStatus
 from mm.mesh.vmodel_manager import VModelManager, VModelStatus
 from mm.pb import mmesh
 
@@ -98,20 +98,8 @@ def encode_status(status: VModelStatus) -> bytes:
         owner=status.owner,
     )
     if status.active is not None:
-        _fill(message.activeModelStatus, status.active)
+        fill_status(message.activeModelStatus, status.active)
     if status.target is not None:
-        _fill(message.targetModelStatus, status.target)
+        fill_status(message.targetModelStatus, status.target)
     encoded: bytes = message.SerializeToString()
     return encoded
-
-
-def _fill(message: Any, status: ModelStatus) -> None:
-    message.SetInParent()
-    message.status = mmesh.ModelStatusInfoModelStatus[status.status].value
-    message.errors.extend(status.errors)
-    for copy in status.copies:
-        message.modelCopyInfos.add(
-            location=copy.instance_id,
-            copyStatus=mmesh.ModelStatusInfoModelStatus[copy.status].value,
-            time=copy.time_ms,
-        )
