@@ -141,8 +141,8 @@ async def test_health_check_and_watch() -> None:
         assert await unknown.read() == b"\x08\x03"  # SERVICE_UNKNOWN
         unknown.cancel()
         watch.cancel()
-        # grpc tells of a cancelled call later: a call to and fro makes that this test's affair, not
-        # that of the next one, whose event loop is another.
+        # grpc tells of a cancelled call later: one more call and its answer make it the
+        # affair of this test, not of the next one, whose event loop is another.
         assert await check(b"") == b"\x08\x02"
 
 
