@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import queue
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import grpc
@@ -18,6 +18,28 @@ from mm.edge.etcd_process import find_binary
 CALL_TIMEOUT_S = 30.0
 WAIT_TIMEOUT_S = 60.0
 Records = dict[str, str]
+
+
+class Following:
+    """What a table has, then each change: (name, value or None, whether it is a change)."""
+
+    def __init__(self, records: Records, responses: Any, prefix: str) -> None:
+        self._records = records
+        self._responses = responses
+        self._length = len(prefix)
+
+    def __iter__(self) -> Iterator[tuple[str, str | None, bool]]:
+        for name, value in self._records.items():
+            yield name, value, False
+        for response in self._responses:
+            for event in response.events:
+                name = event.kv.key.decode(errors="replace")[self._length :]
+                is_gone = event.type == rpc.Event.EventType.DELETE
+                yield name, None if is_gone else event.kv.value.decode(errors="replace"), True
+
+    def cancel(self) -> None:
+        """End it; whoever iterates is told by ``grpc.RpcError``."""
+        self._responses.cancel()
 
 
 class Keys:
@@ -77,11 +99,7 @@ class Keys:
     ) -> Records:
         """Answer the table as soon as ``condition`` holds for it; watches, does not poll."""
         records, revision = self._read(prefix)
-        requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        start, end = _range_of(prefix)
-        create = rpc.WatchCreateRequest(key=start, range_end=end, start_revision=revision + 1)
-        requests.put(rpc.WatchRequest(create_request=create))
-        responses = self._watch.Watch(iter(requests.get, None), timeout=timeout_s)
+        requests, responses = self._open_watch(prefix, revision, timeout_s)
         try:
             while not condition(records):
                 _fold(next(responses), records, len(prefix))
@@ -91,6 +109,20 @@ class Keys:
             requests.put(None)
             responses.cancel()
         return records
+
+    def follow(self, prefix: str) -> Following:
+        """Answer the table and all its changes, until it is cancelled."""
+        records, revision = self._read(prefix)
+        return Following(records, self._open_watch(prefix, revision, None)[1], prefix)
+
+    def _open_watch(
+        self, prefix: str, revision: int, timeout_s: float | None
+    ) -> tuple[queue.SimpleQueue[Any], Any]:
+        requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        start, end = _range_of(prefix)
+        create = rpc.WatchCreateRequest(key=start, range_end=end, start_revision=revision + 1)
+        requests.put(rpc.WatchRequest(create_request=create))
+        return requests, self._watch.Watch(iter(requests.get, None), timeout=timeout_s)
 
     def close(self) -> None:
         """Drop the connection."""

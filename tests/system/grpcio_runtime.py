@@ -27,8 +27,10 @@ THREADS = 24
 class Held:
     """A call that stays in the runtime until the test releases it or its client is gone."""
 
-    def __init__(self, context: grpc.ServicerContext) -> None:
+    def __init__(self, context: grpc.ServicerContext, path: str = "") -> None:
         self.context = context
+        #: Of the model that is to be loaded.
+        self.path = path
         self.ended = threading.Event()
         #: What was left of the client's time.
         self.time_left_s: float | None = context.time_remaining()
@@ -114,7 +116,7 @@ class GrpcioRuntime:
         self, request: mmesh.LoadModelRequest, context: grpc.ServicerContext
     ) -> mmesh.LoadModelResponse:
         self.loads.append(request.model_id)
-        held = Held(context)
+        held = Held(context, request.model_path)
         self.before_load(held)
         if not held.ended.is_set():
             self._models.add(request.model_id)
