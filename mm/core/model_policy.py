@@ -34,9 +34,11 @@ class ModelPolicy:
     def read(cls, details: Mapping[str, object]) -> ModelPolicy:
         """Read the attribute. What is no policy counts as none said: models are served anyway."""
         copies_min, pinned = details.get("min_copies"), details.get("pinned")
-        if not isinstance(copies_min, int) or not 0 <= copies_min <= COPIES_MIN_MAX:
+        # JSON's true is an int to Python, and no number of copies.
+        copies_min = copies_min if type(copies_min) is int else 0
+        if not 0 <= copies_min <= COPIES_MIN_MAX:
             copies_min = 0
-        return cls(int(copies_min), pinned is True)
+        return cls(copies_min, pinned is True)
 
     def written(self, before: Mapping[str, object]) -> dict[str, object]:
         """Answer the attribute in place of the one before, what others wrote into it included."""

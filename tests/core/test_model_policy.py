@@ -58,6 +58,7 @@ def test_every_change_of_a_record_keeps_its_policy_and_what_others_wrote_there()
         ({"min_copies": "3", "pinned": 1}, ModelPolicy()),
         ({"min_copies": 2.5, "pinned": "true"}, ModelPolicy()),
         ({"min_copies": None}, ModelPolicy()),
+        ({"min_copies": True}, ModelPolicy()),
         ([1], ModelPolicy()),
         ("pinned", ModelPolicy()),
     ],
