@@ -9,7 +9,7 @@ import anyio
 
 from mm.core.ids import ModelId
 from mm.core.records import RecordError
-from mm.errors import StoreUnavailableError
+from mm.errors import ContendedError, StoreUnavailableError
 from mm.mesh.registry import Change, Registry
 
 logger = logging.getLogger(__name__)
@@ -30,6 +30,8 @@ async def update_all(registry: Registry, models: Collection[ModelId], change: Ch
                 return
             try:
                 await registry.update(model_id, change)
+            except ContendedError as exc:
+                logger.warning("the record of model %s is not cleaned yet: %s", model_id, exc)
             except StoreUnavailableError as exc:
                 logger.warning("%d records are not cleaned yet: %s", len(models), exc)
                 is_away = True

@@ -250,13 +250,16 @@ class Registrar:
         self._live.clear()
         limiter = anyio.CapacityLimiter(WRITES_IN_FLIGHT_MAX)
         failed: StoreUnavailableError | None = None
+        contended: ContendedError | None = None
 
         async def forget(model_id: ModelId) -> None:
-            nonlocal failed
+            nonlocal failed, contended
             async with limiter:
                 if failed is None:
                     try:
                         await self._bring(model_id)
+                    except ContendedError as exc:
+                        contended = exc  # the others need not wait for it
                     except StoreUnavailableError as exc:
                         failed = exc
                     else:
@@ -266,6 +269,7 @@ class Registrar:
         async with anyio.create_task_group() as group:
             for model_id in sorted(models):  # in the same order each time: simulations are repeated
                 group.start_soon(forget, model_id)
+        failed = failed or contended
         if failed is not None:
             raise failed
         return len(models)

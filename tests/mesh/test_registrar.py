@@ -17,6 +17,7 @@ from mm.errors import ContendedError, ModelNotFoundError, StoreUnavailableError
 from mm.limits import Limits
 from mm.mesh.local_copy import LocalCopy
 from mm.mesh.ports import Write
+from mm.mesh.record_updates import update_all
 from mm.mesh.registrar import CopyElsewhereError, Registrar
 from mm.mesh.registry import Change, Registry
 from mm.testing.cluster import until
@@ -336,6 +337,39 @@ async def test_a_record_that_others_keep_changing_holds_up_no_other(
         contended = False
         await until(lambda: not world.copies(), timeout_s=0.5)
         assert world.registrar.owed_count == 0
+
+
+@pytest.mark.virtual_time
+@pytest.mark.parametrize("at_the_end", [True, False], ids=["forget_all", "update_all"])
+async def test_one_that_others_keep_changing_leaves_no_other_uncleaned(
+    monkeypatch: pytest.MonkeyPatch, at_the_end: bool
+) -> None:
+    async with running(RECORD.with_copy(ME, 3, 0)) as world:
+        for number in range(40):
+            world.put(RECORD.with_copy(ME, number, 0), f"m{number}")
+        await until(lambda: len(world.registry.held_by(ME)) == 41)
+        update, is_contended = world.registry.update, True
+
+        async def contend(
+            model_id: ModelId, change: Change, *, fresh: bool = False
+        ) -> ModelRecord | None:
+            if model_id == M and is_contended:
+                raise ContendedError("changed too often")
+            return await update(model_id, change, fresh=fresh)
+
+        def without(record: ModelRecord | None) -> ModelRecord | None:
+            return None if record is None else record.without_copy(ME, 0)
+
+        monkeypatch.setattr(world.registry, "update", contend)
+        if at_the_end:
+            with pytest.raises(ContendedError):
+                await world.registrar.forget_all()
+        else:
+            await update_all(world.registry, world.registry.held_by(ME), without)
+        assert world.registry.held_by(ME) == {M}
+        is_contended = False
+        if at_the_end:
+            await until(lambda: not world.registry.held_by(ME))
 
 
 async def test_a_copy_is_put_back() -> None:
