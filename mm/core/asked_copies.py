@@ -52,6 +52,13 @@ class AskedCopies:
         """Whether nothing is under way and nothing went wrong."""
         return not (self._asked or self._seen or self._is_asking or self._pause_s)
 
+    def is_stale(self, now_s: float) -> bool:
+        """Whether nothing is under way, and what went wrong did so long ago: a pause after its end
+        the next one need not be longer.
+        """
+        is_under_way = self._asked or self._seen or self._is_asking
+        return not is_under_way and now_s >= self._until_s + self._pause_s
+
     def may_ask(self, now_s: float) -> bool:
         """Answer whether more copies may be asked for now."""
         return not self._is_asking and now_s >= self._until_s

@@ -88,6 +88,7 @@ class Scaler:
         self._own_record = own_record
         self._asked: dict[ModelId, AskedCopies] = {}
         self._asking_count = 0
+        self._is_looking_at_surplus = False
         self._uses: dict[ModelId, CopyUse] = {}
         self._surplus: dict[ModelId, Surplus] = {}
         #: When a copy of a model went because of us.
@@ -132,8 +133,12 @@ class Scaler:
                 self.demands.look(group)
                 self._add_for_demand(group)
                 if anyio.current_time() >= surplus_due_s:
+                    self._forget_asked(anyio.current_time())
                     await self._look_at_uses(group)
-                    await self._look_at_surplus()
+                    # It waits for peers, and what is called more must not.
+                    if not self._is_looking_at_surplus:
+                        self._is_looking_at_surplus = True
+                        group.start_soon(self._look_at_surplus)
                     surplus_due_s = anyio.current_time() + surplus_s
 
     # --- more ---------------------------------------------------------------------------------
@@ -212,6 +217,16 @@ class Scaler:
             asked.end()
             self._asking_count -= 1
 
+    def _forget_asked(self, now_s: float) -> None:
+        """Of models that are gone, or that nobody looks at any more, nothing is remembered."""
+        now_ms = self._copies.clock.now_ms()
+        for model_id, asked in list(self._asked.items()):
+            record = self._registry.get(model_id)
+            if record is not None:
+                asked.look(record.copies, self._members.holders(record, now_ms).ready, now_s)
+            if record is None or asked.is_stale(now_s):
+                del self._asked[model_id]
+
     # --- what is in recurring use ---------------------------------------------------------------
 
     async def _look_at_uses(self, group: TaskGroup) -> None:
@@ -262,7 +277,15 @@ class Scaler:
 
     async def _look_at_surplus(self) -> None:
         """Have copies given up that are too many."""
+        try:
+            await self._give_up_surplus()
+        finally:
+            self._is_looking_at_surplus = False
+
+    async def _give_up_surplus(self) -> None:
         shared = self.demands.shared
+        #: Those that did not answer: one at a time is waited for, and each once.
+        mute: set[InstanceId] = set()
         for model_id in [each for each in self._surplus if each not in shared]:
             del self._surplus[model_id]
             self._dropped_ms.pop(model_id, None)
@@ -287,9 +310,10 @@ class Scaler:
             if is_too_many:
                 # Not ours: whoever decides next knows nothing of the time that was held.
                 worst = _worst(view, serving - {self._me}, copy.weight_units)
-                if worst is not None:
+                if worst is not None and worst not in mute:
                     self._dropped_ms[model_id] = now_ms
-                    await self._ask_to_give_up(model_id, worst)
+                    if not await self._ask_to_give_up(model_id, worst):
+                        mute.add(worst)
             elif _worst(view, serving, copy.weight_units) == self._me:
                 await self.give_up(model_id)
 
@@ -311,23 +335,25 @@ class Scaler:
         heavy_ms = 0 if use is None else use.heavy_ms
         return is_unused_second(now_ms - last_used_ms, heavy_ms, counts, room, self._rules, now_ms)
 
-    async def _ask_to_give_up(self, model_id: ModelId, instance_id: InstanceId) -> None:
+    async def _ask_to_give_up(self, model_id: ModelId, instance_id: InstanceId) -> bool:
+        """Answer whether it said anything."""
         address = self._members.address_or_none(instance_id)
         if address is None:
-            return
+            return False
         try:
             is_given_up = await self._peers.withdraw_copy(
                 address, model_id, timeout_s=self._config.withdraw_timeout_s
             )
         except PeerCallError as exc:
             logger.debug("instance %s keeps model %s: %s", instance_id, model_id, exc.message)
-        else:
-            logger.debug(
-                "instance %s %s its copy of model %s, which is one too many",
-                instance_id,
-                "gives up" if is_given_up else "keeps",
-                model_id,
-            )
+            return False
+        logger.debug(
+            "instance %s %s its copy of model %s, which is one too many",
+            instance_id,
+            "gives up" if is_given_up else "keeps",
+            model_id,
+        )
+        return True
 
     # --- what decisions are made from -----------------------------------------------------------
 

@@ -40,6 +40,19 @@ def test_one_that_never_comes_or_goes_again_stops_the_asking_for_a_while() -> No
     assert asked.may_ask(again_s + 1 + 2 * PAUSE_MIN_S)
 
 
+def test_what_went_wrong_is_stale_a_pause_after_the_end_of_its_pause() -> None:
+    asked = AskedCopies()
+    asked.refused(0.0)
+    asked.refused(PAUSE_MIN_S)
+    assert not asked.is_stale(5 * PAUSE_MIN_S - 1)
+    assert asked.is_stale(5 * PAUSE_MIN_S)
+    asked.begin()
+    assert not asked.is_stale(5 * PAUSE_MIN_S)
+    asked.end()
+    asked.accepted(A, 5 * PAUSE_MIN_S)
+    assert not asked.is_stale(100 * PAUSE_MIN_S)
+
+
 def test_pauses_grow_up_to_a_limit_and_end_with_a_success() -> None:
     asked = AskedCopies()
     for _ in range(20):

@@ -14,6 +14,7 @@ from mm.core.ids import InstanceId, ModelId
 from mm.errors import StatusCode
 from mm.mesh.ports import PeerCallError
 from mm.mesh.preloader import PreloadReason
+from mm.mesh.scaler import Scaler
 from mm.scaling_settings import ScalingSettings
 from mm.testing.cluster import Cluster, Instance, running_cluster, small_parameters, until
 from mm.testing.fake_network import FakePeers
@@ -181,6 +182,54 @@ async def test_a_peer_that_does_not_listen_is_left_alone(monkeypatch: pytest.Mon
         await loaded_at(cluster, "a", "b")
         await call(cluster, 4.0, 60, at="b")
         assert 3 <= told["a:8080"] <= 7  # once in ten seconds, not at each look
+
+
+async def test_of_what_was_asked_for_in_vain_nothing_is_left_in_the_end() -> None:
+    async with running_cluster("a", "b", plan=FAST, **SLOW_PACE) as cluster:
+        for model_id in ("gone", "quiet"):
+            cluster["b"].runtime.fail_loads(model_id, StatusCode.UNAVAILABLE, "no network")
+            await loaded_at(cluster, "a", model_id=model_id)
+            await call(cluster, 10.0, 6, at="a", model_id=model_id)
+        asked = cluster["a"].node.services.scaler._asked
+        assert asked.keys() == {"gone", "quiet"}
+        await cluster["a"].node.models.unregister(ModelId("gone"))
+        await anyio.sleep(300)
+        assert not asked
+
+
+async def test_what_is_called_more_does_not_wait_for_peers_that_do_not_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def wait(_self: object) -> None:
+        await anyio.sleep_forever()
+
+    monkeypatch.setattr(Scaler, "_give_up_surplus", wait)
+    async with running_cluster(*"abcd", plan=FAST, **SLOW_PACE) as cluster:
+        await loaded_at(cluster, "a")
+        await anyio.sleep(30)
+        await call(cluster, 4.0, 30)
+        assert len(ready(cluster)) >= 3
+
+
+async def test_a_peer_that_does_not_answer_is_asked_once_a_look_to_give_up_a_copy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told: Counter[str] = Counter()
+
+    async def mute(self: FakePeers, address: str, model_id: ModelId, timeout_s: float) -> bool:
+        await anyio.sleep(timeout_s)
+        told[self._address] += 1
+        raise PeerCallError(Outcome.ABANDONED, "no answer in time")
+
+    monkeypatch.setattr(FakePeers, "withdraw_copy", mute)
+    monkeypatch.setattr(Scaler, "_is_too_many", lambda *_args: True)
+    async with running_cluster("a", "b", plan=FAST) as cluster:
+        for number in range(5):
+            await loaded_at(cluster, "a", "b", model_id=f"m{number}")
+        await anyio.sleep(120)
+        assert told
+        # A look every ten seconds; five seconds for each model would be twice as many.
+        assert max(told.values()) <= 13, told
 
 
 # --- second copies ------------------------------------------------------------------------------
