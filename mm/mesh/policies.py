@@ -177,10 +177,10 @@ class Policies:
             return {prohibited for prohibited in partitions if key not in prohibited}
 
         here, index = groups(model_type), self._registry.policies
-        by_type: Mapping[str, int] = index.units_by_type()
+        by_type: Mapping[str, int] = index.units_by_type(self._default_units)
         units = sum(each for name, each in by_type.items() if groups(name) <= here)
         own = index.get(model_id)
-        return units - (0 if own is None else own.units)
+        return units - (0 if own is None else own.units(self._default_units))
 
     def _state(self, model_id: ModelId, record: ModelRecord) -> PolicyState:
         holders = self._members.holders(record, self._clock.now_ms())

@@ -6,6 +6,7 @@ held against. What is done about a policy is ``keeper``'s.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -23,18 +24,20 @@ class Promise:
     #: Of one copy, as the record told last; 0: nobody knows yet.
     size_units: int
 
-    @property
-    def units(self) -> int:
-        """What the copies take that are kept."""
-        return self.size_units * self.policy.copies_needed
+    def units(self, default_units: int) -> int:
+        """Answer what the copies take that are kept, if one of unknown size takes so much."""
+        return (self.size_units or default_units) * self.policy.copies_needed
 
 
 class PolicyIndex:
-    """Invariant: ``_units`` are the sums of all promises, by type of model."""
+    """Invariant: the sums are those of all promises, by type of model: the units of those of known
+    size, the copies of the others.
+    """
 
     def __init__(self) -> None:
         self._promises: dict[ModelId, Promise] = {}
-        self._units: dict[str, int] = {}
+        self._units: Counter[str] = Counter()
+        self._unsized_copies: Counter[str] = Counter()
         self._listeners: list[Callable[[ModelId], None]] = []
 
     def __len__(self) -> int:
@@ -56,9 +59,12 @@ class PolicyIndex:
         """Answer what is kept of a model, None if nothing is."""
         return self._promises.get(model_id)
 
-    def units_by_type(self) -> dict[str, int]:
-        """Answer what all that is kept takes."""
-        return {model_type: units for model_type, units in self._units.items() if units}
+    def units_by_type(self, default_units: int) -> dict[str, int]:
+        """Answer what all that is kept takes, a copy of unknown size so much."""
+        sums = self._units.copy()
+        for model_type, count in self._unsized_copies.items():
+            sums[model_type] += default_units * count
+        return {model_type: units for model_type, units in sums.items() if units}
 
     def note(self, model_id: ModelId, record: ModelRecord | None) -> None:
         """Take in a changed record; None when it is gone."""
@@ -71,15 +77,22 @@ class PolicyIndex:
             self._promises[model_id] = now
         for promise, sign in ((before, -1), (now, 1)):
             if promise is not None:
-                units = self._units.get(promise.model_type, 0) + sign * promise.units
-                self._units[promise.model_type] = units
+                _add(self._units, self._unsized_copies, promise, sign)
         if before is not None or now is not None:
             for listener in self._listeners:
                 listener(model_id)
 
     def check_invariants(self) -> None:
         """Assert that the sums are right."""
-        sums: dict[str, int] = {}
+        units: Counter[str] = Counter()
+        unsized_copies: Counter[str] = Counter()
         for promise in self._promises.values():
-            sums[promise.model_type] = sums.get(promise.model_type, 0) + promise.units
-        assert self.units_by_type() == {t: units for t, units in sums.items() if units}
+            _add(units, unsized_copies, promise, 1)
+        assert (self._units, self._unsized_copies) == (units, unsized_copies)
+
+
+def _add(units: Counter[str], unsized_copies: Counter[str], promise: Promise, sign: int) -> None:
+    if promise.size_units:
+        units[promise.model_type] += sign * promise.units(0)
+    else:
+        unsized_copies[promise.model_type] += sign * promise.policy.copies_needed

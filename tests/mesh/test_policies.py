@@ -17,7 +17,8 @@ from mm.errors import (
     StatusCode,
     StoreUnavailableError,
 )
-from mm.testing.cluster import INFO, PREFIX, Cluster, running_cluster
+from mm.testing.cluster import INFO, PREFIX, Cluster, running_cluster, small_parameters
+from mm.testing.fake_runtime import ModelPlan
 from tests.mesh.calls import FAST
 
 pytestmark = pytest.mark.anyio
@@ -95,6 +96,23 @@ async def test_more_copies_than_instances_may_hold_are_refused() -> None:
         await cluster.start("c")
         await cluster["a"].set_policy("m", copies_min=3)
         assert stored(cluster) == ModelPolicy(3)
+
+
+@pytest.mark.virtual_time
+async def test_models_whose_size_nobody_knows_yet_count_as_much_as_the_usual_one() -> None:
+    """Many are registered at once, before the first of them is loaded."""
+    plan = ModelPlan(load_s=5.0)
+    async with running_cluster("a", plan=plan, parameters=small_parameters(20)) as cluster:
+        a = cluster["a"]
+        for number in range(4):
+            await a.register(f"p{number}", policy=ModelPolicy(1))
+        for number in range(4):
+            await a.register(f"q{number}", policy=ModelPolicy(1, pinned=True))
+        await a.register("last", policy=ModelPolicy(1))
+        with pytest.raises(MeshError, match=r"1 copies take .* half of the memory") as caught:
+            await a.register("more", policy=ModelPolicy(1))
+        assert caught.value.code is StatusCode.FAILED_PRECONDITION
+        assert cluster.record("more") is None
 
 
 async def test_a_policy_is_not_changed_without_the_store_or_by_who_may_only_read() -> None:
