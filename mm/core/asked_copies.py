@@ -52,6 +52,11 @@ class AskedCopies:
         """Whether nothing is under way and nothing went wrong."""
         return not (self._asked or self._seen or self._is_asking or self._pause_s)
 
+    @property
+    def is_asking(self) -> bool:
+        """Whether somebody asks at this moment."""
+        return self._is_asking
+
     def is_stale(self, now_s: float) -> bool:
         """Whether nothing is under way, and what went wrong did so long ago: a pause after its end
         the next one need not be longer.

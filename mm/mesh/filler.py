@@ -69,6 +69,8 @@ class Filler:
         self._there_s: dict[InstanceId, float] = {}
         self._gone_s: dict[InstanceId, float] = {}
         self._filled_s: dict[InstanceId, float] = {}
+        #: Of those who vanished, who did so with so many others that it is the store's doing.
+        self._doubted: set[InstanceId] = set()
         #: (last use, model), the last one first to go.
         self._wanted: list[tuple[int, ModelId]] = []
         self._lost: list[tuple[int, ModelId]] = []
@@ -119,6 +121,7 @@ class Filler:
         for instance_id in present - self._there_s.keys():
             self._there_s[instance_id] = now_s
             self._gone_s.pop(instance_id, None)
+            self._doubted.discard(instance_id)
         for instance_id in self._there_s.keys() - present:
             del self._there_s[instance_id]
             self._gone_s[instance_id] = now_s
@@ -130,16 +133,19 @@ class Filler:
 
     def _note_what_is_lost(self, now_s: float) -> None:
         """When more are gone than are there, it is the store's doing, or ours: they are given the
-        reaper's grace.
+        reaper's grace, also when the others are back.
         """
+        if len(self._gone_s) > len(self._there_s):
+            self._doubted.update(self._gone_s)
         late = [i for i, since_s in self._gone_s.items() if now_s - since_s >= LOST_AFTER_S]
-        is_believed = len(self._gone_s) <= len(self._there_s)
         for instance_id in sorted(late):
             if instance_id in self._members:
                 del self._gone_s[instance_id]  # it is there, and about to stop
+                self._doubted.discard(instance_id)
                 continue
             del self._gone_s[instance_id]
-            if not is_believed:
+            if instance_id in self._doubted:
+                self._doubted.discard(instance_id)
                 continue
             for model_id in self._registry.held_by(instance_id):
                 record = self._registry.get(model_id)

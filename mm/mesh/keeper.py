@@ -16,6 +16,7 @@ import anyio.lowlevel
 from anyio.abc import TaskGroup
 
 from mm.config import Config
+from mm.core.absences import Absences
 from mm.core.asked_copies import AskedCopies
 from mm.core.ids import InstanceId, ModelId
 from mm.core.records import ModelRecord
@@ -34,7 +35,7 @@ logger = logging.getLogger(__name__)
 PAUSE_MIN_S: Final = 2.0
 PAUSE_MAX_S: Final = 60.0
 #: An instance whose record vanished is given so long to come back, as after a moment without the
-#: store; when more are gone than are there, as long as the reaper gives them.
+#: store; when more are gone than are there, or we are, as long as the reaper gives them.
 BACK_S: Final = 2.0
 #: It is not looked again sooner than this without news: the time until a moment, slept, may end a
 #: rounding before it.
@@ -80,9 +81,8 @@ class Keeper:
         #: Those that have to wait because enough is asked for, first come first served.
         self._waiting: dict[ModelId, None] = {}
         self._unmet_due_s = 0.0
-        self._present: frozenset[InstanceId] = frozenset()
-        #: Who vanished a moment ago, and when.
-        self._gone_s: dict[InstanceId, float] = {}
+        #: Kept at all instances: a new leader must know who is only away for a moment.
+        self._absences = Absences(config.instance_id, BACK_S, config.gone_after_s)
         #: Since when; None: it was told.
         self._unmet_since_s: dict[ModelId, float | None] = {}
         self._unmet_told = Seldom(loud_max=FAILURES_LOUD_MAX)
@@ -99,10 +99,14 @@ class Keeper:
         async with anyio.create_task_group() as group:
             while True:
                 self._wake = anyio.Event()
-                news, elected = self._members.news, self._leader.changed
-                is_leader = self._leader.is_leader
+                elected, is_leader = self._leader.changed, self._leader.is_leader
+                news = self._members.news if is_leader else self._members.somebody_moved
+                has_moved = self._absences.look(self._members.present(), anyio.current_time())
                 if is_leader:
-                    if self._has_somebody_moved() or not was_leader:
+                    if not was_leader:
+                        named = self._registry.holders()
+                        self._absences.note_named(named, anyio.current_time())
+                    if has_moved or not was_leader:
                         self._changed.update(self._registry.policies)
                         for asked in self._asked.values():
                             asked.forgive()
@@ -111,14 +115,15 @@ class Keeper:
                     self._changed.clear()
                     self.unmet.clear()
                     self._unmet_since_s.clear()
-                    self._asked.clear()
+                    # Those who ask go on until they look next.
+                    self._asked = {i: each for i, each in self._asked.items() if each.is_asking}
                     self._waiting.clear()
                 was_leader = is_leader
                 await self._wait(news, elected)
 
     async def _wait(self, news: anyio.Event, elected: anyio.Event) -> None:
         """Return when there may be something to do."""
-        events = [elected, self._wake, news] if self._leader.is_leader else [elected]
+        events = [elected, news, self._wake] if self._leader.is_leader else [elected, news]
         wait_s = self._wait_s(anyio.current_time())
         async with anyio.create_task_group() as group:
 
@@ -134,31 +139,10 @@ class Keeper:
     def _wait_s(self, now_s: float) -> float:
         if not self._leader.is_leader:
             return math.inf
-        grace_s = self._grace_s()
-        waits_s = [since_s + grace_s - now_s for since_s in self._gone_s.values()]
-        waits_s += [LOOK_S] * bool(self.unmet)
-        return max(LOOK_GAP_S, min(waits_s, default=math.inf))
-
-    # --- who is there -------------------------------------------------------------------------
-
-    def _has_somebody_moved(self) -> bool:
-        """Note who is there; answers whether somebody came, or went and is not back in time."""
-        now_s = anyio.current_time()
-        before, self._present = self._present, self._members.present()
-        for instance_id in before - self._present:
-            self._gone_s[instance_id] = now_s
-        for instance_id in self._present & self._gone_s.keys():
-            del self._gone_s[instance_id]
-        grace_s = self._grace_s()
-        late = [each for each, since_s in self._gone_s.items() if now_s - since_s >= grace_s]
-        for instance_id in late:
-            del self._gone_s[instance_id]
-        return bool(late) or not self._present <= before
-
-    def _grace_s(self) -> float:
-        """When more are gone than are there, it is the store's doing, or ours."""
-        is_of_store = len(self._gone_s) > len(self._present)
-        return self._config.gone_after_s if is_of_store else BACK_S
+        wait_s = LOOK_S if self.unmet else math.inf
+        if self._absences.next_s is not None:
+            wait_s = min(wait_s, self._absences.next_s - now_s)
+        return max(LOOK_GAP_S, wait_s)
 
     # --- what is missing ----------------------------------------------------------------------
 
@@ -197,7 +181,7 @@ class Keeper:
         """Count every copy that is there or on its way, also those of instances that are about to
         stop: they see to their successors themselves.
         """
-        there = [i for i in record.copies if i in self._present or i in self._gone_s]
+        there = [i for i in record.copies if i in self._absences]
         asked, unseen = self._asked.get(model_id), frozenset[InstanceId]()
         if asked is not None:
             ready = self._members.holders(record, self._clock.now_ms()).ready
@@ -212,7 +196,7 @@ class Keeper:
         try:
             for _ in range(count):
                 record = self._registry.get(model_id)
-                if record is None:
+                if record is None or not self._leader.is_leader:
                     return
                 taken = await self._preloader.request(
                     model_id,

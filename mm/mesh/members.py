@@ -100,7 +100,9 @@ class Members:
         self._unable: dict[InstanceId, bool] = {}
         #: Set, and replaced, whenever an instance vanished,
         self.somebody_vanished = anyio.Event()
-        #: The same, whenever anybody's record changed.
+        #: The same, whenever one came or vanished,
+        self.somebody_moved = anyio.Event()
+        #: whenever anybody's record changed,
         self.news = anyio.Event()
         #: and whenever one of the two counts below changed.
         self.standing_changed = anyio.Event()
@@ -318,6 +320,8 @@ class Members:
             return
         known = self._records.get(instance_id)
         self._records[instance_id] = record
+        if known is None:
+            self._moved()
         self._cluster.put(
             instance_id, record, now_ms=self._clock.now_ms(), now_s=anyio.current_time()
         )
@@ -351,6 +355,11 @@ class Members:
         self._bury(anyio.current_time())
         self.somebody_vanished.set()
         self.somebody_vanished = anyio.Event()
+        self._moved()
+
+    def _moved(self) -> None:
+        self.somebody_moved.set()
+        self.somebody_moved = anyio.Event()
 
     def _note_standing(
         self, instance_id: InstanceId, before: InstanceRecord | None, now: InstanceRecord | None

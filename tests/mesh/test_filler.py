@@ -6,6 +6,7 @@ import anyio
 import pytest
 
 from mm.core.ids import ModelId
+from mm.edge.memory_store import Fault
 from mm.testing.cluster import Cluster, running_cluster, small_parameters, until
 from mm.testing.fake_runtime import ModelPlan
 from tests.mesh.calls import FAST, loaded_at, loads
@@ -97,6 +98,22 @@ async def test_what_only_a_crashed_instance_had_is_loaded_again(crashes: str) ->
         assert loads(cluster) == before - 0 + 6
         await anyio.sleep(1500)
         assert loads(cluster) == before + 6, "none twice"
+        cluster.check()
+
+
+async def test_nothing_is_loaded_for_those_who_come_back_last_after_an_outage() -> None:
+    async with running_cluster("a", "b", "c", "d", plan=FAST) as cluster:
+        for name in "abcd":
+            await loaded_at(cluster, name, model_id=f"of-{name}")
+        await anyio.sleep(30)
+        for each in cluster.serving:
+            each.store.set_fault(Fault.REFUSED)
+        await anyio.sleep(60)
+        for names, wait_s in (("a", 5), ("bc", 30), ("d", 30)):
+            for name in names:
+                cluster[name].store.set_fault(None)
+            await anyio.sleep(wait_s)
+        assert loads(cluster) == 4
         cluster.check()
 
 

@@ -9,9 +9,12 @@ import anyio
 import pytest
 
 from mm.config import Config
+from mm.core.absences import Absences
+from mm.core.ids import ModelId
 from mm.core.model_policy import ModelPolicy
+from mm.edge.memory_store import Fault
 from mm.errors import MeshError, StatusCode
-from mm.mesh.keeper import Keeper
+from mm.mesh.keeper import BACK_S, Keeper
 from mm.mesh.policy_index import PolicyIndex
 from mm.testing.cluster import Cluster, Instance, running_cluster, small_parameters, until
 from mm.testing.fake_runtime import ModelPlan
@@ -83,8 +86,10 @@ async def test_no_wait_ends_where_it_began(monkeypatch: pytest.MonkeyPatch) -> N
     )
     for number in range(3_000):
         now_s = number / 7
-        keeper._gone_s = {B: now_s}
-        while not keeper._has_somebody_moved() and keeper._gone_s:
+        absences = keeper._absences = Absences(A, BACK_S, 600.0)
+        absences.look(frozenset((A, B)), now_s)
+        absences.look(frozenset((A,)), now_s)
+        while not absences.look(frozenset((A,)), now_s):
             before_s = now_s
             now_s += keeper._wait_s(now_s)
             assert now_s > before_s
@@ -102,6 +107,52 @@ async def test_the_copy_of_an_instance_that_crashed_is_replaced() -> None:
         await anyio.sleep(700)
         assert loads(cluster) == 3
         cluster.check()
+
+
+@pytest.mark.parametrize("between_s", [0.0, 1.0, 4.0])
+async def test_no_copy_is_loaded_because_the_store_was_away(between_s: float) -> None:
+    """All leases run out; the first to come back leads, and finds the records of few."""
+    async with running_cluster(*"abcd", plan=FAST, parameters=PARAMETERS) as cluster:
+        cluster.watch_delay_s, cluster.store_delay_s = 0.05, 0.02
+        for number in range(8):
+            await cluster["a"].register(f"p{number}", policy=ModelPolicy(2))
+        await until(lambda: loads(cluster) == 16, 60)
+        await cluster.settle()
+        await anyio.sleep(10)
+        for each in cluster.serving:
+            each.store.set_fault(Fault.REFUSED)
+        await anyio.sleep(60)
+        for each in cluster.serving:
+            each.store.set_fault(None)
+            await anyio.sleep(between_s)
+        await anyio.sleep(120)
+        assert loads(cluster) == 16
+        cluster.check()
+
+
+async def test_who_leads_again_asks_for_nothing_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running_cluster("a", "b", "c", "d", plan=FAST) as cluster:
+        leads = leader(cluster)
+        keepers_leader = leads.node.services.leader
+        asked: list[str] = []
+        request = leads.node.parts.preloader.request
+
+        async def slow(model_id: ModelId, **more: Any) -> Any:
+            asked.append(model_id)
+            await anyio.sleep(3)
+            return await request(model_id, **more)
+
+        monkeypatch.setattr(leads.node.parts.preloader, "request", slow)
+        await leads.register("m", policy=ModelPolicy(1))
+        await until(lambda: bool(asked), 5)
+        for leader_id in (None, keepers_leader.leader_id):
+            keepers_leader.leader_id = leader_id
+            keepers_leader.changed.set()
+            keepers_leader.changed = anyio.Event()
+            await anyio.sleep(0.5)
+        await until(lambda: len(ready(cluster)) == 1, 20)
+        await anyio.sleep(20)
+        assert (asked, loads(cluster)) == (["m"], 1)
 
 
 async def test_whoever_leads_next_goes_on() -> None:
