@@ -24,20 +24,31 @@ class AskedCopies:
     __slots__ = (
         "_asked",
         "_is_asking",
+        "_kept_s",
         "_pause_max_s",
         "_pause_min_s",
         "_pause_s",
         "_seen",
         "_until_s",
+        "_young",
     )
 
-    def __init__(self, pause_min_s: float = PAUSE_MIN_S, pause_max_s: float = PAUSE_MAX_S) -> None:
+    def __init__(
+        self,
+        pause_min_s: float = PAUSE_MIN_S,
+        pause_max_s: float = PAUSE_MAX_S,
+        kept_s: float = 0.0,
+    ) -> None:
+        #: A copy that goes sooner after it was ready came to nothing, too.
+        self._kept_s = kept_s
         self._pause_min_s = pause_min_s
         self._pause_max_s = pause_max_s
         #: instance -> when its load was accepted; those that no record has told of.
         self._asked: dict[InstanceId, float] = {}
         #: Those that the record told of, and that were not ready then.
         self._seen: set[InstanceId] = set()
+        #: instance -> when its copy was ready; those of late.
+        self._young: dict[InstanceId, float] = {}
         self._until_s = 0.0
         self._pause_s = 0.0
         self._is_asking = False
@@ -50,7 +61,7 @@ class AskedCopies:
     @property
     def is_forgettable(self) -> bool:
         """Whether nothing is under way and nothing went wrong."""
-        return not (self._asked or self._seen or self._is_asking or self._pause_s)
+        return not (self._is_under_way or self._pause_s)
 
     @property
     def is_asking(self) -> bool:
@@ -61,8 +72,11 @@ class AskedCopies:
         """Whether nothing is under way, and what went wrong did so long ago: a pause after its end
         the next one need not be longer.
         """
-        is_under_way = self._asked or self._seen or self._is_asking
-        return not is_under_way and now_s >= self._until_s + self._pause_s
+        return not self._is_under_way and now_s >= self._until_s + self._pause_s
+
+    @property
+    def _is_under_way(self) -> bool:
+        return bool(self._asked or self._seen or self._young or self._is_asking)
 
     def may_ask(self, now_s: float) -> bool:
         """Answer whether more copies may be asked for now."""
@@ -103,7 +117,15 @@ class AskedCopies:
         for instance_id in list(self._seen):
             if instance_id in ready:
                 self._seen.discard(instance_id)
-                self._pause_s = 0.0
+                self._young[instance_id] = now_s
             elif instance_id not in holders:
                 self._seen.discard(instance_id)
                 self.refused(now_s)
+        for instance_id, ready_s in list(self._young.items()):
+            is_kept = now_s - ready_s >= self._kept_s
+            if is_kept:
+                self._pause_s = 0.0
+            elif instance_id not in holders:
+                self.refused(now_s)
+            if is_kept or instance_id not in holders:
+                del self._young[instance_id]

@@ -97,6 +97,8 @@ class Copies:
         self._group: TaskGroup | None = None
         #: Told of a copy that serves from now on, and of one that is kept and grew.
         self.on_weighed: Callable[[LocalCopy], None] | None = None
+        #: Whether a policy asks for copies of a model.
+        self.is_promised: Callable[[ModelId], bool] = lambda _: False
         #: Where the runtime wants few calls at a time for one model.
         self.call_limits: CallLimits | None = None
         self.closed: MeshError | None = None
@@ -206,12 +208,39 @@ class Copies:
         needs_space = not fits(self.table.used_units + weight_units, self.table.capacity_units)
         return needs_space and copy.last_used_ms < self.oldest_use_ms() and not copy.is_awaited
 
+    def would_break_promise(self, copy: LocalCopy, weight_units: int) -> bool:
+        """Answer whether a copy that a policy asks for, and nobody waits for, would need the place
+        of others that policies ask for, or that are on their way.
+        """
+        needed_units = self.table.used_units + weight_units
+        if fits(needed_units, self.table.capacity_units) or not self._is_for_promise(copy):
+            return False
+        others_units = sum(
+            each.weight_units
+            for each in self._copies.values()
+            if each.serves and not each.is_kept and not self.is_promised(each.model_id)
+        )
+        return not fits(needed_units - others_units, self.table.capacity_units)
+
+    def _is_for_promise(self, copy: LocalCopy) -> bool:
+        return not copy.is_awaited and self.is_promised(copy.model_id)
+
+    def _spared(self, copy: LocalCopy) -> list[ModelId]:
+        """Answer what does not make way for a copy, in its turn or not."""
+        if not self._is_for_promise(copy):
+            return []
+        return [
+            each.model_id
+            for each in self._copies.values()
+            if each.serves and not each.is_kept and self.is_promised(each.model_id)
+        ]
+
     def insert(self, copy: LocalCopy, weight_units: int) -> None:
         """Give an admitted copy its place, with its predicted weight; may evict others."""
         copy.enter(Phase.QUEUED)
         self.accounting.inserted(weight_units)
         copy.weight_units = weight_units
-        self._left(self._room.insert(copy))
+        self._left(self._room.insert(copy, self._spared(copy)))
         self.admission.inserted(copy)
         self._changed()
 

@@ -34,6 +34,8 @@ logger = logging.getLogger(__name__)
 #: An instance that came or went brings it forward.
 PAUSE_MIN_S: Final = 2.0
 PAUSE_MAX_S: Final = 60.0
+#: A copy that was evicted so soon after it was ready counts as one that found no place.
+KEPT_S: Final = 60.0
 #: An instance whose record vanished is given so long to come back, as after a moment without the
 #: store; when more are gone than are there, or we are, as long as the reaper gives them.
 BACK_S: Final = 2.0
@@ -171,7 +173,7 @@ class Keeper:
         if self._asking_count >= self._config.scale_ups_at_once_max:
             self._waiting[model_id] = None
             return
-        asked = self._asked.setdefault(model_id, AskedCopies(PAUSE_MIN_S, PAUSE_MAX_S))
+        asked = self._asked.setdefault(model_id, AskedCopies(PAUSE_MIN_S, PAUSE_MAX_S, KEPT_S))
         if asked.may_ask(now_s):
             self._asking_count += 1
             asked.begin()
@@ -189,7 +191,7 @@ class Keeper:
             unseen = asked.unseen
             if asked.is_forgettable:
                 del self._asked[model_id]
-        return record.policy.copies_needed - len(there) - len(unseen)
+        return self._policies.kept_count(model_id) - len(there) - len(unseen)
 
     async def _ask(self, model_id: ModelId, asked: AskedCopies, count: int) -> None:
         """Ask for copies, one after the other: each excludes those before it."""
@@ -200,7 +202,8 @@ class Keeper:
                     return
                 taken = await self._preloader.request(
                     model_id,
-                    # Nothing was used later: what makes way is the oldest, whatever it is.
+                    # Nothing was used later: what makes way is the oldest, whatever it is, but
+                    # for what policies ask for.
                     last_used_ms=self._clock.now_ms(),
                     exclude=asked.unseen | self._policies.crowded(record),
                     reason=PreloadReason.POLICY,

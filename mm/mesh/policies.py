@@ -6,19 +6,27 @@ that copies are there, whoever calls, is ``keeper``'s; that pinned ones stay, ``
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Final
+
+import anyio
 
 from mm.config import Config
 from mm.core.cluster_state import ClusterState
 from mm.core.ids import UNIT_BYTES, InstanceId, ModelId
 from mm.core.model_policy import COPIES_MIN_MAX, PINNED_DIVISOR, ModelPolicy
+from mm.core.policy_plan import planned
 from mm.core.records import InstanceRecord, ModelRecord, RecordError
 from mm.core.weights import fits, share
 from mm.errors import InvalidRequestError, MeshError, ModelNotFoundError, StatusCode
 from mm.mesh.members import Members
 from mm.mesh.ports import Clock
 from mm.mesh.registry import Registry
+
+#: Where not everything fits, who comes first is reckoned anew at most so often: all are looked at.
+PLAN_S: Final = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +59,9 @@ class Policies:
         self._members = members
         self._cluster = cluster
         self._clock = clock
+        #: What is to be there, where that is not all; until when that holds.
+        self._plan: dict[ModelId, int] | None = None
+        self._plan_until_s = -math.inf
         #: Models whose policy is not met, and why: ``keeper`` says so at the leader.
         self.unmet: dict[ModelId, str] = {}
 
@@ -95,6 +106,38 @@ class Policies:
             self._require_possible(model_id, record, policy)
         return record.with_policy(policy)
 
+    def kept_count(self, model_id: ModelId) -> int:
+        """Answer how many copies are to be there now: what the policy asks for, or what there is
+        room for beside the others; every instance answers the same.
+        """
+        promise = self._registry.policies.get(model_id)
+        if promise is None:
+            return 0
+        now_s = anyio.current_time()
+        if now_s >= self._plan_until_s:
+            self._plan, self._plan_until_s = self._planned(), now_s + PLAN_S
+        needed_count = promise.policy.copies_needed
+        return needed_count if self._plan is None else self._plan.get(model_id, 0)
+
+    def _planned(self) -> dict[ModelId, int] | None:
+        """Answer how many copies each model is to have; None: as many as its policy asks for."""
+        constraints, index = self._cluster.constraints, self._registry.policies
+        partitions = self._cluster.partitions()
+        units = index.units_by_type(self._default_units)
+        kinds: dict[str, frozenset[frozenset[str]]] = {}
+        for model_type in index.types():
+            key = constraints.key(model_type)
+            kinds[model_type] = frozenset(each for each in partitions if key not in each)
+        rooms = {
+            prohibited: (sums.instance_count, share(sums.capacity_units, PINNED_DIVISOR))
+            for prohibited, sums in partitions.items()
+        }
+        for kind in set(kinds.values()):
+            wanted_units = sum(units.get(each, 0) for each in kinds if kinds[each] <= kind)
+            if not fits(wanted_units, sum(rooms[each][1] for each in kind)):
+                return planned(index.wishes(self._default_units), kinds, rooms)
+        return None
+
     # --- whether it can be, and is ----------------------------------------------------------
 
     def unmet_because(self, model_id: ModelId, record: ModelRecord) -> str:
@@ -111,6 +154,8 @@ class Policies:
         hosts_count = self._cluster.statistics_of(record.info.model_type).instance_count
         if hosts_count < needed_count:
             return f"{told}: only {hosts_count} instances may hold it"
+        if ready_count >= self.kept_count(model_id):
+            return f"{told}: policies keep half of the memory, and others come first"
         verdict = self._config.failure_rules.verdict(model_id, record, now_ms)
         if verdict.newest is not None:
             return f"{told}: loads failed: {verdict.newest.message}"

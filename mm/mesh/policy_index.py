@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from mm.core.ids import ModelId
 from mm.core.model_policy import ModelPolicy
+from mm.core.policy_plan import Wish
 from mm.core.records import ModelRecord
 
 
@@ -65,6 +66,23 @@ class PolicyIndex:
         for model_type, count in self._unsized_copies.items():
             sums[model_type] += default_units * count
         return {model_type: units for model_type, units in sums.items() if units}
+
+    def types(self) -> set[str]:
+        """Answer the types of the models of which something is kept."""
+        return {each for sums in (self._units, self._unsized_copies) for each in sums if sums[each]}
+
+    def wishes(self, default_units: int) -> list[Wish]:
+        """Answer what all policies ask for; a copy of unknown size takes so much."""
+        return [
+            Wish(
+                model_id,
+                each.model_type,
+                each.policy.copies_needed,
+                each.size_units or default_units,
+                each.policy.pinned,
+            )
+            for model_id, each in self._promises.items()
+        ]
 
     def note(self, model_id: ModelId, record: ModelRecord | None) -> None:
         """Take in a changed record; None when it is gone."""

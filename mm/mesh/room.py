@@ -6,6 +6,7 @@ copies; what becomes of those that had to go is the business of ``copies``.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from mm.core.eviction import CostEviction
@@ -46,8 +47,10 @@ class Room:
             (0.0, 0.0) if self._by_cost is None else (self._by_cost.saved_s, self._by_cost.lost_s)
         )
 
-    def insert(self, copy: LocalCopy) -> list[Evicted]:
-        """Put a copy into the table, before its load; answers which ones went for it."""
+    def insert(self, copy: LocalCopy, spared: Sequence[ModelId] = ()) -> list[Evicted]:
+        """Put a copy into the table, before its load; answers which ones went for it. ``spared``
+        go only if no other is left.
+        """
         gone: list[Evicted] = []
         if self._by_cost is not None:
             # A load that nobody waits for displaces nothing younger, whatever that costs.
@@ -61,7 +64,12 @@ class Room:
                 capacity=self._table.capacity_units - self._table.kept_units,
                 now_ms=self._clock.now_ms(),
             )
-        return gone + self._table.put(copy.model_id, copy.weight_units, UNDER_WAY_MS)
+        for model_id in spared:
+            self._table.keep(model_id, True)
+        gone += self._table.put(copy.model_id, copy.weight_units, UNDER_WAY_MS)
+        for model_id in spared:
+            self._table.keep(model_id, False)
+        return gone
 
     def weigh(self, copy: LocalCopy, delta_units: int) -> list[Evicted]:
         """Tell the table what a copy takes now; answers which ones went for it, maybe itself."""

@@ -53,6 +53,25 @@ def test_what_went_wrong_is_stale_a_pause_after_the_end_of_its_pause() -> None:
     assert not asked.is_stale(100 * PAUSE_MIN_S)
 
 
+def test_one_that_goes_soon_after_it_was_ready_came_to_nothing() -> None:
+    asked = AskedCopies(1.0, 60.0, kept_s=30.0)
+    now_s, pause_s = 0.0, 1.0
+    for _ in range(8):
+        assert asked.may_ask(now_s)
+        asked.accepted(A, now_s)
+        asked.look({A}, {A}, now_s)
+        asked.look(set(), set(), now_s + 29.0)
+        assert not asked.may_ask(now_s + 28.9 + pause_s)
+        now_s += 29.0 + pause_s
+        pause_s = min(60.0, 2 * pause_s)
+    asked.accepted(A, now_s)
+    asked.look({A}, {A}, now_s)
+    assert not asked.is_forgettable
+    asked.look(set(), set(), now_s + 30.0)
+    assert asked.may_ask(now_s + 30.0)
+    assert asked.is_forgettable
+
+
 def test_pauses_grow_up_to_a_limit_and_end_with_a_success() -> None:
     asked = AskedCopies()
     for _ in range(20):

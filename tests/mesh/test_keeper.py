@@ -245,6 +245,42 @@ async def test_when_instances_leave_the_policy_stays_and_is_met_again() -> None:
         assert (await cluster["a"].set_policy("m")).unmet_because == ""
 
 
+@pytest.mark.parametrize("pinned", [False, True])
+async def test_what_no_longer_fits_displaces_nothing_and_comes_back_with_room(pinned: bool) -> None:
+    parameters = small_parameters(10, loading_concurrency_max=2)
+    plan = ModelPlan(load_s=1.0)
+    async with running_cluster("a", "b", "c", plan=plan, parameters=parameters) as cluster:
+        a, models = cluster["a"], [f"p{number:02}" for number in range(12)]
+        for model_id in models:
+            await a.register(model_id, policy=ModelPolicy(1, pinned))
+            await anyio.sleep(3)
+        users = ["u0", "u1", "u2"]
+        for model_id in users:
+            await loaded_at(cluster, "a", model_id=model_id)
+        for name in "cb":
+            await cluster[name].crash()
+        for _ in range(90):
+            await anyio.sleep(1)
+            for model_id in users:
+                await a.invoke(model_id)
+        begun = a.runtime.loads_begun.copy()
+        for _ in range(60):
+            await anyio.sleep(1)
+            for model_id in users:
+                await a.invoke(model_id)
+        assert a.runtime.loads_begun == begun
+        # Half of nine: the first ones, whatever was there before.
+        assert a.runtime.loaded >= {*models[:4], *users}
+        unmet = a.node.parts.policies.unmet
+        assert unmet.keys() == set(models) - a.runtime.loaded
+        assert all("others come first" in because for because in unmet.values())
+        cluster.check()
+        await cluster.start("d")
+        await cluster.start("e")
+        await until(lambda: not leader(cluster).node.parts.policies.unmet, 60, "all are met")
+        assert set().union(*(each.runtime.loaded for each in cluster.serving)) >= set(models)
+
+
 async def test_no_copy_is_given_up_below_the_policy() -> None:
     async with running_cluster("a", "b", "c", plan=FAST) as cluster:
         await loaded_at(cluster, "a", "b", "c")
