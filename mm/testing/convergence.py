@@ -7,6 +7,7 @@ the runtimes hold, every registered model is served at every place, and others a
 from __future__ import annotations
 
 import random
+from collections import Counter
 from typing import Final
 
 import anyio
@@ -27,6 +28,9 @@ REST_LOOKS_MAX: Final = 600
 FORGET_S: Final = 300.0
 #: An instance says what it has at most so long after a change.
 PUBLISH_S: Final = 45.0
+#: For each copy that a policy asks for, while all is quiet: what faults took, and what came to
+#: nothing at first.
+POLICY_LOADS_MAX: Final = 5
 #: Calls of a model that must be served, in all: at so many instances each.
 ENTRIES_COUNT: Final = 2
 
@@ -45,10 +49,12 @@ class Convergence:
         begun_s = anyio.current_time()
         await self._rest()
         rest_s = anyio.current_time() - begun_s
+        begun = self._loads_begun()
         await anyio.sleep(FORGET_S)
         await self._rest()
         self._check(losses_unnoticed=True)
         self._check_policies()
+        self._check_loads(begun)
         await self._register_all()
         for model_id in self._models:
             for entry in self._rng.sample(self._cluster.serving, ENTRIES_COUNT):
@@ -155,13 +161,31 @@ class Convergence:
                 self._check_copy(each, copy.model_id)
 
     def _check_policies(self) -> None:
-        """Every model has the copies that its policy asks for, or one at each instance."""
+        """Every model has the copies that its policy asks for, as far as there is room for them,
+        or one at each instance.
+        """
         serving = self._cluster.serving
+        policies = serving[0].node.parts.policies
         for model_id, record in self._cluster.records().items():
             copies = [each.node.parts.copies.get(ModelId(model_id)) for each in serving]
             ready_count = sum(copy is not None and copy.serves for copy in copies)
-            if ready_count < min(record.policy.copies_needed, len(serving)):
+            if ready_count < min(policies.kept_count(ModelId(model_id)), len(serving)):
                 text = f"{model_id} has {ready_count} ready copies, its policy is {record.policy}"
+                self._fail(text, models=[model_id])
+
+    def _loads_begun(self) -> Counter[str]:
+        loads: Counter[str] = Counter()
+        for each in self._cluster.serving:
+            loads.update(each.runtime.loads_begun)
+        return loads
+
+    def _check_loads(self, before: Counter[str]) -> None:
+        """While nobody called, policies had each copy loaded a few times at most."""
+        now, records = self._loads_begun(), self._cluster.records()
+        for model_id, record in records.items():
+            needed_count, count = record.policy.copies_needed, now[model_id] - before[model_id]
+            if needed_count and count > POLICY_LOADS_MAX * needed_count:
+                text = f"{model_id} was loaded {count} times for its policy, {record.policy}"
                 self._fail(text, models=[model_id])
 
     def _check_copy(self, each: Instance, model_id: ModelId) -> None:

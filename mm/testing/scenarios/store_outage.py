@@ -46,6 +46,8 @@ OUTAGE_S: Final = 600.0
 WIPE_S: Final = 10.0
 INSTANCES: Final = tuple("abcdef")
 LOADED: Final = tuple(f"m{number:05}" for number in range(120))
+#: Of these a copy is there by policy: nobody may take it for lost.
+PROMISED: Final = LOADED[::6]
 #: Room for the loaded models and little more: a second copy of what is in recurring use would be a
 #: load that has nothing to do with the store.
 PARAMETERS: Final = small_parameters(22)
@@ -115,6 +117,8 @@ class _Drill:
         async with anyio.create_task_group() as group:
             for model_id in LOADED:
                 group.start_soon(self._cluster[self._rng.choice(INSTANCES)].invoke, model_id)
+        for model_id in PROMISED:
+            await self._cluster["a"].set_policy(model_id, copies_min=1)
         await self._cluster.settle()
         await anyio.sleep(BETWEEN_S)
         moves_count = self._moves()
