@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from h2.config import H2Configuration
 from h2.connection import H2Connection
+from h2.errors import ErrorCodes
 from h2.events import (
     ConnectionTerminated,
     DataReceived,
@@ -19,7 +20,7 @@ from h2.events import (
     TrailersReceived,
 )
 from h2.settings import SettingCodes, Settings
-from hyperframe.frame import Frame
+from hyperframe.frame import Frame, GoAwayFrame
 
 from mm.core.headers import HeaderList
 
@@ -41,6 +42,16 @@ class PeerClosedError(Exception):
     """The connection ended while something was expected on it."""
 
 
+class LastingConnection(H2Connection):
+    """For h2 a GOAWAY is the end; here it is an event, as for those who do it right."""
+
+    def _receive_goaway_frame(self, frame: GoAwayFrame) -> tuple[list[Frame], list[Event]]:
+        event = ConnectionTerminated()
+        event.error_code = ErrorCodes(frame.error_code)
+        event.last_stream_id = frame.last_stream_id
+        return [], [event]
+
+
 class RawPeer:
     """One end. What it received is in ``events``; nothing is acknowledged unless told."""
 
@@ -49,7 +60,7 @@ class RawPeer:
     ) -> None:
         self.reader = reader
         self.writer = writer
-        self.h2 = H2Connection(
+        self.h2 = LastingConnection(
             H2Configuration(
                 client_side=client_side,
                 header_encoding=None,

@@ -16,9 +16,10 @@ from h2.events import (
     StreamReset,
 )
 from h2.settings import SettingCodes
-from hyperframe.frame import DataFrame, GoAwayFrame, HeadersFrame
+from hyperframe.frame import DataFrame, GoAwayFrame
 
 import mm.edge.h2.link as link_module
+import mm.edge.h2.server as server_module
 from mm.edge.h2 import EXTERNAL_LIMITS, GrpcServer
 from mm.edge.h2.messages import frame_message
 from tests.edge.h2_echo import Echo, assert_serves, serve_echo, wait_started
@@ -134,29 +135,42 @@ async def test_a_reset_cancels_its_call_alone() -> None:
 
 
 async def test_a_graceful_stop_lets_calls_finish_and_takes_no_more() -> None:
+    """Calls that were on their way when the client heard of it are served, too."""
     async with serve_echo() as (server, port, echo), connect(port) as peer:
         echo.gate = asyncio.Event()
-        stream_id = peer.begin()
-        peer.send(stream_id, frame_message(b"x"), end=True)
+        first = peer.begin()
+        peer.send(first, frame_message(b"x"), end=True)
         await asyncio.wait_for(wait_started(echo, peer), PATIENCE_S)
         stopping = asyncio.ensure_future(server.stop(PATIENCE_S))
+        await asyncio.wait_for(_wait_refused(port), PATIENCE_S)
+        on_its_way = peer.begin()
+        peer.send(on_its_way, frame_message(b"y"), end=True)
+        # What is read from here on is answered at once: the ping, too.
         end = await peer.wait_for(ConnectionTerminated)
-        assert (end.error_code, end.last_stream_id) == (ErrorCodes.NO_ERROR, stream_id)
-        with pytest.raises(ConnectionRefusedError):
-            await asyncio.open_connection("127.0.0.1", port)
-        block = peer.h2.encoder.encode(REQUEST)
-        late = HeadersFrame(stream_id + 2, data=block, flags=["END_HEADERS"])
-        peer.writer.write(late.serialize())
+        assert (end.error_code, end.last_stream_id) == (ErrorCodes.NO_ERROR, 2**31 - 1)
+        end = await peer.wait_for(ConnectionTerminated)
+        assert (end.error_code, end.last_stream_id) == (ErrorCodes.NO_ERROR, on_its_way)
+        late = peer.begin()
+        assert (await peer.wait_on(StreamReset, late)).error_code == ErrorCodes.REFUSED_STREAM
         assert not stopping.done()
         echo.gate.set()
-        rest = await _read_raw(peer)
-        assert struct.pack(">L", ErrorCodes.REFUSED_STREAM) in rest
-        assert frame_message(b"x") in rest
+        assert (await peer.wait_answer(first))[1] == frame_message(b"x")
+        assert (await peer.wait_answer(on_its_way))[1] == frame_message(b"y")
         await asyncio.wait_for(stopping, PATIENCE_S)
 
 
+async def _wait_refused(port: int) -> None:
+    """Return when nobody listens there any more."""
+    while True:
+        try:
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+        except ConnectionRefusedError:
+            return
+        writer.close()
+
+
 async def _read_raw(peer: RawPeer) -> bytes:
-    """Read to the end; h2 itself takes no frames after a GOAWAY."""
+    """Read to the end, and answer nothing."""
     return await asyncio.wait_for(peer.reader.read(), PATIENCE_S)
 
 
@@ -176,6 +190,24 @@ async def test_a_stop_does_not_wait_for_a_client_that_stays_connected() -> None:
         await assert_serves(peer)
         await asyncio.wait_for(server.stop(60), 60)
         assert await peer.wait_closed() is not None
+
+
+async def test_a_stop_does_not_wait_for_a_client_that_answers_no_ping(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(server_module, "_GOAWAY_HEARD_S", 0.05)
+    async with serve_echo() as (server, port, echo), connect(port) as peer:
+        echo.gate = asyncio.Event()
+        stream_id = peer.begin()
+        peer.send(stream_id, frame_message(b"x"), end=True)
+        await asyncio.wait_for(wait_started(echo, peer), PATIENCE_S)
+        stopping = asyncio.ensure_future(server.stop(2 * PATIENCE_S))
+        goaways = b""
+        while struct.pack(">LL", stream_id, ErrorCodes.NO_ERROR) not in goaways:
+            goaways += await asyncio.wait_for(peer.reader.read(2**16), PATIENCE_S)
+        echo.gate.set()
+        assert frame_message(b"x") in await _read_raw(peer)
+        await asyncio.wait_for(stopping, PATIENCE_S)
 
 
 async def test_deadlines_are_answered_by_the_server() -> None:

@@ -167,6 +167,11 @@ class LinkEvents(EventsProcessor):
             kind = FaultKind.RESET
         stream.terminate(StreamFault(kind, f"stream {kind.value} ({_name_code(code)})", code))
 
+    def process_ping_ack_received(self, event: PingAckReceived) -> None:
+        """A sign of life, and perhaps the answer to a question."""
+        super().process_ping_ack_received(event)
+        self.link.ping_answered(bytes(event.ping_data))
+
     def process_connection_terminated(self, event: ConnectionTerminated) -> None:
         """GOAWAY: streams above the last id were not looked at, the others go on."""
         self.link.goaway_received(cast(int, event.last_stream_id), int(event.error_code or 0))
@@ -384,6 +389,9 @@ class Link(H2Protocol):
 
     def reset_received(self) -> None:
         """The other side reset a stream, or made us do so."""
+
+    def ping_answered(self, data: bytes) -> None:
+        """The other side has read all that was written before a ping with this in it."""
 
     def goaway_received(self, last_id: int, code: int) -> None:
         """The other side takes no more streams."""

@@ -34,6 +34,12 @@ logger = logging.getLogger(__name__)
 
 #: Time for the preface and SETTINGS of a new connection.
 _HANDSHAKE_TIMEOUT_S = 10.0
+#: A client that is told that we stop has calls on their way to us: as long as it takes to answer a
+#: ping, or this long if it does not answer pings.
+_GOAWAY_HEARD_S = 1.0
+#: No client sends this in a ping of its own.
+_GOAWAY_PING = b"goodbye?"
+_LAST_ID_MAX = 2**31 - 1
 #: Time for what was written last to leave when the server stops.
 _CLOSE_TIMEOUT_S = 1.0
 _BACKLOG = 1024
@@ -52,6 +58,8 @@ class ServerLink(Link):
         super().__init__(server.limits)
         self.server = server
         self.draining = False
+        #: Until the client has heard of our GOAWAY.
+        self._goaway_timer: asyncio.TimerHandle | None = None
         self._resets_left = float(server.limits.resets_burst)
         self._resets_counted_s = time.monotonic()
         self._handshake: asyncio.TimerHandle | None = None
@@ -71,8 +79,9 @@ class ServerLink(Link):
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Cancel the calls of the connection."""
-        if self._handshake is not None:
-            self._handshake.cancel()
+        for timer in (self._handshake, self._goaway_timer):
+            if timer is not None:
+                timer.cancel()
         super().connection_lost(exc)
         self.server.link_lost(self)
 
@@ -156,19 +165,45 @@ class ServerLink(Link):
             self.loop.call_soon(self._close_drained)
 
     def drain(self) -> None:
-        """Take no more calls; close when those that run are finished."""
+        """Have the client send no more calls; close when those that it has sent are finished.
+
+        In two steps: those on their way to us would else come back untouched, and not every client
+        sends them again.
+        """
         self.draining = True
         if not self.lost:
+            self.engine.submit_goaway(last_id=_LAST_ID_MAX)
+            self.engine.ping(_GOAWAY_PING)
+            self._flush()
+            self._goaway_timer = self.loop.call_later(_GOAWAY_HEARD_S, self._refuse_more)
+
+    def ping_answered(self, data: bytes) -> None:
+        """What comes after the answer was sent by a client that knew."""
+        if data == _GOAWAY_PING and self._goaway_timer is not None:
+            self._refuse_more()
+
+    def _refuse_more(self) -> None:
+        if self._goaway_timer is not None:
+            self._goaway_timer.cancel()
+            self._goaway_timer = None
             self.engine.submit_goaway()
-            if not self.streams:
-                self._close_drained()
-            else:
-                self._flush()
+            self.server.end_watches(self)
+            self._flush()
+            self._close_drained()
+
+    def close_now(self) -> None:
+        """Close, whatever the client knows: its time is up."""
+        self._refuse_more()
+        if not self.lost:
+            self._close()
 
     def _close_drained(self) -> None:
-        if not self.lost:
-            self._flush()
-            self.connection.close_gently()
+        if not (self.lost or self.streams or self._goaway_timer):
+            self._close()
+
+    def _close(self) -> None:
+        self._flush()
+        self.connection.close_gently()
 
 
 class GrpcServer:
@@ -246,6 +281,12 @@ class GrpcServer:
         if not self.links:
             self._quiet.set()
 
+    def end_watches(self, link: ServerLink) -> None:
+        """End those calls of a connection that would never end by themselves."""
+        streams = list(link.streams.values())
+        calls = [each.sink for each in streams if isinstance(each.sink, IncomingCall)]
+        _cancel([call for call in calls if not call.holds_stop])
+
     async def stop(self, grace_s: float) -> None:
         """Take no more calls, let those that run finish within ``grace_s``, then close."""
         if self._listener is not None:
@@ -257,13 +298,13 @@ class GrpcServer:
                 await asyncio.to_thread(os.unlink, self._path)
         for link in list(self.links):
             link.drain()
-        _cancel([call for call in self.calls if not call.holds_stop])
+            self.end_watches(link)
         await self._wait_while(lambda: bool(self.links), grace_s)
         tasks = _cancel(list(self.calls))
         if tasks:
             await asyncio.wait(tasks, timeout=_CLOSE_TIMEOUT_S)
         for link in list(self.links):
-            link._close_drained()
+            link.close_now()
         await self._wait_while(lambda: bool(self.links), _CLOSE_TIMEOUT_S)
         for link in list(self.links):
             link.connection.close()
