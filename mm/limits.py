@@ -251,6 +251,9 @@ class Limits:
     #: Moves under way at a time: enough for the loading slots of some thirty others. The order in
     #: which they come is that of their last use.
     drain_moves_at_once_max: int = 256
+    #: New connections are taken for so long after clients were told to go elsewhere: load balancers
+    #: hear of it in a second or so, and what they still send here would find nobody. As in Java.
+    stop_listens_s: float = 2.0
     #: Calls in flight get this long when the process stops (spec core 7.4).
     drain_timeout_s: float = 15.0
     #: Closing a connection, a channel, a file that should close at once.

@@ -227,8 +227,11 @@ class Instance:
         config = self._config
         limit_s = max(1.0, config.shutdown_timeout_s - STOP_RESERVE_S)
         self._health.set_serving(False)
+        heard_s = anyio.current_time() + config.stop_listens_s
         with anyio.move_on_after(limit_s) as everything:
             await node.drain(limit_s * DRAIN_SHARE)
+            if node.parts.members.staying():
+                await anyio.sleep_until(heard_s)
             left_s = everything.deadline - anyio.current_time()
             grace_s = min(config.drain_timeout_s, max(0.0, left_s))
             async with anyio.create_task_group() as group:

@@ -340,15 +340,18 @@ def runtime_variables(places: Sequence[str]) -> dict[str, str]:
     return variables
 
 
-def channel_to(port: int) -> grpc.Channel:
-    """Answer a grpcio channel that shares no connection with others and repeats no call."""
+def channel_to(*ports: int) -> grpc.Channel:
+    """Answer a grpcio channel that shares no connection with others and repeats no call; it goes to
+    the first of these ports that somebody listens on.
+    """
     options = [
         ("grpc.use_local_subchannel_pool", 1),
         ("grpc.enable_retries", 0),
         ("grpc.max_receive_message_length", 64 * 2**20),
         ("grpc.max_send_message_length", 64 * 2**20),
     ]
-    return grpc.insecure_channel(f"127.0.0.1:{port}", options=options)
+    addresses = ",".join(f"127.0.0.1:{port}" for port in ports)
+    return grpc.insecure_channel(f"ipv4:{addresses}", options=options)
 
 
 def refusal(call: Callable[[], object]) -> tuple[grpc.StatusCode, str]:
