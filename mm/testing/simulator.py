@@ -36,6 +36,8 @@ STORY_EVENTS_MAX: Final = 30
 #: Limits that would make a run long: minutes of production in place of which some seconds show as
 #: much. Everything else is as in production.
 LIMITS: Final = {
+    # Half of all that wakes in a run was this look, most of the time at nothing.
+    "demand_interval_s": 1.0,
     "space_wait_s": 40.0,
     "gone_after_s": 15.0,
     "reaper_interval_s": 60.0,
