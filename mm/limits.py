@@ -163,9 +163,13 @@ class Limits:
     #: setVModel with ``sync`` waits so long for the switch, if the call has no deadline; Java's
     #: value (spec core 6.2).
     vmodel_wait_s: float = 240.0
-    #: And without ``sync`` so long for a load to begin: it usually has by then, and an answer that
-    #: says where is worth more than one that is told at once. All in all it is 100 ms at most.
-    vmodel_load_start_wait_s: float = 0.05
+    #: And without ``sync`` it waits for a load to begin until so long after it came: one usually
+    #: has by then, and an answer that says where is worth more than one that is told at once. What
+    #: the store took counts, so that all in all it is 100 ms at most.
+    vmodel_answer_s: float = 0.08
+    #: getVModelStatus answers what is mirrored if the store has said nothing for so long: it is
+    #: asked again and again, and controllers wait a second for an answer.
+    vmodel_status_wait_s: float = 0.5
     #: Transitions for which loads are waited for at a time: enough for the loading slots of some
     #: thirty instances, and few beside the calls that may wait.
     transitions_at_once_max: int = 256

@@ -30,10 +30,21 @@ from mm.edge.etcd_txn import (
     is_as_wanted,
     request_of,
     result_of,
+    revisions_of,
+    revisions_request_of,
 )
 from mm.edge.etcd_watch import EtcdWatch
 from mm.edge.kv_config import EtcdTarget
-from mm.mesh.ports import Item, Resync, Session, Store, WatchEvent, Write, WriteResult
+from mm.mesh.ports import (
+    REVISIONS_MAX,
+    Item,
+    Resync,
+    Session,
+    Store,
+    WatchEvent,
+    Write,
+    WriteResult,
+)
 
 #: Records of the first page of a table; later pages aim at a size in bytes.
 PAGE_ITEMS_FIRST: Final = 500
@@ -104,6 +115,13 @@ class EtcdStore(Store):
         request = rpc.RangeRequest(key=self._codec.encode(key))
         response, _ = await self._history.call(_range, request)
         return self._codec.item(response.kvs[0]) if response.kvs else None
+
+    async def revisions(self, keys: Sequence[str]) -> Sequence[int]:
+        """Read the revisions of keys linearizably; 0 for one that is not there."""
+        if len(keys) > REVISIONS_MAX:
+            raise ValueError(f"{len(keys)} keys at once; at most {REVISIONS_MAX}")
+        response, _ = await self._history.call(_txn, revisions_request_of(keys, self._codec))
+        return revisions_of(response)
 
     async def list(self, prefix: str) -> Resync:
         """Read a table in pages at one revision; each page has the time limit of a call."""

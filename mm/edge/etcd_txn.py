@@ -67,6 +67,18 @@ def request_of(writes: Sequence[Write], codec: KeyCodec) -> Any:
     return request
 
 
+def revisions_request_of(keys: Sequence[str], codec: KeyCodec) -> Any:
+    """Answer the transaction that tells the revisions of keys, and nothing else of them."""
+    ranges = (rpc.RangeRequest(key=codec.encode(key), keys_only=True) for key in keys)
+    return rpc.TxnRequest(success=[rpc.RequestOp(request_range=each) for each in ranges])
+
+
+def revisions_of(response: Any) -> list[int]:
+    """Read the answer to ``revisions_request_of``; 0 for a key that is not there."""
+    found = (one.response_range.kvs for one in response.responses)
+    return [kvs[0].mod_revision if kvs else 0 for kvs in found]
+
+
 def _operations(write: Write, key: bytes) -> Sequence[Any]:
     if write.value is None:
         delete = rpc.DeleteRangeRequest(key=key)

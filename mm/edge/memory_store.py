@@ -16,7 +16,16 @@ import anyio.lowlevel
 
 from mm.edge.memory_server import MemoryServer, Watcher
 from mm.errors import StoreUnavailableError
-from mm.mesh.ports import Item, Resync, Session, Store, WatchEvent, Write, WriteResult
+from mm.mesh.ports import (
+    REVISIONS_MAX,
+    Item,
+    Resync,
+    Session,
+    Store,
+    WatchEvent,
+    Write,
+    WriteResult,
+)
 
 
 class Fault(enum.Enum):
@@ -107,6 +116,17 @@ class MemoryStore(Store):
         await self._reply()
         self._same_store(number)
         return item
+
+    async def revisions(self, keys: Sequence[str]) -> Sequence[int]:
+        """Read the revisions of keys linearizably; 0 for one that is not there."""
+        if len(keys) > REVISIONS_MAX:
+            raise ValueError(f"{len(keys)} keys at once; at most {REVISIONS_MAX}")
+        number = self._same_store(self.server.history_number)
+        await self._reach()
+        items = [self.server.get(key) for key in keys]
+        await self._reply()
+        self._same_store(number)
+        return [0 if item is None else item.mod_revision for item in items]
 
     async def list(self, prefix: str) -> Resync:
         """Read a table at one revision."""

@@ -291,17 +291,22 @@ class PeerService:
             second_copies_added=counters.second_copies_added,
             copies_dropped=counters.copies_dropped,
             demands_told=counters.demands_told,
-            vmodel_changes=counters.vmodel_changes,
-            vmodel_conflicts=counters.vmodel_conflicts,
-            transitions_completed=counters.transitions_completed,
-            transitions_failed=counters.transitions_failed,
-            references_repaired=counters.references_repaired,
-            transitions=now.transitions,
-            transitions_blocked=now.transitions_blocked,
             partitions=[_partition(*each) for each in now.partitions.items()],
         )
+        _tell_vmodels(answer, now)
         _tell_policies(answer, now)
         return answer
+
+
+def _tell_vmodels(answer: peer.InstanceStatistics, now: InstanceStatistics) -> None:
+    answer.vmodel_changes = now.counters.vmodel_changes
+    answer.vmodel_conflicts = now.counters.vmodel_conflicts
+    answer.vmodel_confirmations = now.counters.vmodel_confirmations
+    answer.transitions_completed = now.counters.transitions_completed
+    answer.transitions_failed = now.counters.transitions_failed
+    answer.references_repaired = now.counters.references_repaired
+    answer.transitions = now.transitions
+    answer.transitions_blocked = now.transitions_blocked
 
 
 def _tell_policies(answer: peer.InstanceStatistics, now: InstanceStatistics) -> None:

@@ -67,8 +67,6 @@ class Mirror:
         self.prefix = prefix
         #: The watch has told of everything up to here.
         self.revision = 0
-        #: Set at the next events; there while somebody waits for them.
-        self._told: anyio.Event | None = None
         #: Set, and replaced, whenever the store turned out to be another one; and when that was.
         self.store_replaced = anyio.Event()
         self.store_replaced_s = -math.inf
@@ -180,12 +178,6 @@ class Mirror:
                     task_status.started()
         raise AssertionError("a watch ended by itself; it must last until cancelled")
 
-    async def wait_told(self, revision: int) -> None:
-        """Return once the watch has told of everything up to a revision."""
-        while self.revision < revision:
-            self._told = self._told or anyio.Event()
-            await self._told.wait()
-
     def fold(self, events: Sequence[WatchEvent]) -> None:
         """Apply events of the watch, in order."""
         for event in events:
@@ -204,10 +196,6 @@ class Mirror:
                     if is_of_other_store:
                         self.store_replaced.set()
                         self.store_replaced = anyio.Event()
-
-        if self._told is not None:
-            self._told.set()
-            self._told = None
 
     def written(self, item: Item) -> None:
         """Take over an answer of the store: a value that we read or wrote."""

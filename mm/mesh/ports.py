@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Final, Protocol
 
 from mm.core.calls import Call, Outcome, PeerRoute, Route
 from mm.core.ids import InstanceId, ModelId
@@ -112,6 +112,10 @@ class Session(Protocol):
         ...
 
 
+#: Keys whose revisions are read at once: etcd takes no more operations in a transaction.
+REVISIONS_MAX: Final = 128
+
+
 class Store(Protocol):
     """The ports of spec core 1.4 over etcd or memory. Keys are whole logical paths; root prefixes
     are the store's affair.
@@ -140,6 +144,12 @@ class Store(Protocol):
 
     async def get(self, key: str) -> Item | None:
         """Read linearizably."""
+        ...
+
+    async def revisions(self, keys: Sequence[str]) -> Sequence[int]:
+        """Read the revision of each key linearizably, all at one moment; 0 for one that is not
+        there. At most ``REVISIONS_MAX`` keys.
+        """
         ...
 
     async def list(self, prefix: str) -> Resync:

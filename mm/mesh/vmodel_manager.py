@@ -31,7 +31,13 @@ from mm.core.vmodel_changes import (
     plan_delete,
     plan_set,
 )
-from mm.errors import InvalidRequestError, LimitError, LoadTimeoutError, MeshError
+from mm.errors import (
+    InvalidRequestError,
+    LimitError,
+    LoadTimeoutError,
+    MeshError,
+    StoreUnavailableError,
+)
 from mm.mesh.composition import Parts, Ports
 from mm.mesh.id_checks import check_id_length, check_vmodel_id
 from mm.mesh.models import EnsureRequest, Models
@@ -118,6 +124,7 @@ class VModelManager:
         With ``sync`` the answer comes when the target serves, or cannot; ``deadline_s`` is when the
         caller stops listening (``anyio.current_time()``).
         """
+        answer_at_s = anyio.current_time() + self._config.vmodel_answer_s
         check_vmodel_id(request.vmodel_id)
         if not request.target_id:
             raise InvalidRequestError("must provide non-empty targetModelId")
@@ -143,7 +150,7 @@ class VModelManager:
             loading = self._models.ensure_loaded(replace(ensure, sync=True))
             active = await limit.wait(loading, f"model {request.target_id} to be loaded")
         else:
-            active = await self._start_load(ensure)
+            active = await self._start_load(ensure, answer_at_s)
         return _steady(vmodel, active)
 
     async def delete(self, vmodel_id: str, owner: str = "") -> None:
@@ -162,14 +169,23 @@ class VModelManager:
         """Answer what the vmodel stands for; an unknown one, or another's, is NOT_FOUND."""
         check_vmodel_id(vmodel_id)
         vmodel = await self._vmodels.find(vmodel_id)
-        if vmodel is not None and is_in_transition(vmodel):
-            # Whoever asks because it has just ended must hear so.
+        if vmodel is not None and not await self._is_confirmed(vmodel_id):
+            # Whoever asks because it has just changed elsewhere must hear so.
             vmodel = await self._vmodels.read(vmodel_id)
         if vmodel is None or not is_owner(owner, vmodel):
             return VModelStatus("NOT_FOUND")
         return await self._describe(vmodel)
 
     # --- behind them ---
+
+    async def _is_confirmed(self, vmodel_id: str) -> bool:
+        """Answer whether the store has what is mirrored; if it says nothing that must do."""
+        try:
+            with anyio.move_on_after(self._config.vmodel_status_wait_s):
+                return await self.writer.confirmations.is_current(vmodel_id)
+        except (LimitError, StoreUnavailableError) as exc:
+            logger.debug("vmodel %s: told as it is mirrored: %s", vmodel_id, exc)
+        return True
 
     def _plan_set(
         self, request: SetVModel, vmodel: VModelRecord | None, models: ModelRecords
@@ -229,7 +245,7 @@ class VModelManager:
         # Time is no matter here, and a client that waited for a load wants to hear of it.
         return _steady(vmodel, await self._models.status(vmodel.active_model_id))
 
-    async def _start_load(self, request: EnsureRequest) -> ModelStatus:
+    async def _start_load(self, request: EnsureRequest, answer_at_s: float) -> ModelStatus:
         """See that the model is loaded or loading somewhere, without waiting for what that takes.
 
         A load begins in a moment, unless another instance has to be asked that is slow to answer:
@@ -245,7 +261,7 @@ class VModelManager:
             assert self._group is not None, "open() first"
             start = self._starts[request.model_id] = _Start()
             self._group.start_soon(self._load, request, start)
-        with anyio.move_on_after(self._config.vmodel_load_start_wait_s):
+        with anyio.CancelScope(deadline=answer_at_s):
             await start.done.wait()
         if start.failure is not None:
             raise start.failure.another()

@@ -4,10 +4,10 @@ Owns reading, the transaction, and trying again when somebody else was quicker. 
 written is decided by a plan of ``core.vmodel_changes``, which is asked anew each time.
 
 A plan is first asked with what is mirrored here. If that is out of date the transaction does not
-come about, and tells what is stored; so only an answer that writes nothing could be wrong. One that
-is a refusal, or says that there is no such vmodel, or that it is in transition, is therefore given
-only on the word of the store, and so is a count believed to be wrong. A vmodel that is mirrored as
-it should be is left alone without a word to the store: most calls are of that kind.
+come about, and tells what is stored; so only an answer that writes nothing could be wrong: it is
+given only on the word of the store. Most calls are about a vmodel that is as it should be: then
+that word is a revision, which all calls of the moment ask for together (``confirmations``). For a
+refusal, and for a count believed to be wrong, everything concerned is read.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ import anyio
 from mm.config import Config
 from mm.core.ids import ModelId
 from mm.core.records import ModelRecord, VModelRecord
-from mm.core.vmodel_changes import ModelRecords, VModelChange, is_in_transition, references
+from mm.core.vmodel_changes import ModelRecords, VModelChange, references
 from mm.errors import ContendedError, LimitError, MeshError, StatusCode, StoreUnavailableError
+from mm.mesh.confirmations import Confirmations
 from mm.mesh.keyed_locks import KeyedLocks
 from mm.mesh.mirror import Mirror
 from mm.mesh.ports import Store, Write
@@ -42,10 +43,6 @@ Plan = Callable[[VModelRecord | None, ModelRecords], VModelChange | None]
 #: Each loss means that somebody else's change succeeded; instances compete with one change each.
 TRIES_MAX: Final = 64
 PAUSE_FIRST_S: Final = 0.001
-#: A change is answered when its event is here, if that does not take longer. Others hear of it at
-#: about the same time; so whoever sets a vmodel back at another instance, which would still see it
-#: as it was, and have nothing to do, finds it changed.
-EVENT_WAIT_S: Final = 0.05
 PAUSE_MAX_S: Final = 0.05
 
 
@@ -97,6 +94,7 @@ class VModelWriter:
         self._slots = anyio.Semaphore(config.vmodel_changes_at_once_max)
         self._in_line_count = 0
         self._counters = counters
+        self.confirmations = Confirmations(store, vmodels.mirror, config, counters)
 
     async def change(
         self,
@@ -108,13 +106,15 @@ class VModelWriter:
     ) -> Outcome:
         """Do what the plan says. ``target_id``: a model that it needs besides those of the vmodel.
 
-        ``fresh``: every answer is to be on the word of the store. Raises ``StoreUnavailableError``,
-        ``LimitError``, and what the plan raises.
+        ``fresh``: the plan is to be asked with what the store has now, not with what is mirrored.
+        Raises ``StoreUnavailableError``, ``LimitError``, and what the plan raises.
         """
         if not fresh:
             outcome = self._look(vmodel_id, plan, target_id)
             if outcome is not None:
-                return outcome
+                if await self.confirmations.is_current(vmodel_id):
+                    return outcome
+                fresh = True  # the mirror is behind
         self._enter_line()
         try:
             async with AsyncExitStack() as stack:
@@ -123,14 +123,9 @@ class VModelWriter:
                 if target_id is not None:
                     await stack.enter_async_context(self.locks.hold(f"model {target_id}"))
                 await stack.enter_async_context(self._slots)
-                outcome = await self._change(vmodel_id, plan, target_id, fresh=fresh)
+                return await self._change(vmodel_id, plan, target_id, fresh=fresh)
         finally:
             self._in_line_count -= 1
-        item = self._vmodels.mirror.get(vmodel_id)
-        if outcome.change is not None and item is not None:
-            with anyio.move_on_after(EVENT_WAIT_S):
-                await self._vmodels.mirror.wait_told(item.mod_revision)
-        return outcome
 
     def _enter_line(self) -> None:
         if self._in_line_count >= self._config.vmodel_changes_waiting_max:
@@ -143,10 +138,10 @@ class VModelWriter:
         self._in_line_count += 1
 
     def _look(self, vmodel_id: str, plan: Plan, target_id: ModelId | None) -> Outcome | None:
-        """Answer the outcome if nothing is to be written, and the mirrors are enough to tell."""
+        """Answer the outcome if nothing is to be written as far as the mirrors tell."""
         vmodel = self._vmodels.get(vmodel_id)
-        if vmodel is None or is_in_transition(vmodel):
-            return None
+        if vmodel is None and self._vmodels.mirror.get(vmodel_id) is not None:
+            return None  # unreadable
         try:
             models = self._models(_concerned(vmodel, target_id), target_id)
             change = plan(vmodel, models)
@@ -180,7 +175,7 @@ class VModelWriter:
                 fresh = True
                 continue
             if change is None:
-                if fresh or (vmodel is not None and not is_in_transition(vmodel)):
+                if fresh:
                     return Outcome(vmodel, models, None)
                 fresh = True
                 continue

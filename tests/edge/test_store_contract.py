@@ -12,7 +12,7 @@ import anyio
 import pytest
 
 from mm.errors import StoreUnavailableError
-from mm.mesh.ports import Delete, Item, Put, Resync, Store, WatchEvent, Write
+from mm.mesh.ports import REVISIONS_MAX, Delete, Item, Put, Resync, Store, WatchEvent, Write
 from tests.edge.store_world import World, next_batch, put, until
 
 pytestmark = pytest.mark.anyio
@@ -96,6 +96,23 @@ async def test_a_table_is_what_is_below_its_prefix(world: World) -> None:
 
     assert list(table.items) == sorted(inside, key=lambda item: item.key)
     assert table.revision >= max(item.mod_revision for item in inside) > empty.revision
+
+
+async def test_revisions_of_many_keys(world: World) -> None:
+    first, second = await put(world.other, "/t/first"), await put(world.other, "/t/ünï")
+    second = await put(world.other, second.key, b"again")
+    keys = [second.key, "/t/none", first.key, "/t/first/below", first.key]
+    expected = [second.mod_revision, 0, first.mod_revision, 0, first.mod_revision]
+    assert await world.store.revisions(keys) == expected
+    assert await world.store.revisions([]) == []
+    many = [f"/t/{number}" for number in range(REVISIONS_MAX)]
+    assert await world.store.revisions(many) == [0] * REVISIONS_MAX
+    with pytest.raises(ValueError, match="129 keys at once; at most 128"):
+        await world.store.revisions([*many, "/t/more"])
+    assert (await world.store.list("/t/")).revision == second.mod_revision, "nothing is written"
+    world.lose()
+    with pytest.raises(StoreUnavailableError):
+        await world.store.revisions(keys)
 
 
 async def test_transactions_are_all_or_nothing(world: World) -> None:

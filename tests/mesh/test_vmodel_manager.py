@@ -104,11 +104,11 @@ async def test_a_life_without_copies() -> None:
 
 @pytest.mark.virtual_time
 async def test_set_and_set_back_elsewhere() -> None:
-    """The other instance has heard of the change by the time of the first one's answer, so it
-    does not take the vmodel for what it was.
+    """However late the other instance hears of the change, it does not take the vmodel for what it
+    was, neither to leave it alone nor to tell of it.
     """
     async with running_cluster(plan=FAST) as cluster:
-        for name, delay_s in (("a", 0.03), ("b", 0.02)):
+        for name, delay_s in (("a", 0.03), ("b", 10.0)):
             cluster.watch_delay_s = delay_s
             await cluster.start(name)
         a, b = cluster["a"], cluster["b"]
@@ -116,19 +116,50 @@ async def test_set_and_set_back_elsewhere() -> None:
         await until(lambda: b.node.parts.vmodels.get("v") is not None)
         for _ in range(5):
             await set_vmodel(a, "n")
+            assert (await b.node.vmodels.status("v")).active_model_id == "n"
+            await set_vmodel(a, "o")
             assert (await set_vmodel(b, "m")).active_model_id == "m"
             assert stored(cluster) == VModelRecord(ModelId("m"), ModelId("m"))
 
 
-async def test_what_is_as_asked_for_costs_the_store_nothing() -> None:
+@pytest.mark.virtual_time
+async def test_what_is_deleted_elsewhere_is_set_anew_and_with_its_new_owner() -> None:
+    async with running_cluster(plan=FAST) as cluster:
+        for name, delay_s in (("a", 0.03), ("b", 10.0)):
+            cluster.watch_delay_s = delay_s
+            await cluster.start(name)
+        a, b = cluster["a"], cluster["b"]
+        await set_vmodel(a, "m", owner="one")
+        await until(lambda: b.node.parts.vmodels.get("v") is not None)
+        await a.node.vmodels.delete("v", "one")
+        await set_vmodel(b, "m", owner="one")
+        assert stored(cluster) == VModelRecord(ModelId("m"), ModelId("m"), owner="one")
+        await anyio.sleep(11)
+        await a.node.vmodels.delete("v", "one")
+        await set_vmodel(a, "m", owner="two")
+        assert await b.node.vmodels.status("v", "one") == VModelStatus("NOT_FOUND")
+        assert (await b.node.vmodels.status("v", "two")).owner == "two"
+        await b.node.vmodels.delete("v", "one")
+        assert stored(cluster) is not None
+        await b.node.vmodels.delete("v", "two")
+        assert stored(cluster) is None
+
+
+async def test_what_is_as_asked_for_is_not_written() -> None:
+    """That it is so is on the word of the store; without a store only the status is told."""
     async with running_cluster("a", plan=FAST) as cluster:
         a = cluster["a"]
         await set_vmodel(a, "m", owner="o")
         before = written(cluster)
-        a.store.set_fault(Fault.REFUSED)
         for _ in range(3):
             assert brief(await set_vmodel(a, "m", owner="o")) == "DEFINED m/NOT_LOADED m/-"
             assert (await set_vmodel(a, "m", info=None)).owner == "o"
+        a.store.set_fault(Fault.REFUSED)
+        assert brief(await a.node.vmodels.status("v", "o")) == "DEFINED m/NOT_LOADED m/-"
+        with pytest.raises(StoreUnavailableError):
+            await set_vmodel(a, "m", owner="o")
+        with pytest.raises(StoreUnavailableError):
+            await a.node.vmodels.delete("v", "somebody else")
         with pytest.raises(StoreUnavailableError):
             await set_vmodel(a, "m", info=OTHER)
         with pytest.raises(StoreUnavailableError):

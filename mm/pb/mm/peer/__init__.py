@@ -290,6 +290,11 @@ class InstanceStatistics(betterproto2.Message):
     A counter: numbers of references that were wrong, and put right by this instance as the leader.
     """
 
+    vmodel_confirmations: "int" = betterproto2.field(97, betterproto2.TYPE_UINT64)
+    """
+    A counter: reads of the store for answers about vmodels that write nothing; many share one.
+    """
+
     transitions: "int" = betterproto2.field(94, betterproto2.TYPE_UINT64)
     """
     Gauges: vmodels in transition; and of those that this instance works on, because it leads, the ones that cannot go on.

@@ -1,0 +1,111 @@
+"""Whether what is mirrored of a key is what the store has now: one short question for many callers.
+
+A mirror may be behind, without a limit. Whoever gives an answer that depends on what is mirrored,
+and writes nothing that would tell, asks here first. All that ask at the moment share one read of
+revisions, and while it is under way the next ones gather: so a storm of such questions costs the
+store a request now and then, and no write.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Final
+
+import anyio
+
+from mm.errors import LimitError, StoreUnavailableError
+from mm.limits import Limits
+from mm.mesh.mirror import Mirror
+from mm.mesh.ports import REVISIONS_MAX, Store
+from mm.mesh.statistics import Counters
+
+#: Reads under way at a time: with one, the next group is the larger the slower the store is.
+_AT_ONCE: Final = 1
+
+
+@dataclass(eq=False, slots=True)
+class _Group:
+    """Keys asked for together; a later group begins when this one is sent, or full."""
+
+    keys: dict[str, None] = field(default_factory=dict)
+    done: anyio.Event = field(default_factory=anyio.Event)
+    #: None at the end without a failure: whoever asked for all gave up.
+    revisions: dict[str, int] | None = None
+    failure: StoreUnavailableError | None = None
+
+
+class Confirmations:
+    """Of one table. The first of a group asks for all of it; if it gives up, another one does.
+
+    Invariant: what is answered was so at a moment between question and answer, because nobody
+    joins a group that is sent.
+    """
+
+    def __init__(self, store: Store, mirror: Mirror, limits: Limits, counters: Counters) -> None:
+        self._store = store
+        self._mirror = mirror
+        self._waiting_max = limits.vmodel_changes_waiting_max
+        self._counters = counters
+        self._turns = anyio.Semaphore(_AT_ONCE)
+        self._gathering: _Group | None = None
+        self._waiting_count = 0
+
+    async def is_current(self, key_id: str) -> bool:
+        """Answer whether the entry mirrored when this is called, or that there is none, is what
+        the store says. Raises ``StoreUnavailableError``, or ``LimitError`` when too many ask.
+        """
+        if self._mirror.is_unconfirmed(key_id):
+            return False
+        item = self._mirror.get(key_id)
+        known = 0 if item is None else item.mod_revision
+        if self._waiting_count >= self._waiting_max:
+            raise LimitError(
+                f"{self._waiting_count} calls wait for the store already, the limit; retry later",
+                retry_after_ms=1000,
+            )
+        if self._turns.value == 0:
+            self._require_connected()
+        self._waiting_count += 1
+        try:
+            return await self._revision(self._mirror.key(key_id)) == known
+        finally:
+            self._waiting_count -= 1
+
+    async def _revision(self, key: str) -> int:
+        while True:
+            group = self._gathering
+            if group is not None and (key in group.keys or len(group.keys) < REVISIONS_MAX):
+                group.keys[key] = None
+                await group.done.wait()
+            else:
+                group = self._gathering = _Group({key: None})
+                await self._ask(group)
+            if group.failure is not None:
+                raise group.failure.another()
+            if group.revisions is not None:
+                return group.revisions[key]
+
+    async def _ask(self, group: _Group) -> None:
+        has_to_wait = self._turns.value == 0
+        try:
+            async with self._turns:
+                self._close(group)
+                if has_to_wait:
+                    self._require_connected()  # each read before took its whole time limit
+                self._counters.vmodel_confirmations += 1
+                keys = list(group.keys)
+                revisions = await self._store.revisions(keys)
+                group.revisions = dict(zip(keys, revisions, strict=True))
+        except StoreUnavailableError as exc:
+            group.failure = exc
+        finally:
+            self._close(group)
+            group.done.set()
+
+    def _close(self, group: _Group) -> None:
+        if self._gathering is group:
+            self._gathering = None
+
+    def _require_connected(self) -> None:
+        if not self._store.connected:
+            raise StoreUnavailableError("the store cannot be reached")

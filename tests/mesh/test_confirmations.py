@@ -1,0 +1,161 @@
+"""One question to the store for all who ask whether what is mirrored is so."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import anyio
+import pytest
+
+from mm.edge.memory_store import Fault, MemoryStore
+from mm.errors import LimitError, StoreUnavailableError
+from mm.limits import Limits
+from mm.mesh.confirmations import Confirmations
+from mm.mesh.mirror import Mirror
+from mm.mesh.ports import Write
+from mm.mesh.statistics import Counters
+
+pytestmark = [pytest.mark.anyio, pytest.mark.virtual_time]
+
+PREFIX = "/t/"
+
+
+class _Store(MemoryStore):
+    """Tells what it was asked for, and the most that it was asked at a time."""
+
+    def __init__(self) -> None:
+        super().__init__(call_delay_s=1.0)
+        self.asked: list[int] = []
+        self._under_way = 0
+        self.most = 0
+
+    async def revisions(self, keys: Sequence[str]) -> Sequence[int]:
+        self.asked.append(len(keys))
+        self._under_way += 1
+        self.most = max(self.most, self._under_way)
+        try:
+            return await super().revisions(keys)
+        finally:
+            self._under_way -= 1
+
+
+class _World:
+    def __init__(self, limits: Limits | None = None) -> None:
+        self.store = _Store()
+        self.mirror = Mirror(self.store, PREFIX, lambda key_id, item: None)
+        self.counters = Counters()
+        self.confirmations = Confirmations(
+            self.store, self.mirror, limits or Limits(), self.counters
+        )
+
+    def put(self, key_id: str, *, is_told: bool = True) -> None:
+        write = Write(PREFIX + key_id, b"1", if_revision=None)
+        _, [item] = self.store.server.transact([write])
+        assert item is not None
+        if is_told:
+            self.mirror.written(item)
+
+
+async def test_what_is_mirrored_is_compared_with_the_store() -> None:
+    world = _World()
+    for key_id in ("same", "changed", "deleted"):
+        world.put(key_id)
+    world.put("changed", is_told=False)
+    world.put("new", is_told=False)
+    world.store.server.transact([Write(PREFIX + "deleted", None, if_revision=None)])
+    told: dict[str, bool] = {}
+
+    async def ask(key_id: str) -> None:
+        told[key_id] = await world.confirmations.is_current(key_id)
+
+    async with anyio.create_task_group() as group:
+        for key_id in ("same", "changed", "deleted", "new", "none", "same"):
+            group.start_soon(ask, key_id)
+    assert told == {"same": True, "changed": False, "deleted": False, "new": False, "none": True}
+
+
+async def test_all_that_ask_meanwhile_share_a_read() -> None:
+    world = _World()
+    for number in range(300):
+        world.put(f"k{number}")
+    told: list[bool] = []
+
+    async def ask(number: int) -> None:
+        told.append(await world.confirmations.is_current(f"k{number % 300}"))
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(ask, 0)
+        await anyio.sleep(0.1)
+        for number in range(900):
+            group.start_soon(ask, number)
+    assert told == [True] * 901
+    assert world.store.most == 1
+    assert world.store.asked[0] == 1
+    assert max(world.store.asked) <= 128
+    assert len(world.store.asked) == world.counters.vmodel_confirmations <= 9
+
+
+async def test_nobody_is_told_what_was_read_before_the_question() -> None:
+    world = _World()
+    world.put("k")
+    told: list[bool] = []
+
+    async def ask() -> None:
+        told.append(await world.confirmations.is_current("k"))
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(ask)
+        await anyio.sleep(0.7)  # the store has read it, the answer is on its way
+        world.put("k", is_told=False)
+        group.start_soon(ask)
+    assert told == [True, False]
+
+
+async def test_if_the_first_gives_up_another_one_asks() -> None:
+    world = _World()
+    world.put("k")
+    told: list[bool] = []
+
+    async def ask() -> None:
+        told.append(await world.confirmations.is_current("k"))
+
+    async with anyio.create_task_group() as group:
+        with anyio.move_on_after(0.3):
+            async with anyio.create_task_group() as hasty:
+                hasty.start_soon(ask)
+                await anyio.sleep(0.1)
+                hasty.start_soon(ask)  # the first of the next group
+                await anyio.sleep(0.1)
+                group.start_soon(ask)
+                group.start_soon(ask)
+    assert told == [True, True]
+
+
+async def test_without_a_store_nobody_waits_in_line() -> None:
+    world = _World()
+    world.store.set_fault(Fault.SILENT)
+    failed_s: list[float] = []
+
+    async def ask() -> None:
+        with pytest.raises(StoreUnavailableError):
+            await world.confirmations.is_current("k")
+        failed_s.append(anyio.current_time() - began_s)
+
+    began_s = anyio.current_time()
+    async with anyio.create_task_group() as group:
+        for _ in range(5):
+            group.start_soon(ask)
+    assert max(failed_s) < 4, "one time limit, however many ask"
+    world.store.set_fault(None)
+    assert await world.confirmations.is_current("k")
+
+
+async def test_there_is_a_bound() -> None:
+    world = _World(replace(Limits(), vmodel_changes_waiting_max=2))
+    async with anyio.create_task_group() as group:
+        for _ in range(2):
+            group.start_soon(world.confirmations.is_current, "k")
+        await anyio.sleep(0.1)
+        with pytest.raises(LimitError, match="2 calls wait for the store already"):
+            await world.confirmations.is_current("k")
