@@ -46,6 +46,8 @@ class Facts:
 
     now_ms: int
     target_is_loaded: bool
+    #: Other vmodels that name the target: if that is gone, and comes back, they count.
+    others_count: int = 0
     #: MM_DEFAULT_VMODEL_OWNER: of a vmodel that is created without one.
     default_owner: str = ""
 
@@ -98,6 +100,8 @@ def plan_set(
     else:
         _check_owner(request, vmodel)
         wanted = _retargeted(request, vmodel, models, facts)
+        if target is None:
+            wanted = replace(wanted, failed=False)  # for want of it
         # A target that is gone although it was referred to comes back, as the request describes it.
         if wanted == vmodel and target is not None:
             return None
@@ -106,7 +110,9 @@ def plan_set(
     used_ms = used_ms or first_use_ms(facts.now_ms, load_now=request.load_now)
     if target is None:
         assert request.info is not None, "checked"
-        target = ModelRecord(request.info, auto_delete=request.auto_delete)
+        target = ModelRecord(
+            request.info, auto_delete=request.auto_delete, references=facts.others_count
+        )
     return _with_counts(vmodel, wanted, {**models, request.target_id: target.used(used_ms)}, models)
 
 

@@ -15,6 +15,7 @@ from mm.core.ids import InstanceId, ModelId
 from mm.core.model_policy import ModelPolicy
 from mm.core.records import ModelInfo
 from mm.edge.h2 import IncomingCall
+from mm.edge.status_messages import UINT64_MAX, at_most
 from mm.edge.unary import ServiceTable
 from mm.mesh.models import EnsureRequest, Models
 from mm.mesh.ports import CopyStatus, ModelStatus
@@ -113,7 +114,7 @@ def status_message(status: ModelStatus) -> mmesh.ModelStatusInfo:
             mmesh.ModelStatusInfoModelCopyInfo(
                 location=copy.instance_id,
                 copy_status=mmesh.ModelStatusInfoModelStatus[copy.status],
-                time=copy.time_ms,
+                time=at_most(copy.time_ms, UINT64_MAX),
             )
             for copy in status.copies
         ],

@@ -149,7 +149,9 @@ def compose(
         router=router,
         policies=policies,
         pins=Pins(registry, copies),
-        models=_models(config, ports, registry, members, policies, copies, router, load_times),
+        models=_models(
+            config, ports, registry, vmodels, members, policies, copies, router, load_times
+        ),
         first_loads=first_loads,
         readiness=Readiness(members, first_loads, config),
         preloader=_preloader(config, ports, registry, members, copies, loader, placer),
@@ -325,6 +327,7 @@ def _models(
     config: Config,
     ports: Ports,
     registry: Registry,
+    vmodels: VModels,
     members: Members,
     policies: Policies,
     copies: Copies,
@@ -342,6 +345,7 @@ def _models(
     return Models(
         config=config,
         registry=registry,
+        vmodels=vmodels,
         statuses=statuses,
         policies=policies,
         copies=copies,

@@ -23,7 +23,6 @@ from mm.mesh.mirror import Mirror
 from mm.mesh.ports import Item, ModelStatus
 from mm.mesh.registry import Registry
 from mm.mesh.statuses import Statuses
-from mm.mesh.vmodel_references import VModelReferences
 from mm.mesh.vmodels import VModels
 
 #: Entries on a page that does not say, and at most: one that is there in a few tens of
@@ -41,7 +40,7 @@ IN_A_ROW: Final = 50
 #: somebody lists all the time.
 WAITING_MAX: Final = 100
 
-T = TypeVar("T")
+T = TypeVar("T", bound="ListedModel | ListedVModel")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +81,13 @@ class ListedModel:
     vmodel_ids: tuple[VModelId, ...] = ()
     policy: ModelPolicy = field(default_factory=ModelPolicy)
 
+    @property
+    def names_bytes(self) -> int:
+        """What it tells besides its record, nearly: an id has 4 KiB at most, a model 100 of
+        them.
+        """
+        return sum(map(len, self.vmodel_ids))
+
 
 @dataclass(frozen=True, slots=True)
 class ListedVModel:
@@ -95,6 +101,11 @@ class ListedVModel:
     target_model_id: str = ""
     owner: str = ""
 
+    @property
+    def names_bytes(self) -> int:
+        """All is in its record."""
+        return 0
+
 
 class Listing:
     """Pages of both tables."""
@@ -103,7 +114,7 @@ class Listing:
         self._registry = registry
         self._vmodels = vmodels
         self._statuses = statuses
-        self._references = VModelReferences(vmodels)
+        self._references = vmodels.references
         self._turn = anyio.Semaphore(1)
 
     async def models(
@@ -202,7 +213,7 @@ class _Gathered(Generic[T]):
             assert item is not None, "the index has what the mirror has"
             entry = self._look(key_id, item)
             if entry is not None:
-                self._size_bytes += len(key_id) + len(item.value)
+                self._size_bytes += len(key_id) + len(item.value) + entry.names_bytes
                 if self.entries and self._size_bytes > PAGE_BYTES_MAX:
                     return False
                 self.entries.append(entry)

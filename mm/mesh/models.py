@@ -41,6 +41,7 @@ from mm.mesh.registry import Registry
 from mm.mesh.router import Router
 from mm.mesh.seldom import FAILURES_LOUD_MAX, Seldom
 from mm.mesh.statuses import Statuses
+from mm.mesh.vmodels import VModels
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +67,7 @@ class Models:
         *,
         config: Config,
         registry: Registry,
+        vmodels: VModels,
         statuses: Statuses,
         policies: Policies,
         copies: Copies,
@@ -76,6 +78,7 @@ class Models:
         self._config = config
         self._me = config.instance_id
         self._registry = registry
+        self._vmodels = vmodels
         self.statuses = statuses
         self._policies = policies
         self._copies = copies
@@ -122,9 +125,14 @@ class Models:
     async def unregister(self, model_id: ModelId) -> None:
         """Delete the record; instances that hold a copy unload it. An unknown id is a success."""
         check_model_id(model_id)
+        references = self._vmodels.references
+        if references.count(model_id):
+            record = await self._registry.read(model_id)
+            if record is None or record.references <= 0:  # wrong, or news that is not here yet
+                await self._vmodels.look_at_references(model_id)
 
         def delete(record: ModelRecord | None) -> ModelRecord | None:
-            if record is not None and record.references > 0:
+            if record is not None and (record.references > 0 or references.count(model_id)):
                 raise ModelReferencedError(f"Model {model_id} has referents")
             if record is not None:
                 self._require_writable()
@@ -191,6 +199,8 @@ class Models:
         last_used_ms: int,
         policy: ModelPolicy = NO_POLICY,
     ) -> bool:
+        if self._registry.get(model_id) is None:
+            await self._vmodels.look_at_references(model_id)
         now_ms = self._clock.now_ms()
         used_ms = min(last_used_ms, now_ms) or first_use_ms(now_ms, load_now=load_now)
         created = False
@@ -206,9 +216,10 @@ class Models:
             created = record is None
             if record is None:
                 check_new_model(model_id, info, self._registry, self._config)
-                return self._policies.applied(
-                    model_id, ModelRecord(info, last_used_ms=used_ms), policy
-                )
+                # Vmodels may name one that vanished.
+                count = self._vmodels.references.count(model_id)
+                record = ModelRecord(info, last_used_ms=used_ms, references=count)
+                return self._policies.applied(model_id, record, policy)
             if record.info != info:
                 raise ModelExistsError("Model already exists with different attribute values")
             if policy != NO_POLICY:

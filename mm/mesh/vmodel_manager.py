@@ -36,10 +36,11 @@ from mm.errors import (
     LimitError,
     LoadTimeoutError,
     MeshError,
+    NoRoomError,
     StoreUnavailableError,
 )
 from mm.mesh.composition import Parts, Ports
-from mm.mesh.id_checks import check_id_length, check_vmodel_id
+from mm.mesh.id_checks import check_id_length, check_model_id, check_vmodel_id
 from mm.mesh.models import EnsureRequest, Models
 from mm.mesh.new_models import check_new_model, check_type
 from mm.mesh.ports import Clock, ModelStatus
@@ -128,6 +129,7 @@ class VModelManager:
         check_vmodel_id(request.vmodel_id)
         if not request.target_id:
             raise InvalidRequestError("must provide non-empty targetModelId")
+        check_model_id(request.target_id)
         if request.info is not None:
             check_type(request.info)
         outcome = await self.writer.change(
@@ -147,7 +149,7 @@ class VModelManager:
             return await self._describe(vmodel)
         ensure = EnsureRequest(request.target_id, sync=False, balanced=balanced)
         if sync and request.info is not None:
-            loading = self._models.ensure_loaded(replace(ensure, sync=True))
+            loading = self._ensure_loaded(replace(ensure, sync=True))
             active = await limit.wait(loading, f"model {request.target_id} to be loaded")
         else:
             active = await self._start_load(ensure, answer_at_s)
@@ -156,7 +158,8 @@ class VModelManager:
     async def delete(self, vmodel_id: str, owner: str = "") -> None:
         """Delete the vmodel, and models that nobody else refers to if they are of that kind."""
         check_vmodel_id(vmodel_id)
-        check_id_length(vmodel_id, self._config)
+        if self._vmodels.mirror.get(vmodel_id) is None:  # one that is there is deleted anyway
+            check_id_length(vmodel_id, self._config)
         try:
             await self.writer.change(
                 vmodel_id, lambda vmodel, models: plan_delete(owner, vmodel, models)
@@ -195,6 +198,9 @@ class VModelManager:
         facts = Facts(
             now_ms=self._clock.now_ms(),
             target_is_loaded=may_switch and self._is_loaded(request.target_id, target),
+            others_count=self._vmodels.references.count(
+                request.target_id, besides=request.vmodel_id
+            ),
             default_owner=self._config.default_vmodel_owner,
         )
         change = plan_set(request, vmodel, models, facts)
@@ -274,7 +280,7 @@ class VModelManager:
 
     async def _load(self, request: EnsureRequest, start: _Start) -> None:
         try:
-            start.status = await self._models.ensure_loaded(request)
+            start.status = await self._ensure_loaded(request)
         except MeshError as exc:
             start.failure = exc
             level = self._failures_told.level(anyio.current_time())
@@ -282,6 +288,13 @@ class VModelManager:
         finally:
             del self._starts[request.model_id]
             start.done.set()
+
+    async def _ensure_loaded(self, request: EnsureRequest) -> ModelStatus:
+        """Answer what became of a load; want of room is no error, for the vmodel is set."""
+        try:
+            return await self._models.ensure_loaded(request)
+        except NoRoomError as exc:
+            return ModelStatus("LOADING_FAILED", (exc.message,))
 
     # --- answers ---
 

@@ -1,7 +1,7 @@
 """Which vmodels refer to a model: the index behind lists of models.
 
-Made from the mirror of the vmodels, event by event. That a model is referred to at all is in its
-own record, which is what counts (``refs``); this only tells by whom.
+Made from the mirror of the vmodels, event by event. How often a model is referred to is in its own
+record, which is what counts (``refs``), unless that is gone or wrong; this tells by whom.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from typing import Final
 
 from mm.core.ids import ModelId, VModelId
 from mm.core.records import VModelRecord
-from mm.mesh.vmodels import VModels
 
 #: Of the vmodels that refer to one model so many are told: whoever wants all lists the vmodels.
 TOLD_MAX: Final = 100
@@ -19,18 +18,21 @@ TOLD_MAX: Final = 100
 class VModelReferences:
     """Model -> vmodels whose active or target it is."""
 
-    def __init__(self, vmodels: VModels) -> None:
+    def __init__(self) -> None:
         self._models: dict[str, tuple[ModelId, ...]] = {}
         self._vmodels: dict[ModelId, set[VModelId]] = {}
-        for key_id in vmodels.mirror:
-            self._changed(key_id, vmodels.get(key_id))
-        vmodels.listen(self._changed)
+
+    def count(self, model_id: ModelId, *, besides: str = "") -> int:
+        """Answer how many vmodels refer to a model, one of them not counted."""
+        vmodels = self._vmodels.get(model_id, set())
+        return len(vmodels) - (besides in vmodels)
 
     def of(self, model_id: ModelId) -> tuple[VModelId, ...]:
         """Answer the vmodels that refer to a model, by id; not more than ``TOLD_MAX``."""
         return tuple(sorted(self._vmodels.get(model_id, ()))[:TOLD_MAX])
 
-    def _changed(self, key_id: str, record: VModelRecord | None) -> None:
+    def changed(self, key_id: str, record: VModelRecord | None) -> None:
+        """Hear of a change of the mirror."""
         models = _models_of(record)
         known = self._models.get(key_id, ())
         if models == known:

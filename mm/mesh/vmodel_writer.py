@@ -164,6 +164,8 @@ class VModelWriter:
                 if self._registry.mirror.get(model_id) is None
             ]
             await self._update(self._registry.mirror, missing, fresh=not fresh)
+            if target_id is not None and self._registry.mirror.get(target_id) is None:
+                await self._vmodels.look_at_references(target_id, besides=vmodel_id)
             if self._vmodels.get(vmodel_id) != vmodel:
                 continue  # meanwhile
             try:

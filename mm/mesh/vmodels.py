@@ -19,6 +19,7 @@ from mm.mesh.look_ups import ANSWER_S, LookUps
 from mm.mesh.mirror import Mirror
 from mm.mesh.parsed_records import ParsedRecords
 from mm.mesh.ports import Item, Store
+from mm.mesh.vmodel_references import VModelReferences
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +44,8 @@ class VModels:
         self._broken: dict[str, _Broken] = {}
         self._broken_max = limits.look_ups_per_s_max
         self._parsed = ParsedRecords(VModelRecord.decode)
-        self._listeners: list[VModelListener] = []
+        self.references = VModelReferences()
+        self._listeners: list[VModelListener] = [self.references.changed]
         #: Set at the next change of the vmodel; there while somebody waits.
         self._waited_for: dict[str, anyio.Event] = {}
 
@@ -79,6 +81,16 @@ class VModels:
         """
         item = await self.look_ups.read(vmodel_id)
         return None if item is None else self._parsed.get(vmodel_id, item)
+
+    async def look_at_references(self, model_id: ModelId, *, besides: str = "") -> None:
+        """See that what ``references`` tells of a model is so, as long as they are not too many to
+        be told. Raises ``StoreUnavailableError``.
+
+        For the rare cases in which the count of the model itself cannot be trusted.
+        """
+        for vmodel_id in self.references.of(model_id):
+            if vmodel_id != besides:
+                await self.mirror.read(vmodel_id)
 
     async def resolve(self, vmodel_id: str, missing: Collection[ModelId] = ()) -> ModelId:
         """Answer the active model. If models that it was before turned out to be ``missing``: what

@@ -95,6 +95,21 @@ async def test_a_model_is_told_with_all_that_a_table_shows() -> None:
         assert (entry.references, entry.vmodel_ids) == (2, ("v1", "v2"))
 
 
+async def test_a_page_of_models_that_many_vmodels_name_is_no_larger_than_others() -> None:
+    async with running_cluster("a", plan=FAST) as cluster:
+        models = [f"m{number}" for number in range(10)]
+        await stored(cluster, **{name: ModelRecord(INFO, references=100) for name in models})
+        vmodels = no_vmodels()
+        for name in models:
+            told(vmodels, **{f"{name}-{n}".ljust(4096, "x"): vmodel(name) for n in range(100)})
+        listing, after, counts = listing_at(cluster, vmodels), "", []
+        while not counts or after:
+            page = await listing.models(PageRequest(after=after))
+            counts.append(len(page.entries))
+            after = page.next_after
+        assert counts == [2] * 5, "400 KiB each, and 1 MiB a page"
+
+
 def _fields(record: ModelRecord) -> dict[str, object]:
     return {name: getattr(record, name) for name in ModelRecord.__dataclass_fields__}
 

@@ -1,0 +1,177 @@
+"""Vmodels whose records, models or ids are not as they should be; and loads without room."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import anyio
+import pytest
+
+from mm.core.ids import InstanceId, ModelId
+from mm.core.records import ModelRecord, VModelRecord
+from mm.core.vmodel_changes import SetVModel
+from mm.edge.management import status_message
+from mm.edge.vmodel_management import encode_status
+from mm.errors import InvalidRequestError, ModelReferencedError, NoRoomError
+from mm.mesh.models import EnsureRequest
+from mm.mesh.ports import ModelStatus, Write
+from mm.mesh.vmodel_manager import VModelStatus
+from mm.testing.cluster import INFO, PREFIX, Cluster, running_cluster, until
+from mm.testing.instance import Instance
+from tests.mesh.calls import FAST
+
+pytestmark = pytest.mark.anyio
+
+M, N = ModelId("m"), ModelId("n")
+
+
+async def set_vmodel(
+    instance: Instance, target: str, vmodel_id: str = "v", *, sync: bool = False, load: bool = False
+) -> VModelStatus:
+    request = SetVModel(vmodel_id, ModelId(target), info=INFO, load_now=load)
+    return await instance.node.vmodels.set(request, sync=sync)
+
+
+def write(cluster: Cluster, key: str, record: ModelRecord | VModelRecord | None) -> None:
+    """Do so behind everybody's back."""
+    value = None if record is None else record.encode()
+    cluster.server.transact([Write(f"{PREFIX}/{key}", value, if_revision=None)])
+
+
+async def vanish(cluster: Cluster, model_id: ModelId) -> None:
+    write(cluster, f"registry/{model_id}", None)
+    for each in cluster.serving:
+        registry = each.node.parts.registry
+        await until(lambda known=registry: known.get(model_id) is None)  # type: ignore[misc]
+
+
+async def test_a_wrong_count_does_not_let_go_of_a_model_that_is_named() -> None:
+    async with running_cluster("a", plan=FAST) as cluster:
+        a = cluster["a"]
+        await set_vmodel(a, "m")
+        known = a.node.parts.registry
+        for count in (0, -1):
+            write(cluster, "registry/m", replace(cluster.records()[M], references=count))
+            await until(lambda c=count: known.get(M).references == c)  # type: ignore[misc,union-attr]
+            with pytest.raises(ModelReferencedError):
+                await a.node.models.unregister(M)
+            assert M in cluster.records()
+
+
+@pytest.mark.virtual_time
+async def test_a_vmodel_deleted_elsewhere_does_not_keep_its_model() -> None:
+    async with running_cluster("a", plan=FAST) as cluster:
+        cluster.watch_delay_s = 10.0
+        b = await cluster.start("b")
+        await set_vmodel(cluster["a"], "m")
+        await until(lambda: b.node.parts.vmodels.get("v") is not None)
+        await cluster["a"].node.vmodels.delete("v")
+        await b.node.models.unregister(M)
+        assert not cluster.records()
+
+
+@pytest.mark.parametrize("by_vmodel", [True, False])
+async def test_a_model_that_comes_back_counts_all_who_name_it(by_vmodel: bool) -> None:
+    async with running_cluster("a", "b", plan=FAST) as cluster:
+        a = cluster["a"]
+        for name in "uvw":
+            await set_vmodel(a, "m", name)
+        await vanish(cluster, M)
+        if by_vmodel:
+            await set_vmodel(a, "m", "v")
+        else:
+            await a.register("m")
+        assert cluster.records()[M].references == 3
+        for name in "uvw":
+            await a.node.vmodels.delete(name)
+        assert cluster.records()[M].references == 0
+
+
+@pytest.mark.usefixtures("no_transitions")
+async def test_a_target_that_comes_back_is_waited_for_once_more() -> None:
+    async with running_cluster("a", plan=FAST) as cluster:
+        a = cluster["a"]
+        await set_vmodel(a, "m", sync=True, load=True)
+        await cluster.settle()
+        await set_vmodel(a, "n")
+        write(cluster, "vmodels/v", VModelRecord(M, N, failed=True))
+        await vanish(cluster, N)
+        assert (await set_vmodel(a, "n")).status == "TRANSITIONING"
+        record = a.node.parts.vmodels.get("v")
+        assert record == VModelRecord(M, N)
+
+
+@pytest.mark.parametrize("target", ["***GETSTATE***", "***LOGCACHE***"])
+async def test_debug_ids_are_no_targets(target: str) -> None:
+    async with running_cluster("a", plan=FAST) as cluster:
+        with pytest.raises(InvalidRequestError, match="is a debug id"):
+            await set_vmodel(cluster["a"], target)
+        assert not cluster.records()
+
+
+@pytest.mark.parametrize("sync", [True, False])
+async def test_want_of_room_is_a_status_once_the_vmodel_is_set(
+    sync: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(_request: EnsureRequest) -> ModelStatus:
+        raise NoRoomError("nowhere to load it")
+
+    async with running_cluster("a", plan=FAST) as cluster:
+        a = cluster["a"]
+        monkeypatch.setattr(a.node.models, "ensure_loaded", refuse)
+        status = await set_vmodel(a, "m", sync=sync, load=True)
+        assert (status.status, status.active_model_id) == ("DEFINED", "m")
+        assert status.active == ModelStatus("LOADING_FAILED", ("nowhere to load it",))
+
+
+async def test_a_long_id_that_is_there_can_be_deleted() -> None:
+    async with running_cluster("a", plan=FAST) as cluster:
+        vmodels = cluster["a"].node.vmodels
+        long = "x" * 5000
+        with pytest.raises(InvalidRequestError, match="at most 4096 bytes"):
+            await vmodels.delete(long)
+        write(cluster, "registry/m", ModelRecord(INFO, references=1))
+        write(cluster, f"vmodels/{long}", VModelRecord(M, M))
+        await until(lambda: cluster["a"].node.parts.vmodels.get(long) is not None)
+        await vmodels.delete(long)
+        assert cluster.server.get(f"{PREFIX}/vmodels/{long}") is None
+        assert cluster.records()[M].references == 0
+
+
+async def test_times_that_cannot_be_are_told_as_none() -> None:
+    async with running_cluster("a", plan=FAST) as cluster:
+        a = cluster["a"]
+        await set_vmodel(a, "m", sync=True, load=True)
+        await cluster.settle()
+        record = cluster.records()[M]
+        gone = InstanceId("gone")
+        write(cluster, "registry/m", replace(record, copies={**record.copies, gone: -5}))
+        known = a.node.parts.registry
+        await until(lambda: gone in known.get(M).copies)  # type: ignore[union-attr]
+        status = await a.node.vmodels.status("v")
+        assert status.active is not None
+        assert min(copy.time_ms for copy in status.active.copies) == -5
+        assert encode_status(status)
+        assert bytes(status_message(status.active))
+
+
+@pytest.mark.virtual_time
+async def test_without_sync_the_answer_has_one_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time that the store took is not added to that for a load to begin."""
+
+    async def hang(_request: EnsureRequest) -> ModelStatus:
+        await anyio.sleep_forever()
+        raise AssertionError
+
+    async with running_cluster(plan=FAST) as cluster:
+        cluster.store_delay_s = 0.03
+        a = await cluster.start("a")
+        monkeypatch.setattr(a.node.models, "ensure_loaded", hang)
+        for name in "vw":  # written, and found
+            await set_vmodel(a, "m", name)
+        for name in ("v", "x"):
+            began_s = anyio.current_time()
+            status = await set_vmodel(a, "m", name, load=True)
+            assert anyio.current_time() - began_s <= 0.1
+            assert status.active is not None
+            assert status.active.status == "LOADING"
