@@ -17,7 +17,7 @@ from mm.config import Config
 from mm.core.constraints import NO_INSTANCE_TEXT
 from mm.core.static_models import StaticModel, changes
 from mm.core.vmodel_changes import SetVModel
-from mm.errors import MeshError, StartupError, StatusCode
+from mm.errors import MeshError, ModelNotFoundError, StartupError, StatusCode
 from mm.mesh.models import EnsureRequest, Models
 from mm.mesh.ports import ModelStatus
 from mm.mesh.vmodel_manager import VModelManager
@@ -60,9 +60,11 @@ class StaticModels:
                 len(entries),
             )
             return
+        registered = []
         for entry in entries:
             try:
                 await self._register(entry)
+                registered.append(entry)
             except MeshError as exc:
                 if not (entry.is_awaited and _is_for_now(exc)):
                     raise StartupError(f"{entry}: {exc.message}") from exc
@@ -70,7 +72,7 @@ class StaticModels:
         awaited = [entry for entry in entries if entry.is_awaited]
         for number, entry in enumerate(awaited):
             logger.info("%d of %d static models are loaded: %s", number, len(awaited), entry)
-            await self._wait_loaded(entry)
+            await self._wait_loaded(entry, is_registered=entry in registered)
         logger.info("%d static models are registered, %d loaded", len(entries), len(awaited))
 
     def tell(self, entries: Sequence[StaticModel]) -> None:
@@ -133,9 +135,11 @@ class StaticModels:
             entry.model_id, entry.info, load_now=entry.is_awaited, sync=False, last_used_ms=0
         )
 
-    async def _wait_loaded(self, entry: StaticModel) -> None:
+    async def _wait_loaded(self, entry: StaticModel, *, is_registered: bool) -> None:
         """Return when a copy serves. Only a load that failed ends the start before its time limit:
         room, the store or an instance with the right labels may still come.
+
+        It is registered once: whoever sets its vmodel to something else meanwhile means it.
         """
         limit_s = self._config.ensure_loaded_sync_timeout_s
         reason = "it is being loaded"
@@ -143,9 +147,14 @@ class StaticModels:
             while True:
                 with anyio.move_on_after(PROGRESS_S) as scope:
                     try:
-                        await self._register(entry)
+                        if not is_registered:
+                            await self._register(entry)
+                            is_registered = True
                         request = EnsureRequest(entry.model_id, sync=True)
                         status = await self._models.ensure_loaded(request)
+                    except ModelNotFoundError:
+                        logger.warning("%s is not waited for: somebody took it away", entry)
+                        return
                     except MeshError as exc:
                         if not _is_for_now(exc):
                             raise StartupError(f"{entry}: {exc.message}") from exc

@@ -6,6 +6,8 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from typing import Any
 
+import anyio
+import anyio.lowlevel
 import pytest
 
 from mm.core.ids import ModelId
@@ -120,3 +122,26 @@ async def test_a_record_of_later_is_left_to_the_next_look(monkeypatch: pytest.Mo
         monkeypatch.setattr(store, "list", list_table)
         await counter_of(cluster, "one").look()
         assert counts(cluster) == {"a": 1}
+
+
+async def test_others_have_their_turn_while_many_are_counted() -> None:
+    async with quiet_cluster() as cluster:
+        for number in range(2000):
+            record = VModelRecord(ModelId("m"), ModelId("m"))
+            put(cluster, "vmodels", f"v{number}", record.encode())
+        put_model(cluster, "m", 2000)
+        mirror = cluster["one"].node.parts.vmodels.mirror
+        await until(lambda: len(mirror) == 2000)
+        turns = 0
+        async with anyio.create_task_group() as group:
+
+            async def take_turns() -> None:
+                nonlocal turns
+                while True:
+                    await anyio.lowlevel.checkpoint()
+                    turns += 1
+
+            group.start_soon(take_turns)
+            await counter_of(cluster, "one").look()
+            group.cancel_scope.cancel()
+        assert turns >= 10

@@ -218,3 +218,21 @@ async def test_a_vmodel_of_somebody_else_ends_the_start() -> None:
         text = r'\(model "m" of vmodel "v"\): Target model m already exists'
         with pytest.raises(StartupError, match=text):
             await static_models(cluster["a"], changed).register_first()
+
+
+@pytest.mark.virtual_time
+async def test_who_sets_its_vmodel_to_something_else_meanwhile_means_it() -> None:
+    async with running_cluster("a", "b", plan=FAST) as cluster:
+        for each in cluster.serving:
+            each.runtime.plan("m", load_s=14.0)
+        static = static_models(cluster["a"], entry("m", vmodel_id="v", is_awaited=True))
+        async with anyio.create_task_group() as group:
+            group.start_soon(static.register_first)
+            await anyio.sleep(1)
+            request = SetVModel("v", ModelId("hotfix"), info=INFO, force=True)
+            await cluster["b"].node.vmodels.set(request)
+            await anyio.sleep(30)
+            vmodel = cluster["b"].node.parts.vmodels.get("v")
+            assert vmodel is not None
+            assert (vmodel.active_model_id, vmodel.target_model_id) == ("hotfix", "hotfix")
+        assert "m" not in cluster.records()

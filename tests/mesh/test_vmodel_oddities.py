@@ -52,7 +52,7 @@ async def test_a_wrong_count_does_not_let_go_of_a_model_that_is_named() -> None:
         known = a.node.parts.registry
         for count in (0, -1):
             write(cluster, "registry/m", replace(cluster.records()[M], references=count))
-            await until(lambda c=count: known.get(M).references == c)  # type: ignore[misc,union-attr]
+            await until(lambda c=count: known.get(M).references == c)  # type: ignore
             with pytest.raises(ModelReferencedError):
                 await a.node.models.unregister(M)
             assert M in cluster.records()
