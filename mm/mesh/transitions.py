@@ -45,8 +45,11 @@ SEEN_AFTER_S: Final = 10.0
 #: these bounds: what else may help (room, an instance with the right labels) tells nobody.
 RETRY_MIN_S: Final = 1.0
 RETRY_MAX_S: Final = 30.0
-#: However many are blocked, there are no more tries than this.
+#: However many are blocked, there are no more tries than this, as far as RETRY_MAX_S allows.
 RETRIES_PER_S_MAX: Final = 100
+#: A further copy has no place if so many askings in a row, LOOK_S apart, came to nothing: one may
+#: have been lost on its way, and a switch to a single copy cannot be taken back.
+REFUSALS_MAX: Final = 3
 
 
 class _BlockedError(Exception):
@@ -63,16 +66,25 @@ class _Worker:
     woken: anyio.Event = field(default_factory=anyio.Event)
     #: Where copies of the target were asked for, and when, until the record tells of them.
     asked_s: dict[InstanceId, float] = field(default_factory=dict)
-    #: No further copy had a place.
-    is_refused: bool = False
+    #: Askings for a further copy in a row that came to nothing.
+    refusals_count: int = 0
     #: Since when the target serves at all; None: it does not.
     serves_since_s: float | None = None
-    is_blocked: bool = False
+    #: There was no record of the target; and set, and replaced, when one comes back.
+    is_missing: bool = False
+    came_back: anyio.Event = field(default_factory=anyio.Event)
 
     def wake(self) -> None:
         """Have it look again."""
         self.woken.set()
         self.woken = anyio.Event()
+
+    def hear_of(self, model_id: ModelId, *, exists: bool) -> None:
+        """Have it look again at the record of a model."""
+        if exists and self.is_missing and model_id == self.pair.target_id:
+            self.came_back.set()
+            self.came_back = anyio.Event()
+        self.wake()
 
 
 class Transitions:
@@ -108,6 +120,8 @@ class Transitions:
         #: In transition, whoever leads: a new leader need not look through all vmodels.
         self._pairs: dict[str, Pair] = {}
         self._workers: dict[str, _Worker] = {}
+        #: Of them, those that cannot go on for now.
+        self._blocked: set[str] = set()
         #: The workers that depend on a model's record.
         self._watching: dict[ModelId, set[str]] = {}
         #: Vmodels whose pair changed since it was last looked at.
@@ -126,7 +140,7 @@ class Transitions:
     @property
     def blocked_count(self) -> int:
         """Of those that this instance works on, the ones that cannot go on for now."""
-        return sum(worker.is_blocked for worker in self._workers.values())
+        return len(self._blocked)
 
     async def run(self) -> None:
         """Work while this instance leads, until cancelled."""
@@ -161,6 +175,7 @@ class Transitions:
                         await news.wait()
         finally:
             self._workers.clear()
+            self._blocked.clear()
             self._watching.clear()
 
     def _see_to(self, group: TaskGroup, vmodel_id: str) -> None:
@@ -182,6 +197,7 @@ class Transitions:
         if self._workers.get(vmodel_id) is not worker:
             return
         del self._workers[vmodel_id]
+        self._blocked.discard(vmodel_id)
         for model_id in worker.pair:
             watching = self._watching[model_id]
             watching.discard(vmodel_id)
@@ -206,9 +222,9 @@ class Transitions:
         self._news.set()
         self._news = anyio.Event()
 
-    def _model_changed(self, model_id: ModelId, _record: ModelRecord | None) -> None:
+    def _model_changed(self, model_id: ModelId, record: ModelRecord | None) -> None:
         for vmodel_id in self._watching.get(model_id, ()):
-            self._workers[vmodel_id].wake()
+            self._workers[vmodel_id].hear_of(model_id, exists=record is not None)
 
     # --- one transition ---
 
@@ -224,9 +240,9 @@ class Transitions:
                             await self._carry_out(vmodel_id, worker)
                     break
                 except (_BlockedError, MeshError) as exc:
-                    if not worker.is_blocked:
+                    if vmodel_id not in self._blocked:
                         logger.warning("vmodel %s stays with its model: %s", vmodel_id, exc)
-                worker.is_blocked = True
+                self._blocked.add(vmodel_id)
                 tries_count += 1
                 await self._pause(worker, tries_count)
         self._remove(vmodel_id, worker)
@@ -241,13 +257,20 @@ class Transitions:
                     return
                 case Step.TARGET_MISSING:
                     if await self._registry.read(worker.pair.target_id) is None:
-                        await self._say_failed(vmodel_id, worker.pair)
+                        worker.is_missing = True
+                        await self._say(vmodel_id, worker.pair, failed=True)
                         raise _BlockedError(f"model {worker.pair.target_id} does not exist")
                 case Step.LOAD_FIRST:
+                    if worker.is_missing:
+                        worker.is_missing = False
+                        await self._say(vmodel_id, worker.pair, failed=False)
                     await self._load_first(vmodel_id, worker)
+                    self._blocked.discard(vmodel_id)
                 case Step.ADD:
+                    self._blocked.discard(vmodel_id)
                     await self._add(worker)
                 case Step.WAIT:
+                    self._blocked.discard(vmodel_id)
                     with anyio.move_on_after(LOOK_S):
                         await woken.wait()
 
@@ -269,7 +292,7 @@ class Transitions:
         }
         if not holders.ready:
             worker.serves_since_s = None
-            worker.is_refused = False
+            worker.refusals_count = 0
         elif worker.serves_since_s is None:
             worker.serves_since_s = now_s
         serves_s = 0.0 if worker.serves_since_s is None else now_s - worker.serves_since_s
@@ -278,7 +301,7 @@ class Transitions:
             active_ready_count=active_ready_count,
             target_ready_count=len(holders.ready),
             target_coming_count=len(holders.coming) + len(worker.asked_s),
-            has_place=not worker.is_refused,
+            has_place=worker.refusals_count < REFUSALS_MAX,
             has_time=serves_s < self._config.transition_scale_max_s,
         )
 
@@ -305,7 +328,7 @@ class Transitions:
         if isinstance(problem, MeshError):
             raise problem
         if problem:
-            await self._say_failed(vmodel_id, worker.pair)
+            await self._say(vmodel_id, worker.pair, failed=True)
             raise _BlockedError(problem)
 
     async def _ensure(self, target_id: ModelId) -> str:
@@ -346,8 +369,10 @@ class Transitions:
                 reason=PreloadReason.TRANSITION,
             )
             if taken is None:
-                worker.is_refused = True
+                worker.refusals_count += 1
+                await anyio.sleep(LOOK_S)
                 return
+            worker.refusals_count = 0
             worker.asked_s[taken] = anyio.current_time()
 
     async def _pause(self, worker: _Worker, tries_count: int) -> None:
@@ -361,8 +386,10 @@ class Transitions:
             over_ms = [rules.over_ms(target_id, each) for each in counting]
             if over_ms:
                 wait_s = min(wait_s, max(RETRY_MIN_S, (min(over_ms) - now_ms) / 1000))
-        pace_s = len(self._workers) / RETRIES_PER_S_MAX
-        await anyio.sleep(pace_s)
+        pace_s = min(RETRY_MAX_S, len(self._blocked) / RETRIES_PER_S_MAX)
+        with anyio.move_on_after(pace_s):
+            await worker.came_back.wait()
+            return
         with anyio.move_on_after(max(0.0, wait_s - pace_s)):
             await worker.woken.wait()
 
@@ -378,19 +405,19 @@ class Transitions:
         if outcome.change is None and Pair.of(outcome.vmodel) == pair:
             raise _BlockedError(f"model {pair.target_id} is gone")
 
-    async def _say_failed(self, vmodel_id: str, pair: Pair) -> None:
+    async def _say(self, vmodel_id: str, pair: Pair, *, failed: bool) -> None:
         """Once: whoever looks at the vmodel's record sees each change of it."""
 
         def plan(vmodel: VModelRecord | None, models: ModelRecords) -> VModelChange | None:
             if vmodel is None or Pair.of(vmodel) != pair:
                 return None
-            return plan_failed(vmodel, models, failed=True)
+            return plan_failed(vmodel, models, failed=failed)
 
         known = self._vmodels.get(vmodel_id)
-        if known is None or known.failed:
+        if known is None or known.failed == failed:
             return
         outcome = await self._writer.change(vmodel_id, plan)
-        self._counters.transitions_failed += outcome.change is not None
+        self._counters.transitions_failed += failed and outcome.change is not None
 
 
 def compose_transitions(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import anyio
 import pytest
 
 from mm.core.constraints import parse_type_constraints
-from mm.core.ids import ModelId
+from mm.core.ids import InstanceId, ModelId
 from mm.core.records import ModelInfo, ModelRecord, VModelRecord
 from mm.core.vmodel_changes import SetVModel
 from mm.edge.memory_store import Fault
@@ -219,7 +220,7 @@ async def test_a_load_that_fails_blocks_it_until_the_failure_expires() -> None:
             each.runtime.fail_loads("n", 0, times=0)
         # Half of the expiry, for a model that is asked for.
         await until(lambda: pair(cluster) == ("n", "n", False), 40.0)
-        assert leader(cluster).node.statistics().transitions_blocked == 0
+        await until(lambda: leader(cluster).node.statistics().transitions_blocked == 0, 1.0)
 
 
 async def test_a_target_that_vanished_blocks_it_until_it_is_there_again() -> None:
@@ -237,6 +238,41 @@ async def test_a_target_that_vanished_blocks_it_until_it_is_there_again() -> Non
         put(cluster, "registry", "n", ModelRecord(INFO, references=1, auto_delete=True).encode())
         await until(lambda: pair(cluster) == ("n", "n", False), 40.0)
         assert await cluster["b"].invoke("n")
+
+
+async def test_a_target_that_is_there_again_is_no_longer_said_to_have_failed() -> None:
+    async with running_cluster("a", "b") as cluster:
+        await served(cluster, 1)
+        for each in cluster.serving:
+            each.runtime.plan("n", load_s=80.0)
+        await set_vmodel(cluster["a"], "n")
+        await anyio.sleep(2)
+        put(cluster, "registry", "n", None)
+        await until(lambda: pair(cluster) == ("m", "n", True), 100.0)
+        await anyio.sleep(60)
+        put(cluster, "registry", "n", ModelRecord(INFO, references=1, auto_delete=True).encode())
+        await until(lambda: pair(cluster) == ("m", "n", False), 2.0)
+        await until(lambda: pair(cluster) == ("n", "n", False), 120.0)
+
+
+async def test_one_refusal_is_not_taken_for_want_of_room() -> None:
+    async with running_cluster("a", "b", plan=FAST) as cluster:
+        await served(cluster, 2)
+        preloader = leader(cluster).node.parts.preloader
+        request, asked = preloader.request, 0
+
+        async def refuse_once(*args: Any, **options: Any) -> InstanceId | None:
+            nonlocal asked
+            asked += 1
+            return None if asked == 1 else await request(*args, **options)
+
+        preloader.request = refuse_once  # type: ignore[method-assign]
+        await set_vmodel(cluster["a"], "n")
+        await until(lambda: pair(cluster) == ("n", "n", False), 60.0)
+        assert asked == 2
+        record = cluster.record("n")
+        assert record is not None
+        assert set(record.copies) == {"a", "b"}
 
 
 async def test_without_an_instance_with_the_labels_it_is_blocked_until_one_comes() -> None:
