@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from mm.cli.errors import EXIT_CODES_HELP
+from mm.cli.errors import EXIT_CODES_HELP, MISUSED, CommandError
 from mm.cli.listing import Kind, name_of, print_changes, print_list, wanted_status
 from mm.cli.mesh import (
     ADDRESS_HELP,
@@ -106,6 +106,11 @@ def set_vmodel(
     info = None
     if path or model_type or key:
         info = ModelInfo(type=model_type or DEFAULT_TYPE, path=path, key=key)
+    elif auto_delete:
+        raise CommandError(
+            "--auto-delete is for a model that is registered here: give its --path, too",
+            exit_code=MISUSED,
+        )
     request = SetVModelRequest(
         v_model_id=vmodel_id,
         target_model_id=target_id,

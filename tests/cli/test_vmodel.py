@@ -63,6 +63,13 @@ def test_set_of_a_model_that_is_registered(mesh: FakeMesh) -> None:
     assert mesh.request == mmesh.SetVModelRequest(v_model_id="v", target_model_id="m1")
 
 
+def test_auto_delete_is_of_a_model_that_is_registered_here(mesh: FakeMesh) -> None:
+    code, out, err = run(mesh, "set", "v", "m", "--auto-delete")
+    assert (code, out) == (2, "")
+    assert "--auto-delete is for a model that is registered here" in err
+    assert not mesh.requests
+
+
 def test_a_wait_is_over_when_the_model_serves(mesh: FakeMesh) -> None:
     """The API waits for transitions alone."""
     mesh.answers["setVModel"] = status("m1", S.LOADING)
