@@ -15,11 +15,18 @@ from typing import Any
 import pytest
 from blockbuster import blockbuster_ctx
 from grpc._cython import cygrpc  # type: ignore[attr-defined]
+from hypothesis import HealthCheck, settings
 from trio.testing import MockClock
 
 # grpc.aio joins its polling thread when its last object is freed. The garbage collector does so at
 # any moment, also in the midst of a module of mm, which would then seem to block: keep one alive.
 cygrpc.init_grpc_aio()
+
+# How fast the machine is today says nothing of what is tested.
+settings.register_profile(
+    "any-machine", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("any-machine")
 
 _TESTS = Path(__file__).parent
 _MESH_TESTS = _TESTS / "mesh"
