@@ -4,11 +4,15 @@ A mirror may be behind, without a limit. Whoever gives an answer that depends on
 and writes nothing that would tell, asks here first. All that ask at the moment share one read of
 revisions, and while it is under way the next ones gather: so a storm of such questions costs the
 store a request now and then, and no write.
+
+Those of a group go on one after the other, not all in the moment of the answer: what each does next
+takes part of a millisecond, and calls for models would stand behind all of it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Final
 
 import anyio
@@ -21,6 +25,8 @@ from mm.mesh.statistics import Counters
 
 #: Reads under way at a time: with one, the next group is the larger the slower the store is.
 _AT_ONCE: Final = 1
+#: Of a group so many go on at once; whoever has gone on lets one more go.
+_LET_GO_AT_ONCE: Final = 2
 
 
 @dataclass(eq=False, slots=True)
@@ -28,10 +34,33 @@ class _Group:
     """Keys asked for together; a later group begins when this one is sent, or full."""
 
     keys: dict[str, None] = field(default_factory=dict)
-    done: anyio.Event = field(default_factory=anyio.Event)
+    #: Those who wait for the one that asks, in order.
+    waiters: dict[anyio.Event, None] = field(default_factory=dict)
+    is_over: bool = False
     #: None at the end without a failure: whoever asked for all gave up.
     revisions: dict[str, int] | None = None
     failure: StoreUnavailableError | None = None
+
+    async def wait(self) -> None:
+        """Wait until it is over, and for one's turn."""
+        turn = anyio.Event()
+        self.waiters[turn] = None
+        try:
+            await turn.wait()
+        finally:
+            self.waiters.pop(turn, None)
+            if self.is_over:
+                self._let_go(1)
+
+    def end(self) -> None:
+        """There is an answer, or will be none."""
+        self.is_over = True
+        self._let_go(_LET_GO_AT_ONCE)
+
+    def _let_go(self, count: int) -> None:
+        for turn in list(islice(self.waiters, count)):
+            del self.waiters[turn]
+            turn.set()
 
 
 class Confirmations:
@@ -76,7 +105,7 @@ class Confirmations:
             group = self._gathering
             if group is not None and (key in group.keys or len(group.keys) < REVISIONS_MAX):
                 group.keys[key] = None
-                await group.done.wait()
+                await group.wait()
             else:
                 group = self._gathering = _Group({key: None})
                 await self._ask(group)
@@ -100,7 +129,7 @@ class Confirmations:
             group.failure = exc
         finally:
             self._close(group)
-            group.done.set()
+            group.end()
 
     def _close(self, group: _Group) -> None:
         if self._gathering is group:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 from mm.edge.memory_store import Fault, MemoryStore
@@ -29,6 +30,7 @@ class _Store(MemoryStore):
         self.asked: list[int] = []
         self._under_way = 0
         self.most = 0
+        self.answered = anyio.Event()
 
     async def revisions(self, keys: Sequence[str]) -> Sequence[int]:
         self.asked.append(len(keys))
@@ -38,6 +40,7 @@ class _Store(MemoryStore):
             return await super().revisions(keys)
         finally:
             self._under_way -= 1
+            self.answered.set()
 
 
 class _World:
@@ -159,3 +162,33 @@ async def test_there_is_a_bound() -> None:
         await anyio.sleep(0.1)
         with pytest.raises(LimitError, match="2 calls wait for the store already"):
             await world.confirmations.is_current("k")
+
+
+@pytest.mark.parametrize("gives_up", [False, True])
+async def test_those_of_a_group_go_on_one_after_the_other(gives_up: bool) -> None:
+    world = _World()
+    world.put("k")
+    runs = [0]  # how many went on since the event loop looked around
+
+    async def ask(scope: anyio.CancelScope) -> None:
+        with scope:
+            await world.confirmations.is_current("k")
+            runs[-1] += 1
+
+    async def look_around() -> None:
+        await world.store.answered.wait()
+        for _ in range(100):
+            runs.append(0)
+            await anyio.lowlevel.checkpoint()
+
+    scopes = [anyio.CancelScope() for _ in range(30)]
+    hasty = scopes[10:20] if gives_up else []
+    async with anyio.create_task_group() as group:
+        for scope in scopes:
+            group.start_soon(ask, scope)
+        await anyio.sleep(0.5)
+        for scope in hasty:
+            scope.cancel()
+        group.start_soon(look_around)
+    assert sum(runs) == 30 - len(hasty)
+    assert max(runs) <= 4, "two of a turn, each of whom lets one go"
