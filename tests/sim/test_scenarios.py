@@ -45,6 +45,7 @@ from mm.testing.scenarios import (
     sweep,
     tail,
 )
+from mm.testing.scenarios.growth import growing_tables
 from mm.testing.scenarios.queues import Job, Shape, simulate
 from mm.testing.scenarios.zipf import ZipfCalls
 from mm.testing.table_sizes import table_sizes
@@ -299,8 +300,8 @@ def test_sizes_are_found_by_walking_and_have_the_shortest_path() -> None:
 
 def test_what_grows_is_told_from_what_varies() -> None:
     flat = [Counter(a=size, b=5) for size in (100, 140, 90, 120, 130, 80, 110, 120)]
-    assert day.growing_tables(flat) == []
+    assert growing_tables(flat) == []
     slow = [Counter(a=100, b=hour) for hour in range(24)]
-    assert day.growing_tables(slow) == ["b"]
+    assert growing_tables(slow) == ["b"]
     late = [Counter(a=100), *[Counter(a=100, b=20)] * 3]
-    assert day.growing_tables(late) == ["b"]
+    assert growing_tables(late) == ["b"]

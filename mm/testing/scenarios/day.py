@@ -18,17 +18,21 @@ from dataclasses import dataclass, field
 from functools import partial
 from statistics import median
 from typing import Final
-from unittest import mock
 
 import anyio
 
 from mm.core.ids import ModelId
 from mm.errors import MeshError, StatusCode
-from mm.mesh import backups
 from mm.scaling_settings import ScalingSettings
 from mm.testing.cluster import Cluster, ConnectionLostError, running_cluster, small_parameters
 from mm.testing.fake_runtime import ModelPlan
 from mm.testing.instance import Instance
+from mm.testing.scenarios.growth import (
+    GROWTH_ENTRIES,
+    GROWTH_ENTRIES_SHORT,
+    filled_soon,
+    growth_figure,
+)
 from mm.testing.scenarios.report import Figure, ScenarioReport
 from mm.testing.scenarios.zipf import ZipfCalls
 from mm.testing.scheduling import run_in_virtual_time
@@ -53,16 +57,7 @@ BROKEN_EVERY: Final = 10
 UNKNOWN_SHARE: Final = 0.05
 HASTY_SHARE: Final = 0.05
 HASTE_S: Final = 0.2
-#: Changes of records that an instance remembers: what comes in minutes here.
-PAST_MAX: Final = 10
 
-#: The middle size of the second half may by chance be above that of the first; this much is no
-#: chance. What grows by an entry an hour exceeds it in a day.
-GROWTH_MAX: Final = 1.25
-GROWTH_ENTRIES: Final = 6
-#: In a few hours a heap that is made anew when it is twice as long as needed may be short at first
-#: and long at last.
-GROWTH_ENTRIES_SHORT: Final = 20
 #: Objects of Python in the whole process, as they are many.
 OBJECTS_GROWTH_MAX: Final = 1.02
 SHOWN_COUNT: Final = 8
@@ -87,19 +82,16 @@ def report(seed: int, hours_count: int, hour_s: float) -> ScenarioReport:
     """Answer the figures of so many hours, each as long as this."""
     outcome = run_in_virtual_time(partial(_day, seed, hours_count, hour_s), f"day {seed}")
     is_day = hours_count >= HOURS_COUNT
-    growing = growing_tables(outcome.sizes, GROWTH_ENTRIES if is_day else GROWTH_ENTRIES_SHORT)
     half = hours_count // 2
-    names = ", ".join(growing)
     objects = median(outcome.objects[:half]), median(outcome.objects[half:])
     bad = sum(count for what, count in outcome.answers.items() if what.startswith("bad"))
     return ScenarioReport(
         "day",
         (
-            Figure(
-                f"tables of an instance that grow in {hours_count} h, of {len(outcome.sizes[-1])}",
-                "0",
-                f"{len(growing)}{f' ({names})' if growing else ''}",
-                not growing,
+            growth_figure(
+                outcome.sizes,
+                f"{hours_count} h",
+                GROWTH_ENTRIES if is_day else GROWTH_ENTRIES_SHORT,
             ),
             Figure(
                 "objects of Python, first half and second",
@@ -117,18 +109,6 @@ def report(seed: int, hours_count: int, hour_s: float) -> ScenarioReport:
             *_largest(outcome.sizes),
         ),
     )
-
-
-def growing_tables(sizes: list[Counter[str]], entries: int = GROWTH_ENTRIES) -> list[str]:
-    """Answer what is larger in the second half than chance explains."""
-    half = len(sizes) // 2
-    names = sorted(set().union(*sizes))
-    return [
-        name
-        for name in names
-        if median(each[name] for each in sizes[half:])
-        > GROWTH_MAX * median(each[name] for each in sizes[:half]) + entries
-    ]
 
 
 def _largest(sizes: list[Counter[str]]) -> list[Figure]:
@@ -155,8 +135,7 @@ async def _day(seed: int, hours_count: int, hour_s: float) -> Outcome:
     cluster_of_seed = running_cluster(
         seed=seed, parameters=small_parameters(CAPACITY_MIB), plan=PLAN, scaling=scaling
     )
-    # What may hold thousands of entries must have as many as it may before it is looked at.
-    with mock.patch.object(backups, "PAST_MAX", PAST_MAX):
+    with filled_soon():
         async with cluster_of_seed as cluster:
             cluster.watch_delay_s = 0.02
             cluster.network.latency_s = 0.0005

@@ -7,6 +7,7 @@ instance that never stays is not filled again and again.
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -17,9 +18,16 @@ import anyio
 
 from mm.testing.cluster import Cluster, small_parameters
 from mm.testing.fake_runtime import MIB, ModelPlan
+from mm.testing.scenarios.growth import (
+    GROWTH_ENTRIES,
+    GROWTH_ENTRIES_SHORT,
+    filled_soon,
+    growth_figure,
+)
 from mm.testing.scenarios.life import Callers, call_each, fleet, loads_count
 from mm.testing.scenarios.report import Figure, ScenarioReport
 from mm.testing.scheduling import run_in_virtual_time
+from mm.testing.table_sizes import table_sizes
 
 INSTANCES_COUNT: Final = 8
 CAPACITY_MIB: Final = 24
@@ -36,6 +44,8 @@ FLAP_INSTANCES_COUNT: Final = 3
 FLAP_MODELS_COUNT: Final = 90
 #: Of the capacity of the one that comes and goes: what it was loaded with, all in all.
 FLAP_TIMES_MAX: Final = 12.0
+#: The copies of one that crashed stand in the records for a sixth of the time: ten minutes.
+GONE_SHARE: Final = 1 / 6
 #: Those that are there, those that crashed in the last ten minutes (every other one does), and two.
 KNOWN_MAX: Final = FLAP_INSTANCES_COUNT + 5 + 2
 
@@ -110,6 +120,8 @@ class Flapped:
     failures_count: int
     #: Instances that some table knows, at most.
     known_count: int
+    #: What an instance that stays remembers, each time that the other one has gone.
+    sizes: list[Counter[str]]
 
 
 def run_flap(seed: int) -> ScenarioReport:
@@ -121,6 +133,7 @@ def flap_report(seed: int, seconds: float) -> ScenarioReport:
     """Answer the figures of so many seconds."""
     flapped = run_in_virtual_time(partial(_flap, seed, seconds), f"flap {seed}")
     times = flapped.loaded_bytes / flapped.capacity_bytes
+    entries = GROWTH_ENTRIES if seconds >= HOUR_S else GROWTH_ENTRIES_SHORT
     figures = (
         Figure(
             "loaded into it in an hour, times its capacity",
@@ -135,45 +148,52 @@ def flap_report(seed: int, seconds: float) -> ScenarioReport:
             f"{flapped.known_count}",
             flapped.known_count <= KNOWN_MAX,
         ),
+        growth_figure(flapped.sizes, f"{len(flapped.sizes)} times", entries),
     )
     return ScenarioReport("flap", figures)
 
 
 async def _flap(seed: int, seconds: float) -> Flapped:
     rng = random.Random(f"flap {seed}")
-    async with _full_fleet(seed, FLAP_INSTANCES_COUNT, FLAP_MODELS_COUNT, rng, 2.0) as (
-        cluster,
-        callers,
-    ):
-        loads, known_count = 0, 0
-        begun_s, number = anyio.current_time(), 0
-        async with anyio.create_task_group() as group:
-            group.start_soon(callers.run)
-            while anyio.current_time() < begun_s + seconds:
-                # Each time a new process with an id of its own, as a pod has.
-                flapper = await cluster.start(f"f{number:03}")
-                number += 1
-                await anyio.sleep(FLAP_S)
-                if number % 2:
-                    await flapper.stop()
-                else:
-                    await flapper.crash()
-                loads += flapper.runtime.loads_begun.total()
-                del cluster.instances[flapper.name]
-                await anyio.sleep(FLAP_S)
-                known_count = max(known_count, _known_count(cluster))
-            group.cancel_scope.cancel()
-        return Flapped(
-            loads * MIB,
-            CAPACITY_MIB * MIB,
-            len(callers.tally.failures),
-            known_count,
-        )
+    fleet_of_seed = _full_fleet(
+        *(seed, FLAP_INSTANCES_COUNT, FLAP_MODELS_COUNT, rng, 2.0),
+        gone_after_s=GONE_SHARE * seconds,
+    )
+    with filled_soon():
+        async with fleet_of_seed as (cluster, callers):
+            loads, known_count, number = 0, 0, 0
+            sizes: list[Counter[str]] = []
+            stays = cluster.serving[0]
+            begun_s = anyio.current_time()
+            async with anyio.create_task_group() as group:
+                group.start_soon(callers.run)
+                while anyio.current_time() < begun_s + seconds:
+                    # Each time a new process with an id of its own, as a pod has.
+                    flapper = await cluster.start(f"f{number:03}")
+                    number += 1
+                    await anyio.sleep(FLAP_S)
+                    if number % 2:
+                        await flapper.stop()
+                    else:
+                        await flapper.crash()
+                    loads += flapper.runtime.loads_begun.total()
+                    del cluster.instances[flapper.name]
+                    await anyio.sleep(FLAP_S)
+                    known_count = max(known_count, _known_count(cluster))
+                    sizes.append(table_sizes(stays.node, "node"))
+                group.cancel_scope.cancel()
+            failures_count = len(callers.tally.failures)
+    return Flapped(loads * MIB, CAPACITY_MIB * MIB, failures_count, known_count, sizes)
 
 
 @asynccontextmanager
 async def _full_fleet(
-    seed: int, instances_count: int, models_count: int, rng: random.Random, calls_per_s: float
+    seed: int,
+    instances_count: int,
+    models_count: int,
+    rng: random.Random,
+    calls_per_s: float,
+    **limits: float,
 ) -> AsyncIterator[tuple[Cluster, Callers]]:
     """Run instances that loaded what fits of all models, and callers of what is loaded: every load
     from then on is the mesh's own.
@@ -181,7 +201,7 @@ async def _full_fleet(
     models = [f"m{number:03}" for number in range(models_count)]
     parameters = small_parameters(CAPACITY_MIB, loading_concurrency_max=4)
     plan = ModelPlan(load_s=LOAD_S)
-    async with fleet(seed, instances_count, models, parameters, plan) as cluster:
+    async with fleet(seed, instances_count, models, parameters, plan, **limits) as cluster:
         await call_each(cluster, models, rng)
         loaded = [m for m in models if any(m in each.runtime.loaded for each in cluster.serving)]
         yield cluster, Callers(cluster, loaded, rng, calls_per_s)

@@ -85,9 +85,10 @@ async def fleet(
     models: Sequence[str],
     parameters: RuntimeParameters,
     plan: ModelPlan,
+    **limits: float,
 ) -> AsyncIterator[Cluster]:
     """Run instances that know these models, none loaded."""
-    async with running_cluster(seed=seed, parameters=parameters, plan=plan) as cluster:
+    async with running_cluster(seed=seed, parameters=parameters, plan=plan, **limits) as cluster:
         cluster.watch_delay_s = WATCH_DELAY_S
         cluster.network.latency_s = LATENCY_S
         for number in range(instances_count):
