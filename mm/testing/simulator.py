@@ -19,7 +19,7 @@ from typing import Final
 import anyio
 
 from mm.mesh.ports import RuntimeParameters
-from mm.testing import vmodel_users
+from mm.testing import steadiness, vmodel_users
 from mm.testing.convergence import Convergence
 from mm.testing.event_log import Event, EventLog
 from mm.testing.fake_runtime import DEFAULT_PARAMETERS, MIB
@@ -27,6 +27,7 @@ from mm.testing.faults import Faults
 from mm.testing.invariants import InvariantError, Invariants
 from mm.testing.scheduling import run_in_virtual_time
 from mm.testing.simulated_cluster import SKEW_MS_MAX, ModelShape, SimulatedCluster, logging_to
+from mm.testing.steadiness import Steadiness
 from mm.testing.vmodel_users import VModelUsers
 from mm.testing.vmodel_workload import VModelWorkload
 from mm.testing.workload import CLIENTS_COUNT, Workload
@@ -131,6 +132,9 @@ class _Simulation:
         self.rng = random.Random(f"options {seed}")
         count = options.instances_count or self.rng.randint(3, 5)
         self.names = [f"i{number}" for number in range(count)]
+        self.follows_load = steadiness.follows_load(seed)
+        #: It takes a while: not in runs that somebody made small.
+        self.is_steady = steadiness.is_steady(seed) and options == Options()
         self.models = [
             f"m{number}" for number in range(options.models_count or self.rng.randint(20, 40))
         ]
@@ -177,7 +181,7 @@ class _Simulation:
                 shapes=self.shapes,
                 parameters=self._parameters(),
                 skew_ms_max=self.rng.choice([0, SKEW_MS_MAX]),
-                limits=LIMITS,
+                limits=LIMITS | steadiness.LIMITS if self.follows_load else LIMITS,
             )
             for name in self.names:
                 await cluster.launch(name)
@@ -188,6 +192,8 @@ class _Simulation:
                 await self._be_safe(cluster, workload, vmodels)
                 convergence = Convergence(cluster, workload, self.models)
                 self.rest_s = await convergence.run()
+                if self.is_steady:
+                    await Steadiness(cluster, workload, self.models).run()
                 await vmodels.converge()
             finally:
                 self.answers = workload.answers

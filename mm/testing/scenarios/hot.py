@@ -23,6 +23,7 @@ from mm.testing.cluster import Cluster, running_cluster, small_parameters
 from mm.testing.fake_runtime import ModelPlan
 from mm.testing.scenarios.report import Figure, ScenarioReport
 from mm.testing.scheduling import run_in_virtual_time
+from mm.testing.steadiness import turns
 
 HOT: Final = ModelId("hot")
 INSTANCES_COUNT: Final = 12
@@ -192,7 +193,7 @@ def report(seed: int, hot_s: float, fall_s: float) -> ScenarioReport:
 
 
 def _of_the_fall(course: Course) -> tuple[Figure, ...]:
-    turns_count = sum((b > a) != (c > b) for a, b, c in _triples(course.history))
+    turns_count = turns(course.history)
     return (
         Figure(
             "copies 25 minutes after the fall",
@@ -214,7 +215,3 @@ def _of_the_fall(course: Course) -> tuple[Figure, ...]:
             course.added_count == course.dropped_count,
         ),
     )
-
-
-def _triples(history: list[int]) -> list[tuple[int, int, int]]:
-    return list(zip(history, history[1:], history[2:], strict=False))
