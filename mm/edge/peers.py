@@ -168,6 +168,7 @@ class GrpcPeers(Peers):
         except CallError as exc:
             status = read_status(exc.trailers)
             outcome = read_outcome(status.hop_result)
+            answered = outcome is not None
             if outcome is None and exc.code in (
                 StatusCode.DEADLINE_EXCEEDED,
                 StatusCode.UNAVAILABLE,
@@ -176,7 +177,7 @@ class GrpcPeers(Peers):
             if outcome is None:
                 raise
             raise PeerCallError(
-                outcome, exc.message, status.hop_state, status.retry_after_ms
+                outcome, exc.message, status.hop_state, status.retry_after_ms, answered=answered
             ) from exc
         return status_of(message)
 

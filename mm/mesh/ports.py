@@ -324,6 +324,7 @@ class PeerCallError(Exception):
 
     ``hop_state``: what the peer told of itself with a refusal (``mm-hop-state``).
     ``retry_after_ms``: when it thinks that a retry makes sense (``grpc-retry-pushback-ms``).
+    ``answered``: it said something itself, whatever it was.
     """
 
     def __init__(
@@ -332,12 +333,15 @@ class PeerCallError(Exception):
         message: str,
         hop_state: str | None = None,
         retry_after_ms: int | None = None,
+        *,
+        answered: bool = True,
     ) -> None:
         super().__init__(message)
         self.outcome = outcome
         self.message = message
         self.hop_state = hop_state
         self.retry_after_ms = retry_after_ms
+        self.answered = answered and outcome is not Outcome.UNREACHABLE
 
 
 # --- what the data plane asks of the mesh ---

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 import logging
+from dataclasses import dataclass
 from typing import Final
 
 import anyio
@@ -42,6 +43,17 @@ class PreloadReason(enum.Enum):
     ROOM = "there is room for it"
     TRANSITION = "it takes over from a model with more copies"
     POLICY = "its policy asks for it"
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What came of asking for a copy: where its load was accepted, None if nowhere.
+
+    ``is_open``: some instance could not be asked, or did not answer; it might have taken it.
+    """
+
+    taken: InstanceId | None
+    is_open: bool = False
 
 
 class Preloader:
@@ -84,11 +96,24 @@ class Preloader:
         that was used longer ago than ``last_used_ms`` and could make room. Waits for the answer of
         the instance, never for the load.
         """
+        asked = await self.ask(model_id, last_used_ms=last_used_ms, exclude=exclude, reason=reason)
+        return asked.taken
+
+    async def ask(
+        self,
+        model_id: ModelId,
+        *,
+        last_used_ms: int,
+        exclude: frozenset[InstanceId],
+        reason: PreloadReason,
+    ) -> Asked:
+        """Answer as ``request``, and whether a None is all that there is to hear."""
         async with self._slots:
             record = self._registry.get(model_id)
-            taken = None
+            asked = Asked(None)
             if record is not None:
-                taken = await self._ask_best(model_id, record, last_used_ms, exclude)
+                asked = await self._ask_best(model_id, record, last_used_ms, exclude)
+        taken = asked.taken
         if taken is None:
             self._counters.preloads_refused += 1
         else:
@@ -99,7 +124,7 @@ class Preloader:
             reason.value,
             f"is loaded at {taken}" if taken is not None else "is wanted, but has no place",
         )
-        return taken
+        return asked
 
     async def _ask_best(
         self,
@@ -107,28 +132,31 @@ class Preloader:
         record: ModelRecord,
         last_used_ms: int,
         exclude: frozenset[InstanceId],
-    ) -> InstanceId | None:
+    ) -> Asked:
         call = Call(
             model_id,
             excludes=set(exclude) | set(record.copies),
             known_size_units=record.size_units,
             last_used_ms=last_used_ms,
         )
+        is_open = False
         for _ in range(TRIES_MAX):
+            is_open = is_open or self._members.next_reachable_ms() is not None
             try:
                 chosen = self._placer.choose_spare(call, record, self._copies.clock.now_ms())
             except MeshError as exc:
                 logger.debug("model %s: no further copy: %s", model_id, exc.message)
-                return None
+                break
             if chosen is None:
-                return None
+                break
             if chosen == self._me:
-                took = await self._load_here(call, record)
+                took: bool | None = await self._load_here(call, record)
             else:
                 took = await self._ask(call, chosen)
             if took:
-                return chosen
-        return None
+                return Asked(chosen)
+            is_open = is_open or took is None
+        return Asked(None, is_open)
 
     async def _load_here(self, call: Call, record: ModelRecord) -> bool:
         try:
@@ -147,8 +175,10 @@ class Preloader:
             await copy.started.wait()
         return copy.serves or not copy.settled.is_set()
 
-    async def _ask(self, call: Call, chosen: InstanceId) -> bool:
-        """Ask a peer. It may not pass the model on: what it would find is what we have already."""
+    async def _ask(self, call: Call, chosen: InstanceId) -> bool | None:
+        """Ask a peer; None: it said nothing. It may not pass the model on: what it would find is
+        what we have already.
+        """
         route = PeerRoute(
             call.model_id,
             chosen,
@@ -161,12 +191,13 @@ class Preloader:
             sender=self._me,
         )
         outcome, message = Outcome.ABANDONED, ""
+        answered = True
         try:
             status = await self._peers.ensure_loaded(
                 route, sync=False, last_used_ms=call.last_used_ms, timeout_s=self._timeout_s
             )
         except PeerCallError as exc:
-            outcome, message = exc.outcome, exc.message
+            outcome, message, answered = exc.outcome, exc.message, exc.answered
             if exc.hop_state is not None:
                 self._placer.refused(call, route, exc.hop_state)
         except MeshError as exc:
@@ -181,4 +212,4 @@ class Preloader:
             self._members.mark_reachable(chosen)
             return True
         self._retries.failed_there(call, route, outcome, message)
-        return False
+        return False if answered else None

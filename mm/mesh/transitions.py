@@ -50,6 +50,9 @@ RETRIES_PER_S_MAX: Final = 100
 #: A further copy has no place if so many askings in a row, LOOK_S apart, came to nothing: one may
 #: have been lost on its way, and a switch to a single copy cannot be taken back.
 REFUSALS_MAX: Final = 3
+#: So long an instance that says nothing may have a place: by then it is back, or its record is
+#: gone with its lease, unless only the leader cannot reach it.
+SILENCE_MAX_S: Final = 60.0
 
 
 class _BlockedError(Exception):
@@ -68,6 +71,8 @@ class _Worker:
     asked_s: dict[InstanceId, float] = field(default_factory=dict)
     #: Askings for a further copy in a row that came to nothing.
     refusals_count: int = 0
+    #: Since when an instance that might have a place says nothing; None: none is like that.
+    silent_since_s: float | None = None
     #: Since when the target serves at all; None: it does not.
     serves_since_s: float | None = None
     #: There was no record of the target; and set, and replaced, when one comes back.
@@ -78,6 +83,15 @@ class _Worker:
         """Have it look again."""
         self.woken.set()
         self.woken = anyio.Event()
+
+    def heard_nothing(self, now_s: float, *, is_open: bool) -> None:
+        """No instance took a further copy; ``is_open``: not each of them was heard."""
+        if not is_open:
+            self.silent_since_s = None
+        elif self.silent_since_s is None:
+            self.silent_since_s = now_s
+        since_s = self.silent_since_s
+        self.refusals_count += since_s is None or now_s - since_s > SILENCE_MAX_S
 
     def hear_of(self, model_id: ModelId, *, exists: bool) -> None:
         """Have it look again at the record of a model."""
@@ -306,14 +320,14 @@ class Transitions:
         )
 
     async def _load_first(self, vmodel_id: str, worker: _Worker) -> None:
-        """Return when a copy of the target serves, or none of the active model is left. What is
-        loaded counts as used now: it is to take over, and must not be the next to go.
+        """Return when a copy of the target serves, wherever, or nobody needs one. What is loaded
+        counts as used now: it is to take over, and must not be the next to go.
         """
         problem: MeshError | str = ""
         async with anyio.create_task_group() as group:
 
             async def until_pointless() -> None:
-                while self._look(worker).active_count:
+                while next_step(self._look(worker)) is Step.LOAD_FIRST:
                     await worker.woken.wait()
                 group.cancel_scope.cancel()
 
@@ -362,18 +376,18 @@ class Transitions:
     async def _add(self, worker: _Worker) -> None:
         """Ask for the copies that are missing, one after the other."""
         for _ in range(self._look(worker).missing_count):
-            taken = await self._preloader.request(
+            asked = await self._preloader.ask(
                 worker.pair.target_id,
                 last_used_ms=self._clock.now_ms(),
                 exclude=frozenset(worker.asked_s),
                 reason=PreloadReason.TRANSITION,
             )
-            if taken is None:
-                worker.refusals_count += 1
+            if asked.taken is None:
+                worker.heard_nothing(anyio.current_time(), is_open=asked.is_open)
                 await anyio.sleep(LOOK_S)
                 return
-            worker.refusals_count = 0
-            worker.asked_s[taken] = anyio.current_time()
+            worker.refusals_count, worker.silent_since_s = 0, None
+            worker.asked_s[asked.taken] = anyio.current_time()
 
     async def _pause(self, worker: _Worker, tries_count: int) -> None:
         """Wait for the next try: until something changed, or time may have helped."""

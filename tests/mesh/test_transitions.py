@@ -9,12 +9,13 @@ import anyio
 import pytest
 
 from mm.core.constraints import parse_type_constraints
-from mm.core.ids import InstanceId, ModelId
+from mm.core.ids import ModelId
 from mm.core.records import ModelInfo, ModelRecord, VModelRecord
 from mm.core.vmodel_changes import SetVModel
 from mm.edge.memory_store import Fault
 from mm.errors import StatusCode
 from mm.mesh.ports import Write
+from mm.mesh.preloader import Asked
 from mm.mesh.vmodel_manager import VModelStatus
 from mm.testing.cluster import PREFIX, Cluster, Instance, running_cluster, until
 from tests.mesh.calls import FAST, loaded_at
@@ -259,20 +260,43 @@ async def test_one_refusal_is_not_taken_for_want_of_room() -> None:
     async with running_cluster("a", "b", plan=FAST) as cluster:
         await served(cluster, 2)
         preloader = leader(cluster).node.parts.preloader
-        request, asked = preloader.request, 0
+        ask, asked = preloader.ask, 0
 
-        async def refuse_once(*args: Any, **options: Any) -> InstanceId | None:
+        async def refuse_once(*args: Any, **options: Any) -> Asked:
             nonlocal asked
             asked += 1
-            return None if asked == 1 else await request(*args, **options)
+            return Asked(None) if asked == 1 else await ask(*args, **options)
 
-        preloader.request = refuse_once  # type: ignore[method-assign]
+        preloader.ask = refuse_once  # type: ignore[method-assign]
         await set_vmodel(cluster["a"], "n")
         await until(lambda: pair(cluster) == ("n", "n", False), 60.0)
         assert asked == 2
         record = cluster.record("n")
         assert record is not None
         assert set(record.copies) == {"a", "b"}
+
+
+@pytest.mark.parametrize(("silent_s", "copies_count"), [(40.0, 2), (300.0, 1)])
+async def test_silence_is_not_taken_for_want_of_room_at_once(
+    silent_s: float, copies_count: int
+) -> None:
+    async with running_cluster("a", "b", plan=FAST) as cluster:
+        await served(cluster, 2)
+        first = leader(cluster)
+        (other,) = (each for each in cluster.serving if each is not first)
+        cluster.network.split([first.address], [other.address])
+        began_s = anyio.current_time()
+        await set_vmodel(first, "n")
+        with anyio.move_on_after(silent_s):
+            await until(lambda: pair(cluster)[0] == "n", 300.0)
+        assert (pair(cluster)[0] == "n") is (copies_count == 1)
+        cluster.network.heal()
+        await until(lambda: pair(cluster)[0] == "n", 30.0)
+        took_s = anyio.current_time() - began_s
+        assert took_s == pytest.approx(40 if copies_count == 2 else 75, abs=15)
+        record = cluster.record("n")
+        assert record is not None
+        assert len(record.copies) == copies_count
 
 
 async def test_without_an_instance_with_the_labels_it_is_blocked_until_one_comes() -> None:
