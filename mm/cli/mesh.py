@@ -33,6 +33,10 @@ DEFAULT_ADDRESS: Final = "localhost:8033"
 DEFAULT_PORT: Final = 8033
 #: How often what is waited for is looked at, to say how far it is.
 LOOK_S: Final = 1.0
+#: A watch may hear nothing for hours: so often it asks whether the instance is there, and takes it
+#: for gone after so long.
+KEEPALIVE_S: Final = 10.0
+KEEPALIVE_TIMEOUT_S: Final = 10.0
 #: Entries asked for at a time: what an instance tells at most.
 PAGE_SIZE: Final = 1000
 
@@ -93,9 +97,16 @@ async def connected(
     ``timeout_s`` is for all that is done with it, or for each answer.
     """
     from grpclib.client import Channel
+    from grpclib.config import Configuration
     from grpclib.exceptions import GRPCError, ProtocolError, StreamTerminatedError
 
-    channel = Channel(*parse_address(address))
+    pings = Configuration(
+        _keepalive_time=KEEPALIVE_S,
+        _keepalive_timeout=KEEPALIVE_TIMEOUT_S,
+        _http2_max_pings_without_data=0,
+        _http2_min_sent_ping_interval_without_data=KEEPALIVE_S / 2,
+    )
+    channel = Channel(*parse_address(address), config=pings)
     try:
         async with asyncio.timeout(timeout_s if for_all else None):
             yield channel

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from mm.cli.errors import EXIT_CODES_HELP, MISUSED, CommandError
+from mm.cli.errors import EXIT_CODES_HELP, MISUSED, REFUSED, CommandError
 from mm.cli.listing import Kind, name_of, print_changes, print_list, wanted_status
 from mm.cli.mesh import (
     ADDRESS_HELP,
@@ -129,6 +129,8 @@ def set_vmodel(
 
 def _set(request: SetVModelRequest, address: str, timeout: float) -> VModelStatusInfo:
     """Set it, and with ``sync`` wait until the model serves; says meanwhile how far it is."""
+    from grpclib.exceptions import GRPCError
+
     vmodel_id, target_id = request.v_model_id, request.target_model_id
     wanted = GetVModelStatusRequest(v_model_id=vmodel_id, owner=request.owner)
 
@@ -140,7 +142,11 @@ def _set(request: SetVModelRequest, address: str, timeout: float) -> VModelStatu
         if model_value(active)["status"] not in ("LOADED", "LOADING_FAILED"):
             # The API waits for transitions, and for models that it registers.
             ensure = EnsureLoadedRequest(model_id=target_id, sync=True)
-            await stub.ensure_loaded(ensure, timeout=timeout)
+            try:
+                await stub.ensure_loaded(ensure, timeout=timeout)
+            except GRPCError as exc:
+                text = f"the vmodel is set, but {target_id} is not loaded: {exc.message}"
+                raise GRPCError(exc.status, text, exc.details) from exc
             status = await stub.get_v_model_status(wanted, timeout=timeout)
         return status
 
@@ -181,14 +187,29 @@ def delete(
 ) -> None:
     """Delete a vmodel, and models that were registered with --auto-delete if no other names them.
 
-    An unknown id is no error; nor is one of another owner, which stays.
+    An unknown id is no error. One of another owner than --owner stays: exit code 4.
 
     \b
     Example:
       mm vmodel delete flowers
     """
     request = DeleteVModelRequest(v_model_id=vmodel_id, owner=owner)
-    ask(address, timeout, lambda stub: stub.delete_v_model(request, timeout=timeout))
+
+    async def make(stub: ModelMeshStub) -> VModelStatusInfo:
+        await stub.delete_v_model(request, timeout=timeout)
+        if not owner:
+            return VModelStatusInfo()
+        # The API answers the same whether or not it was theirs.
+        wanted = GetVModelStatusRequest(v_model_id=vmodel_id)
+        return await stub.get_v_model_status(wanted, timeout=timeout)
+
+    left = ask(address, timeout, make)
+    if left.active_model_id and left.owner != owner:
+        raise CommandError(
+            f"vmodel {shown(vmodel_id)} stays: its owner is {left.owner!r}, not {owner!r};"
+            " give that one, or no --owner",
+            exit_code=REFUSED,
+        )
     emit_one(output, {"id": vmodel_id}, f"{shown(vmodel_id)}: deleted")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from typing import Any
 
 import pytest
@@ -80,6 +81,14 @@ def test_a_wait_is_over_when_the_model_serves(mesh: FakeMesh) -> None:
     assert mesh.requests[1] == mmesh.EnsureLoadedRequest(model_id="m1", sync=True)
 
 
+def test_a_wait_in_vain_tells_that_the_vmodel_is_set(mesh: FakeMesh) -> None:
+    mesh.answers["setVModel"] = status("m1", S.LOADING)
+    mesh.answers["ensureLoaded"] = GRPCError(Status.UNAVAILABLE, "Nowhere available to load")
+    code, out, err = run(mesh, "set", "v", "m1", "--wait")
+    assert (code, out) == (6, "")
+    assert "the vmodel is set, but m1 is not loaded: Nowhere available to load" in err
+
+
 def test_a_target_that_cannot_be_loaded(mesh: FakeMesh) -> None:
     mesh.answer = status(
         "m1", target="m2", target_state=S.LOADING_FAILED, vmodel=V.TRANSITION_FAILED
@@ -119,8 +128,20 @@ def test_get_of_one_whose_model_cannot_be_loaded(mesh: FakeMesh) -> None:
 
 def test_delete(mesh: FakeMesh) -> None:
     mesh.answer = mmesh.DeleteVModelResponse()
+    mesh.answers["getVModelStatus"] = mmesh.VModelStatusInfo()
     assert run(mesh, "delete", "v", "--owner", "me") == (0, "v: deleted\n", "")
-    assert mesh.request == mmesh.DeleteVModelRequest(v_model_id="v", owner="me")
+    assert mesh.requests[0] == mmesh.DeleteVModelRequest(v_model_id="v", owner="me")
+    assert run(mesh, "delete", "v") == (0, "v: deleted\n", "")
+    assert mesh.request == mmesh.DeleteVModelRequest(v_model_id="v")
+
+
+@pytest.mark.parametrize("other", ["you", ""])
+def test_one_of_another_owner_is_not_said_to_be_deleted(mesh: FakeMesh, other: str) -> None:
+    mesh.answer = mmesh.DeleteVModelResponse()
+    mesh.answers["getVModelStatus"] = status("m1", owner=other)
+    code, out, err = run(mesh, "delete", "v", "--owner", "me")
+    assert (code, out) == (4, "")
+    assert err.startswith(f"mm: vmodel v stays: its owner is '{other}', not 'me'")
 
 
 def test_another_owner_is_a_refusal(mesh: FakeMesh) -> None:
@@ -176,6 +197,27 @@ def test_watch(mesh: FakeMesh) -> None:
     assert [line.split("  ", 1)[1] for line in out.splitlines()] == [
         "v  DEFINED  m1", "v  TRANSITIONING  m1  m2", "v  DEFINED  m2", "v  NOT_FOUND",
     ]  # fmt: skip
+
+
+def test_a_watch_of_an_instance_that_froze_ends(
+    mesh: FakeMesh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mm.cli.mesh.KEEPALIVE_S", 0.05)
+    monkeypatch.setattr("mm.cli.mesh.KEEPALIVE_TIMEOUT_S", 0.2)
+    thawed = threading.Event()
+
+    async def freeze() -> mmesh.ListVModelsResponse:
+        thawed.wait(60)  # and with it its whole event loop
+        return mmesh.ListVModelsResponse()
+
+    mesh.answers["listVModels"] = freeze
+    mesh.answers["watchVModels"] = [entry("v", "m1")]
+    try:
+        code, _out, err = run(mesh, "watch", "v", "--timeout", "50")
+    finally:
+        thawed.set()
+    assert code == 6
+    assert "broke" in err
 
 
 @pytest.mark.parametrize("command", ["set", "get", "delete", "list", "watch"])
