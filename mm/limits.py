@@ -160,6 +160,12 @@ class Limits:
     #: that: a storm of thousands is worked off in seconds; who comes later had better try again.
     vmodel_changes_at_once_max: int = 64
     vmodel_changes_waiting_max: int = 10_000
+    #: The leader's own, besides: when thousands of transitions end at a time, they wait for each
+    #: other and not clients for them.
+    vmodel_switches_at_once_max: int = 16
+    #: Loads that setVModel asked for and that did not begin yet, each a task and perhaps a question
+    #: to another instance: a storm's worth of a second.
+    vmodel_loads_begun_max: int = 1_000
     #: setVModel with ``sync`` waits so long for the switch, if the call has no deadline; Java's
     #: value (spec core 6.2).
     vmodel_wait_s: float = 240.0

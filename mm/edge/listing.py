@@ -45,8 +45,10 @@ class ListingService:
     def __init__(self, listing: Listing, parts: Parts) -> None:
         self._listing = listing
         registry = parts.registry
-        self._models = Watches(registry.mirror, parts.members.mirror, registry.held_by)
-        self._vmodels = Watches(parts.vmodels.mirror)
+        self._models = Watches(
+            parts.counters, registry.mirror, parts.members.mirror, registry.held_by
+        )
+        self._vmodels = Watches(parts.counters, parts.vmodels.mirror)
 
     def add_to(self, services: ServiceTable) -> None:
         """Serve them under their names."""

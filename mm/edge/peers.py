@@ -308,6 +308,11 @@ def _tell_vmodels(answer: peer.InstanceStatistics, now: InstanceStatistics) -> N
     answer.references_repaired = now.counters.references_repaired
     answer.transitions = now.transitions
     answer.transitions_blocked = now.transitions_blocked
+    answer.vmodel_loads_refused = now.counters.vmodel_loads_refused
+    answer.watches_begun = now.counters.watches_begun
+    answer.watches_ended = now.counters.watches_ended
+    answer.watches_refused = now.counters.watches_refused
+    answer.watches_behind = now.counters.watches_behind
 
 
 def _tell_policies(answer: peer.InstanceStatistics, now: InstanceStatistics) -> None:

@@ -66,6 +66,14 @@ class Counters:
     transitions_failed: int = 0
     #: Numbers of references that somebody had written wrong.
     references_repaired: int = 0
+    #: Loads that setVModel did not ask for, because too many were being begun.
+    vmodel_loads_refused: int = 0
+    #: Watches of models and vmodels, begun and ended; those that were one too many, and those that
+    #: were ended because their clients read too slowly.
+    watches_begun: int = 0
+    watches_ended: int = 0
+    watches_refused: int = 0
+    watches_behind: int = 0
     #: Calls that would have waited for a load, had there not been too many already.
     waiting_refused: int = 0
     #: Time that loads held one of the runtime's loading slots, summed over the slots.

@@ -415,7 +415,7 @@ class Transitions:
                 return None
             return plan_complete(vmodel, models)
 
-        outcome = await self._writer.change(vmodel_id, plan)
+        outcome = await self._writer.switch(vmodel_id, plan)
         if outcome.change is None and Pair.of(outcome.vmodel) == pair:
             raise _BlockedError(f"model {pair.target_id} is gone")
 
@@ -430,7 +430,7 @@ class Transitions:
         known = self._vmodels.get(vmodel_id)
         if known is None or known.failed == failed:
             return
-        outcome = await self._writer.change(vmodel_id, plan)
+        outcome = await self._writer.switch(vmodel_id, plan)
         self._counters.transitions_failed += failed and outcome.change is not None
 
 

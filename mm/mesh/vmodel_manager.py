@@ -46,6 +46,7 @@ from mm.mesh.new_models import check_new_model, check_type
 from mm.mesh.ports import Clock, ModelStatus
 from mm.mesh.registry import Registry
 from mm.mesh.seldom import FAILURES_LOUD_MAX, Seldom
+from mm.mesh.statistics import Counters
 from mm.mesh.vmodel_writer import Outcome, UnreadableVModelError, VModelWriter
 from mm.mesh.vmodels import VModels
 
@@ -95,8 +96,10 @@ class VModelManager:
         models: Models,
         writer: VModelWriter,
         clock: Clock,
+        counters: Counters,
     ) -> None:
         self._config = config
+        self._counters = counters
         self._registry = registry
         self._vmodels = vmodels
         self._models = models
@@ -264,6 +267,10 @@ class VModelManager:
                 return status
         start = self._starts.get(request.model_id)
         if start is None:
+            if len(self._starts) >= self._config.vmodel_loads_begun_max:
+                self._counters.vmodel_loads_refused += 1
+                text = f"{len(self._starts)} loads are being begun already: set the vmodel again"
+                return ModelStatus("NOT_LOADED", (text,))
             assert self._group is not None, "open() first"
             start = self._starts[request.model_id] = _Start()
             self._group.start_soon(self._load, request, start)
@@ -364,6 +371,7 @@ def compose_vmodels(config: Config, ports: Ports, parts: Parts) -> VModelManager
         models=parts.models,
         writer=writer,
         clock=ports.clock,
+        counters=parts.counters,
     )
 
 

@@ -92,6 +92,7 @@ class VModelWriter:
         self._rng = rng
         self.locks = KeyedLocks()
         self._slots = anyio.Semaphore(config.vmodel_changes_at_once_max)
+        self._switch_slots = anyio.Semaphore(config.vmodel_switches_at_once_max)
         self._in_line_count = 0
         self._counters = counters
         self.confirmations = Confirmations(store, vmodels.mirror, config, counters)
@@ -127,15 +128,26 @@ class VModelWriter:
         finally:
             self._in_line_count -= 1
 
+    async def switch(self, vmodel_id: str, plan: Plan) -> Outcome:
+        """Do what the plan of a transition says; as many as there are may wait for their turn."""
+        if self._switch_slots.value == 0:
+            self._require_connected()
+        async with self._switch_slots, self.locks.hold(f"vmodel {vmodel_id}"):
+            return await self._change(vmodel_id, plan, None, fresh=False)
+
     def _enter_line(self) -> None:
         if self._in_line_count >= self._config.vmodel_changes_waiting_max:
             raise LimitError(
                 f"{self._in_line_count} changes of vmodels wait already, the limit; retry later",
                 retry_after_ms=1000,
             )
-        if self._slots.value == 0 and not self._store.connected:
-            raise StoreUnavailableError("the store cannot be reached")
+        if self._slots.value == 0:
+            self._require_connected()
         self._in_line_count += 1
+
+    def _require_connected(self) -> None:
+        if not self._store.connected:
+            raise StoreUnavailableError("the store cannot be reached")
 
     def _look(self, vmodel_id: str, plan: Plan, target_id: ModelId | None) -> Outcome | None:
         """Answer the outcome if nothing is to be written as far as the mirrors tell."""

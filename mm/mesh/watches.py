@@ -17,6 +17,7 @@ from mm.core.ids import InstanceId
 from mm.errors import LimitError
 from mm.mesh.mirror import Mirror
 from mm.mesh.ports import Item
+from mm.mesh.statistics import Counters
 
 #: Watches at an instance; each looks at each change.
 WATCHES_MAX: Final = 100
@@ -36,23 +37,24 @@ class Watch:
         self._prefix = prefix
         self._pending: dict[str, None] = {}
         self._news = anyio.Event()
-        self._is_behind = False
+        #: Too many changes were missed.
+        self.is_behind = False
 
     def heard(self, key_id: str) -> None:
         """Note a change of an id."""
         if (self._key_id and key_id != self._key_id) or not key_id.startswith(self._prefix):
             return
         if len(self._pending) >= PENDING_MAX and key_id not in self._pending:
-            self._is_behind = True
+            self.is_behind = True
             self._pending.clear()
-        if not self._is_behind:
+        if not self.is_behind:
             self._pending[key_id] = None
         self._news.set()
 
     async def next(self) -> str:
         """Wait for a change and answer its id. Raises ``LimitError`` once too many were missed."""
         while not self._pending:
-            if self._is_behind:
+            if self.is_behind:
                 raise LimitError(
                     f"the client reads too slowly: more than {PENDING_MAX} changes wait; list anew,"
                     " and watch fewer ids"
@@ -71,8 +73,13 @@ class Watches:
     """
 
     def __init__(
-        self, table: Mirror, instances: Mirror | None = None, held: Held | None = None
+        self,
+        counters: Counters,
+        table: Mirror,
+        instances: Mirror | None = None,
+        held: Held | None = None,
     ) -> None:
+        self._counters = counters
         self._watches: list[Watch] = []
         self._held = held
         self._present: set[str] = set()
@@ -88,13 +95,17 @@ class Watches:
     def open(self, key_id: str = "", prefix: str = "") -> Iterator[Watch]:
         """Watch an id, or all with a prefix. Raises ``LimitError``."""
         if len(self._watches) >= WATCHES_MAX:
+            self._counters.watches_refused += 1
             raise LimitError(f"{WATCHES_MAX} watches are open at this instance, the limit")
         watch = Watch(key_id, prefix)
         self._watches.append(watch)
+        self._counters.watches_begun += 1
         try:
             yield watch
         finally:
             self._watches.remove(watch)
+            self._counters.watches_ended += 1
+            self._counters.watches_behind += watch.is_behind
 
     def _changed(self, key_id: str, _item: Item | None) -> None:
         for watch in self._watches:

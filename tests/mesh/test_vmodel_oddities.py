@@ -175,3 +175,39 @@ async def test_without_sync_the_answer_has_one_bound(monkeypatch: pytest.MonkeyP
             assert anyio.current_time() - began_s <= 0.1
             assert status.active is not None
             assert status.active.status == "LOADING"
+
+
+@pytest.mark.virtual_time
+async def test_loads_that_do_not_begin_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def hang(_request: EnsureRequest) -> ModelStatus:
+        await anyio.sleep_forever()
+        raise AssertionError
+
+    async with running_cluster("a", plan=FAST, vmodel_loads_begun_max=2) as cluster:
+        a = cluster["a"]
+        monkeypatch.setattr(a.node.models, "ensure_loaded", hang)
+        told = [await set_vmodel(a, each, f"v{each}", load=True) for each in ("m", "n", "o", "m")]
+        active = [each.active for each in told if each.active is not None]
+        assert [each.status for each in active] == ["LOADING", "LOADING", "NOT_LOADED", "LOADING"]
+        assert active[2].errors == ("2 loads are being begun already: set the vmodel again",)
+        assert a.node.parts.counters.vmodel_loads_refused == 1
+
+
+@pytest.mark.virtual_time
+async def test_switches_of_the_leader_do_not_keep_clients_waiting() -> None:
+    """However many end at a time, and however few changes of clients are made at a time."""
+    async with running_cluster(
+        plan=FAST, vmodel_changes_at_once_max=1, vmodel_switches_at_once_max=1
+    ) as cluster:
+        cluster.store_delay_s = 0.02
+        a = await cluster.start("a")
+        await set_vmodel(a, "m")
+        for number in range(50):  # nobody is served by "m", so each is to be switched
+            write(cluster, f"vmodels/v{number}", VModelRecord(M, N))
+        write(cluster, "registry/n", ModelRecord(INFO, references=50))
+        await until(lambda: a.node.transitions.count == 50)
+        began_s = anyio.current_time()
+        await set_vmodel(a, "other", "w")
+        assert anyio.current_time() - began_s < 0.1
+        assert a.node.transitions.count > 30
+        await until(lambda: a.node.transitions.count == 0)

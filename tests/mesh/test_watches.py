@@ -18,7 +18,8 @@ pytestmark = pytest.mark.anyio
 
 def watches_at(cluster: Cluster) -> Watches:
     parts = cluster["a"].node.parts
-    return Watches(parts.registry.mirror, parts.members.mirror, parts.registry.held_by)
+    held_by = parts.registry.held_by
+    return Watches(parts.counters, parts.registry.mirror, parts.members.mirror, held_by)
 
 
 def put(cluster: Cluster, model_id: str, record: ModelRecord | None) -> None:
@@ -71,6 +72,7 @@ async def test_who_is_too_far_behind_is_told(monkeypatch: pytest.MonkeyPatch) ->
             await until(lambda: len(cluster["a"].node.parts.registry) == 4)
             with pytest.raises(LimitError, match="reads too slowly"):
                 await watch.next()
+        assert cluster["a"].node.parts.counters.watches_behind == 1
 
 
 async def test_watches_are_bounded_and_end(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,4 +83,7 @@ async def test_watches_are_bounded_and_end(monkeypatch: pytest.MonkeyPatch) -> N
             with pytest.raises(LimitError, match="1 watches are open"):
                 found.open().__enter__()
         assert len(found) == 0
+        counters = cluster["a"].node.parts.counters
+        assert (counters.watches_begun, counters.watches_ended) == (1, 1)
+        assert (counters.watches_refused, counters.watches_behind) == (1, 0)
         found.open().__enter__()

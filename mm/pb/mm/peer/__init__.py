@@ -295,12 +295,29 @@ class InstanceStatistics(betterproto2.Message):
     A counter: reads of the store for answers about vmodels that write nothing; many share one.
     """
 
+    vmodel_loads_refused: "int" = betterproto2.field(98, betterproto2.TYPE_UINT64)
+    """
+    A counter: loads that setVModel did not ask for, because too many were being begun.
+    """
+
     transitions: "int" = betterproto2.field(94, betterproto2.TYPE_UINT64)
     """
     Gauges: vmodels in transition; and of those that this instance works on, because it leads, the ones that cannot go on.
     """
 
     transitions_blocked: "int" = betterproto2.field(95, betterproto2.TYPE_UINT64)
+
+    watches_begun: "int" = betterproto2.field(99, betterproto2.TYPE_UINT64)
+    """
+    Counters: watches of models and vmodels, begun and ended, so that the difference are open, at most 100 of each kind;
+    those that were one too many, and those that were ended because their clients read too slowly.
+    """
+
+    watches_ended: "int" = betterproto2.field(100, betterproto2.TYPE_UINT64)
+
+    watches_refused: "int" = betterproto2.field(101, betterproto2.TYPE_UINT64)
+
+    watches_behind: "int" = betterproto2.field(102, betterproto2.TYPE_UINT64)
 
     partitions: "list[Partition]" = betterproto2.field(38, betterproto2.TYPE_MESSAGE, repeated=True)
     """
