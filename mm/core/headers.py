@@ -25,6 +25,10 @@ HeaderList = list[Header]
 #: What HTTP/2 counts for a header beside its name and value (RFC 9113, 6.5.2).
 HEADER_OVERHEAD_BYTES: Final = 32
 
+#: Longer ids are not told in the clear besides: gRPC's C core refuses some of the calls with more
+#: than 8 KiB of headers, and of these the two forms take 6 then, and those of clients what is left.
+PLAIN_ID_BYTES_MAX: Final = 2500
+
 #: Remembered well-formed names, so that the pattern runs once a name and not once a header.
 _NAMES_REMEMBERED_MAX: Final = 4096
 _NAME_REMEMBERED_BYTES_MAX: Final = 64
@@ -261,10 +265,14 @@ def _decode_bin(value: bytes) -> bytes:
 
 
 def id_headers(model_id: str) -> HeaderList:
-    """Answer the headers that tell a runtime or peer the concrete model (spec core 2.12)."""
+    """Answer the headers that tell a runtime or peer the concrete model (spec core 2.12).
+
+    A long id is told once, in the header that is there always: twice it would be too much for
+    runtimes on grpcio.
+    """
     encoded = model_id.encode()
     headers = [(b"mm-model-id-bin", base64.b64encode(encoded).rstrip(b"="))]
-    if all(32 <= byte <= 126 for byte in encoded):
+    if len(encoded) <= PLAIN_ID_BYTES_MAX and all(32 <= byte <= 126 for byte in encoded):
         headers.append((b"mm-model-id", encoded))
     return headers
 

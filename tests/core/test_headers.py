@@ -196,8 +196,9 @@ def test_ids_survive_the_way_to_a_peer(model_id: str) -> None:
 
 
 def test_the_ascii_header_is_only_for_visible_ascii() -> None:
-    assert [name for name, _ in id_headers("a b~")] == [b"mm-model-id-bin", b"mm-model-id"]
-    for model_id in ("ü", "a\tb", "a\x7f"):
+    for model_id in ("a b~", "x" * 2500):
+        assert [name for name, _ in id_headers(model_id)] == [b"mm-model-id-bin", b"mm-model-id"]
+    for model_id in ("ü", "a\tb", "a\x7f", "x" * 2501):
         assert [name for name, _ in id_headers(model_id)] == [b"mm-model-id-bin"]
 
 
