@@ -4,11 +4,13 @@ Real processes on loopback: etcd, the example runtime, one `mm serve`, and clien
 core. A controller that restarts sets each vmodel again as it is, 64 calls at a time here; that must
 cost about as much as a call that does nothing, and etcd no write. The echo is measured before and
 after each storm by the same client, and meanwhile a probe, a process of its own, calls a loaded
-model 100 times a second.
+model 100 times a second. The client runs at nice 10 then, so that on a small machine it takes what
+the others leave rather than time from the probe. Before that nobody calls for three terms of the
+instance's lease, and etcd must not be written to.
 
 `contention` has two clients set one vmodel to two models, 1,000 times each, at two instances.
 
-    .venv/bin/python bench/vmodels.py            two or three minutes
+    .venv/bin/python bench/vmodels.py            three or four minutes
     .venv/bin/python bench/vmodels.py --quick    a smaller one, to see that it works
 """
 
@@ -17,6 +19,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import statistics
 import sys
 import tempfile
@@ -41,6 +44,8 @@ AT_ONCE = 64
 #: Of the rate of a bare grpclib echo; of the p99 of inferences in quiet (issue 6).
 RATE_GOAL, P99_GOAL = 0.6, 1.5
 TABLES = "/tas-runtime/bench/"
+#: After the last call; what an instance then has to tell of itself it tells within seconds.
+SETTLE_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +56,12 @@ class Sizes:
     rounds: int
     echo_calls: int
     quiet_s: float
+    idle_s: float
     sets: int
 
 
-FULL = Sizes(vmodels=10_000, rounds=3, echo_calls=5_000, quiet_s=10.0, sets=1_000)
-QUICK = Sizes(vmodels=1_000, rounds=1, echo_calls=1_000, quiet_s=3.0, sets=100)
+FULL = Sizes(vmodels=10_000, rounds=3, echo_calls=5_000, quiet_s=10.0, idle_s=60.0, sets=1_000)
+QUICK = Sizes(vmodels=1_000, rounds=1, echo_calls=1_000, quiet_s=3.0, idle_s=20.0, sets=100)
 
 
 def request(number: int, version: int = 0, *, load_now: bool = False) -> bytes:
@@ -92,6 +98,16 @@ async def references_are_right(etcd: EmbeddedEtcd) -> bool:
     expected = Counter(i for v in vmodels for i in references(VModelRecord.decode(v.value)))
     told = {m.key.split("/")[-1]: ModelRecord.decode(m.value).references for m in models}
     return {i: count for i, count in told.items() if count} == expected
+
+
+async def measure_idle(etcd: EmbeddedEtcd, sizes: Sizes) -> bool:
+    """Count what is written while nobody asks for anything."""
+    await asyncio.sleep(SETTLE_S)
+    _, before = await tables(etcd)
+    await asyncio.sleep(sizes.idle_s)
+    changes = (await tables(etcd))[1] - before
+    print(f"idle for {sizes.idle_s:g} s: {changes} revisions of etcd (goal 0)")
+    return not changes
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +149,7 @@ async def measure_storms(etcd: EmbeddedEtcd, instance: Instance, sizes: Sizes) -
     target = instance.address, SET
     print(f"{'':28}{'calls':>11}{'p50 ms':>9}{'p99 ms':>9}{'CPU us':>9}")
     (await storm(*target, create, instance.serve.pid)).print(f"{sizes.vmodels} created")
+    is_idle = await measure_idle(etcd, sizes)
     ratios: list[float] = []
     spans: list[tuple[float, float]] = []
     with proxy.run_server([sys.executable, proxy.__file__, "--serve", "echo"]) as (port, pid):
@@ -142,6 +159,7 @@ async def measure_storms(etcd: EmbeddedEtcd, instance: Instance, sizes: Sizes) -
             began_s = time.monotonic()
             await asyncio.sleep(sizes.quiet_s)
             quiet_span = began_s + 1, time.monotonic()
+            os.nice(10)
             for _ in range(sizes.rounds):
                 echo_before = await storm(*echo)
                 found = await storm(*target, create, instance.serve.pid)
@@ -162,7 +180,7 @@ async def measure_storms(etcd: EmbeddedEtcd, instance: Instance, sizes: Sizes) -
         f"inferences p99: quiet {quiet_ms:.1f} ms, storm {storm_ms:.1f} ms,"
         f" {storm_ms / quiet_ms:.2f} x (goal {P99_GOAL})"
     )
-    return ratio >= RATE_GOAL and not changed and storm_ms <= P99_GOAL * quiet_ms
+    return is_idle and ratio >= RATE_GOAL and not changed and storm_ms <= P99_GOAL * quiet_ms
 
 
 def p99_in(probes: list[tuple[float, float]], spans: list[tuple[float, float]]) -> float:
