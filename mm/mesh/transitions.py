@@ -11,14 +11,13 @@ every write is conditional on the vmodel's record, two leaders do no harm.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
 from typing import Final
 
 import anyio
 from anyio.abc import TaskGroup
 
 from mm.config import Config
-from mm.core.ids import InstanceId, ModelId
+from mm.core.ids import ModelId
 from mm.core.records import ModelRecord, VModelRecord
 from mm.core.transitions import CopiesSeen, Pair, Step, next_step
 from mm.core.vmodel_changes import ModelRecords, VModelChange, plan_complete, plan_failed
@@ -31,6 +30,7 @@ from mm.mesh.ports import Clock
 from mm.mesh.preloader import Preloader, PreloadReason
 from mm.mesh.registry import Registry
 from mm.mesh.statistics import Counters
+from mm.mesh.transition_worker import TransitionWorker
 from mm.mesh.vmodel_writer import VModelWriter
 from mm.mesh.vmodels import VModels
 
@@ -50,55 +50,10 @@ RETRIES_PER_S_MAX: Final = 100
 #: A further copy has no place if so many askings in a row, LOOK_S apart, came to nothing: one may
 #: have been lost on its way, and a switch to a single copy cannot be taken back.
 REFUSALS_MAX: Final = 3
-#: So long an instance that says nothing may have a place: by then it is back, or its record is
-#: gone with its lease, unless only the leader cannot reach it.
-SILENCE_MAX_S: Final = 60.0
 
 
 class _BlockedError(Exception):
     """A transition that cannot go on for now; the text says why."""
-
-
-@dataclass(slots=True)
-class _Worker:
-    """One transition at work."""
-
-    pair: Pair
-    scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
-    #: Set, and replaced, when a record that it depends on changed.
-    woken: anyio.Event = field(default_factory=anyio.Event)
-    #: Where copies of the target were asked for, and when, until the record tells of them.
-    asked_s: dict[InstanceId, float] = field(default_factory=dict)
-    #: Askings for a further copy in a row that came to nothing.
-    refusals_count: int = 0
-    #: Since when an instance that might have a place says nothing; None: none is like that.
-    silent_since_s: float | None = None
-    #: Since when the target serves at all; None: it does not.
-    serves_since_s: float | None = None
-    #: There was no record of the target; and set, and replaced, when one comes back.
-    is_missing: bool = False
-    came_back: anyio.Event = field(default_factory=anyio.Event)
-
-    def wake(self) -> None:
-        """Have it look again."""
-        self.woken.set()
-        self.woken = anyio.Event()
-
-    def heard_nothing(self, now_s: float, *, is_open: bool) -> None:
-        """No instance took a further copy; ``is_open``: not each of them was heard."""
-        if not is_open:
-            self.silent_since_s = None
-        elif self.silent_since_s is None:
-            self.silent_since_s = now_s
-        since_s = self.silent_since_s
-        self.refusals_count += since_s is None or now_s - since_s > SILENCE_MAX_S
-
-    def hear_of(self, model_id: ModelId, *, exists: bool) -> None:
-        """Have it look again at the record of a model."""
-        if exists and self.is_missing and model_id == self.pair.target_id:
-            self.came_back.set()
-            self.came_back = anyio.Event()
-        self.wake()
 
 
 class Transitions:
@@ -133,7 +88,7 @@ class Transitions:
         self._slots = anyio.Semaphore(config.transitions_at_once_max)
         #: In transition, whoever leads: a new leader need not look through all vmodels.
         self._pairs: dict[str, Pair] = {}
-        self._workers: dict[str, _Worker] = {}
+        self._workers: dict[str, TransitionWorker] = {}
         #: Of them, those that cannot go on for now.
         self._blocked: set[str] = set()
         #: The workers that depend on a model's record.
@@ -202,12 +157,12 @@ class Transitions:
             self._remove(vmodel_id, worker)
             worker.scope.cancel()
         if pair is not None:
-            worker = self._workers[vmodel_id] = _Worker(pair)
+            worker = self._workers[vmodel_id] = TransitionWorker(pair)
             for model_id in pair:
                 self._watching.setdefault(model_id, set()).add(vmodel_id)
             group.start_soon(self._work, vmodel_id, worker)
 
-    def _remove(self, vmodel_id: str, worker: _Worker) -> None:
+    def _remove(self, vmodel_id: str, worker: TransitionWorker) -> None:
         if self._workers.get(vmodel_id) is not worker:
             return
         del self._workers[vmodel_id]
@@ -242,7 +197,7 @@ class Transitions:
 
     # --- one transition ---
 
-    async def _work(self, vmodel_id: str, worker: _Worker) -> None:
+    async def _work(self, vmodel_id: str, worker: TransitionWorker) -> None:
         with worker.scope:
             tries_count = 0
             while True:
@@ -261,7 +216,7 @@ class Transitions:
                 await self._pause(worker, tries_count)
         self._remove(vmodel_id, worker)
 
-    async def _carry_out(self, vmodel_id: str, worker: _Worker) -> None:
+    async def _carry_out(self, vmodel_id: str, worker: TransitionWorker) -> None:
         """Return when the transition is over. Raises ``_BlockedError`` or ``MeshError``."""
         while True:
             woken = worker.woken
@@ -288,7 +243,7 @@ class Transitions:
                     with anyio.move_on_after(LOOK_S):
                         await woken.wait()
 
-    def _look(self, worker: _Worker) -> CopiesSeen:
+    def _look(self, worker: TransitionWorker) -> CopiesSeen:
         """Answer what the records here say of the copies of both models."""
         now_s, now_ms = anyio.current_time(), self._clock.now_ms()
         active = self._registry.get(worker.pair.active_id)
@@ -319,7 +274,7 @@ class Transitions:
             has_time=serves_s < self._config.transition_scale_max_s,
         )
 
-    async def _load_first(self, vmodel_id: str, worker: _Worker) -> None:
+    async def _load_first(self, vmodel_id: str, worker: TransitionWorker) -> None:
         """Return when a copy of the target serves, wherever, or nobody needs one. What is loaded
         counts as used now: it is to take over, and must not be the next to go.
         """
@@ -373,7 +328,7 @@ class Transitions:
                     return
                 await anyio.sleep(LOOK_S / 100)
 
-    async def _add(self, worker: _Worker) -> None:
+    async def _add(self, worker: TransitionWorker) -> None:
         """Ask for the copies that are missing, one after the other."""
         for _ in range(self._look(worker).missing_count):
             asked = await self._preloader.ask(
@@ -389,7 +344,7 @@ class Transitions:
             worker.refusals_count, worker.silent_since_s = 0, None
             worker.asked_s[asked.taken] = anyio.current_time()
 
-    async def _pause(self, worker: _Worker, tries_count: int) -> None:
+    async def _pause(self, worker: TransitionWorker, tries_count: int) -> None:
         """Wait for the next try: until something changed, or time may have helped."""
         now_ms = self._clock.now_ms()
         wait_s = min(RETRY_MAX_S, RETRY_MIN_S * 2 ** min(tries_count - 1, 10))
