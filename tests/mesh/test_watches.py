@@ -55,6 +55,7 @@ async def test_a_slow_reader_is_told_of_the_last_change_only() -> None:
             assert scope.cancelled_caught
 
 
+@pytest.mark.virtual_time  # its lease has to run out
 async def test_what_an_instance_holds_changes_with_its_coming_and_going() -> None:
     async with running_cluster("a", "b", plan=FAST) as cluster:
         await loaded_at(cluster, "b")

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -268,18 +267,22 @@ class Mesh:
         self, instance_id: str, args: Sequence[str], settings: Mapping[str, str] | None = None
     ) -> Program:
         """Start `mm runtime ARGS`; returns at once."""
-        runtime = Program.mm(f"runtime of {instance_id}", "runtime", *args, settings=settings)
+        name = f"runtime of {instance_id}"
+        if args[0] == "example":
+            runtime = Program.forked(name, "mm", "runtime", *args, settings=settings)
+        else:
+            # Loads what has threads of its own.
+            runtime = Program.mm(name, "runtime", *args, settings=settings)
         self._programs.append(runtime)
         return runtime
 
     def start_serve(self, instance_id: str, settings: Mapping[str, str]) -> Program:
         """Start `mm serve`; returns at once."""
         own = {**self.settings, "MM_INSTANCE_ID": instance_id, **settings}
-        command = ["mm", "serve"]
+        module, argument = "mm", "serve"
         if self.limits:
-            command = ["tests.system.quick_serve", json.dumps(self.limits)]
-        command = [sys.executable, "-m", *command]
-        serve = Program(f"instance {instance_id}", command, own)
+            module, argument = "tests.system.quick_serve", json.dumps(self.limits)
+        serve = Program.forked(f"instance {instance_id}", module, argument, settings=own)
         self._programs.append(serve)
         return serve
 

@@ -13,11 +13,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
 from mm.demo.processes import environment
+from tests.system.forge import Forked, forge
 
 T = TypeVar("T")
 
@@ -30,30 +31,39 @@ _POLL_S = 0.05
 class Program:
     """A child process whose output is kept, line by line."""
 
-    def __init__(self, name: str, command: Sequence[str], settings: Mapping[str, str]) -> None:
+    def __init__(self, name: str, process: subprocess.Popen[str] | Forked) -> None:
         self.name = name
+        self.process = process
         self.lines: list[str] = []
         self.started_s = time.monotonic()
         #: When its output ended; 0 until then.
         self.ended_s = 0.0
         self._grown = threading.Condition()
-        self.process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            env=environment(os.environ) | dict(settings),
-            start_new_session=True,
-        )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
     @classmethod
     def mm(cls, name: str, *args: str, settings: Mapping[str, str] | None = None) -> Program:
         """Start ``python -m mm ARGS``."""
-        return cls(name, [sys.executable, "-m", "mm", *args], settings or {})
+        process = subprocess.Popen(
+            [sys.executable, "-m", "mm", *args],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            env=environment(os.environ) | dict(settings or {}),
+            start_new_session=True,
+        )
+        return cls(name, process)
+
+    @classmethod
+    def forked(
+        cls, name: str, module: str, *args: str, settings: Mapping[str, str] | None = None
+    ) -> Program:
+        """Start ``python -m MODULE ARGS`` without waiting for its imports (``forge``)."""
+        own = environment(os.environ) | dict(settings or {})
+        return cls(name, Forked(module, args, own, forge()))
 
     def _read(self) -> None:
         assert self.process.stdout is not None
@@ -124,6 +134,8 @@ class Program:
         self._reader.join(5)
         assert self.process.stdout is not None
         self.process.stdout.close()
+        if isinstance(self.process, Forked):
+            self.process.close()
 
 
 def eventually(check: Callable[[], T], *, timeout_s: float = EVENTUALLY_S, what: str = "") -> T:

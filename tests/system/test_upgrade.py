@@ -28,7 +28,7 @@ OLD = {"SERVICE_VERSION": "mm-20260101-1"}
 NEW = {"SERVICE_VERSION": "mm-20260201-1"}
 CLIENTS_COUNT = 3
 #: Between two calls of one client: they are to be there all the time, not to keep the machine busy.
-PAUSE_S = 0.02
+PAUSE_S = 0.05
 SOON_S = 60.0
 
 
