@@ -274,6 +274,7 @@ class PeerService:
             loads_pushed=counters.loads_pushed,
             look_ups_refused=now.look_ups_refused,
             instances=now.instances,
+            instances_silent=now.instances_silent,
             calls_overloaded=counters.calls_overloaded,
             calls_crowded=counters.calls_crowded,
             loads_churned=counters.loads_churned,

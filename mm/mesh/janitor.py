@@ -14,6 +14,7 @@ import anyio.lowlevel
 
 from mm.config import Config
 from mm.core.calls import Hop, PeerRoute
+from mm.core.failure_ends import FailureEnds
 from mm.core.ids import InstanceId, ModelId
 from mm.core.load_failures import LoadFailure
 from mm.core.records import ModelRecord
@@ -32,7 +33,7 @@ logger = logging.getLogger(__name__)
 #: so that instances that started together do not write together (spec core 5.4).
 LAST_USE_LAG_MS = 6 * 3600 * 1000
 LAST_USE_JITTER_MS = 3600 * 1000
-#: Copies looked at between two turns of the event loop.
+#: Copies looked at between two turns of the event loop, and failures forgotten in one go.
 CHUNK = 500
 
 
@@ -59,13 +60,21 @@ class Janitor:
         self._peers = peers
         self._clock = copies.clock
         self._last_use_lag_ms = LAST_USE_LAG_MS + rng.randrange(LAST_USE_JITTER_MS)
+        #: Of loads here that failed.
+        self._failures = FailureEnds()
         registry.listen(self._record_changed)
 
     async def run(self) -> None:
-        """Check everything now and then, and when a failure of ours is over; until cancelled."""
+        """Check everything now and then, and forget our failures as they end; until cancelled."""
+        interval_s = self._config.janitor_interval_s
+        check_s = anyio.current_time() + interval_s
         while True:
-            await anyio.sleep(min(self._config.janitor_interval_s, await self._drop_failures()))
-            await self.check()
+            await self._drop_failures()
+            left_s = self._failures.left_ms(self._clock.now_ms()) / 1000
+            await anyio.sleep(max(1.0, min(check_s - anyio.current_time(), left_s)))
+            if anyio.current_time() >= check_s:
+                await self.check()
+                check_s = anyio.current_time() + interval_s
 
     # --- repairs ---
 
@@ -94,6 +103,11 @@ class Janitor:
             await update_all(self._registry, [model_id], use)
 
     def _record_changed(self, model_id: ModelId, record: ModelRecord | None) -> None:
+        end_ms = None
+        if record is not None and self._me in record.failures:
+            failure = LoadFailure.read(record, self._me)
+            end_ms = self._config.failure_rules.forgotten_ms(failure)
+        self._failures.note(model_id, end_ms)
         self._repair(model_id, self._copies.get(model_id), record)
 
     def _repair(
@@ -113,16 +127,9 @@ class Janitor:
         elif copy.registered and copy.started.is_set() and self._me not in record.copies:
             self._registrar.restore(copy)
 
-    async def _drop_failures(self) -> float:
-        """Forget our own failures that are over; answers the seconds until the next one is (spec
-        core 3.11).
-        """
+    async def _drop_failures(self) -> None:
+        """Take those of our own failures out of their records that are over (spec core 3.11)."""
         rules, now_ms = self._config.failure_rules, self._clock.now_ms()
-        ends_ms = {}
-        for model_id in self._registry.failed_at(self._me):
-            record = self._registry.get(model_id)
-            if record is not None and self._me in record.failures:
-                ends_ms[model_id] = rules.forgotten_ms(LoadFailure.read(record, self._me))
 
         def change(record: ModelRecord | None) -> ModelRecord | None:
             if record is None or self._me not in record.failures:
@@ -130,10 +137,7 @@ class Janitor:
             is_over = rules.forgotten_ms(LoadFailure.read(record, self._me)) <= now_ms
             return record.without_failure(self._me) if is_over else record
 
-        over = {m for m, end_ms in ends_ms.items() if end_ms <= now_ms}
-        await update_all(self._registry, over, change)
-        left_ms = [end_ms - now_ms for end_ms in ends_ms.values() if end_ms > now_ms]
-        return max(1.0, min(left_ms, default=rules.expiry_ms) / 1000)
+        await update_all(self._registry, self._failures.over(now_ms, CHUNK), change)
 
     # --- giving up a copy ---
 

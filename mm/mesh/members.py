@@ -256,6 +256,11 @@ class Members:
         self._cluster.set_away(instance_id, math.inf)
         return True
 
+    @property
+    def silent_count(self) -> int:
+        """How many take calls and do not answer."""
+        return len(self._silent)
+
     def mark_reachable(self, instance_id: InstanceId) -> bool:
         """It answered; False if that is no news."""
         was_silent = instance_id in self._silent

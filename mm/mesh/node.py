@@ -290,6 +290,7 @@ class Node:
             transitions=self.transitions.count,
             transitions_blocked=self.transitions.blocked_count,
             instances=len(parts.members),
+            instances_silent=parts.members.silent_count,
             partitions=parts.cluster.partitions(),
             version=self.own_record().version,
             unready_because=str(parts.readiness.unready or ""),

@@ -119,6 +119,8 @@ class InstanceStatistics:
     transitions: int
     transitions_blocked: int
     instances: int
+    #: Of these, those that take calls and do not answer: calls go elsewhere.
+    instances_silent: int
     #: By the types that their instances must not host.
     partitions: Mapping[frozenset[str], ClusterStatistics]
     #: The build, as the instance's record tells.

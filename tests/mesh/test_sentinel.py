@@ -86,11 +86,14 @@ async def test_an_answer_ends_it_at_once() -> None:
     """As when nothing but the silent copy is left to be tried."""
     async with frozen_holder("b", "c") as cluster:
         await anyio.sleep(NOTICED_S)
-        members, sentinel = cluster["a"].node.parts.members, cluster["a"].node.parts.sentinel
+        node = cluster["a"].node
+        members, sentinel = node.parts.members, node.parts.sentinel
         assert members.handle(B) is None
+        assert node.statistics().instances_silent == 1
         sentinel.sent(B)
         sentinel.ended(B, Outcome.ANSWERED)
         assert members.handle(B) is not None
+        assert node.statistics().instances_silent == 0
 
 
 async def test_slow_models_are_no_reason() -> None:

@@ -186,6 +186,11 @@ class InstanceStatistics(betterproto2.Message):
 
     instances: "int" = betterproto2.field(20, betterproto2.TYPE_UINT64)
 
+    instances_silent: "int" = betterproto2.field(40, betterproto2.TYPE_UINT64)
+    """
+    A gauge: of these, those that take calls and do not answer, so that calls go elsewhere until they do.
+    """
+
     waiting_calls: "int" = betterproto2.field(21, betterproto2.TYPE_UINT64)
     """
     Calls that wait here for a load: a gauge, the bytes of their requests, and a counter of those refused because there
