@@ -1,4 +1,4 @@
-"""Whether what is mirrored of a key is what the store has now: one short question for many callers.
+"""Whether what is mirrored is what the store has now: one short question for many callers.
 
 A mirror may be behind, without a limit. Whoever gives an answer that depends on what is mirrored,
 and writes nothing that would tell, asks here first. All that ask at the moment share one read of
@@ -11,9 +11,10 @@ takes part of a millisecond, and calls for models would stand behind all of it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Final
+from typing import Final, TypeAlias
 
 import anyio
 
@@ -27,6 +28,8 @@ from mm.mesh.statistics import Counters
 _AT_ONCE: Final = 1
 #: Of a group so many go on at once; whoever has gone on lets one more go.
 _LET_GO_AT_ONCE: Final = 2
+#: An id, and the mirror that should have what the store has under it.
+Entry: TypeAlias = tuple[Mirror, str]
 
 
 @dataclass(eq=False, slots=True)
@@ -40,6 +43,10 @@ class _Group:
     #: None at the end without a failure: whoever asked for all gave up.
     revisions: dict[str, int] | None = None
     failure: StoreUnavailableError | None = None
+
+    def has_room(self, keys: Sequence[str]) -> bool:
+        """Answer whether these can be asked for, too."""
+        return len(self.keys) + sum(key not in self.keys for key in keys) <= REVISIONS_MAX
 
     async def wait(self) -> None:
         """Wait until it is over, and for one's turn."""
@@ -64,29 +71,31 @@ class _Group:
 
 
 class Confirmations:
-    """Of one table. The first of a group asks for all of it; if it gives up, another one does.
+    """The first of a group asks for all of it; if it gives up, another one does.
 
     Invariant: what is answered was so at a moment between question and answer, because nobody
     joins a group that is sent.
     """
 
-    def __init__(self, store: Store, mirror: Mirror, limits: Limits, counters: Counters) -> None:
+    def __init__(self, store: Store, limits: Limits, counters: Counters) -> None:
         self._store = store
-        self._mirror = mirror
         self._waiting_max = limits.vmodel_changes_waiting_max
         self._counters = counters
         self._turns = anyio.Semaphore(_AT_ONCE)
         self._gathering: _Group | None = None
         self._waiting_count = 0
 
-    async def is_current(self, key_id: str) -> bool:
-        """Answer whether the entry mirrored when this is called, or that there is none, is what
-        the store says. Raises ``StoreUnavailableError``, or ``LimitError`` when too many ask.
+    async def outdated(self, entries: Sequence[Entry]) -> list[Entry]:
+        """Answer which entries the store has otherwise than they are mirrored when this is called,
+        or has not, all as of one moment. They are a few at most: they share a read.
+
+        Raises ``StoreUnavailableError``, or ``LimitError`` when too many ask.
         """
-        if self._mirror.is_unconfirmed(key_id):
-            return False
-        item = self._mirror.get(key_id)
-        known = 0 if item is None else item.mod_revision
+        known = {}
+        for mirror, key_id in entries:
+            item = mirror.get(key_id)
+            is_known = not mirror.is_unconfirmed(key_id)
+            known[mirror.key(key_id)] = (item.mod_revision if item else 0) if is_known else None
         if self._waiting_count >= self._waiting_max:
             raise LimitError(
                 f"{self._waiting_count} calls wait for the store already, the limit; retry later",
@@ -96,23 +105,28 @@ class Confirmations:
             self._require_connected()
         self._waiting_count += 1
         try:
-            return await self._revision(self._mirror.key(key_id)) == known
+            revisions = await self._revisions(list(known))
         finally:
             self._waiting_count -= 1
+        return [
+            (mirror, key_id)
+            for mirror, key_id in entries
+            if revisions[mirror.key(key_id)] != known[mirror.key(key_id)]
+        ]
 
-    async def _revision(self, key: str) -> int:
+    async def _revisions(self, keys: Sequence[str]) -> dict[str, int]:
         while True:
             group = self._gathering
-            if group is not None and (key in group.keys or len(group.keys) < REVISIONS_MAX):
-                group.keys[key] = None
+            if group is not None and group.has_room(keys):
+                group.keys.update(dict.fromkeys(keys))
                 await group.wait()
             else:
-                group = self._gathering = _Group({key: None})
+                group = self._gathering = _Group(dict.fromkeys(keys))
                 await self._ask(group)
             if group.failure is not None:
                 raise group.failure.another()
             if group.revisions is not None:
-                return group.revisions[key]
+                return group.revisions
 
     async def _ask(self, group: _Group) -> None:
         has_to_wait = self._turns.value == 0

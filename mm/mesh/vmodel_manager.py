@@ -11,7 +11,7 @@ their records say.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, TypeVar
 
@@ -30,16 +30,19 @@ from mm.core.vmodel_changes import (
     is_owner,
     plan_delete,
     plan_set,
+    references,
 )
 from mm.errors import (
     InvalidRequestError,
     LimitError,
     LoadTimeoutError,
     MeshError,
+    ModelNotFoundError,
     NoRoomError,
     StoreUnavailableError,
 )
 from mm.mesh.composition import Parts, Ports
+from mm.mesh.confirmations import Entry
 from mm.mesh.id_checks import check_id_length, check_model_id, check_vmodel_id
 from mm.mesh.models import EnsureRequest, Models
 from mm.mesh.new_models import check_new_model, check_type
@@ -144,12 +147,11 @@ class VModelManager:
         vmodel = outcome.vmodel
         assert vmodel is not None, "a set leaves one"
         limit = _Limit(self._config.vmodel_wait_s, deadline_s)
-        if is_in_transition(vmodel):
-            if not sync:
-                return await self._describe(vmodel)
+        if is_in_transition(vmodel) and sync:
             return await self._wait_switched(request, limit)
-        if not (request.load_now or _had_copies_before(outcome)):
-            return await self._describe(vmodel)
+        if is_in_transition(vmodel) or not (request.load_now or _had_copies_before(outcome)):
+            # What is told without a change is told on the word of the store.
+            return await self._describe(vmodel, () if outcome.change is None else None)
         ensure = EnsureRequest(request.target_id, sync=False, balanced=balanced)
         if sync and request.info is not None:
             loading = self._ensure_loaded(replace(ensure, sync=True))
@@ -175,23 +177,31 @@ class VModelManager:
         """Answer what the vmodel stands for; an unknown one, or another's, is NOT_FOUND."""
         check_vmodel_id(vmodel_id)
         vmodel = await self._vmodels.find(vmodel_id)
-        if vmodel is not None and not await self._is_confirmed(vmodel_id):
-            # Whoever asks because it has just changed elsewhere must hear so.
-            vmodel = await self._vmodels.read(vmodel_id)
+        unsure: Collection[str] = ()
+        if vmodel is not None:
+            # Whoever asks because something has just changed elsewhere must hear so.
+            entries = self.writer.entries(vmodel_id, references(vmodel))
+            outdated = await self._outdated(entries)
+            unsure = [key_id for _, key_id in outdated]
+            if entries[0] in outdated:
+                vmodel = await self._vmodels.read(vmodel_id)
+                unsure = references(vmodel)
         if vmodel is None or not is_owner(owner, vmodel):
             return VModelStatus("NOT_FOUND")
-        return await self._describe(vmodel)
+        return await self._describe(vmodel, unsure)
 
     # --- behind them ---
 
-    async def _is_confirmed(self, vmodel_id: str) -> bool:
-        """Answer whether the store has what is mirrored; if it says nothing that must do."""
+    async def _outdated(self, entries: Sequence[Entry]) -> Sequence[Entry]:
+        """Answer which of them the store has otherwise than they are mirrored; if it says nothing
+        the mirror must do.
+        """
         try:
             with anyio.move_on_after(self._config.vmodel_status_wait_s):
-                return await self.writer.confirmations.is_current(vmodel_id)
+                return await self.writer.confirmations.outdated(entries)
         except (LimitError, StoreUnavailableError) as exc:
-            logger.debug("vmodel %s: told as it is mirrored: %s", vmodel_id, exc)
-        return True
+            logger.debug("%s is told as it is mirrored: %s", entries[0][1], exc)
+        return ()
 
     def _plan_set(
         self, request: SetVModel, vmodel: VModelRecord | None, models: ModelRecords
@@ -282,7 +292,9 @@ class VModelManager:
             return start.status
         record = self._registry.get(request.model_id)
         if record is None:
-            return await self._model_status(request.model_id)
+            record = await self._registry.read(request.model_id)
+        if record is None:
+            return NO_STATUS
         return self._models.statuses.present("LOADING", request.model_id, record)
 
     async def _load(self, request: EnsureRequest, start: _Start) -> None:
@@ -297,45 +309,54 @@ class VModelManager:
             start.done.set()
 
     async def _ensure_loaded(self, request: EnsureRequest) -> ModelStatus:
-        """Answer what became of a load; want of room is no error, for the vmodel is set."""
+        """Answer what became of a load. Want of room is no error, for the vmodel is set; nor is it
+        that another change came next, and the model is gone with it.
+        """
         try:
             return await self._models.ensure_loaded(request)
+        except ModelNotFoundError:
+            return NO_STATUS
         except NoRoomError as exc:
             return ModelStatus("LOADING_FAILED", (exc.message,))
 
     # --- answers ---
 
-    async def _describe(self, vmodel: VModelRecord) -> VModelStatus:
-        """Answer what is known here."""
-        active = await self._model_status(vmodel.active_model_id)
+    async def _describe(
+        self, vmodel: VModelRecord, unsure: Collection[str] | None = None
+    ) -> VModelStatus:
+        """Answer what is known here; ``unsure`` are the models whose records may be others by now.
+        None: the store is asked, because those may have changed before the vmodel did.
+        """
+        if unsure is None:
+            entries = self.writer.entries(None, references(vmodel))
+            unsure = [key_id for _, key_id in await self._outdated(entries)]
+        active_id, target_id = vmodel.active_model_id, vmodel.target_model_id
+        record = await self._record(active_id, unsure)
+        active = NO_STATUS if record is None else self._models.statuses.known(active_id, record)
         if not is_in_transition(vmodel):
             return _steady(vmodel, active)
         return VModelStatus(
             "TRANSITION_FAILED" if vmodel.failed else "TRANSITIONING",
-            vmodel.active_model_id,
-            vmodel.target_model_id,
+            active_id,
+            target_id,
             vmodel.owner,
             active,
-            await self._target_status(vmodel),
+            self._target_status(vmodel, await self._record(target_id, unsure)),
         )
 
-    async def _model_status(self, model_id: ModelId) -> ModelStatus:
-        record = await self._record(model_id)
-        return NO_STATUS if record is None else self._models.statuses.known(model_id, record)
-
-    async def _target_status(self, vmodel: VModelRecord) -> ModelStatus:
+    def _target_status(self, vmodel: VModelRecord, record: ModelRecord | None) -> ModelStatus:
         """Answer what a transition waits for: it is over once the target is loaded."""
         model_id = vmodel.target_model_id
-        record = await self._record(model_id)
         if record is None:
             return ModelStatus("LOADING_FAILED", (f"Target model {model_id} not found",))
         has_failed = vmodel.failed and record.failures and not record.copies
         status = "LOADING_FAILED" if has_failed else "LOADING"
         return self._models.statuses.present(status, model_id, record)
 
-    async def _record(self, model_id: ModelId) -> ModelRecord | None:
+    async def _record(self, model_id: ModelId, unsure: Collection[str] = ()) -> ModelRecord | None:
         """Answer a record that ought to be there: if it is not, its event may be still to come."""
-        return self._registry.get(model_id) or await self._registry.read(model_id)
+        record = None if model_id in unsure else self._registry.get(model_id)
+        return record or await self._registry.read(model_id)
 
 
 class _Limit:

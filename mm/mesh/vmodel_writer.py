@@ -6,15 +6,16 @@ written is decided by a plan of ``core.vmodel_changes``, which is asked anew eac
 A plan is first asked with what is mirrored here. If that is out of date the transaction does not
 come about, and tells what is stored; so only an answer that writes nothing could be wrong: it is
 given only on the word of the store. Most calls are about a vmodel that is as it should be: then
-that word is a revision, which all calls of the moment ask for together (``confirmations``). For a
-refusal, and for a count believed to be wrong, everything concerned is read.
+that word is the revisions of it and of its models, which all calls of the moment ask for together
+(``confirmations``). For a refusal, and for a count believed to be wrong, everything concerned is
+read.
 """
 
 from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Final
@@ -26,7 +27,7 @@ from mm.core.ids import ModelId
 from mm.core.records import ModelRecord, VModelRecord
 from mm.core.vmodel_changes import ModelRecords, VModelChange, references
 from mm.errors import ContendedError, LimitError, MeshError, StatusCode, StoreUnavailableError
-from mm.mesh.confirmations import Confirmations
+from mm.mesh.confirmations import Confirmations, Entry
 from mm.mesh.keyed_locks import KeyedLocks
 from mm.mesh.mirror import Mirror
 from mm.mesh.ports import Store, Write
@@ -95,7 +96,7 @@ class VModelWriter:
         self._switch_slots = anyio.Semaphore(config.vmodel_switches_at_once_max)
         self._in_line_count = 0
         self._counters = counters
-        self.confirmations = Confirmations(store, vmodels.mirror, config, counters)
+        self.confirmations = Confirmations(store, config, counters)
 
     async def change(
         self,
@@ -113,7 +114,8 @@ class VModelWriter:
         if not fresh:
             outcome = self._look(vmodel_id, plan, target_id)
             if outcome is not None:
-                if await self.confirmations.is_current(vmodel_id):
+                entries = self.entries(vmodel_id, outcome.models)
+                if not await self.confirmations.outdated(entries):
                     return outcome
                 fresh = True  # the mirror is behind
         self._enter_line()
@@ -134,6 +136,11 @@ class VModelWriter:
             self._require_connected()
         async with self._switch_slots, self.locks.hold(f"vmodel {vmodel_id}"):
             return await self._change(vmodel_id, plan, None, fresh=False)
+
+    def entries(self, vmodel_id: str | None, model_ids: Iterable[ModelId]) -> list[Entry]:
+        """Answer what an answer about a vmodel and these models is taken from."""
+        of_vmodel = [] if vmodel_id is None else [(self._vmodels.mirror, vmodel_id)]
+        return [*of_vmodel, *((self._registry.mirror, str(each)) for each in sorted(model_ids))]
 
     def _enter_line(self) -> None:
         if self._in_line_count >= self._config.vmodel_changes_waiting_max:

@@ -48,9 +48,10 @@ class _World:
         self.store = _Store()
         self.mirror = Mirror(self.store, PREFIX, lambda key_id, item: None)
         self.counters = Counters()
-        self.confirmations = Confirmations(
-            self.store, self.mirror, limits or Limits(), self.counters
-        )
+        self.confirmations = Confirmations(self.store, limits or Limits(), self.counters)
+
+    async def is_current(self, key_id: str) -> bool:
+        return not await self.confirmations.outdated([(self.mirror, key_id)])
 
     def put(self, key_id: str, *, is_told: bool = True) -> None:
         write = Write(PREFIX + key_id, b"1", if_revision=None)
@@ -70,12 +71,22 @@ async def test_what_is_mirrored_is_compared_with_the_store() -> None:
     told: dict[str, bool] = {}
 
     async def ask(key_id: str) -> None:
-        told[key_id] = await world.confirmations.is_current(key_id)
+        told[key_id] = await world.is_current(key_id)
 
     async with anyio.create_task_group() as group:
         for key_id in ("same", "changed", "deleted", "new", "none", "same"):
             group.start_soon(ask, key_id)
     assert told == {"same": True, "changed": False, "deleted": False, "new": False, "none": True}
+
+
+async def test_several_are_asked_about_at_once() -> None:
+    world = _World()
+    for key_id in ("same", "changed"):
+        world.put(key_id)
+    world.put("changed", is_told=False)
+    entries = [(world.mirror, key_id) for key_id in ("same", "changed", "none")]
+    assert await world.confirmations.outdated(entries) == [(world.mirror, "changed")]
+    assert world.store.asked == [3]
 
 
 async def test_all_that_ask_meanwhile_share_a_read() -> None:
@@ -85,7 +96,7 @@ async def test_all_that_ask_meanwhile_share_a_read() -> None:
     told: list[bool] = []
 
     async def ask(number: int) -> None:
-        told.append(await world.confirmations.is_current(f"k{number % 300}"))
+        told.append(await world.is_current(f"k{number % 300}"))
 
     async with anyio.create_task_group() as group:
         group.start_soon(ask, 0)
@@ -105,7 +116,7 @@ async def test_nobody_is_told_what_was_read_before_the_question() -> None:
     told: list[bool] = []
 
     async def ask() -> None:
-        told.append(await world.confirmations.is_current("k"))
+        told.append(await world.is_current("k"))
 
     async with anyio.create_task_group() as group:
         group.start_soon(ask)
@@ -121,7 +132,7 @@ async def test_if_the_first_gives_up_another_one_asks() -> None:
     told: list[bool] = []
 
     async def ask() -> None:
-        told.append(await world.confirmations.is_current("k"))
+        told.append(await world.is_current("k"))
 
     async with anyio.create_task_group() as group:
         with anyio.move_on_after(0.3):
@@ -142,7 +153,7 @@ async def test_without_a_store_nobody_waits_in_line() -> None:
 
     async def ask() -> None:
         with pytest.raises(StoreUnavailableError):
-            await world.confirmations.is_current("k")
+            await world.is_current("k")
         failed_s.append(anyio.current_time() - began_s)
 
     began_s = anyio.current_time()
@@ -151,17 +162,17 @@ async def test_without_a_store_nobody_waits_in_line() -> None:
             group.start_soon(ask)
     assert max(failed_s) < 4, "one time limit, however many ask"
     world.store.set_fault(None)
-    assert await world.confirmations.is_current("k")
+    assert await world.is_current("k")
 
 
 async def test_there_is_a_bound() -> None:
     world = _World(replace(Limits(), vmodel_changes_waiting_max=2))
     async with anyio.create_task_group() as group:
         for _ in range(2):
-            group.start_soon(world.confirmations.is_current, "k")
+            group.start_soon(world.is_current, "k")
         await anyio.sleep(0.1)
         with pytest.raises(LimitError, match="2 calls wait for the store already"):
-            await world.confirmations.is_current("k")
+            await world.is_current("k")
 
 
 @pytest.mark.parametrize("gives_up", [False, True])
@@ -172,7 +183,7 @@ async def test_those_of_a_group_go_on_one_after_the_other(gives_up: bool) -> Non
 
     async def ask(scope: anyio.CancelScope) -> None:
         with scope:
-            await world.confirmations.is_current("k")
+            await world.is_current("k")
             runs[-1] += 1
 
     async def look_around() -> None:

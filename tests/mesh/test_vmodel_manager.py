@@ -123,6 +123,36 @@ async def test_set_and_set_back_elsewhere() -> None:
 
 
 @pytest.mark.virtual_time
+async def test_what_became_of_a_model_elsewhere_is_told_at_once() -> None:
+    """A controller asks any instance when a record has changed, and not again until it changes once
+    more: what it is told of the model is not what it was before (interop 1.5).
+    """
+    async with running_cluster("a", "b", plan=FAST) as cluster:
+        a, b = cluster["a"], cluster["b"]
+        await set_vmodel(a, "m")
+        await cluster.settle()
+        b.store._watch_delay_s = 10_000.0  # from now on it hears of nothing
+        await a.load_here("m")
+        await anyio.sleep(10)  # it is told that it serves
+        assert brief(await b.node.vmodels.status("v")) == "DEFINED m/LOADED m/-"
+        assert brief(await set_vmodel(b, "m")) == "DEFINED m/LOADED m/-"
+        for each in (a, b):
+            each.runtime.fail_loads("n", StatusCode.INVALID_ARGUMENT, "no such path")
+        await set_vmodel(a, "n", sync=True)
+        assert brief(await b.node.vmodels.status("v")) == (
+            "TRANSITION_FAILED m/LOADED n/LOADING_FAILED"
+        )
+        copies = a.node.parts.copies
+        copy = copies.get(ModelId("m"))
+        assert copy is not None
+        await set_vmodel(a, "m")
+        copies.remove(copy)
+        await anyio.sleep(10)
+        assert brief(await b.node.vmodels.status("v")) == "DEFINED m/NOT_LOADED m/-"
+        assert brief(await set_vmodel(b, "m")) == "DEFINED m/NOT_LOADED m/-"
+
+
+@pytest.mark.virtual_time
 async def test_what_is_deleted_elsewhere_is_set_anew_and_with_its_new_owner() -> None:
     async with running_cluster(plan=FAST) as cluster:
         for name, delay_s in (("a", 0.03), ("b", 10.0)):
