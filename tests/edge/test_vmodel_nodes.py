@@ -247,11 +247,11 @@ async def test_the_answer_of_a_transaction_is_lost(
     assert not history.models
 
 
-async def test_a_transaction_comes_late(
+async def test_a_transaction_is_lost_on_its_way(
     shared_etcd: EtcdProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It was on its way when its answer was no longer waited for, and arrives before or after the
-    next change: it comes about as a whole or not at all.
+    """It has not come about when nobody waits for it any more; the proxy lets go of it afterwards,
+    and whether etcd still takes it then, nothing that came between is undone.
     """
     endpoint = shared_etcd.endpoint
     async with (

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -10,8 +12,10 @@ import grpc
 import pytest
 
 from mm.pb import mmesh
+from tests.system.etcd import Keys
 from tests.system.meshes import Instance, Mesh, mesh_of
 from tests.system.processes import eventually
+from tests.system.yardstick import yardstick_of
 
 pytestmark = pytest.mark.system
 
@@ -20,6 +24,8 @@ VStatus = mmesh.VModelStatusInfoVModelStatus
 MODERN = "/mmesh.ModelMesh/"
 LEGACY = "/com.ibm.watson.tas.proto.TasRuntime/"
 SIZE = "SIZE_1000000_10_0"
+#: Without sync an answer takes no longer, beside what the machine takes for itself.
+ASYNC_S_MAX = 0.1
 #: What an unknown vmodel is: every field empty, and no message inside.
 NOTHING = mmesh.VModelStatusInfo()
 
@@ -159,14 +165,15 @@ def test_vmodels(mesh: Mesh) -> None:
         code, _ = refusal(wrong)
         assert code == grpc.StatusCode.FAILED_PRECONDITION
 
-    # A load of a second leaves time to look.
-    status = set_vmodel(a, "vm", "third", "SIZE_1000000_1000_0")
+    # A load of three seconds leaves time to look.
+    status = set_vmodel(a, "vm", "third", "SIZE_1000000_3000_0")
+    assert without_target_copies(status_of(b, "vm")) == without_target_copies(status)
     assert (status.status, status.target_model_id) == (VStatus.TRANSITIONING, "third")
     assert status.active_model_status is not None
     assert (status.active_model_id, status.active_model_status.status) == ("second", Status.LOADED)
     assert status.target_model_status is not None
     assert status.target_model_status.status == Status.LOADING
-    status = set_vmodel(b, "vm", "third", "SIZE_1000000_1000_0", sync=True)
+    status = set_vmodel(b, "vm", "third", "SIZE_1000000_3000_0", sync=True)
     assert (status.status, status.active_model_id) == (VStatus.DEFINED, "third")
     assert b.status("second").status == Status.NOT_FOUND, "it went with its last reference"
 
@@ -174,6 +181,34 @@ def test_vmodels(mesh: Mesh) -> None:
     assert status_of(b, "vm") == NOTHING
     assert b.status("third").status == Status.LOADED
     b.unregister("third")
+
+
+def without_target_copies(status: mmesh.VModelStatusInfo) -> mmesh.VModelStatusInfo:
+    """Answer it without what goes on changing while the target is loaded."""
+    assert status.target_model_status is not None
+    return replace(
+        status, target_model_status=replace(status.target_model_status, model_copy_infos=[])
+    )
+
+
+def test_without_sync_no_answer_waits_for_a_load(mesh: Mesh, keys: Keys) -> None:
+    """However long the load takes: to create, to exchange, to repeat, to force, and to look."""
+    slow = "SIZE_1000000_5000_0"
+    calls = {
+        "create": partial(set_vmodel, mesh[0], "hasty", "slow-1", slow, load_now=True),
+        "repeat": partial(set_vmodel, mesh[1], "hasty", "slow-1", slow, load_now=True),
+        "exchange": partial(set_vmodel, mesh[0], "hasty", "slow-2", slow, load_now=True),
+        "look": partial(status_of, mesh[1], "hasty"),
+        "force": partial(set_vmodel, mesh[1], "hasty", "slow-3", slow, force=True),
+        "delete": partial(delete_vmodel, mesh[0], "hasty"),
+    }
+    with yardstick_of(keys) as yardstick:
+        for what, call in calls.items():
+            began_s = time.monotonic()
+            call()
+            yardstick.check(began_s, time.monotonic(), ASYNC_S_MAX, what)
+    for name in ("slow-1", "slow-2", "slow-3"):
+        mesh[0].unregister(name)
 
 
 def test_failed_and_recovered(mesh: Mesh) -> None:
