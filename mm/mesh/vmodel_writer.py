@@ -15,8 +15,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable, Collection, Iterable
-from contextlib import AsyncExitStack
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -32,6 +31,7 @@ from mm.mesh.keyed_locks import KeyedLocks
 from mm.mesh.mirror import Mirror
 from mm.mesh.ports import Store, Write
 from mm.mesh.registry import Registry
+from mm.mesh.shared_turns import SharedTurns
 from mm.mesh.statistics import Counters
 from mm.mesh.vmodels import VModels
 
@@ -43,6 +43,11 @@ Plan = Callable[[VModelRecord | None, ModelRecords], VModelChange | None]
 
 #: Each loss means that somebody else's change succeeded; instances compete with one change each.
 TRIES_MAX: Final = 64
+#: Changes to one target that are made in one transaction: each has three records at most, besides
+#: the target, and a transaction has room for 64.
+TOGETHER_MAX: Final = 20
+#: Before each is tried by itself.
+TOGETHER_TRIES_MAX: Final = 8
 PAUSE_FIRST_S: Final = 0.001
 PAUSE_MAX_S: Final = 0.05
 
@@ -73,8 +78,25 @@ class Outcome:
         return self.before if self.change is None else self.change.vmodel
 
 
+@dataclass(eq=False, slots=True)
+class _Job:
+    """A change whose target's turn is waited for, and what became of it."""
+
+    vmodel_id: str
+    plan: Plan
+    fresh: bool
+    outcome: Outcome | None = None
+    failure: MeshError | None = None
+
+    @property
+    def is_open(self) -> bool:
+        return self.outcome is None and self.failure is None
+
+
 class VModelWriter:
-    """Makes changes, a bounded number at a time; those of one vmodel one after the other."""
+    """Makes changes, a bounded number at a time; those of one vmodel one after the other, and those
+    to one target, whose number of references each of them changes, in few transactions.
+    """
 
     def __init__(
         self,
@@ -92,6 +114,7 @@ class VModelWriter:
         self._vmodels = vmodels
         self._rng = rng
         self.locks = KeyedLocks()
+        self._turns: SharedTurns[_Job] = SharedTurns(self._take_turn, jobs_max=TOGETHER_MAX)
         self._slots = anyio.Semaphore(config.vmodel_changes_at_once_max)
         self._switch_slots = anyio.Semaphore(config.vmodel_switches_at_once_max)
         self._in_line_count = 0
@@ -120,21 +143,89 @@ class VModelWriter:
                 fresh = True  # the mirror is behind
         self._enter_line()
         try:
-            async with AsyncExitStack() as stack:
-                # Whoever has a lock of the second kind waits for none of the first.
-                await stack.enter_async_context(self.locks.hold(f"vmodel {vmodel_id}"))
-                if target_id is not None:
-                    await stack.enter_async_context(self.locks.hold(f"model {target_id}"))
-                await stack.enter_async_context(self._slots)
-                return await self._change(vmodel_id, plan, target_id, fresh=fresh)
+            # Whoever has a turn waits for no lock.
+            async with self.locks.hold(vmodel_id):
+                if target_id is None:
+                    async with self._slots:
+                        return await self._change(vmodel_id, plan, None, fresh=fresh)
+                job = _Job(vmodel_id, plan, fresh)
+                await self._turns.do(target_id, job)
         finally:
             self._in_line_count -= 1
+        if job.failure is not None:
+            raise job.failure
+        assert job.outcome is not None
+        return job.outcome
+
+    async def _take_turn(self, target: str, jobs: Sequence[_Job]) -> None:
+        """Do what many want of one target."""
+        target_id = ModelId(target)
+        async with self._slots:
+            if jobs[0].is_open and self._registry.get(target_id) is None:
+                await self._do(jobs[0], target_id)  # the others find it there
+            await self._do_together(jobs, target_id)
+            for job in jobs:
+                if job.is_open:
+                    await self._do(job, target_id)
+
+    async def _do(self, job: _Job, target_id: ModelId) -> None:
+        try:
+            job.outcome = await self._change(job.vmodel_id, job.plan, target_id, fresh=job.fresh)
+        except MeshError as exc:
+            job.failure = exc
+
+    async def _do_together(self, jobs: Sequence[_Job], target_id: ModelId) -> None:
+        """Do in one transaction what is possible; what is not, or not simple, is left."""
+        for attempt in range(TOGETHER_TRIES_MAX):
+            outcomes = self._plan_together(jobs, target_id)
+            if len(outcomes) < 2:
+                return
+            changes = {job.vmodel_id: each.change for job, each in outcomes.items() if each.change}
+            try:
+                succeeded = await self._write(changes)
+            except MeshError:
+                return  # each hears of it by itself
+            if succeeded:
+                for job, outcome in outcomes.items():
+                    job.outcome = outcome
+                return
+            await self._pause(attempt)
+
+    def _plan_together(self, jobs: Sequence[_Job], target_id: ModelId) -> dict[_Job, Outcome]:
+        """Plan one after the other, each on what those before it leave."""
+        left: dict[ModelId, ModelRecord | None] = {}
+        outcomes: dict[_Job, Outcome] = {}
+        for job in jobs:
+            vmodel = self._vmodels.get(job.vmodel_id)
+            concerned = _concerned(vmodel, target_id)
+            if not job.is_open or job.fresh or not self._is_known(job.vmodel_id, concerned):
+                continue
+            try:
+                models = self._models(concerned, target_id)
+                models = {key: left.get(key, record) for key, record in models.items()}
+                change = job.plan(vmodel, models) if None not in models.values() else None
+            except MeshError:
+                continue
+            if change is not None and not change.miscounts:
+                outcomes[job] = Outcome(vmodel, models, change)
+                left.update(change.models)
+        return outcomes
+
+    def _is_known(self, vmodel_id: str, models: Collection[ModelId]) -> bool:
+        """Answer whether the mirrors have what there is to know of a change."""
+        is_readable = (self._vmodels.get(vmodel_id) is None) == (
+            self._vmodels.mirror.get(vmodel_id) is None
+        )
+        return is_readable and not (
+            self._vmodels.mirror.is_unconfirmed(vmodel_id)
+            or any(self._registry.mirror.is_unconfirmed(each) for each in models)
+        )
 
     async def switch(self, vmodel_id: str, plan: Plan) -> Outcome:
         """Do what the plan of a transition says; as many as there are may wait for their turn."""
         if self._switch_slots.value == 0:
             self._require_connected()
-        async with self._switch_slots, self.locks.hold(f"vmodel {vmodel_id}"):
+        async with self._switch_slots, self.locks.hold(vmodel_id):
             return await self._change(vmodel_id, plan, None, fresh=False)
 
     def entries(self, vmodel_id: str | None, model_ids: Iterable[ModelId]) -> list[Entry]:
@@ -203,16 +294,19 @@ class VModelWriter:
             if change.miscounts and not fresh:
                 fresh = True  # it may be that only the mirror is wrong
                 continue
-            if await self._write(vmodel_id, change):
+            if await self._write({vmodel_id: change}):
                 for miscount in change.miscounts:
                     logger.warning("%s; put right", miscount)
                 return Outcome(vmodel, models, change)
             fresh = False  # the conflict told
-            pause_s = min(PAUSE_MAX_S, PAUSE_FIRST_S * 2**attempt)
-            await anyio.sleep(self._rng.uniform(0, pause_s))
+            await self._pause(attempt)
         raise ContendedError(
             f"vmodel {vmodel_id} or its models changed {TRIES_MAX} times while being changed"
         )
+
+    async def _pause(self, attempt: int) -> None:
+        pause_s = min(PAUSE_MAX_S, PAUSE_FIRST_S * 2**attempt)
+        await anyio.sleep(self._rng.uniform(0, pause_s))
 
     async def delete_unreadable(self, vmodel_id: str) -> None:
         """Delete a record that cannot be read. Raises ``StoreUnavailableError``."""
@@ -270,13 +364,17 @@ class VModelWriter:
 
     # --- writing ---
 
-    async def _write(self, vmodel_id: str, change: VModelChange) -> bool:
-        """Answer whether it is stored; else the mirrors have what stood in the way."""
+    async def _write(self, changes: Mapping[str, VModelChange]) -> bool:
+        """Answer whether they are stored; else the mirrors have what stood in the way. Of several
+        changes of one model the last one counts: it was planned on those before.
+        """
         self._require_writable()
         parts: list[tuple[Mirror, str, bytes | None]] = [
             (self._vmodels.mirror, vmodel_id, _value(change.vmodel))
+            for vmodel_id, change in changes.items()
         ]
-        for model_id, record in change.models.items():
+        models = {key: each for change in changes.values() for key, each in change.models.items()}
+        for model_id, record in models.items():
             parts.append((self._registry.mirror, model_id, _value(record)))
         if any(value is None for _, _, value in parts):
             self._registry.refuse_if_emptied()
@@ -291,7 +389,7 @@ class VModelWriter:
                 mirror.written(item)
             elif write.if_revision:
                 mirror.deleted_by_us(key_id, write.if_revision)
-        self._counters.vmodel_changes += succeeded
+        self._counters.vmodel_changes += succeeded * len(changes)
         self._counters.vmodel_conflicts += not succeeded
         return succeeded
 

@@ -198,7 +198,8 @@ async def test_what_is_as_asked_for_is_not_written() -> None:
 
 
 async def test_with_load_now_it_is_loaded() -> None:
-    async with running_cluster("a", "b", plan=ModelPlan(load_s=30.0)) as cluster:
+    plan = ModelPlan(load_s=30.0)
+    async with running_cluster("a", "b", plan=plan, vmodel_answer_s=60.0) as cluster:
         status = await set_vmodel(cluster["a"], "m", load_now=True)
         assert brief(status) == "DEFINED m/LOADING m/-"
         record = cluster.record("m")

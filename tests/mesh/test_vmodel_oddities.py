@@ -12,7 +12,7 @@ from mm.core.records import ModelRecord, VModelRecord
 from mm.core.vmodel_changes import SetVModel
 from mm.edge.management import status_message
 from mm.edge.vmodel_management import encode_status
-from mm.errors import InvalidRequestError, ModelReferencedError, NoRoomError
+from mm.errors import InvalidRequestError, MeshError, ModelReferencedError, NoRoomError
 from mm.mesh.models import EnsureRequest
 from mm.mesh.ports import ModelStatus, Write
 from mm.mesh.vmodel_manager import VModelStatus
@@ -116,7 +116,7 @@ async def test_want_of_room_is_a_status_once_the_vmodel_is_set(
     async def refuse(_request: EnsureRequest) -> ModelStatus:
         raise NoRoomError("nowhere to load it")
 
-    async with running_cluster("a", plan=FAST) as cluster:
+    async with running_cluster("a", plan=FAST, vmodel_answer_s=60.0) as cluster:
         a = cluster["a"]
         monkeypatch.setattr(a.node.models, "ensure_loaded", refuse)
         status = await set_vmodel(a, "m", sync=sync, load=True)
@@ -211,3 +211,50 @@ async def test_switches_of_the_leader_do_not_keep_clients_waiting() -> None:
         assert anyio.current_time() - began_s < 0.1
         assert a.node.transitions.count > 30
         await until(lambda: a.node.transitions.count == 0)
+
+
+@pytest.mark.virtual_time
+async def test_many_sets_to_one_model_are_answered_soon() -> None:
+    """Each changes how often the model is referred to; and a tenth of them finds nothing to do."""
+    async with running_cluster(plan=FAST) as cluster:
+        cluster.store_delay_s = 0.008
+        a = await cluster.start("a")
+        await set_vmodel(a, "old", "v0")
+        took_s: list[float] = []
+
+        async def set_one(number: int, target: str) -> None:
+            began_s = anyio.current_time()
+            status = await set_vmodel(a, target, f"v{number}")
+            assert (status.status, status.active_model_id) == ("DEFINED", target)
+            took_s.append(anyio.current_time() - began_s)
+
+        changes_before = a.node.parts.counters.vmodel_changes
+        for target in ("old", "m", "n", "n"):
+            async with anyio.create_task_group() as group:
+                for number in range(64):
+                    group.start_soon(set_one, number, target)
+        assert max(took_s) < 0.1
+        assert cluster.records()[N].references == 64
+        assert cluster.records()[M].references == 0
+        assert a.node.parts.counters.vmodel_changes - changes_before == 63 + 64 + 64
+
+
+@pytest.mark.virtual_time
+async def test_one_of_many_that_is_refused_is_refused_alone() -> None:
+    async with running_cluster("a", plan=FAST) as cluster:
+        a = cluster["a"]
+        await a.node.vmodels.set(SetVModel("v3", N, info=INFO, owner="other"))
+        refused: list[int] = []
+
+        async def set_one(number: int) -> None:
+            try:
+                await a.node.vmodels.set(SetVModel(f"v{number}", M, info=INFO, owner="me"))
+            except MeshError:
+                refused.append(number)
+
+        async with anyio.create_task_group() as group:
+            for number in range(10):
+                group.start_soon(set_one, number)
+        assert refused == [3]
+        assert cluster.records()[M].references == 9
+        assert cluster.records()[N].references == 1
