@@ -7,12 +7,25 @@ out, and those that still serve come back one after the other: none of them is l
 from __future__ import annotations
 
 from collections.abc import Set
+from dataclasses import dataclass
 
 from mm.core.ids import InstanceId
 
 
+@dataclass(frozen=True, slots=True)
+class Moves:
+    """What a look found since the one before."""
+
+    has_come: bool
+    #: Those whose time to come back ended.
+    lost: frozenset[InstanceId]
+
+
 class Absences:
-    """Invariant: nobody is both there and gone."""
+    """Invariant: nobody is both there and gone.
+
+    ``grace_s`` is for one that vanished, ``long_s`` where that may be the store's doing.
+    """
 
     def __init__(self, me: InstanceId, grace_s: float, long_s: float) -> None:
         self._me = me
@@ -22,7 +35,7 @@ class Absences:
         #: Who is gone, since when and until when that is nothing.
         self._gone_s: dict[InstanceId, tuple[float, float]] = {}
         #: Those that did not come back in time, as long as records name them.
-        self._late: set[InstanceId] = set()
+        self.late: frozenset[InstanceId] = frozenset()
 
     def __contains__(self, instance_id: object) -> bool:
         """Answer whether its copies count: it is there, or has still time to come back."""
@@ -33,8 +46,9 @@ class Absences:
         """When the next grace ends; None: nobody is gone."""
         return min((due_s for _, due_s in self._gone_s.values()), default=None)
 
-    def look(self, present: frozenset[InstanceId], now_s: float) -> bool:
-        """Note who is there; answers whether somebody came, or went and is not back in time.
+    def look(self, present: frozenset[InstanceId], named: Set[InstanceId], now_s: float) -> Moves:
+        """Note who is there, and whom records name: one of those that nobody has seen yet may be
+        about to come back.
 
         While more are gone than are there, or we are, it is the store's doing, or ours. Those who
         are gone then have the long grace, also when the others are back.
@@ -47,15 +61,10 @@ class Absences:
         if len(self._gone_s) > len(present) or self._me in self._gone_s:
             for instance_id, (since_s, _) in self._gone_s.items():
                 self._gone_s[instance_id] = (since_s, since_s + self._long_s)
-        late = {each for each, (_, due_s) in self._gone_s.items() if due_s <= now_s}
-        for instance_id in late:
+        lost = frozenset(each for each, (_, due_s) in self._gone_s.items() if due_s <= now_s)
+        for instance_id in lost:
             del self._gone_s[instance_id]
-        self._late = (self._late | late) - present
-        return bool(late) or not present <= before
-
-    def note_named(self, named: Set[InstanceId], now_s: float) -> None:
-        """Whom records name, and we have never seen, may be about to come back."""
-        self._late &= named
-        for instance_id in named - self._present - self._late:
-            if instance_id not in self._gone_s:
-                self._gone_s[instance_id] = (now_s, now_s + self._long_s)
+        self.late = (self.late | lost) & named - present
+        for instance_id in named - present - self.late - self._gone_s.keys():
+            self._gone_s[instance_id] = (now_s, now_s + self._long_s)
+        return Moves(has_come=not present <= before, lost=lost)

@@ -16,6 +16,8 @@ from typing import Final
 import anyio
 import anyio.lowlevel
 
+from mm.config import Config
+from mm.core.absences import Absences
 from mm.core.cluster_view import ClusterView
 from mm.core.filling import PATIENCE_MAX_S, Patience, free_slots, openings
 from mm.core.ids import InstanceId, ModelId
@@ -24,6 +26,7 @@ from mm.mesh.leader import Leader
 from mm.mesh.members import Members
 from mm.mesh.preloader import Preloader, PreloadReason
 from mm.mesh.registry import Registry
+from mm.mesh.waiting import first_of
 
 logger = logging.getLogger(__name__)
 
@@ -34,8 +37,8 @@ LOOK_S: Final = 30.0
 #: Models used in this time are loaded. New ones that nobody has called count as used six hours ago,
 #: and are left alone.
 USED_WITHIN_MS: Final = 6 * 3600 * 1000
-#: Who vanished is given this long to come back, as after an outage of the store; then others load
-#: what only it had.
+#: Who vanished is given this long to come back; then others load what only it had. When more are
+#: gone than are there, or we are, as long as the reaper gives them.
 LOST_AFTER_S: Final = 10.0
 #: All models are looked through when an instance came, or as much of the cluster as this became
 #: free; again after this time, as long as that finds some.
@@ -53,6 +56,7 @@ class Filler:
 
     def __init__(
         self,
+        config: Config,
         registry: Registry,
         members: Members,
         leader: Leader,
@@ -65,12 +69,11 @@ class Filler:
         self._preloader = preloader
         self._view = view
         self._patience = Patience()
-        #: Since when who is there, who vanished, and who was filled last when.
+        #: Kept at all instances: a new leader must know who is only away for a moment.
+        self._absences = Absences(config.instance_id, LOST_AFTER_S, config.gone_after_s)
+        #: Since when who is there, and who was filled last when.
         self._there_s: dict[InstanceId, float] = {}
-        self._gone_s: dict[InstanceId, float] = {}
         self._filled_s: dict[InstanceId, float] = {}
-        #: Of those who vanished, who did so with so many others that it is the store's doing.
-        self._doubted: set[InstanceId] = set()
         #: (last use, model), the last one first to go.
         self._wanted: list[tuple[int, ModelId]] = []
         self._lost: list[tuple[int, ModelId]] = []
@@ -82,71 +85,48 @@ class Filler:
 
     async def run(self) -> None:
         """Look at every news of an instance, and now and then; until cancelled."""
-        has_led = False
+        was_leader = False
         while True:
-            news, elected = self._members.news, self._leader.changed
-            if self._leader.is_leader:
-                if not has_led:
-                    self._note_who_is_gone(anyio.current_time())
-                await self._look()
-            has_led = self._leader.is_leader
+            is_leader, elected = self._leader.is_leader, self._leader.changed
+            news = self._members.news if is_leader else self._members.somebody_moved
+            now_s = anyio.current_time()
+            moves = self._absences.look(self._members.present(), self._registry.holders(), now_s)
+            if is_leader:
+                # Who led before may have gone before it saw to these.
+                self._note_what_is_lost(moves.lost if was_leader else self._absences.late)
+                await self._look(now_s)
+            was_leader = is_leader
             await anyio.sleep(LOOK_GAP_S)
-            with anyio.move_on_after(self._wait_s()):
-                if self._leader.is_leader:
-                    await news.wait()
-                else:
-                    await elected.wait()
+            timeout_s = self._wait_s(anyio.current_time()) if is_leader else math.inf
+            await first_of(elected.wait, news.wait, timeout_s=timeout_s)
 
-    def _wait_s(self) -> float:
-        is_soon = self._is_unsettled or self._gone_s or self._lost or self._wanted
-        return LOOK_GAP_S if is_soon else LOOK_S
+    def _wait_s(self, now_s: float) -> float:
+        if self._is_unsettled or self._lost or self._wanted:
+            return LOOK_GAP_S
+        next_s = self._absences.next_s
+        return LOOK_S if next_s is None else min(LOOK_S, max(LOOK_GAP_S, next_s - now_s))
 
-    async def _look(self) -> None:
-        now_s = anyio.current_time()
+    async def _look(self, now_s: float) -> None:
         self._note_who_is_there(now_s)
-        self._note_what_is_lost(now_s)
         await self._replace_lost()
         await self._fill(now_s)
 
     # --- who comes and goes ---
 
-    def _note_who_is_gone(self, now_s: float) -> None:
-        """A new leader was not looking when the one before it vanished; the registry names it."""
-        for instance_id in self._registry.holders():
-            if instance_id not in self._members:
-                self._gone_s.setdefault(instance_id, now_s)
-
     def _note_who_is_there(self, now_s: float) -> None:
         present = {each.instance_id for each in self._view().instances}
         for instance_id in present - self._there_s.keys():
             self._there_s[instance_id] = now_s
-            self._gone_s.pop(instance_id, None)
-            self._doubted.discard(instance_id)
         for instance_id in self._there_s.keys() - present:
             del self._there_s[instance_id]
-            self._gone_s[instance_id] = now_s
             if self._filled_s.pop(instance_id, None) is not None:
                 self._patience.disappointed(now_s)
         for instance_id, filled_s in list(self._filled_s.items()):
             if now_s - filled_s > PATIENCE_MAX_S:
                 del self._filled_s[instance_id]
 
-    def _note_what_is_lost(self, now_s: float) -> None:
-        """When more are gone than are there, it is the store's doing, or ours: they are given the
-        reaper's grace, also when the others are back.
-        """
-        if len(self._gone_s) > len(self._there_s):
-            self._doubted.update(self._gone_s)
-        late = [i for i, since_s in self._gone_s.items() if now_s - since_s >= LOST_AFTER_S]
-        for instance_id in sorted(late):
-            if instance_id in self._members:
-                del self._gone_s[instance_id]  # it is there, and about to stop
-                self._doubted.discard(instance_id)
-                continue
-            del self._gone_s[instance_id]
-            if instance_id in self._doubted:
-                self._doubted.discard(instance_id)
-                continue
+    def _note_what_is_lost(self, lost: Set[InstanceId]) -> None:
+        for instance_id in sorted(lost):
             for model_id in self._registry.held_by(instance_id):
                 record = self._registry.get(model_id)
                 if record is not None and not self._is_held(record):

@@ -27,6 +27,7 @@ from mm.mesh.ports import Clock
 from mm.mesh.preloader import Preloader, PreloadReason
 from mm.mesh.registry import Registry
 from mm.mesh.seldom import FAILURES_LOUD_MAX, Seldom
+from mm.mesh.waiting import first_of
 
 logger = logging.getLogger(__name__)
 
@@ -103,12 +104,11 @@ class Keeper:
                 self._wake = anyio.Event()
                 elected, is_leader = self._leader.changed, self._leader.is_leader
                 news = self._members.news if is_leader else self._members.somebody_moved
-                has_moved = self._absences.look(self._members.present(), anyio.current_time())
+                moves = self._absences.look(
+                    self._members.present(), self._registry.holders(), anyio.current_time()
+                )
                 if is_leader:
-                    if not was_leader:
-                        named = self._registry.holders()
-                        self._absences.note_named(named, anyio.current_time())
-                    if has_moved or not was_leader:
+                    if moves.has_come or moves.lost or not was_leader:
                         self._changed.update(self._registry.policies)
                         for asked in self._asked.values():
                             asked.forgive()
@@ -125,18 +125,10 @@ class Keeper:
 
     async def _wait(self, news: anyio.Event, elected: anyio.Event) -> None:
         """Return when there may be something to do."""
-        events = [elected, news, self._wake] if self._leader.is_leader else [elected, news]
-        wait_s = self._wait_s(anyio.current_time())
-        async with anyio.create_task_group() as group:
-
-            async def until(event: anyio.Event) -> None:
-                await event.wait()
-                group.cancel_scope.cancel()
-
-            for event in events:
-                group.start_soon(until, event)
-            await anyio.sleep(wait_s)
-            group.cancel_scope.cancel()
+        waits = [elected.wait, news.wait]
+        if self._leader.is_leader:
+            waits.append(self._wake.wait)
+        await first_of(*waits, timeout_s=self._wait_s(anyio.current_time()))
 
     def _wait_s(self, now_s: float) -> float:
         if not self._leader.is_leader:

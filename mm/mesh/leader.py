@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import random
+from functools import partial
 
 import anyio
 
@@ -16,6 +17,7 @@ from mm.core.jitter import jittered_s
 from mm.errors import StoreUnavailableError
 from mm.mesh.mirror import Mirror
 from mm.mesh.ports import Item, Session, Store, Write
+from mm.mesh.waiting import first_of
 
 logger = logging.getLogger(__name__)
 
@@ -96,15 +98,7 @@ class Leader:
 
     async def _wait_for_reason(self, changed: anyio.Event, lease_id: int) -> None:
         """Return when our key or our lease is not what it was."""
-        async with anyio.create_task_group() as group:
-
-            async def until_lease() -> None:
-                await self._session.wait_change(lease_id)
-                group.cancel_scope.cancel()
-
-            group.start_soon(until_lease)
-            await changed.wait()
-            group.cancel_scope.cancel()
+        await first_of(changed.wait, partial(self._session.wait_change, lease_id))
 
     def _changed(self, key_id: str, _item: Item | None) -> None:
         if key_id == self._candidate:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
 import anyio
 
@@ -18,6 +18,7 @@ from mm.limits import Limits
 from mm.mesh.copies import Copies
 from mm.mesh.members import Members
 from mm.mesh.ports import Session, Store, Write
+from mm.mesh.waiting import first_of
 
 logger = logging.getLogger(__name__)
 
@@ -127,18 +128,12 @@ class Publisher:
         """Return when copies changed, the lease changed, our record vanished, or
         ``publish_interval_s`` passed.
         """
-        async with anyio.create_task_group() as group:
-
-            async def until(wait: Callable[[], Awaitable[None]]) -> None:
-                await wait()
-                group.cancel_scope.cancel()
-
-            group.start_soon(until, self._copies.changed.wait)
-            group.start_soon(until, self._members.somebody_vanished.wait)
-            group.start_soon(until, self._wait_lease)
-            with anyio.move_on_after(self._limits.publish_interval_s):
-                await anyio.sleep_forever()
-            group.cancel_scope.cancel()
+        await first_of(
+            self._copies.changed.wait,
+            self._members.somebody_vanished.wait,
+            self._wait_lease,
+            timeout_s=self._limits.publish_interval_s,
+        )
 
     async def _wait_lease(self) -> None:
         await self._session.wait_change(self._lease_id)

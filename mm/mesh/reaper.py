@@ -1,8 +1,8 @@
 """Cleans up after instances that vanished (spec core 5.6).
 
-Owns since when who is missing, and taking out what they left. Where a vanished instance's models
-are loaded instead is ``filler``'s. Every instance keeps count, so that a new leader need not begin
-anew; the leader writes.
+Owns taking out what they left. Where a vanished instance's models are loaded instead is
+``filler``'s. Every instance keeps count, so that a new leader need not begin anew; the leader
+writes.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import logging
 import anyio
 
 from mm.config import Config
+from mm.core.absences import Absences
 from mm.core.ids import InstanceId
 from mm.core.records import ModelRecord
 from mm.mesh.leader import Leader
@@ -24,10 +25,8 @@ logger = logging.getLogger(__name__)
 
 
 class Reaper:
-    """Remembers since when each absent instance is missing.
-
-    What it left, copies and failures, goes after ``gone_after_s``: it may be back by then, with all
-    its copies, as after an outage of the store.
+    """What an absent instance left, copies and failures, goes after ``gone_after_s``: it may be
+    back by then, with all its copies, as after an outage of the store.
     """
 
     def __init__(
@@ -44,7 +43,7 @@ class Reaper:
         self._members = members
         self._leader = leader
         self._clock = clock
-        self._missing_since_s: dict[InstanceId, float] = {}
+        self._absences = Absences(config.instance_id, config.gone_after_s, config.gone_after_s)
 
     async def run(self) -> None:
         """Look whenever an instance vanished, when a grace ends, and now and then; until
@@ -58,18 +57,16 @@ class Reaper:
 
     async def _look(self, now_s: float) -> float:
         """Prune what is due; answers the seconds until something else may be."""
-        grace_s = self._config.gone_after_s
+        grace_s, absences = self._config.gone_after_s, self._absences
         named = self._registry.holders() | self._registry.failed()
-        missing = {i for i in named if i not in self._members}
-        self._missing_since_s = {i: self._missing_since_s.get(i, now_s) for i in missing}
-        left_s = [since_s + grace_s - now_s for since_s in self._missing_since_s.values()]
+        absences.look(self._members.present(), named, now_s)
         if self._leader.is_leader:
-            for instance_id, since_s in sorted(self._missing_since_s.items()):
-                if now_s - since_s >= grace_s:
-                    await self._prune(instance_id)
-        # Who is not the leader now may be when the grace has long ended.
-        due_s = min((max(each, grace_s / 4) for each in left_s), default=grace_s)
-        return min(self._config.reaper_interval_s, due_s + 1)
+            for instance_id in sorted(absences.late):
+                await self._prune(instance_id)
+        due_s = grace_s if absences.next_s is None else absences.next_s - now_s
+        if absences.late:  # who is not the leader now may be then; and not all writes succeed
+            due_s = min(due_s, grace_s / 4)
+        return min(self._config.reaper_interval_s, max(due_s, 0.0) + 1)
 
     async def _prune(self, instance_id: InstanceId) -> None:
         copies = self._registry.held_by(instance_id)

@@ -78,7 +78,7 @@ def compose_services(
     )
     drain = _drain(config, ports, parts)
     scaler = compose_scaler(config, ports.peers, parts, own_record)
-    filler = _filler(ports, parts, leader)
+    filler = _filler(config, ports, parts, leader)
     _follow_settings(config, parts, scaler)
     return Services(
         publisher=publisher,
@@ -157,6 +157,8 @@ def _keeper(config: Config, ports: Ports, parts: Parts, leader: Leader) -> Keepe
     )
 
 
-def _filler(ports: Ports, parts: Parts, leader: Leader) -> Filler:
+def _filler(config: Config, ports: Ports, parts: Parts, leader: Leader) -> Filler:
     now_ms, view = ports.clock.now_ms, parts.placer.view
-    return Filler(parts.registry, parts.members, leader, parts.preloader, lambda: view(now_ms()))
+    return Filler(
+        config, parts.registry, parts.members, leader, parts.preloader, lambda: view(now_ms())
+    )

@@ -12,53 +12,62 @@ ALL = frozenset((A, B, C, D))
 
 def absences() -> Absences:
     found = Absences(A, GRACE_S, LONG_S)
-    assert found.look(ALL, 0.0)
-    assert not found.look(ALL, 1.0)
+    assert found.look(ALL, ALL, 0.0).has_come
+    assert not found.look(ALL, ALL, 1.0).has_come
     assert found.next_s is None
     return found
 
 
 def test_one_that_vanished_counts_for_a_moment() -> None:
     found = absences()
-    assert not found.look(ALL - {D}, 10.0)
+    assert not found.look(ALL - {D}, ALL, 10.0).lost
     assert D in found
     assert found.next_s == 10.0 + GRACE_S
-    assert not found.look(ALL - {D}, 11.0)
-    assert found.look(ALL - {D}, 12.0)
+    assert not found.look(ALL - {D}, ALL, 11.0).lost
+    assert found.look(ALL - {D}, ALL, 12.0).lost == {D}
     assert D not in found
-    assert found.look(ALL, 13.0)
+    assert found.late == {D}
+    assert not found.look(ALL - {D}, ALL, 13.0).lost, "that is told once"
+    assert found.look(ALL, ALL, 14.0).has_come
     assert D in found
+    assert not found.late
 
 
 def test_when_most_vanish_each_is_waited_for_long_also_when_the_others_are_back() -> None:
     found = absences()
-    assert not found.look(frozenset((A,)), 10.0)
-    assert found.look(frozenset((A, B, C)), 20.0)
+    found.look(frozenset((A,)), ALL, 10.0)
+    assert found.look(frozenset((A, B, C)), ALL, 20.0).has_come
     assert D in found
     assert found.next_s == 10.0 + LONG_S
-    assert found.look(frozenset((A, B, C)), 10.0 + LONG_S)
+    assert found.look(frozenset((A, B, C)), ALL, 10.0 + LONG_S).lost == {D}
     assert D not in found
 
 
 def test_when_we_vanish_who_is_gone_then_is_waited_for_long() -> None:
     found = absences()
-    found.look(frozenset((B, C)), 10.0)
-    found.look(frozenset((A, B, C)), 11.0)
+    found.look(frozenset((B, C)), ALL, 10.0)
+    found.look(frozenset((A, B, C)), ALL, 11.0)
     assert D in found
-    found.look(frozenset((A, B, C)), 100.0)
+    found.look(frozenset((A, B, C)), ALL, 100.0)
     assert D in found
 
 
 def test_whom_records_name_and_nobody_has_seen_is_waited_for_long() -> None:
-    found = Absences(A, GRACE_S, LONG_S)
-    found.look(frozenset((A, B)), 0.0)
-    found.note_named({B, C}, 1.0)
+    found, there = Absences(A, GRACE_S, LONG_S), frozenset((A, B))
+    found.look(there, {B, C}, 1.0)
     assert C in found
     assert D not in found
     assert found.next_s == 1.0 + LONG_S
-    assert found.look(frozenset((A, B)), 1.0 + LONG_S)
+    assert found.look(there, {B, C}, 1.0 + LONG_S).lost == {C}
     # Who did not come back in time has no second one, until it was there again.
-    found.note_named({B, C}, 2.0 + LONG_S)
+    found.look(there, {B, C}, 2.0 + LONG_S)
     assert C not in found
-    found.look(frozenset((A, B, C)), 3.0 + LONG_S)
+    found.look(frozenset((A, B, C)), {B, C}, 3.0 + LONG_S)
     assert C in found
+
+
+def test_of_those_that_no_record_names_nothing_is_remembered() -> None:
+    found = absences()
+    found.look(ALL - {D}, ALL - {D}, 10.0)
+    assert found.look(ALL - {D}, ALL - {D}, 20.0).lost == {D}
+    assert not found.late

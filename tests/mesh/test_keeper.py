@@ -87,9 +87,9 @@ async def test_no_wait_ends_where_it_began(monkeypatch: pytest.MonkeyPatch) -> N
     for number in range(3_000):
         now_s = number / 7
         absences = keeper._absences = Absences(A, BACK_S, 600.0)
-        absences.look(frozenset((A, B)), now_s)
-        absences.look(frozenset((A,)), now_s)
-        while not absences.look(frozenset((A,)), now_s):
+        absences.look(frozenset((A, B)), frozenset(), now_s)
+        absences.look(frozenset((A,)), frozenset(), now_s)
+        while not absences.look(frozenset((A,)), frozenset(), now_s).lost:
             before_s = now_s
             now_s += keeper._wait_s(now_s)
             assert now_s > before_s
