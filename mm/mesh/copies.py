@@ -99,6 +99,8 @@ class Copies:
         self.on_weighed: Callable[[LocalCopy], None] | None = None
         #: Whether a policy asks for copies of a model.
         self.is_promised: Callable[[ModelId], bool] = lambda _: False
+        #: Whether so much may be kept here in all.
+        self.may_keep: Callable[[int], bool] = lambda _: True
         #: Where the runtime wants few calls at a time for one model.
         self.call_limits: CallLimits | None = None
         self.closed: MeshError | None = None
@@ -215,25 +217,39 @@ class Copies:
         needed_units = self.table.used_units + weight_units
         if fits(needed_units, self.table.capacity_units) or not self._is_for_promise(copy):
             return False
-        others_units = sum(
+        return not fits(needed_units - self._unpromised_units(), self.table.capacity_units)
+
+    def _unpromised_units(self) -> int:
+        """Answer what all copies take that serve, and that no policy asks for."""
+        return sum(
             each.weight_units
             for each in self._copies.values()
             if each.serves and not each.is_kept and not self.is_promised(each.model_id)
         )
-        return not fits(needed_units - others_units, self.table.capacity_units)
 
     def _is_for_promise(self, copy: LocalCopy) -> bool:
         return not copy.is_awaited and self.is_promised(copy.model_id)
 
     def _spared(self, copy: LocalCopy) -> list[ModelId]:
-        """Answer what does not make way for a copy, in its turn or not."""
+        """Answer what does not make way for a copy, in its turn or not: it goes itself instead."""
         if not self._is_for_promise(copy):
             return []
         return [
             each.model_id
             for each in self._copies.values()
-            if each.serves and not each.is_kept and self.is_promised(each.model_id)
+            if each is not copy
+            and each.serves
+            and not each.is_kept
+            and self.is_promised(each.model_id)
         ]
+
+    def _grew(self, copy: LocalCopy, delta_units: int) -> None:
+        """Tell the room; a copy that nothing evicts takes others' place where it must."""
+        spared = [] if delta_units <= 0 else self._spared(copy)
+        if copy.is_kept:
+            needed_units = self.table.used_units + delta_units - self._unpromised_units()
+            spared = spared if fits(needed_units, self.table.capacity_units) else []
+        self._left(self._room.weigh(copy, delta_units, spared))
 
     def insert(self, copy: LocalCopy, weight_units: int) -> None:
         """Give an admitted copy its place, with its predicted weight; may evict others."""
@@ -251,7 +267,7 @@ class Copies:
         self.accounting.grown(delta_units)
         copy.weight_units = weight_units
         self.admission.grown(copy, delta_units)
-        self._left(self._room.weigh(copy, delta_units))
+        self._grew(copy, delta_units)
         self._changed()
 
     def loaded(self, copy: LocalCopy, now_s: float) -> None:
@@ -282,10 +298,12 @@ class Copies:
         copy.enter(Phase.ACTIVE)
         self._in_progress_count -= 1
         delta_units = weight_units - copy.weight_units
+        if copy.is_kept and not self.may_keep(self.table.kept_units + delta_units):
+            self.release(copy)  # else others that are kept went for it
         freed = self.accounting.measured(delta_units)
         copy.weight_units = weight_units
         self.registrar.progressed(copy)
-        self._left(self._room.weigh(copy, delta_units))
+        self._grew(copy, delta_units)
         if freed:
             self.space.wake()
         self._weighed(copy)

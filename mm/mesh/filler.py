@@ -179,6 +179,8 @@ class Filler:
         record = self._registry.get(model_id)
         if record is None or record.failures or self._is_held(record):
             return None  # not worth it, or somebody called it meanwhile
+        if model_id in self._registry.policies:
+            return None  # ``keeper`` sees to it, and knows what came to nothing
         return await self._preloader.request(
             model_id, last_used_ms=max(1, used_ms), exclude=exclude, reason=reason
         )

@@ -270,6 +270,7 @@ class Loader:
         size_units = await self._predict(copy)
         if size_units > copy.weight_units:
             self._check_prediction(copy, size_units)
+            self._refuse_if_too_old(copy, size_units - copy.weight_units)
             self._copies.grow(copy, size_units)
 
     async def _predict(self, copy: LocalCopy) -> int:

@@ -6,7 +6,8 @@ copies; what becomes of those that had to go is the business of ``copies``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 from mm.core.eviction import CostEviction
@@ -64,21 +65,31 @@ class Room:
                 capacity=self._table.capacity_units - self._table.kept_units,
                 now_ms=self._clock.now_ms(),
             )
-        for model_id in spared:
-            self._table.keep(model_id, True)
-        gone += self._table.put(copy.model_id, copy.weight_units, UNDER_WAY_MS)
-        for model_id in spared:
-            self._table.keep(model_id, False)
-        return gone
+        with self._sparing(spared):
+            return gone + self._table.put(copy.model_id, copy.weight_units, UNDER_WAY_MS)
 
-    def weigh(self, copy: LocalCopy, delta_units: int) -> list[Evicted]:
-        """Tell the table what a copy takes now; answers which ones went for it, maybe itself."""
+    def weigh(
+        self, copy: LocalCopy, delta_units: int, spared: Sequence[ModelId] = ()
+    ) -> list[Evicted]:
+        """Tell the table what a copy takes now; answers which ones went for it, maybe itself.
+        ``spared`` go only if no other is left.
+        """
         gone: list[Evicted] = []
         if self._by_cost is not None:
             if not copy.is_kept:
                 self._by_cost.resized(copy.model_id, copy.weight_units)
-            gone = self._make(self._by_cost, copy, delta_units)
-        return gone + self._table.set_weight(copy.model_id, copy.weight_units)
+            if not spared:
+                gone = self._make(self._by_cost, copy, delta_units)
+        with self._sparing(spared):
+            return gone + self._table.set_weight(copy.model_id, copy.weight_units)
+
+    @contextmanager
+    def _sparing(self, spared: Sequence[ModelId]) -> Iterator[None]:
+        for model_id in spared:
+            self._table.keep(model_id, True)
+        yield
+        for model_id in spared:
+            self._table.keep(model_id, False)
 
     def loaded(self, copy: LocalCopy, load_s: float) -> None:
         """A copy serves; its load took so long."""

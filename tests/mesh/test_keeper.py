@@ -230,6 +230,33 @@ async def test_what_grew_beyond_the_half_is_told_and_evicted_like_others() -> No
         cluster.check()
 
 
+@pytest.mark.parametrize("eviction", ["lru", "cost"])
+@pytest.mark.parametrize("pinned", [False, True])
+@pytest.mark.parametrize("size_mib", [5, 8])
+async def test_a_copy_that_turns_out_larger_displaces_none_that_policies_ask_for(
+    eviction: str, pinned: bool, size_mib: int
+) -> None:
+    parameters = small_parameters(10)
+    async with running_cluster("a", plan=FAST, parameters=parameters, eviction=eviction) as cluster:
+        a, models = cluster["a"], ["p0", "p1", "p2"]
+        for model_id in models:
+            await a.register(model_id, policy=ModelPolicy(1, pinned))
+        await until(lambda: loads(cluster) == 3, 5)
+        for model_id in ("u0", "u1"):
+            await loaded_at(cluster, "a", model_id=model_id)
+            await anyio.sleep(1)
+        a.runtime.plan("z", is_size_told=False, predicted_bytes=1 << 20, size_bytes=size_mib << 20)
+        await a.register("z", policy=ModelPolicy(1, pinned))
+        await anyio.sleep(120)
+        assert [a.runtime.loads_begun[model_id] for model_id in models] == [1, 1, 1]
+        # What is called makes way for what is asked for, as far as that helps.
+        assert a.runtime.loads_begun["z"] <= 7, "with longer and longer pauses"
+        assert ("z" in a.runtime.loaded) == (size_mib == 5)
+        assert a.node.parts.counters.pins_evicted == 0
+        assert ("z" in a.node.parts.policies.unmet) == (size_mib == 8)
+        cluster.check()
+
+
 async def test_when_instances_leave_the_policy_stays_and_is_met_again() -> None:
     async with running_cluster("a", "b", "c", plan=FAST) as cluster:
         await registered(cluster, 3)
