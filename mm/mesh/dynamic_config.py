@@ -19,12 +19,14 @@ logger = logging.getLogger(__name__)
 #: Keys that mean nothing and are told of; whoever writes more of them has other plans.
 UNKNOWN_TOLD_MAX: Final = 100
 
-#: Told the value, None when the key is gone: what the environment says holds again.
+#: Told the value, None when the key is gone or wrong: what the environment says holds again.
 Follower = Callable[[Value | None], None]
 
 
 class DynamicConfig:
-    """The good values. One that is wrong is named in the log, and the last good one kept."""
+    """The good values. One that is wrong is named in the log, and counts as none: with what was
+    good before, those who start later would go by another value than those who run.
+    """
 
     def __init__(self, store: Store, prefix: str) -> None:
         self.mirror = Mirror(store, prefix, self._changed)
@@ -53,15 +55,15 @@ class DynamicConfig:
 
     def _changed(self, name: str, item: Item | None) -> None:
         if item is None:
-            if self._values.pop(name, None) is not None:
+            if name in self._values:
                 logger.info("config key %s is gone: the environment's value holds", name)
-                self._tell(name, None)
+            self._forget(name)
             return
         try:
             value = read_setting(name, item.value)
         except SettingError as exc:
-            held = "the last good one holds" if name in self._values else "it is ignored"
-            logger.warning("config key %s: %s", exc, held)
+            logger.warning("config key %s: the environment's value holds", exc)
+            self._forget(name)
             return
         if value is None:
             if name not in self._unknown and len(self._unknown) < UNKNOWN_TOLD_MAX:
@@ -72,6 +74,10 @@ class DynamicConfig:
             self._values[name] = value
             logger.info("config key %s is %s from now on", name, value)
             self._tell(name, value)
+
+    def _forget(self, name: str) -> None:
+        if self._values.pop(name, None) is not None:
+            self._tell(name, None)
 
     def _tell(self, name: str, value: Value | None) -> None:
         for follower in self._followers.get(name, ()):
