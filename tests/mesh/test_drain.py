@@ -8,6 +8,7 @@ import pytest
 from mm.core.ids import ModelId
 from mm.edge.memory_store import Fault
 from mm.errors import StatusCode
+from mm.mesh.local_copy import LocalCopy
 from mm.testing.cluster import Cluster, Instance, running_cluster, small_parameters, until
 from mm.testing.fake_runtime import ModelPlan
 from mm.testing.instance import DRAIN_S
@@ -23,6 +24,10 @@ def holders(cluster: Cluster, model_id: str) -> set[str]:
     record = cluster.record(model_id)
     assert record is not None
     return set(record.copies)
+
+
+def copies_of(instance: Instance) -> list[LocalCopy]:
+    return list(instance.node.parts.copies)
 
 
 async def stop_s(instance: Instance) -> float:
@@ -122,6 +127,35 @@ async def test_the_hottest_go_first_and_one_time_limit_ends_it() -> None:
         assert record is not None
         used_ms = record.last_used_ms
         assert cluster["a"].clock.now_ms() - used_ms > 3 * LOAD_S * 1000, "its true last use"
+
+
+async def test_models_move_with_their_true_last_use() -> None:
+    """Else all of them would be young where they go, and outlive what is called there."""
+    async with running_cluster("a", "b", "c", plan=SLOW) as cluster:
+        a, models = cluster["a"], [f"m{number}" for number in range(4)]
+        for model_id in models:
+            await loaded_at(cluster, "a", model_id=model_id)
+            await anyio.sleep(300)
+        await a.invoke("m1")
+        await anyio.sleep(300)
+        used_ms = {copy.model_id: a.node.parts.copies.last_used_ms(copy) for copy in copies_of(a)}
+        async with anyio.create_task_group() as group:
+            group.start_soon(a.stop)
+            await anyio.sleep(LOAD_S / 2)
+            called_ms = a.node.parts.copies.clock.now_ms()
+            await a.invoke("m2")
+        await cluster.settle()
+        assert used_ms["m1"] > used_ms["m3"]
+        found = {
+            copy.model_id: each.node.parts.copies.last_used_ms(copy)
+            for each in cluster.serving
+            for copy in copies_of(each)
+        }
+        assert found == used_ms
+        # A call meanwhile was answered here, and the record knows of it.
+        told = {model_id: record.last_used_ms for model_id, record in cluster.records().items()}
+        assert told == used_ms | {ModelId("m2"): called_ms}
+        cluster.check()
 
 
 async def test_nothing_younger_is_displaced() -> None:
