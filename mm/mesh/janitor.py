@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import random
+from functools import partial
 
 import anyio
 import anyio.lowlevel
@@ -95,12 +96,12 @@ class Janitor:
             if record is not None and used_ms - record.last_used_ms > self._last_use_lag_ms:
                 late[copy.model_id] = used_ms
 
-        for model_id, used_ms in late.items():
+        def use(record: ModelRecord | None, used_ms: int) -> ModelRecord | None:
+            return None if record is None else record.used(used_ms)
 
-            def use(record: ModelRecord | None, used_ms: int = used_ms) -> ModelRecord | None:
-                return None if record is None else record.used(used_ms)
-
-            await update_all(self._registry, [model_id], use)
+        await update_all(
+            self._registry, {each: partial(use, used_ms=used_ms) for each, used_ms in late.items()}
+        )
 
     def _record_changed(self, model_id: ModelId, record: ModelRecord | None) -> None:
         end_ms = None
@@ -137,7 +138,8 @@ class Janitor:
             is_over = rules.forgotten_ms(LoadFailure.read(record, self._me)) <= now_ms
             return record.without_failure(self._me) if is_over else record
 
-        await update_all(self._registry, self._failures.over(now_ms, CHUNK), change)
+        over = self._failures.over(now_ms, CHUNK)
+        await update_all(self._registry, dict.fromkeys(over, change))
 
     # --- giving up a copy ---
 

@@ -80,4 +80,4 @@ class Reaper:
                 record = record.without_failure(instance_id)
             return record
 
-        await update_all(self._registry, copies | failures, change)
+        await update_all(self._registry, dict.fromkeys(copies | failures, change))

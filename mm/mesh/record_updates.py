@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+from collections.abc import Mapping
 
 import anyio
 
@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 CONCURRENCY = 16
 
 
-async def update_all(registry: Registry, models: Collection[ModelId], change: Change) -> None:
+async def update_all(registry: Registry, changes: Mapping[ModelId, Change]) -> None:
     """Change these records. If the store goes away, the rest is left for the next time."""
     limiter = anyio.CapacityLimiter(CONCURRENCY)
     is_away = False
@@ -29,15 +29,15 @@ async def update_all(registry: Registry, models: Collection[ModelId], change: Ch
             if is_away:
                 return
             try:
-                await registry.update(model_id, change)
+                await registry.update(model_id, changes[model_id])
             except ContendedError as exc:
                 logger.warning("the record of model %s is not cleaned yet: %s", model_id, exc)
             except StoreUnavailableError as exc:
-                logger.warning("%d records are not cleaned yet: %s", len(models), exc)
+                logger.warning("%d records are not cleaned yet: %s", len(changes), exc)
                 is_away = True
             except RecordError as exc:
                 logger.warning("the record of model %s is not cleaned: %s", model_id, exc)
 
     async with anyio.create_task_group() as group:
-        for model_id in sorted(models):  # in the same order each time: simulations are repeated
+        for model_id in sorted(changes):  # in the same order each time: simulations are repeated
             group.start_soon(update, model_id)

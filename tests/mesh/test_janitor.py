@@ -122,3 +122,23 @@ async def test_a_last_use_is_told_before_it_is_a_quarter_of_a_day_old() -> None:
         assert item is not None
         assert revision < item.mod_revision
         assert item.mod_revision - revision < 40, "seldom"
+
+
+@pytest.mark.virtual_time
+async def test_last_uses_that_are_late_are_told_many_at_a_time() -> None:
+    async with running_cluster("a", plan=FAST) as cluster:
+        a, models = cluster["a"], [f"m{number:02}" for number in range(32)]
+        for model_id in models:
+            await loaded_at(cluster, "a", model_id=model_id)
+        before = cluster.records()
+        a.node.parts.janitor._last_use_lag_ms = 1000
+        await anyio.sleep(5)
+        for model_id in models:
+            await a.invoke(model_id)
+        cluster.store_delay_s = 0.5
+        began_s = anyio.current_time()
+        await a.node.parts.janitor.check()
+        assert anyio.current_time() - began_s < 5
+        cluster.store_delay_s = 0.0
+        told = {model_id: record.last_used_ms for model_id, record in cluster.records().items()}
+        assert all(told[each] >= record.last_used_ms + 1000 for each, record in before.items())
