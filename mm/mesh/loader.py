@@ -168,6 +168,7 @@ class Loader:
         self._copies.admission.raise_priority(copy)
         self._turns.raise_priority(copy, priority)
         self._copies.space.raise_priority(copy)
+        self._copies.unloader.nudge(copy.model_id)
 
     async def _run(
         self, copy: LocalCopy, basis: ModelRecord, known_size_units: int, is_guess: bool

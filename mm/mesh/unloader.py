@@ -82,11 +82,15 @@ class Unloader:
         copy.
         """
         while (ended := self._ended.get(model_id)) is not None:
-            if (nudge := self._nudges.get(model_id)) is not None:
-                nudge.set()
+            self.nudge(model_id)
             if model_id in self._lost:
                 raise LoadFailedError(f"Prior unload of model {model_id} failed unrecoverably")
             await ended.wait()
+
+    def nudge(self, model_id: ModelId) -> None:
+        """Have an unload that failed tried again now: somebody wants the model."""
+        if (nudge := self._nudges.get(model_id)) is not None:
+            nudge.set()
 
     def begin(
         self,
