@@ -308,6 +308,46 @@ async def test_what_no_longer_fits_displaces_nothing_and_comes_back_with_room(pi
         assert set().union(*(each.runtime.loaded for each in cluster.serving)) >= set(models)
 
 
+@pytest.mark.parametrize("pinned", [False, True])
+async def test_more_than_fits_asked_at_all_instances_at_once_is_told_and_loads_little(
+    pinned: bool,
+) -> None:
+    """Each finds room for its own: it cannot know yet what the others promise."""
+    parameters = small_parameters(10, loading_concurrency_max=2)
+    plan = ModelPlan(load_s=0.5)
+    async with running_cluster("a", "b", "c", plan=plan, parameters=parameters) as cluster:
+        cluster.watch_delay_s = 3.0
+        refused: list[MeshError] = []
+
+        async def ask(name: str, number: int) -> None:
+            try:
+                await cluster[name].register(f"{number:02}{name}", policy=ModelPolicy(1, pinned))
+            except MeshError as exc:
+                refused.append(exc)
+
+        async with anyio.create_task_group() as group:
+            for number in range(15):
+                for name in "abc":
+                    group.start_soon(ask, name, number)
+        assert {each.code for each in refused} <= {StatusCode.FAILED_PRECONDITION}
+        models = set(cluster.records())
+        cluster.watch_delay_s = 0.01
+        await anyio.sleep(120)
+        begun, policies = loads(cluster), leader(cluster).node.parts.policies
+        loaded = set().union(*(each.runtime.loaded for each in cluster.serving))
+        # Half of nine at each of three.
+        assert len(models) > 12
+        assert loaded >= set(sorted(models)[:12])
+        assert begun <= len(models) + 12
+        assert policies.unmet.keys() == models - loaded
+        for model_id in policies.unmet:
+            state = await cluster["b"].set_policy(model_id)
+            assert "policies keep half of the memory" in state.unmet_because
+        await anyio.sleep(300)
+        assert loads(cluster) == begun, "and that was it"
+        cluster.check()
+
+
 async def test_no_copy_is_given_up_below_the_policy() -> None:
     async with running_cluster("a", "b", "c", plan=FAST) as cluster:
         await loaded_at(cluster, "a", "b", "c")
