@@ -53,6 +53,8 @@ class Call:
     balanced: bool = False
     #: Copies that were tried for this call and failed it.
     tried: set[InstanceId] = field(default_factory=set)
+    #: Of these, copies to which there was no way from here; empty once another way was tried.
+    unreached: set[InstanceId] = field(default_factory=set)
     #: Instances where loading was tried for this call, or may not be tried.
     excludes: set[InstanceId] = field(default_factory=set)
     #: Hops that may still follow; a client's call starts with two.

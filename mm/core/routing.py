@@ -12,7 +12,8 @@ sent away goes to the least busy of the others.
 *Loads.* A call without a ready copy waits where the model is being loaded already; only if that is
 nowhere, somebody is asked to load it.
 *Last resort.* A ready copy that could not be reached a moment ago is left alone, until the call
-would fail: then it is tried (spec core 2.6).
+would fail: then it is tried (spec core 2.6). One that this call could not reach from here is looked
+for through another instance, once: to load it there would need the store, and the wire is ours.
 """
 
 from __future__ import annotations
@@ -78,6 +79,9 @@ class RoutingView:
     suspects: Sequence[InstanceId] = ()
     #: Copies that failed this call.
     tried: Collection[InstanceId] = frozenset()
+    #: Others that can be called now, and could pass it on to a copy that it found no way to,
+    #: whether or not they could load it; none if there is no such copy.
+    relays: Sequence[InstanceId] = ()
     #: A copy that sent this call away because it is busy; there is at most one.
     busy: InstanceId | None = None
     #: The sender spreads its calls over all instances already (``mm-balanced``), or asks for a
@@ -116,6 +120,8 @@ class Action(enum.Enum):
     WAIT_THERE = "wait there"
     #: Ask placement for an instance that loads it.
     LOAD = "load"
+    #: Send it to an instance that may reach a copy which cannot be reached from here.
+    RELAY = "relay"
     #: Nothing is left to try.
     FAIL = "fail"
 
@@ -136,6 +142,7 @@ class Reason(enum.Enum):
     NOTHING_LEFT = "no copy is left, and another load is no cure"
     LOADS_FAILED = "too many instances failed to load it"
     LAST_RESORT = "it could not be reached a moment ago, and nothing else is left"
+    OTHER_WAY = "the copy cannot be reached from here, and nothing else is left"
 
     def __str__(self) -> str:
         return self.value
@@ -143,7 +150,7 @@ class Reason(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """The answer. ``instance_id`` is there for FORWARD and WAIT_THERE."""
+    """The answer. ``instance_id`` is there for FORWARD, WAIT_THERE and RELAY."""
 
     action: Action
     reason: Reason
@@ -198,10 +205,14 @@ def last_resort(view: RoutingView, reason: Reason, rng: Random) -> Decision:
 
     Only the instance that the client called asks: what others cannot reach, it may.
     """
-    suspects = [name for name in view.suspects if name not in view.tried]
-    if not suspects or view.hop is not Hop.EXTERNAL or view.hops_left <= 0:
+    if view.hop is not Hop.EXTERNAL:
         return Decision(Action.FAIL, reason)
-    return Decision(Action.FORWARD, Reason.LAST_RESORT, rng.choice(suspects))
+    suspects = [name for name in view.suspects if name not in view.tried]
+    if suspects and view.hops_left > 0:
+        return Decision(Action.FORWARD, Reason.LAST_RESORT, rng.choice(suspects))
+    if view.relays and view.hops_left > 1:
+        return Decision(Action.RELAY, Reason.OTHER_WAY, rng.choice(view.relays))
+    return Decision(Action.FAIL, reason)
 
 
 def stays(hop: Hop, favour_self: bool, here_calls_count: int) -> bool:

@@ -61,12 +61,10 @@ class Decisions:
         """Answer what to do with a call; ``record`` is None for one that may not be forwarded."""
         return _noted(call, routing.decide(self._view(call, record), self._limits, self._rng))
 
-    def last_resort(self, call: Call, record: ModelRecord) -> InstanceId | None:
-        """Answer the copy to try before a call fails that nobody can load for; None if there is
-        none.
-        """
+    def last_resort(self, call: Call, record: ModelRecord) -> Decision:
+        """Answer what to try before a call fails that nobody can load for."""
         view = self._view(call, record)
-        return _noted(call, routing.last_resort(view, Reason.NO_COPY, self._rng)).instance_id
+        return _noted(call, routing.last_resort(view, Reason.NO_COPY, self._rng))
 
     def has_copy(self, call: Call) -> bool:
         """Answer whether there is a copy, ready or on its way, that the call may still use."""
@@ -116,6 +114,7 @@ class Decisions:
             coming=coming,
             suspects=suspects,
             tried=call.tried,
+            relays=self._relays(call, record),
             busy=call.busy,
             favour_self=self.favours_self(call),
             may_load=call.may_load,
@@ -123,6 +122,12 @@ class Decisions:
             attempts_count=call.attempts,
             now_ms=now_ms,
         )
+
+    def _relays(self, call: Call, record: ModelRecord | None) -> list[InstanceId]:
+        if record is None or call.unreached.isdisjoint(record.copies):
+            return []
+        others = [each for each in self._members.staying() if each not in call.unreached]
+        return [each for each in others if self._members.handle(each) is not None]
 
 
 def _noted(call: Call, decision: Decision) -> Decision:

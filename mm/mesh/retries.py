@@ -50,6 +50,8 @@ class Retries:
         match outcome:
             case Outcome.UNREACHABLE:
                 self._members.mark_unreachable(route.instance_id, anyio.current_time())
+                if route.hop is Hop.HIT_ONLY:
+                    call.unreached.add(route.instance_id)
                 call.failure = call.failure or NoRoomError(
                     f"instance {route.instance_id} is gone: {message}"
                 )

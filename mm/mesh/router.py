@@ -17,7 +17,7 @@ from mm.config import Config
 from mm.core.calls import REFUSALS_MAX, Call, Hop, LocalRoute, Outcome, PeerRoute, Route
 from mm.core.ids import InstanceId, ModelId
 from mm.core.records import ModelRecord
-from mm.core.routing import Action, Again
+from mm.core.routing import Action, Again, Decision
 from mm.errors import (
     LoadFailedError,
     LoadTimeoutError,
@@ -342,20 +342,36 @@ class Router:
                 copy = self._copies.get(call.model_id)
                 assert copy is not None, decision
                 return copy
-            case Action.FORWARD | Action.WAIT_THERE:
-                assert decision.instance_id is not None, decision
-                return self._route_to(
-                    call,
-                    decision.instance_id,
-                    Hop.HIT_ONLY,
-                    may_wait=decision.action is Action.WAIT_THERE,
-                    may_redirect=decision.may_redirect,
-                )
+            case Action.FORWARD | Action.WAIT_THERE | Action.RELAY:
+                return self._follow(call, decision)
             case Action.LOAD:
                 assert record is not None, decision
                 return self._place(call, record)
             case Action.FAIL:
                 raise self._decisions.failure(call, decision.reason)
+
+    def _follow(self, call: Call, decision: Decision) -> PeerRoute:
+        """Answer the route to the instance that a decision names."""
+        assert decision.instance_id is not None, decision
+        if decision.action is Action.RELAY:
+            return self._relay(call, decision.instance_id)
+        return self._route_to(
+            call,
+            decision.instance_id,
+            Hop.HIT_ONLY,
+            may_wait=decision.action is Action.WAIT_THERE,
+            may_redirect=decision.may_redirect,
+        )
+
+    def _relay(self, call: Call, instance_id: InstanceId) -> PeerRoute:
+        """Ask another instance to pass it on to the copies that we found no way to, and for nothing
+        else; once.
+        """
+        route = self._route_to(call, instance_id, Hop.LOAD_LOCAL)
+        unreached, call.unreached = call.unreached, set()
+        return replace(
+            route, tried=route.tried - unreached, excludes=route.excludes | {instance_id}
+        )
 
     def _route_to(
         self,
@@ -395,11 +411,11 @@ class Router:
             try:
                 chosen = self._placer.choose(call, record, now_ms)
             except MeshError as exc:
-                suspect = self._decisions.last_resort(call, record)
-                if suspect is None:
+                decision = self._decisions.last_resort(call, record)
+                if decision.action is Action.FAIL:
                     raise
                 call.failure = call.failure or exc
-                return self._route_to(call, suspect, Hop.HIT_ONLY)
+                return self._follow(call, decision)
             if chosen != self._me:
                 route = self._route_to(call, chosen, Hop.LOAD_LOCAL, may_wait=True)
                 return replace(route, may_refuse=call.refusals_count < REFUSALS_MAX)

@@ -242,6 +242,24 @@ def test_what_could_not_be_reached_is_the_last_resort(
     assert answer(**{"suspects": [B], **values}) == expected
 
 
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        # Also one that could not load it.
+        ({"may_load": False}, (Action.RELAY, C)),
+        ({"load_failures_count": 3}, (Action.RELAY, C)),
+        ({}, LOAD),
+        ({"may_load": False, "suspects": [D]}, (FORWARD, D)),
+        ({"may_load": False, "hops_left": 1}, FAIL),
+        ({"may_load": False, "hop": Hop.LOAD_LOCAL}, FAIL),
+    ],
+)
+def test_what_cannot_be_reached_from_here_is_looked_for_another_way(
+    values: dict[str, Any], expected: tuple[Action, InstanceId | None]
+) -> None:
+    assert answer(**{"relays": [C], "tried": {B, C}, **values}) == expected
+
+
 def test_reasons_can_be_read_in_a_log() -> None:
     assert str(Reason.HERE_IDLE) == "the copy here is idle"
 
@@ -265,6 +283,7 @@ _views = st.builds(
         unique_by=lambda c: c.instance_id,
     ),
     suspects=st.lists(_names, unique=True),
+    relays=st.lists(_names, unique=True),
     tried=st.sets(_names),
     busy=st.none() | _names,
     favour_self=st.booleans(),
@@ -279,12 +298,17 @@ _views = st.builds(
 def test_what_is_decided_can_be_done(view: RoutingView, seed: int) -> None:
     decision = decide(view, LIMITS, Random(seed))
     action, chosen = decision.action, decision.instance_id
-    assert (chosen is not None) == (action in (Action.FORWARD, Action.WAIT_THERE))
+    assert (chosen is not None) == (action in (Action.FORWARD, Action.WAIT_THERE, Action.RELAY))
     if view.hop is Hop.HIT_ONLY or view.hops_left == 0:
         assert chosen is None, "a hop too many"
     if view.hop is Hop.HIT_ONLY:
         assert action is not Action.LOAD
-    assert chosen not in view.tried
+    if action is Action.RELAY:
+        assert chosen in view.relays
+        assert view.hop is Hop.EXTERNAL
+        assert view.hops_left > 1, "it goes on from there"
+    else:
+        assert chosen not in view.tried
     if decision.reason is Reason.LAST_RESORT:
         assert chosen in view.suspects
         assert {copy.instance_id for copy in (*view.ready, *view.coming)} <= view.tried

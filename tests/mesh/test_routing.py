@@ -13,6 +13,7 @@ import pytest
 from mm.core.calls import Call, Hop, LocalRoute, Outcome, PeerRoute
 from mm.core.ids import InstanceId, ModelId
 from mm.core.records import ModelRecord
+from mm.edge.memory_store import Fault
 from mm.errors import LoadFailedError, MeshError, NoRoomError, StatusCode
 from mm.mesh.ports import Write
 from mm.testing.cluster import INFO, PREFIX, Cluster, RuntimeAnswerError, running_cluster, until
@@ -346,3 +347,21 @@ async def test_a_peer_without_hops_left_does_what_it_can_itself() -> None:
         assert await cluster["a"].serve(call) == "a"
         assert cluster.network.arrivals.total() == 0
         assert C not in cluster.instances
+
+
+@pytest.mark.virtual_time
+async def test_a_copy_beyond_a_broken_wire_is_reached_another_way_if_nobody_can_load() -> None:
+    async with running_cluster("a", "b", "c", plan=FAST) as cluster:
+        await loaded_at(cluster, "b")
+        for each in cluster.serving:
+            each.store.set_fault(Fault.REFUSED)
+        cluster.network.cut("a:8080", "b:8080")
+        assert await cluster["a"].invoke("m") == "b", "by c"
+        # And where there is no other way either, the call ends.
+        cluster.network.cut("c:8080", "b:8080")
+        counters = cluster["a"].node.parts.counters
+        forwards = counters.forwards
+        with pytest.raises(MeshError) as caught:
+            await cluster["a"].invoke("m")
+        assert caught.value.code is StatusCode.UNAVAILABLE
+        assert counters.forwards - forwards == 3, "a load at c, b itself, and b by c"
