@@ -126,7 +126,7 @@ def compose(
         rng=ports.rng,
     )
     policies = _policies(config, ports, registry, members, cluster, sizing)
-    copies.is_promised = lambda model_id: policies.kept_count(model_id) > 0
+    copies.promises.is_promised = lambda model_id: policies.kept_count(model_id) > 0
     return Parts(
         parameters=parameters,
         counters=counters,

@@ -27,6 +27,7 @@ from mm.limits import Limits
 from mm.mesh.concurrency import CallLimits
 from mm.mesh.gates import AdmissionGate, SpaceGate
 from mm.mesh.local_copy import LocalCopy, Phase
+from mm.mesh.promises import Promises
 from mm.mesh.registrar import Registrar
 from mm.mesh.room import UNDER_WAY_MS, Room
 from mm.mesh.seldom import Seldom
@@ -97,10 +98,7 @@ class Copies:
         self._group: TaskGroup | None = None
         #: Told of a copy that serves from now on, and of one that is kept and grew.
         self.on_weighed: Callable[[LocalCopy], None] | None = None
-        #: Whether a policy asks for copies of a model.
-        self.is_promised: Callable[[ModelId], bool] = lambda _: False
-        #: Whether so much may be kept here in all.
-        self.may_keep: Callable[[int], bool] = lambda _: True
+        self.promises = Promises(table, self._copies)
         #: Where the runtime wants few calls at a time for one model.
         self.call_limits: CallLimits | None = None
         self.closed: MeshError | None = None
@@ -210,53 +208,12 @@ class Copies:
         needs_space = not fits(self.table.used_units + weight_units, self.table.capacity_units)
         return needs_space and copy.last_used_ms < self.oldest_use_ms() and not copy.is_awaited
 
-    def would_break_promise(self, copy: LocalCopy, weight_units: int) -> bool:
-        """Answer whether a copy that a policy asks for, and nobody waits for, would need the place
-        of others that policies ask for, or that are on their way.
-        """
-        needed_units = self.table.used_units + weight_units
-        if fits(needed_units, self.table.capacity_units) or not self._is_for_promise(copy):
-            return False
-        return not fits(needed_units - self._unpromised_units(), self.table.capacity_units)
-
-    def _unpromised_units(self) -> int:
-        """Answer what all copies take that serve, and that no policy asks for."""
-        return sum(
-            each.weight_units
-            for each in self._copies.values()
-            if each.serves and not each.is_kept and not self.is_promised(each.model_id)
-        )
-
-    def _is_for_promise(self, copy: LocalCopy) -> bool:
-        return not copy.is_awaited and self.is_promised(copy.model_id)
-
-    def _spared(self, copy: LocalCopy) -> list[ModelId]:
-        """Answer what does not make way for a copy, in its turn or not: it goes itself instead."""
-        if not self._is_for_promise(copy):
-            return []
-        return [
-            each.model_id
-            for each in self._copies.values()
-            if each is not copy
-            and each.serves
-            and not each.is_kept
-            and self.is_promised(each.model_id)
-        ]
-
-    def _grew(self, copy: LocalCopy, delta_units: int) -> None:
-        """Tell the room; a copy that nothing evicts takes others' place where it must."""
-        spared = [] if delta_units <= 0 else self._spared(copy)
-        if copy.is_kept:
-            needed_units = self.table.used_units + delta_units - self._unpromised_units()
-            spared = spared if fits(needed_units, self.table.capacity_units) else []
-        self._left(self._room.weigh(copy, delta_units, spared))
-
     def insert(self, copy: LocalCopy, weight_units: int) -> None:
         """Give an admitted copy its place, with its predicted weight; may evict others."""
         copy.enter(Phase.QUEUED)
         self.accounting.inserted(weight_units)
         copy.weight_units = weight_units
-        self._left(self._room.insert(copy, self._spared(copy)))
+        self._left(self._room.insert(copy, self.promises.spared(copy, weight_units)))
         self.admission.inserted(copy)
         self._changed()
 
@@ -267,7 +224,7 @@ class Copies:
         self.accounting.grown(delta_units)
         copy.weight_units = weight_units
         self.admission.grown(copy, delta_units)
-        self._grew(copy, delta_units)
+        self._left(self._room.weigh(copy, delta_units, self.promises.spared(copy, delta_units)))
         self._changed()
 
     def loaded(self, copy: LocalCopy, now_s: float) -> None:
@@ -298,12 +255,12 @@ class Copies:
         copy.enter(Phase.ACTIVE)
         self._in_progress_count -= 1
         delta_units = weight_units - copy.weight_units
-        if copy.is_kept and not self.may_keep(self.table.kept_units + delta_units):
+        if copy.is_kept and not self.promises.may_keep(self.table.kept_units + delta_units):
             self.release(copy)  # else others that are kept went for it
         freed = self.accounting.measured(delta_units)
         copy.weight_units = weight_units
         self.registrar.progressed(copy)
-        self._grew(copy, delta_units)
+        self._left(self._room.weigh(copy, delta_units, self.promises.spared(copy, delta_units)))
         if freed:
             self.space.wake()
         self._weighed(copy)

@@ -235,7 +235,7 @@ class Loader:
     def _refuse_if_too_old(self, copy: LocalCopy, size_units: int) -> None:
         if self._copies.is_too_old(copy, size_units):
             raise NoRoomError(f"Entry too old for cache for model {copy.model_id}")
-        if self._copies.would_break_promise(copy, size_units):
+        if self._copies.promises.would_break(copy, size_units):
             raise NoRoomError(f"no room for model {copy.model_id} beside what policies keep here")
 
     def _concurrency_max(self, loaded: Loaded) -> int:

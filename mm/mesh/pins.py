@@ -38,7 +38,7 @@ class Pins:
         self._kept: dict[ModelId, LocalCopy] = {}
         self._unmet_told = Seldom()
         copies.on_weighed = self._weighed
-        copies.may_keep = lambda units: fits(units, self.room_units)
+        copies.promises.may_keep = lambda units: fits(units, self.room_units)
         registry.policies.listen(self._policy_changed)
 
     @property

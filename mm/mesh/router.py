@@ -17,7 +17,7 @@ from mm.config import Config
 from mm.core.calls import REFUSALS_MAX, Call, Hop, LocalRoute, Outcome, PeerRoute, Route
 from mm.core.ids import InstanceId, ModelId
 from mm.core.records import ModelRecord
-from mm.core.routing import Action, Again, Decision
+from mm.core.routing import Action, Again
 from mm.errors import (
     LoadFailedError,
     LoadTimeoutError,
@@ -29,6 +29,7 @@ from mm.errors import (
 from mm.mesh.copies import Copies
 from mm.mesh.decisions import Decisions
 from mm.mesh.hop_errors import hop_error, hop_result, load_failure
+from mm.mesh.hop_routes import HopRoutes
 from mm.mesh.load_pusher import LoadPusher
 from mm.mesh.loader import Loader
 from mm.mesh.local_copy import LocalCopy
@@ -89,6 +90,7 @@ class Router:
         self._table, self._counters = copies.table, copies.counters
         self._call_limits = copies.call_limits
         self._clock = copies.clock
+        self._hop_routes = HopRoutes(self._me, members)
         self._decisions = Decisions(
             config=config,
             registry=registry,
@@ -277,7 +279,7 @@ class Router:
             return None
         call.attempts += 1
         may_redirect = is_here or len(self._table.peers(model_id)) > 1
-        return self._route_to(call, instance_id, Hop.HIT_ONLY, may_redirect=may_redirect)
+        return self._hop_routes.to(call, instance_id, Hop.HIT_ONLY, may_redirect=may_redirect)
 
     def _is_busy(self, model_id: ModelId) -> bool:
         """Answer whether the copy here has as many calls as its runtime likes, or more."""
@@ -343,58 +345,12 @@ class Router:
                 assert copy is not None, decision
                 return copy
             case Action.FORWARD | Action.WAIT_THERE | Action.RELAY:
-                return self._follow(call, decision)
+                return self._hop_routes.by(call, decision)
             case Action.LOAD:
                 assert record is not None, decision
                 return self._place(call, record)
             case Action.FAIL:
                 raise self._decisions.failure(call, decision.reason)
-
-    def _follow(self, call: Call, decision: Decision) -> PeerRoute:
-        """Answer the route to the instance that a decision names."""
-        assert decision.instance_id is not None, decision
-        if decision.action is Action.RELAY:
-            return self._relay(call, decision.instance_id)
-        return self._route_to(
-            call,
-            decision.instance_id,
-            Hop.HIT_ONLY,
-            may_wait=decision.action is Action.WAIT_THERE,
-            may_redirect=decision.may_redirect,
-        )
-
-    def _relay(self, call: Call, instance_id: InstanceId) -> PeerRoute:
-        """Ask another instance to pass it on to the copies that we found no way to, and for nothing
-        else; once.
-        """
-        route = self._route_to(call, instance_id, Hop.LOAD_LOCAL)
-        unreached, call.unreached = call.unreached, set()
-        return replace(
-            route, tried=route.tried - unreached, excludes=route.excludes | {instance_id}
-        )
-
-    def _route_to(
-        self,
-        call: Call,
-        instance_id: InstanceId,
-        hop: Hop,
-        *,
-        may_wait: bool = False,
-        may_redirect: bool = False,
-    ) -> PeerRoute:
-        return PeerRoute(
-            call.model_id,
-            instance_id,
-            self._members.address(instance_id),
-            hop,
-            tried=frozenset(call.tried),
-            excludes=frozenset(call.excludes - {instance_id}),
-            hops_left=call.hops_left - 1,
-            known_size_units=call.known_size_units,
-            sender=self._me,
-            may_wait=may_wait,
-            may_redirect=may_redirect,
-        )
 
     def _place(self, call: Call, record: ModelRecord) -> PeerRoute | LocalCopy:
         """Choose who loads it: this instance answers with the copy on its way, another with a
@@ -415,9 +371,9 @@ class Router:
                 if decision.action is Action.FAIL:
                     raise
                 call.failure = call.failure or exc
-                return self._follow(call, decision)
+                return self._hop_routes.by(call, decision)
             if chosen != self._me:
-                route = self._route_to(call, chosen, Hop.LOAD_LOCAL, may_wait=True)
+                route = self._hop_routes.to(call, chosen, Hop.LOAD_LOCAL, may_wait=True)
                 return replace(route, may_refuse=call.refusals_count < REFUSALS_MAX)
             try:
                 return self._load_here(call, record)
