@@ -75,7 +75,7 @@ SMALL: dict[str, Callable[[int], ScenarioReport]] = {
     "join": lambda seed: join.join_report(seed, 15.0),
     "flap": lambda seed: join.flap_report(seed, 240.0),
     "store-outage": lambda seed: store_outage.report(seed, 300, 25.0),
-    "hot": lambda seed: hot.report(seed, 8.0, 0.5),
+    "hot": lambda seed: hot.report(seed, 6.0, 0.5),
 }
 
 

@@ -133,7 +133,12 @@ async def _day(seed: int, hours_count: int, hour_s: float) -> Outcome:
         second_copy_age_max_s=round(2400 * hour_s / HOUR_S),
     )
     cluster_of_seed = running_cluster(
-        seed=seed, parameters=small_parameters(CAPACITY_MIB), plan=PLAN, scaling=scaling
+        seed=seed,
+        parameters=small_parameters(CAPACITY_MIB),
+        plan=PLAN,
+        scaling=scaling,
+        # With few calls it is most of what wakes in a day.
+        demand_interval_s=2.0,
     )
     with filled_soon():
         async with cluster_of_seed as cluster:
