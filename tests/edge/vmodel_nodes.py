@@ -29,7 +29,7 @@ from mm.testing.fake_runtime import ModelPlan
 from mm.testing.losing_proxy import LosingProxy
 
 #: Ends what hangs; no test asserts how fast anything is by it.
-PATIENCE_S = 60.0
+PATIENCE_S = 240.0
 VMODELS, MODELS = f"{PREFIX}/vmodels/", f"{PREFIX}/registry/"
 _END = f"{PREFIX}/end"
 

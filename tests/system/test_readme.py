@@ -1,4 +1,5 @@
-"""The README's commands, run as they are written: from a trained model to a blue/green exchange.
+"""The commands of the README and of the vmodels in docs/operating.md, run as they are written: from
+a trained model to a blue/green exchange, and one that goes back.
 
 Only the folder and the instance's address differ: a test may not take fixed ones.
 """
@@ -16,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from mm.pb import mmesh
 from tests.system.meshes import Instance, Mesh, mesh_of
 
 pytestmark = pytest.mark.system
@@ -26,8 +28,9 @@ COMMAND_TIMEOUT_S = 120.0
 
 
 def blocks() -> dict[str, str]:
-    """Answer the console blocks of the README as scripts, by the words before them."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    """Answer the console blocks as scripts, by the words before them."""
+    files = ("README.md", "docs/operating.md")
+    text = "\n\n".join((ROOT / each).read_text(encoding="utf-8") for each in files)
     found = {}
     for match in re.finditer(r"([^\n]+)\n\n```console\n(.*?)```", text, re.DOTALL):
         # What a here-document holds has no prompt.
@@ -110,7 +113,13 @@ def test_the_commands_of_the_readme(mesh: Mesh) -> None:
     with Caller(mesh[0]) as caller:
         switched = run(mesh, "Train a second one")
         back = run(mesh, "Back again")
+        # There is no iris-3.joblib: the script has to go back.
+        failed = run(mesh, "As a script, which goes back")
+        assert run(mesh, "What does not go on") == "", "nothing is in its way"
     assert switched.count("flowers: DEFINED\n  active iris-2: LOADED\n") == 2, "set, and get"
     assert back.startswith("flowers: DEFINED\n  active iris: LOADED\n")
+    assert "TRANSITION_FAILED" in failed
+    assert "\nflowers: DEFINED\n  active iris: LOADED\n" in failed
+    assert mesh[0].status("iris-3").status == mmesh.ModelStatusInfoModelStatus.NOT_FOUND
     assert caller.failures == []
     assert caller.calls_count > 0
