@@ -25,6 +25,8 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from mm.demo.processes import environment
+
 _ORDER_BYTES_MAX: Final = 2**20
 #: What `mm serve` and `mm runtime example` import, without what would start threads.
 _MODULES: Final = ("mm.cli.runtime", "mm.cli.serve", "pydantic", "uvloop")
@@ -99,6 +101,7 @@ class Forge:
                 [sys.executable, "-u", "-m", "tests.system.forge"],
                 stdin=theirs,
                 stdout=subprocess.DEVNULL,
+                env=environment(os.environ),
                 start_new_session=True,
             )
         self._lock = threading.Lock()
