@@ -26,6 +26,11 @@ from mm.mesh.statistics import Counters
 
 #: Reads under way at a time: with one, the next group is the larger the slower the store is.
 _AT_ONCE: Final = 1
+#: After a group of so many the next one is not sent sooner than this: a read costs as much as
+#: several answers, and a store that is quick would get one for every few calls of a storm. Who asks
+#: again and again alone is not held up.
+_STORM_COUNT: Final = 4
+_GATHER_S: Final = 0.01
 #: Of a group so many go on at once; whoever has gone on lets one more go.
 _LET_GO_AT_ONCE: Final = 2
 #: An id, and the mirror that should have what the store has under it.
@@ -84,6 +89,7 @@ class Confirmations:
         self._turns = anyio.Semaphore(_AT_ONCE)
         self._gathering: _Group | None = None
         self._waiting_count = 0
+        self._next_s = 0.0
 
     async def outdated(self, entries: Sequence[Entry]) -> list[Entry]:
         """Answer which entries the store has otherwise than they are mirrored when this is called,
@@ -132,7 +138,11 @@ class Confirmations:
         has_to_wait = self._turns.value == 0
         try:
             async with self._turns:
+                if self._next_s > (now_s := anyio.current_time()):
+                    await anyio.sleep(self._next_s - now_s)
                 self._close(group)
+                if len(group.waiters) + 1 >= _STORM_COUNT:
+                    self._next_s = anyio.current_time() + _GATHER_S
                 if has_to_wait:
                     self._require_connected()  # each read before took its whole time limit
                 self._counters.vmodel_confirmations += 1

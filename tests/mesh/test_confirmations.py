@@ -25,8 +25,8 @@ PREFIX = "/t/"
 class _Store(MemoryStore):
     """Tells what it was asked for, and the most that it was asked at a time."""
 
-    def __init__(self) -> None:
-        super().__init__(call_delay_s=1.0)
+    def __init__(self, delay_s: float = 1.0) -> None:
+        super().__init__(call_delay_s=delay_s)
         self.asked: list[int] = []
         self._under_way = 0
         self.most = 0
@@ -44,8 +44,8 @@ class _Store(MemoryStore):
 
 
 class _World:
-    def __init__(self, limits: Limits | None = None) -> None:
-        self.store = _Store()
+    def __init__(self, limits: Limits | None = None, delay_s: float = 1.0) -> None:
+        self.store = _Store(delay_s)
         self.mirror = Mirror(self.store, PREFIX, lambda key_id, item: None)
         self.counters = Counters()
         self.confirmations = Confirmations(self.store, limits or Limits(), self.counters)
@@ -203,3 +203,31 @@ async def test_those_of_a_group_go_on_one_after_the_other(gives_up: bool) -> Non
         group.start_soon(look_around)
     assert sum(runs) == 30 - len(hasty)
     assert max(runs) <= 4, "two of a turn, each of whom lets one go"
+
+
+async def test_a_quick_store_is_not_asked_for_each_few_of_a_storm() -> None:
+    world = _World(delay_s=0.001)
+    world.put("k")
+
+    async def ask_again_and_again() -> None:
+        for _ in range(100):
+            assert await world.is_current("k")
+            await anyio.sleep(0.002)
+
+    began_s = anyio.current_time()
+    async with anyio.create_task_group() as group:
+        for number in range(20):
+            group.start_soon(ask_again_and_again)
+            await anyio.sleep(0.0001 * number)
+    took_s = anyio.current_time() - began_s
+    assert took_s < 2, "ten milliseconds an answer, and what the store takes"
+    assert len(world.store.asked) < 1.1 * took_s / 0.01
+
+
+async def test_who_asks_alone_is_not_held_up() -> None:
+    world = _World(delay_s=0.001)
+    world.put("k")
+    began_s = anyio.current_time()
+    for _ in range(100):
+        assert await world.is_current("k")
+    assert anyio.current_time() - began_s < 0.15
