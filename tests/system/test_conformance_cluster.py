@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from statistics import median
 
 import pytest
 
@@ -21,6 +23,9 @@ Status = mmesh.ModelStatusInfoModelStatus
 SEQUENTIAL_PREDICTS_MIN = 1_000
 SEQUENTIAL_PREDICTS_MAX = 20_000
 LARGE_PREDICTS = 20
+#: What each of them may take, in Java's test. A machine that has other work may stand still for as
+#: long now and then, so here it holds for most.
+LARGE_S = 2.0
 SETTINGS = {"MM_SCALEUP_RPM_THRESHOLD": "600"}
 
 
@@ -45,10 +50,13 @@ def test_grpc(mesh: Mesh) -> None:
     loaded = first.status("cluster-grpc")
     assert (loaded.status, loaded.errors) == (Status.LOADED, [])
     assert is_at(mesh, 3), loaded
-    text = "y" * 2_000_000
+    text, took_s = "y" * 2_000_000, []
     for _ in range(LARGE_PREDICTS):
+        begun_s = time.monotonic()
         reply = second.predict("cluster-grpc", text, metadata=header)
+        took_s.append(time.monotonic() - begun_s)
         assert reply.results[0].category == expected.format(text)
+    assert median(took_s) < LARGE_S
     first.unregister("cluster-grpc")
     assert first.status("cluster-grpc").status == Status.NOT_FOUND
 
