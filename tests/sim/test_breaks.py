@@ -12,8 +12,10 @@ from typing import Any
 
 import anyio.lowlevel
 import pytest
+from anyio.abc import TaskGroup
 
 from mm.mesh.copies import Copies
+from mm.mesh.keeper import Keeper
 from mm.mesh.mirror import Mirror
 from mm.mesh.ports import Item
 from mm.mesh.registrar import Registrar
@@ -89,6 +91,18 @@ def _put_nothing_back(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Registrar, "restore", restore)
 
 
+def _keep_nothing(patch: pytest.MonkeyPatch) -> None:
+    """A leader that never looks what policies ask for."""
+
+    async def look(self: Keeper, group: TaskGroup) -> None:
+        await anyio.lowlevel.checkpoint()
+
+    patch.setattr(Keeper, "_look", look)
+    # In each second run, and as often as that a short one sees it.
+    patch.setattr(workload, "POLICIES_EVERY", 2)
+    patch.setattr(workload, "POLICIES_GAP_S", 0.5)
+
+
 def _crowd(patch: pytest.MonkeyPatch) -> None:
     """More clients, most of them where something is going on, and models that come and go."""
     patch.setattr(simulator, "CLIENTS_COUNT", 15)
@@ -150,6 +164,7 @@ BREAKS = (
         ("models_lost", "runtime_restarts"),
         _world(2, 20, 20.0),
     ),
+    Break(_keep_nothing, RIGHT, ("half_speed",), _world(3, 10, 10.0)),
 )
 
 
