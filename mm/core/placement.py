@@ -202,7 +202,8 @@ def _calm(
 ) -> list[InstanceView]:
     """Leave out those with much more calls than the least busy one (the load filter of core 4.4).
 
-    The older the last use, the less the calls matter that the model brings.
+    The older the last use, the less the calls matter that the model brings. It is no reason to wait
+    for a round of loads and more at those with few calls while others could begin.
     """
     age_ms = view.now_ms - request.last_used_ms if request.last_used_ms else 0
     factor = next((factor for limit_ms, factor in LOAD_FACTORS if age_ms < limit_ms), None)
@@ -212,7 +213,10 @@ def _calm(
     limit_rpm = factor * max(IDLE_RPM_MAX, min(rpm))
     if max(rpm) <= limit_rpm:
         return shortlist
-    return [each for each in shortlist if each.record.busyness_rpm <= limit_rpm]
+    calm = [each for each in shortlist if each.record.busyness_rpm <= limit_rpm]
+    if min(each.load_rounds for each in calm) > 1 + min(each.load_rounds for each in shortlist):
+        return shortlist
+    return calm
 
 
 def _spread(

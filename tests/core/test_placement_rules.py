@@ -189,6 +189,14 @@ def test_below_a_hundred_calls_a_minute_nobody_is_busy() -> None:
     assert shortlist(view, last_used_ms=NOW_MS + 2 * SECOND_MS) == "a b"
 
 
+@pytest.mark.parametrize(("loads_count", "expected"), [(4, "a"), (8, "a"), (9, "a b")])
+def test_who_has_few_calls_is_no_place_to_queue_at(loads_count: int, expected: str) -> None:
+    """Four loads are a round; the other one has one to itself."""
+    idle = instance("b", busyness_rpm=900, loads_in_progress=4)
+    view = cluster(instance("a", busyness_rpm=200, loads_in_progress=loads_count), idle)
+    assert shortlist(view, last_used_ms=NOW_MS) == expected
+
+
 def test_copies_are_spread_over_zones_and_then_over_machines() -> None:
     at = {"a": ("z1", "n1"), "b": ("z1", "n2"), "c": ("z2", "n3"), "d": ("z2", "n3")}
     view = cluster(*(instance(n, zone=zone, location=node) for n, (zone, node) in at.items()))
