@@ -97,11 +97,8 @@ class Confirmations:
 
         Raises ``StoreUnavailableError``, or ``LimitError`` when too many ask.
         """
-        known = {}
-        for mirror, key_id in entries:
-            item = mirror.get(key_id)
-            is_known = not mirror.is_unconfirmed(key_id)
-            known[mirror.key(key_id)] = (item.mod_revision if item else 0) if is_known else None
+        keys = [mirror.key(key_id) for mirror, key_id in entries]
+        known = [_known_revision(mirror, key_id) for mirror, key_id in entries]
         if self._waiting_count >= self._waiting_max:
             raise LimitError(
                 f"{self._waiting_count} calls wait for the store already, the limit; retry later",
@@ -111,13 +108,13 @@ class Confirmations:
             self._require_connected()
         self._waiting_count += 1
         try:
-            revisions = await self._revisions(list(known))
+            revisions = await self._revisions(keys)
         finally:
             self._waiting_count -= 1
         return [
-            (mirror, key_id)
-            for mirror, key_id in entries
-            if revisions[mirror.key(key_id)] != known[mirror.key(key_id)]
+            entry
+            for entry, key, revision in zip(entries, keys, known, strict=True)
+            if revisions[key] != revision
         ]
 
     async def _revisions(self, keys: Sequence[str]) -> dict[str, int]:
@@ -162,3 +159,10 @@ class Confirmations:
     def _require_connected(self) -> None:
         if not self._store.connected:
             raise StoreUnavailableError("the store cannot be reached")
+
+
+def _known_revision(mirror: Mirror, key_id: str) -> int | None:
+    if mirror.is_unconfirmed(key_id):
+        return None  # that of another store
+    item = mirror.get(key_id)
+    return 0 if item is None else item.mod_revision
