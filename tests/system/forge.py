@@ -2,8 +2,8 @@
 
 Owns that process, which is Python with a socket for orders, and its children as their users see
 them. Each is a process of its own, with its own environment, output, session and exit code. What a
-start of the program itself takes and says is tested where it is started as users start it
-(``test_failed_start``, ``test_store_kinds``, the demo and the README).
+start of the program itself takes and says is tested where it is started as users start it: two in
+``test_failed_start``, the demo and the README.
 """
 
 from __future__ import annotations

@@ -76,7 +76,7 @@ def serve() -> Iterator[Serve]:
 
     def start(**settings: str) -> Program:
         kept = {name: value for name, value in alone(settings).items() if value != "UNSET"}
-        programs.append(Program.mm("serve", "serve", settings=kept))
+        programs.append(Program.forked("serve", "mm", "serve", settings=kept))
         return programs[-1]
 
     yield start
