@@ -258,3 +258,23 @@ async def test_one_of_many_that_is_refused_is_refused_alone() -> None:
         assert refused == [3]
         assert cluster.records()[M].references == 9
         assert cluster.records()[N].references == 1
+
+
+@pytest.mark.virtual_time
+async def test_a_set_that_was_overtaken_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has set the vmodel; the next change took the model away before its load began."""
+    async with running_cluster("a", "b", plan=FAST) as cluster:
+        a, b = cluster["a"], cluster["b"]
+        ensure_loaded = a.node.models.ensure_loaded
+
+        async def overtaken(request: EnsureRequest) -> ModelStatus:
+            await b.node.vmodels.delete("v")
+            await until(lambda: a.node.parts.registry.get(ModelId("m")) is None)
+            return await ensure_loaded(request)
+
+        monkeypatch.setattr(a.node.models, "ensure_loaded", overtaken)
+        request = SetVModel("v", ModelId("m"), info=INFO, auto_delete=True, load_now=True)
+        status = await a.node.vmodels.set(request)
+        assert (status.status, status.active_model_id) == ("DEFINED", "m")
+        assert status.active == ModelStatus("NOT_FOUND")
+        assert not cluster.records()
