@@ -54,8 +54,10 @@ class Steadiness:
     def __init__(self, cluster: SimulatedCluster, workload: Workload, models: list[str]) -> None:
         self._cluster = cluster
         self._workload = workload
-        self._model_id = ModelId(models[0])
-        self._others = models[1:]
+        # One that is dear to load: what loads in no time may well make way for others.
+        chosen = max(models, key=lambda each: cluster.times_s(each)[0])
+        self._model_id = ModelId(chosen)
+        self._others = [each for each in models if each != chosen]
         #: Copies, each time that there was another number of them.
         self.history: list[int] = []
 
