@@ -8,6 +8,7 @@ needs the jumping clock and so runs on trio only.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,10 @@ settings.register_profile(
     "any-machine", deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("any-machine")
+
+# Several processes share the tests: pools of threads in each, which wait for each other in busy
+# loops, took three times the CPU. Read by numpy's libraries when they are loaded.
+os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 _TESTS = Path(__file__).parent
 _MESH_TESTS = _TESTS / "mesh"
