@@ -144,4 +144,5 @@ async def test_others_have_their_turn_while_many_are_counted() -> None:
             group.start_soon(take_turns)
             await counter_of(cluster, "one").look()
             group.cancel_scope.cancel()
-        assert turns >= 10
+        # One for each 200; which of two that are ready goes first is nobody's to say.
+        assert turns >= 8
