@@ -85,17 +85,15 @@ class Filler:
 
     async def run(self) -> None:
         """Look at every news of an instance, and now and then; until cancelled."""
-        was_leader = False
         while True:
             is_leader, elected = self._leader.is_leader, self._leader.changed
             news = self._members.news if is_leader else self._members.somebody_moved
             now_s = anyio.current_time()
-            moves = self._absences.look(self._members.present(), self._registry.holders(), now_s)
+            # Whom nobody has seen here lost nothing that is missed: no names from records.
+            moves = self._absences.look(self._members.present(), frozenset(), now_s)
             if is_leader:
-                # Who led before may have gone before it saw to these.
-                self._note_what_is_lost(moves.lost if was_leader else self._absences.late)
+                self._note_what_is_lost(moves.lost)
                 await self._look(now_s)
-            was_leader = is_leader
             await anyio.sleep(LOOK_GAP_S)
             timeout_s = self._wait_s(anyio.current_time()) if is_leader else math.inf
             await first_of(elected.wait, news.wait, timeout_s=timeout_s)
