@@ -14,6 +14,7 @@ import anyio
 
 from mm.core.ids import ModelId
 from mm.errors import MeshError, ModelNotFoundError
+from mm.mesh.ports import Item
 from mm.testing.cluster import PREFIX
 from mm.testing.instance import Instance
 from mm.testing.invariants import InvariantError
@@ -33,6 +34,9 @@ PUBLISH_S: Final = 45.0
 POLICY_LOADS_MAX: Final = 5
 #: Calls of a model that must be served, in all: at so many instances each.
 ENTRIES_COUNT: Final = 2
+#: News of instances are waited for this long at most, in so many looks.
+HEAR_S: Final = 0.02
+HEAR_LOOKS_MAX: Final = 5
 
 
 class Convergence:
@@ -66,6 +70,7 @@ class Convergence:
         await self._rest()
         await anyio.sleep(PUBLISH_S)
         self._check(losses_unnoticed=False)
+        await self._hear_of_instances()
         self._check_instances()
         self._check_policies()
         return rest_s
@@ -129,12 +134,23 @@ class Convergence:
         except AssertionError as exc:
             self._fail(f"the registry, the books and the runtimes differ: {exc}")
 
+    async def _hear_of_instances(self) -> None:
+        """Somebody may have published this very moment; news are on their way for milliseconds."""
+        for _ in range(HEAR_LOOKS_MAX):
+            stored = self._stored_instances()
+            views = (each.node.parts.members.mirror for each in self._cluster.serving)
+            if all(dict(view.items()) == stored for view in views):
+                return
+            await anyio.sleep(HEAR_S)
+
+    def _stored_instances(self) -> dict[str, Item]:
+        prefix = f"{PREFIX}/instances/"
+        items = self._cluster.server.table(prefix).items
+        return {item.key[len(prefix) :]: item for item in items}
+
     def _check_instances(self) -> None:
         """Every instance has the same view of the others; nothing of the bad times is left."""
-        prefix = f"{PREFIX}/instances/"
-        stored = {
-            item.key[len(prefix) :]: item for item in self._cluster.server.table(prefix).items
-        }
+        stored = self._stored_instances()
         names = sorted(each.name for each in self._cluster.serving)
         if sorted(stored) != names:
             self._fail(f"the store has the instances {sorted(stored)}, there are {names}")
