@@ -19,7 +19,6 @@ from typing import Any
 import anyio
 import grpc
 import h2.config
-import h2.connection
 import h2.events
 import pytest
 from anyio.from_thread import start_blocking_portal
@@ -30,6 +29,7 @@ from mm.errors import InvalidRequestError, StatusCode
 from mm.runtime.address import Address
 from mm.runtime.call import CallError, Methods
 from mm.runtime.process import LIMITS, listening
+from tests.edge.raw_h2 import LastingConnection
 
 SMALL_MESSAGES = replace(LIMITS, message_bytes_max=100_000)
 GRPC_HEADERS = [
@@ -134,7 +134,7 @@ class Http2:
     def __init__(self, target: str) -> None:
         host, _, port = target.rpartition(":")
         self.socket = socket.create_connection((host, int(port)), timeout=60)
-        self.h2 = h2.connection.H2Connection(
+        self.h2 = LastingConnection(
             h2.config.H2Configuration(
                 header_encoding=None, validate_outbound_headers=False,
                 normalize_outbound_headers=False,
