@@ -8,6 +8,7 @@ needs the jumping clock and so runs on trio only.
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,6 +34,10 @@ settings.load_profile("any-machine")
 # loops, took three times the CPU. Read by numpy's libraries when they are loaded.
 os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
+# Simulated clusters make many small objects among the very many that thousands of collected tests
+# keep: looking for cycles as often as is usual took a fifth of their CPU.
+gc.set_threshold(20_000, 20, 20)
+
 _TESTS = Path(__file__).parent
 _MESH_TESTS = _TESTS / "mesh"
 #: Files that take longest, and folders by what their tests mostly do (wait for processes, or
@@ -45,6 +50,7 @@ _LONGEST_FIRST = (
     "system/test_upgrade.py",
     "system/test_transitions.py",
     "system",
+    "sim",
     "table",
     "runtime",
     "mesh",

@@ -29,17 +29,21 @@ Rule = Callable[[Source], Iterator[str]]
 
 
 @cache
-def sources(*suffixes: str) -> list[Source]:
-    found = []
+def all_sources() -> list[Source]:
+    """Answer every file once, so that each is parsed once."""
+    paths = [ROOT / "setup.py"]
     for folder in ("mm", "tests", "bench", "proto", "tools"):
-        for path in sorted((ROOT / folder).rglob("*")):
-            name = path.relative_to(ROOT).as_posix()
-            if path.suffix in suffixes and not name.startswith("mm/pb/"):
-                found.append(Source(name, path.read_text(encoding="utf-8")))
-    setup = ROOT / "setup.py"
-    if setup.suffix in suffixes and setup.exists():
-        found.append(Source(setup.name, setup.read_text(encoding="utf-8")))
-    return found
+        paths += sorted((ROOT / folder).rglob("*"))
+    return [
+        Source(name, path.read_text(encoding="utf-8"))
+        for path in paths
+        if path.suffix in (*PYTHON, *CYTHON)
+        and not (name := path.relative_to(ROOT).as_posix()).startswith("mm/pb/")
+    ]
+
+
+def sources(*suffixes: str) -> list[Source]:
+    return [source for source in all_sources() if source.path.endswith(suffixes)]
 
 
 def expect_none(complaints: Iterable[str], why: str | None) -> None:
@@ -85,8 +89,7 @@ def test_no_module_is_dead() -> None:
 
 def test_no_setting_is_dead() -> None:
     # Attributes that are read: not the names of modules in imports, nor words in docstrings.
-    trees = (ast.parse(s.text) for s in sources(*PYTHON) if s.path.startswith("mm/"))
-    nodes = (node for tree in trees for node in ast.walk(tree))
+    nodes = (node for s in sources(*PYTHON) if s.path.startswith("mm/") for node in s.nodes)
     used = {n.attr for n in nodes if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Load)}
     expect_none((f.name for f in fields(Config) if f.name not in used), "Nothing reads these.")
 

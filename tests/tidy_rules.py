@@ -75,6 +75,16 @@ class Source:
         """The syntax tree; only of Python files."""
         return ast.parse(self.text, self.path)
 
+    @cached_property
+    def nodes(self) -> list[ast.AST]:
+        """All of the tree: each rule looks at them, and the walk is most of the work."""
+        return list(ast.walk(self.tree))
+
+    @cached_property
+    def imports(self) -> list[tuple[ast.AST, str]]:
+        """Every imported module, "a.b" and "a.b.name" both for ``from a.b import name``."""
+        return list(_imports(self))
+
     def at(self, node: ast.AST, complaint: str) -> str:
         """Answer a complaint as an editor can jump to it."""
         return f"{self.path}:{getattr(node, 'lineno', 1)}: {complaint}"
@@ -91,29 +101,10 @@ def is_within(module: str, packages: Iterable[str]) -> bool:
     )
 
 
-def imports(source: Source) -> Iterator[tuple[ast.AST, str]]:
-    """Yield every imported module, "a.b" and "a.b.name" both for ``from a.b import name``."""
-    package = (
-        source.module if source.path.endswith("__init__.py") else source.module.rpartition(".")[0]
-    )
-    for node in ast.walk(source.tree):
-        if isinstance(node, ast.Import):
-            for alias in node.names:
-                yield node, alias.name
-        elif isinstance(node, ast.ImportFrom):
-            base = node.module or ""
-            if node.level:
-                parent = package.split(".")[: len(package.split(".")) - node.level + 1]
-                base = ".".join([*parent, base] if base else parent)
-            yield node, base
-            for alias in node.names:
-                yield node, f"{base}.{alias.name}"
-
-
 def layer_complaints(source: Source) -> Iterator[str]:
     """The layers point one way: core <- mesh <- edge; the table and the settings beside them."""
     layer = next((name for name in LAYERS if is_within(source.module, [name])), None)
-    for node, name in imports(source):
+    for node, name in source.imports:
         top = name.partition(".")[0]
         if layer is None:
             if is_within(source.module, ["mm.edge"]) and is_within(name, FREE):
@@ -133,14 +124,14 @@ def chance_and_clock_complaints(source: Source) -> Iterator[str]:
     """In `core` and `mesh` chance is a ``random.Random`` that was given, and so is the time."""
     if not is_within(source.module, ["mm.core", "mm.mesh"]):
         return
-    for node, name in imports(source):
+    for node, name in source.imports:
         if (
             isinstance(node, ast.ImportFrom)
             and name.startswith("random.")
             and name != "random.Random"
         ):
             yield source.at(node, f"{name} uses the global generator")
-    for node in ast.walk(source.tree):
+    for node in source.nodes:
         if not isinstance(node, ast.Attribute):
             continue
         if _is_name(node.value, "random") and node.attr != "Random":
@@ -155,7 +146,7 @@ def task_complaints(source: Source) -> Iterator[str]:
         source.module, ("mm.edge", "mm.runtime", "mm.testing")
     ):
         return
-    for node in ast.walk(source.tree):
+    for node in source.nodes:
         if isinstance(node, ast.Call) and _called(node) in ("create_task", "ensure_future"):
             yield source.at(node, f"{_called(node)} outside edge: start tasks in a task group")
 
@@ -185,7 +176,7 @@ def size_complaints(source: Source) -> Iterator[str]:
             yield f"{source.path}:{number}: {len(line)} columns, at most {LINE_LENGTH_MAX}"
     if not source.path.endswith(".py"):
         return
-    for node in ast.walk(source.tree):
+    for node in source.nodes:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             count = (node.end_lineno or node.lineno) - node.lineno + 1
             if count > FUNCTION_LINES_MAX:
@@ -216,7 +207,7 @@ def sleep_complaints(source: Source) -> Iterator[str]:
     """Tests wait for conditions; only virtual time may be slept through."""
     if not source.path.startswith("tests/") or _has_virtual_time(source.tree.body):
         return
-    for node, name in imports(source):
+    for node, name in source.imports:
         module, _, imported = name.rpartition(".")
         if isinstance(node, ast.ImportFrom) and module in SLEEPERS and imported == "sleep":
             yield source.at(node, f"imports {name}")
@@ -237,7 +228,7 @@ def skip_complaints(source: Source) -> Iterator[str]:
     """A test that is not run tests nothing."""
     if not source.path.startswith("tests/"):
         return
-    for node in ast.walk(source.tree):
+    for node in source.nodes:
         if isinstance(node, ast.Attribute) and node.attr in SKIPS:
             if _is_name(node.value, "pytest") or ast.unparse(node.value) == "pytest.mark":
                 yield source.at(node, f"{ast.unparse(node)}: run it or remove it")
@@ -255,7 +246,7 @@ def dead_modules(sources: Iterable[Source], entry_points: Iterable[str]) -> list
     sources = [source for source in sources if source.path.endswith(".py")]
     used = set(entry_points)
     for source in sources:
-        names = {name for _, name in imports(source)} | _strings(source.tree)
+        names = {name for _, name in source.imports} | _strings(source.nodes)
         names.discard(source.module)
         if not source.path.startswith("mm/"):
             names = {name for name in names if is_within(name, ["mm.testing"])}
@@ -267,10 +258,28 @@ def dead_modules(sources: Iterable[Source], entry_points: Iterable[str]) -> list
     return sorted(module for module in modules if module not in used | packages)
 
 
-def _strings(tree: ast.Module) -> set[str]:
+def _imports(source: Source) -> Iterator[tuple[ast.AST, str]]:
+    package = (
+        source.module if source.path.endswith("__init__.py") else source.module.rpartition(".")[0]
+    )
+    for node in source.nodes:
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node, alias.name
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parent = package.split(".")[: len(package.split(".")) - node.level + 1]
+                base = ".".join([*parent, base] if base else parent)
+            yield node, base
+            for alias in node.names:
+                yield node, f"{base}.{alias.name}"
+
+
+def _strings(nodes: Iterable[ast.AST]) -> set[str]:
     return {
         node.value.partition(":")[0]
-        for node in ast.walk(tree)
+        for node in nodes
         if isinstance(node, ast.Constant) and isinstance(node.value, str)
     }
 

@@ -1,4 +1,4 @@
-"""Fifty seeds of the simulator, and that a seed is one run.
+"""Thirty seeds of the simulator, and that a seed is one run.
 
 `make sim SEEDS=1000` runs more of them by hand. A failing one prints what led there, and the line
 that replays it.
@@ -18,7 +18,7 @@ from mm.testing.invariants import InvariantError, Invariants
 from mm.testing.simulator import Options, simulate
 
 
-@pytest.mark.parametrize("seed", range(50))
+@pytest.mark.parametrize("seed", range(30))
 def test_nothing_is_violated(seed: int) -> None:
     run = simulate(seed)
     if run.failure is not None:
