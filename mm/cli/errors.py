@@ -14,6 +14,7 @@ NOT_FOUND: Final = 3
 REFUSED: Final = 4
 TIME_LIMIT: Final = 5
 UNREACHABLE: Final = 6
+TRY_LATER: Final = 7
 INTERRUPTED: Final = 130
 READER_LEFT: Final = 141
 
@@ -21,7 +22,8 @@ READER_LEFT: Final = 141
 EXIT_CODES_HELP: Final = (
     "Exit codes: 0 done; 1 it failed, or the model cannot be loaded; 2 the call is wrong; 3 there"
     " is no such model or vmodel; 4 refused, because something else is registered there or it is"
-    " in use; 5 not within --timeout; 6 no instance can be reached; 130 Ctrl-C."
+    " in use; 5 not within --timeout; 6 the instance cannot be reached; 7 it answers that it cannot"
+    " do it now, for lack of room or of etcd, for example: try later; 130 Ctrl-C."
 )
 
 _CODES: Final = {
@@ -33,7 +35,7 @@ _CODES: Final = {
     StatusCode.PERMISSION_DENIED: REFUSED,
     StatusCode.UNAUTHENTICATED: REFUSED,
     StatusCode.DEADLINE_EXCEEDED: TIME_LIMIT,
-    StatusCode.UNAVAILABLE: UNREACHABLE,
+    StatusCode.UNAVAILABLE: TRY_LATER,
 }
 
 

@@ -95,7 +95,8 @@ def set_vmodel(
     """Have a vmodel stand for a model. It is made if there is none; setting it again is no error.
 
     With --path, --type or --key the model is registered, too; else it has to be. Exit code 1 if the
-    model cannot be loaded: then the one that served before goes on.
+    model cannot be loaded: then the one that served before goes on; and with --wait 4 if the vmodel
+    was set to another model meanwhile.
 
     \b
     Examples:
@@ -124,7 +125,11 @@ def set_vmodel(
         sync=wait,
     )
 
-    _show(vmodel_id, _set(request, address, timeout), output)
+    status = _set(request, address, timeout)
+    if wait:
+        _show_end(vmodel_id, target_id, status, output)
+    else:
+        _show(vmodel_id, status, output)
 
 
 def _set(request: SetVModelRequest, address: str, timeout: float) -> VModelStatusInfo:
@@ -274,17 +279,38 @@ def _request(prefix: str = "", owner: str = "", status_name: str = "") -> Any:
 
 
 def _show(vmodel_id: str, status: VModelStatusInfo, output: Format) -> None:
-    name = _name_of(status.status)
+    _emit(vmodel_id, status, output)
+    exit_by_status(_name_of(status.status))
+    exit_by_status("LOADING_FAILED" if _cannot_load(status) else "")
+
+
+def _show_end(vmodel_id: str, target_id: str, status: VModelStatusInfo, output: Format) -> None:
+    """Show how a wait for ``target_id`` ended: well only if that serves."""
+    is_gone = status.status == VModelStatusInfoVModelStatus.NOT_FOUND
+    has_failed = status.status == VModelStatusInfoVModelStatus.TRANSITION_FAILED
+    is_ours = target_id == status.active_model_id or (
+        has_failed and target_id == status.target_model_id
+    )
+    if is_gone or is_ours:
+        _show(vmodel_id, status, output)
+        return
+    _emit(vmodel_id, status, output)
+    raise CommandError(
+        f"overtaken by another set: vmodel {shown(vmodel_id)} was to stand for {shown(target_id)},"
+        f" and is set to {shown(status.target_model_id)} now",
+        exit_code=REFUSED,
+    )
+
+
+def _emit(vmodel_id: str, status: VModelStatusInfo, output: Format) -> None:
     value = {
         "id": vmodel_id,
-        "status": name,
+        "status": _name_of(status.status),
         "owner": status.owner,
         "active": _model_value(status.active_model_id, status.active_model_status),
         "target": _model_value(status.target_model_id, status.target_model_status),
     }
     emit_one(output, value, _as_text(vmodel_id, status))
-    exit_by_status(name)
-    exit_by_status("LOADING_FAILED" if _cannot_load(status) else "")
 
 
 def _cannot_load(status: VModelStatusInfo) -> bool:

@@ -285,7 +285,7 @@ def test_a_wait_says_how_far_it_is(mesh: FakeMesh, monkeypatch: pytest.MonkeyPat
         (Status.ALREADY_EXISTS, 4),
         (Status.INVALID_ARGUMENT, 2),
         (Status.DEADLINE_EXCEEDED, 5),
-        (Status.UNAVAILABLE, 6),
+        (Status.UNAVAILABLE, 7),
         (Status.INTERNAL, 1),
     ],
 )

@@ -85,7 +85,7 @@ def test_a_wait_in_vain_tells_that_the_vmodel_is_set(mesh: FakeMesh) -> None:
     mesh.answers["setVModel"] = status("m1", S.LOADING)
     mesh.answers["ensureLoaded"] = GRPCError(Status.UNAVAILABLE, "Nowhere available to load")
     code, out, err = run(mesh, "set", "v", "m1", "--wait")
-    assert (code, out) == (6, "")
+    assert (code, out) == (7, "")
     assert "the vmodel is set, but m1 is not loaded: Nowhere available to load" in err
 
 
@@ -100,6 +100,44 @@ def test_a_target_that_cannot_be_loaded(mesh: FakeMesh) -> None:
         "v: TRANSITION_FAILED\n  active m1: LOADED\n  target m2: LOADING_FAILED\n"
         "    error: broken\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("answer", "shown", "now"),
+    [
+        (status("m1"), "v: DEFINED\n  active m1: LOADED\n", "m1"),
+        (
+            status("m1", target="m3", vmodel=V.TRANSITIONING),
+            "v: TRANSITIONING\n  active m1: LOADED\n  target m3: LOADING\n",
+            "m3",
+        ),
+        (
+            status("m1", target="m3", target_state=S.LOADING_FAILED, vmodel=V.TRANSITION_FAILED),
+            "v: TRANSITION_FAILED\n  active m1: LOADED\n  target m3: LOADING_FAILED\n",
+            "m3",
+        ),
+    ],
+)
+def test_a_wait_that_another_set_overtakes_is_no_success(
+    mesh: FakeMesh, answer: mmesh.VModelStatusInfo, shown: str, now: str
+) -> None:
+    """Somebody set it back, or on, before the model served."""
+    mesh.answer = answer
+    code, out, err = run(mesh, "set", "v", "m2", "--path", "p", "--wait")
+    assert (code, out) == (4, shown)
+    assert err == (
+        f"mm: overtaken by another set: vmodel v was to stand for m2, and is set to {now} now\n"
+    )
+
+
+def test_a_vmodel_that_is_set_on_from_the_model_that_serves(mesh: FakeMesh) -> None:
+    mesh.answer = status("m2", target="m3", vmodel=V.TRANSITIONING)
+    assert run(mesh, "set", "v", "m2", "--wait")[0] == 0
+
+
+def test_a_vmodel_that_is_deleted_while_it_is_waited_for(mesh: FakeMesh) -> None:
+    mesh.answer = mmesh.VModelStatusInfo()
+    assert run(mesh, "set", "v", "m2", "--wait") == (3, "v: NOT_FOUND\n", "")
 
 
 def test_get_as_json(mesh: FakeMesh) -> None:
