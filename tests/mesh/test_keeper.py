@@ -382,7 +382,7 @@ async def test_a_drain_moves_what_has_to_be_somewhere_first_and_however_old() ->
         await loaded_at(cluster, "a", "b")
         await cluster["a"].set_policy("m", copies_min=2)
         await cluster.settle()
-        await anyio.sleep(7200)
+        await anyio.sleep(3660)
         await loaded_at(cluster, "a", model_id="young")
         await cluster["a"].stop()
         assert ready(cluster) == {"b", "c"}

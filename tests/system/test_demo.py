@@ -119,7 +119,7 @@ def pasted(lines: list[str], title: str) -> str:
 
 
 def test_a_whole_run_and_what_it_leaves_to_play_with(tmp_path: Path) -> None:
-    args = ("--seconds", "8", "--models", "24", "--evictions", "5", "--keep")
+    args = ("--seconds", "3", "--models", "24", "--evictions", "5", "--keep")
     with running_demo(tmp_path, *args) as demo:
         demo.read_until("serves again")
         # After a failure the reasons stand between the table and this line.
