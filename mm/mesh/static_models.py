@@ -85,9 +85,22 @@ class StaticModels:
         while True:
             await self._told.wait()
             self._told = anyio.Event()
-            await self._follow()
+            awaited = await self._follow()
+            async with anyio.create_task_group() as group:
+                group.start_soon(self._see_loaded, awaited)
+                await self._told.wait()
+                group.cancel_scope.cancel()
 
-    async def _follow(self) -> None:
+    async def _see_loaded(self, entries: Sequence[StaticModel]) -> None:
+        """Tell what became of loads that nobody waits for, until another list is told."""
+        for entry in entries:
+            try:
+                await self._wait_loaded(entry, is_registered=True)
+            except StartupError as exc:
+                logger.error("%s", exc)
+
+    async def _follow(self) -> Sequence[StaticModel]:
+        """Register what is new; answers what is to be loaded of it."""
         entries = self._wanted
         news = changes(self._known, entries)
         self._known = entries
@@ -97,18 +110,20 @@ class StaticModels:
                 entry.model_id,
             )
         if self._config.kv_read_only:
-            return
+            return ()
+        registered: list[StaticModel] = []
         left = list(news.wanted)
         while left and self._wanted is entries:
-            left = [entry for entry in left if not await self._has_registered(entry)]
+            left = [entry for entry in left if not await self._is_done(entry, registered)]
             if left:
                 with anyio.move_on_after(RETRY_S):
                     await self._told.wait()
         # What could not be registered yet is as if it had not been named yet.
         self._known = tuple(entry for entry in entries if entry not in left)
+        return [entry for entry in registered if entry.is_awaited]
 
-    async def _has_registered(self, entry: StaticModel) -> bool:
-        """Answer whether no further try is needed."""
+    async def _is_done(self, entry: StaticModel, registered: list[StaticModel]) -> bool:
+        """Answer whether no further try is needed; what is registered is added."""
         try:
             await self._register(entry)
         except MeshError as exc:
@@ -118,6 +133,7 @@ class StaticModels:
             logger.error("%s is skipped: %s", entry, exc.message)
         else:
             logger.info("%s is registered", entry)
+            registered.append(entry)
         return True
 
     async def _register(self, entry: StaticModel) -> None:

@@ -174,6 +174,26 @@ async def test_what_cannot_be_is_named_and_skipped(caplog: pytest.LogCaptureFixt
 
 
 @pytest.mark.virtual_time
+async def test_a_load_of_a_new_entry_that_fails_names_the_entry(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with running_cluster("a", plan=FAST) as cluster:
+        cluster["a"].runtime.plan("slow", load_s=14.0)
+        cluster["a"].runtime.plan("bad", load_s=14.0)
+        cluster["a"].runtime.fail_loads("bad", StatusCode.INTERNAL, "the archive is damaged")
+        async with following(cluster["a"], []) as static:
+            static.tell([entry("slow", is_awaited=True), entry("bad", is_awaited=True)])
+            await anyio.sleep(60)
+            assert (await cluster["a"].status("slow")).status == "LOADED"
+            static.tell([entry("other")])
+            await until(lambda: "other" in cluster.records(), what="it goes on after a failure")
+    text = 'entry 1 of X (model "bad") cannot be loaded: INTERNAL: the archive is damaged'
+    errors = [each for each in caplog.records if each.levelname == "ERROR"]
+    assert [each.getMessage() for each in errors].count(text) == 1
+    assert '(model "slow") cannot' not in log_of(caplog)
+
+
+@pytest.mark.virtual_time
 async def test_without_a_store_it_is_tried_until_there_is_one() -> None:
     async with running_cluster("a", plan=FAST) as cluster:
         async with following(cluster["a"], []) as static:
