@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 from typing import Any
@@ -87,6 +88,32 @@ def test_a_wait_in_vain_tells_that_the_vmodel_is_set(mesh: FakeMesh) -> None:
     code, out, err = run(mesh, "set", "v", "m1", "--wait")
     assert (code, out) == (7, "")
     assert "the vmodel is set, but m1 is not loaded: Nowhere available to load" in err
+
+
+def test_a_wait_says_how_far_it_is(mesh: FakeMesh, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once for each thing that is found, however often it is looked at."""
+    monkeypatch.setattr("mm.cli.mesh.LOOK_S", 0.01)
+    looked, looks_count = asyncio.Event(), 0
+
+    async def look() -> mmesh.VModelStatusInfo:
+        nonlocal looks_count
+        looks_count += 1
+        if looks_count == 4:  # what the third one found is printed
+            looked.set()
+        state = S.NOT_LOADED if looks_count == 1 else S.LOADING
+        return status("m1", target="m2", target_state=state, vmodel=V.TRANSITIONING)
+
+    async def switched() -> mmesh.VModelStatusInfo:
+        await looked.wait()
+        return status("m2")
+
+    mesh.answers = {"getVModelStatus": look, "setVModel": switched}
+    code, out, err = run(mesh, "set", "v", "m2", "--wait")
+    assert (code, out) == (0, "v: DEFINED\n  active m2: LOADED\n")
+    assert err == (
+        "v: TRANSITIONING, active m1: LOADED, target m2: NOT_LOADED\n"
+        "v: TRANSITIONING, active m1: LOADED, target m2: LOADING\n"
+    )
 
 
 def test_a_target_that_cannot_be_loaded(mesh: FakeMesh) -> None:
@@ -235,6 +262,48 @@ def test_watch(mesh: FakeMesh) -> None:
     assert [line.split("  ", 1)[1] for line in out.splitlines()] == [
         "v  DEFINED  m1", "v  TRANSITIONING  m1  m2", "v  DEFINED  m2", "v  NOT_FOUND",
     ]  # fmt: skip
+
+
+V1 = {"id": "v1", "status": "DEFINED", "active": "m1", "target": "m1", "owner": "ksp"}
+V2 = {"id": "v2", "status": "TRANSITIONING", "active": "m1", "target": "m2", "owner": ""}
+V1_YAML = "id: v1\nstatus: DEFINED\nactive: m1\ntarget: m1\nowner: ksp\n"
+V2_YAML = 'id: v2\nstatus: TRANSITIONING\nactive: m1\ntarget: m2\nowner: ""\n'
+
+
+def listed_for_programs(mesh: FakeMesh) -> list[mmesh.ListedVModel]:
+    v1, v2 = entry("v1", "m1", owner="ksp"), entry("v2", "m1", "m2")
+    mesh.answers["listVModels"] = [
+        mmesh.ListVModelsResponse(vmodels=[v1], next_page_token="v1"),
+        mmesh.ListVModelsResponse(vmodels=[v2]),
+    ]
+    return [v1, v2]
+
+
+def test_a_list_for_programs(mesh: FakeMesh) -> None:
+    listed_for_programs(mesh)
+    code, out, _err = run(mesh, "list", "-o", "json")
+    assert (code, json.loads(out)) == (0, [V1, V2])
+    listed_for_programs(mesh)
+    code, out, _err = run(mesh, "list", "-o", "yaml")
+    items = [f"- {text[:-1].replace(chr(10), chr(10) + '  ')}\n" for text in (V1_YAML, V2_YAML)]
+    assert (code, out) == (0, "".join(items))
+
+
+@pytest.mark.parametrize(("form", "text"), [("json", "[]\n"), ("yaml", "[]\n"), ("table", "")])
+def test_a_list_of_none(mesh: FakeMesh, form: str, text: str) -> None:
+    mesh.answer = mmesh.ListVModelsResponse()
+    code, out, err = run(mesh, "list", "-o", form)
+    assert (code, out) == (0, text)
+    assert err == ("" if text else "no vmodels\n")
+
+
+def test_a_watch_for_programs(mesh: FakeMesh) -> None:
+    mesh.answers["watchVModels"] = listed_for_programs(mesh)
+    code, out, _err = run(mesh, "watch", "-o", "json")
+    assert (code, [json.loads(line) for line in out.splitlines()]) == (0, [V1, V2])
+    mesh.answers["watchVModels"] = listed_for_programs(mesh)
+    code, out, _err = run(mesh, "watch", "-o", "yaml")
+    assert (code, out) == (0, f"---\n{V1_YAML}---\n{V2_YAML}")
 
 
 def test_a_watch_of_an_instance_that_froze_ends(

@@ -251,6 +251,15 @@ class Controller:
                 return
         raise AssertionError(f"a thousand changes, each within {quiet_s} s of the last one")
 
+    def check_quiet(self, quiet_s: float) -> None:
+        """Fail if anything changes in etcd within so many seconds."""
+        try:
+            changed = self.events.get(timeout=quiet_s)
+        except queue.Empty:
+            self.check()
+            return
+        raise AssertionError(f"{changed} has changed, and all had been quiet")
+
     def settled(self) -> None:
         """Say that all instances agree: what is Loaded now stays so. Before, one of them may have
         heard of it a moment later than the others.

@@ -13,7 +13,6 @@ import pytest
 
 from mm.pb import mmesh
 from mm.pb.mm.testing import EchoRequest, EchoResponse
-from tests.system.etcd import Keys
 from tests.system.meshes import CALL_TIMEOUT_S, Instance, Mesh, mesh_of, refusal
 from tests.system.processes import eventually
 
@@ -267,18 +266,24 @@ class TestExtractionFromEveryMessage:
         assert refused == (grpc.StatusCode.UNIMPLEMENTED, "")
 
 
+def set_vmodel(instance: Instance, vmodel_id: str, target: str, owner: str = "") -> None:
+    request = mmesh.SetVModelRequest(
+        v_model_id=vmodel_id, target_model_id=target, owner=owner, sync=True
+    )
+    instance.call("/mmesh.ModelMesh/setVModel", request, mmesh.VModelStatusInfo)
+
+
 class TestVModelExtraction:
     """ModelMeshVmIdExtractTest: the id in the message is a vmodel's; other methods are denied."""
 
     @pytest.fixture(scope="class")
     @classmethod
-    def instance(cls, new_mesh: NewMesh, keys: Keys) -> Iterator[Instance]:
+    def instance(cls, new_mesh: NewMesh) -> Iterator[Instance]:
         dataplane = {"rpcConfigs": {PREDICT: {"idExtractionPath": [1], "vModelId": True}}}
         with new_mesh({"MM_DATAPLANE_CONFIG": json.dumps(dataplane)}) as mesh:
-            # As the Java mesh writes it: managing vmodels is not here yet.
-            record = {"o": "owner", "amid": "injected", "tmid": "injected"}
-            keys.put(mesh.prefix("vmodels") + "alias", json.dumps(record))
-            yield start(mesh, {"RS_METHOD_INFOS": f"{PREDICT}=1"})
+            instance = start(mesh, {"RS_METHOD_INFOS": f"{PREDICT}=1"})
+            set_vmodel(instance, "alias", "injected", owner="owner")
+            yield instance
 
     def test_header(self, instance: Instance) -> None:
         header = [("mm-vmodel-id", "alias")]
@@ -295,16 +300,15 @@ class TestVModelExtraction:
         code, text = refusal(partial(seen_name_of_many, instance, ""))
         assert (code, text) == (grpc.StatusCode.UNIMPLEMENTED, "")
 
-    def test_vmodel_moves_on(self, instance: Instance, keys: Keys) -> None:
-        """The record is watched: a new active model takes over, the runtime sees its id."""
+    def test_vmodel_moves_on(self, instance: Instance) -> None:
+        """A new active model takes over, the runtime sees its id."""
         instance.register("successor", SIZE, load_now=True, sync=True)
-        key = instance.prefix("vmodels") + "moving"
 
         def seen() -> str:
             reply = instance.predict("", metadata=[("mm-vmodel-id", "moving")])
             return reply.results[1].category
 
-        keys.put(key, json.dumps({"amid": "injected", "tmid": "injected"}))
+        set_vmodel(instance, "moving", "injected")
         assert seen() == "injected"
-        keys.put(key, json.dumps({"amid": "successor", "tmid": "successor"}))
+        set_vmodel(instance, "moving", "successor")
         eventually(lambda: seen() == "successor")
