@@ -46,25 +46,35 @@ class Absences:
         """When the next grace ends; None: nobody is gone."""
         return min((due_s for _, due_s in self._gone_s.values()), default=None)
 
-    def look(self, present: frozenset[InstanceId], named: Set[InstanceId], now_s: float) -> Moves:
-        """Note who is there, and whom records name: one of those that nobody has seen yet may be
-        about to come back.
+    def look(
+        self,
+        present: frozenset[InstanceId],
+        named: Set[InstanceId],
+        now_s: float,
+        *,
+        left: Set[InstanceId] = frozenset(),
+    ) -> Moves:
+        """Note who is there, whom records name, and who left in order: that one does not come back.
+        One that is named and nobody has seen yet may be about to.
 
         While more are gone than are there, or we are, it is the store's doing, or ours. Those who
         are gone then have the long grace, also when the others are back.
         """
         before, self._present = self._present, present
-        for instance_id in before - present:
-            self._gone_s[instance_id] = (now_s, now_s + self._grace_s)
         for instance_id in present & self._gone_s.keys():
             del self._gone_s[instance_id]
+        # Whoever's time was over before this look says nothing about the store: the look before may
+        # be hours ago.
+        lost = {each for each, (_, due_s) in self._gone_s.items() if due_s <= now_s}
+        lost |= ((before | self._gone_s.keys()) - present) & left
+        for instance_id in before - present:
+            self._gone_s[instance_id] = (now_s, now_s + self._grace_s)
+        for instance_id in lost:
+            self._gone_s.pop(instance_id, None)
         if len(self._gone_s) > len(present) or self._me in self._gone_s:
             for instance_id, (since_s, _) in self._gone_s.items():
                 self._gone_s[instance_id] = (since_s, since_s + self._long_s)
-        lost = frozenset(each for each, (_, due_s) in self._gone_s.items() if due_s <= now_s)
-        for instance_id in lost:
-            del self._gone_s[instance_id]
         self.late = (self.late | lost) & named - present
         for instance_id in named - present - self.late - self._gone_s.keys():
             self._gone_s[instance_id] = (now_s, now_s + self._long_s)
-        return Moves(has_come=not present <= before, lost=lost)
+        return Moves(has_come=not present <= before, lost=frozenset(lost))

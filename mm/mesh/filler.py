@@ -90,7 +90,9 @@ class Filler:
             news = self._members.news if is_leader else self._members.somebody_moved
             now_s = anyio.current_time()
             # Whom nobody has seen here lost nothing that is missed: no names from records.
-            moves = self._absences.look(self._members.present(), frozenset(), now_s)
+            moves = self._absences.look(
+                self._members.present(), frozenset(), now_s, left=self._members.left()
+            )
             if is_leader:
                 self._note_what_is_lost(moves.lost)
                 await self._look(now_s)

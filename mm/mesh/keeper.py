@@ -105,7 +105,10 @@ class Keeper:
                 elected, is_leader = self._leader.changed, self._leader.is_leader
                 news = self._members.news if is_leader else self._members.somebody_moved
                 moves = self._absences.look(
-                    self._members.present(), self._registry.holders(), anyio.current_time()
+                    self._members.present(),
+                    self._registry.holders(),
+                    anyio.current_time(),
+                    left=self._members.left(),
                 )
                 if is_leader:
                     if moves.has_come or moves.lost or not was_leader:

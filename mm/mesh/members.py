@@ -39,6 +39,10 @@ UNREACHABLE_MAX_S = 10.0
 GONE_CALLED_S = 10.0
 
 
+#: Of those that left in order, so many are remembered; one before them counts as vanished.
+LEFT_MAX = 1_000
+
+
 #: What a client is told to wait when nobody but a silent instance could have served it: it is asked
 #: again all the time.
 SILENT_RETRY_S = 1.0
@@ -95,6 +99,8 @@ class Members:
         #: Takes calls and does not answer, as far as ``sentinel`` knows: unreachable without end.
         self._silent: set[InstanceId] = set()
         self._gone: dict[InstanceId, _Gone] = {}
+        #: Who was shutting down when its record went, the last one last.
+        self._left: dict[InstanceId, None] = {}
         self._mirror = Mirror(store, prefix, self._changed)
         #: Others that should get no new work; True: because they are shutting down.
         self._unable: dict[InstanceId, bool] = {}
@@ -290,6 +296,10 @@ class Members:
         """Answer everybody who is there, this instance among them."""
         return frozenset(self._records)
 
+    def left(self) -> frozenset[InstanceId]:
+        """Answer who left in order, and is not back."""
+        return frozenset(self._left)
+
     def staying(self) -> list[InstanceId]:
         """Answer the others that are there to stay."""
         return [each for each in self._records if each != self._me and self.stays(each)]
@@ -325,6 +335,7 @@ class Members:
             return
         known = self._records.get(instance_id)
         self._records[instance_id] = record
+        self._left.pop(instance_id, None)
         if known is None:
             self._moved()
         self._cluster.put(
@@ -346,6 +357,10 @@ class Members:
         record = self._records.pop(instance_id, None)
         if record is None:
             return
+        if record.shutting_down:
+            self._left[instance_id] = None
+            if len(self._left) > LEFT_MAX:
+                del self._left[next(iter(self._left))]
         self._cluster.remove(instance_id, now_ms=self._clock.now_ms())
         self._note_standing(instance_id, record, None)
         handle = self._handles.pop(instance_id, None)

@@ -71,3 +71,25 @@ def test_of_those_that_no_record_names_nothing_is_remembered() -> None:
     found.look(ALL - {D}, ALL - {D}, 10.0)
     assert found.look(ALL - {D}, ALL - {D}, 20.0).lost == {D}
     assert not found.late
+
+
+def test_whose_time_was_over_before_makes_nothing_the_doing_of_the_store() -> None:
+    """One that does not lead looks only when somebody moves."""
+    found = absences()
+    found.look(frozenset((A, B)), frozenset(), 10.0)
+    moves = found.look(frozenset((A,)), frozenset(), 3610.0)
+    assert moves.lost == {C, D}
+    assert B in found
+    assert found.next_s == 3610.0 + GRACE_S
+
+
+def test_those_who_left_in_order_are_lost_at_once_and_make_nothing_the_doing_of_the_store() -> None:
+    found = absences()
+    moves = found.look(frozenset((A,)), ALL, 10.0, left={C, D})
+    assert moves.lost == {C, D} == found.late
+    assert C not in found
+    assert found.next_s == 10.0 + GRACE_S, "of b, which vanished"
+    assert found.look(frozenset((A,)), ALL, 12.0, left={C, D}).lost == {B}
+    found.look(frozenset((A, C)), ALL, 13.0, left={D})
+    found.look(frozenset((A,)), ALL, 14.0, left={D})
+    assert C in found, "this time it vanished"
