@@ -31,7 +31,7 @@ class TransitionWorker:
     silent_since_s: float | None = None
     #: Since when the target serves at all; None: it does not.
     serves_since_s: float | None = None
-    #: There was no record of the target; and set, and replaced, when one comes back.
+    #: There was no record of the target; and set when one comes back, until that is seen to.
     is_missing: bool = False
     came_back: anyio.Event = field(default_factory=anyio.Event)
 
@@ -49,9 +49,8 @@ class TransitionWorker:
         since_s = self.silent_since_s
         self.refusals_count += since_s is None or now_s - since_s > SILENCE_MAX_S
 
-    def hear_of(self, model_id: ModelId, *, exists: bool) -> None:
-        """Have it look again at the record of a model."""
-        if exists and self.is_missing and model_id == self.pair.target_id:
+    def hear_that_there_is(self, model_id: ModelId) -> None:
+        """Have it look again if that is the target, and was missing."""
+        if self.is_missing and model_id == self.pair.target_id:
             self.came_back.set()
-            self.came_back = anyio.Event()
-        self.wake()
+            self.wake()

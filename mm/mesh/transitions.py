@@ -26,7 +26,7 @@ from mm.mesh.composition import Parts
 from mm.mesh.leader import Leader
 from mm.mesh.members import Members
 from mm.mesh.models import EnsureRequest, Models
-from mm.mesh.ports import Clock
+from mm.mesh.ports import Clock, Item
 from mm.mesh.preloader import Preloader, PreloadReason
 from mm.mesh.registry import Registry
 from mm.mesh.statistics import Counters
@@ -100,6 +100,8 @@ class Transitions:
             self._vmodel_changed(vmodel_id, vmodels.get(vmodel_id))
         vmodels.listen(self._vmodel_changed)
         registry.listen(self._model_changed)
+        # The registry's own listeners hear nothing of a record that names no instance.
+        registry.mirror.listen(self._record_changed)
 
     @property
     def count(self) -> int:
@@ -191,9 +193,14 @@ class Transitions:
         self._news.set()
         self._news = anyio.Event()
 
-    def _model_changed(self, model_id: ModelId, record: ModelRecord | None) -> None:
+    def _model_changed(self, model_id: ModelId, _record: ModelRecord | None) -> None:
         for vmodel_id in self._watching.get(model_id, ()):
-            self._workers[vmodel_id].hear_of(model_id, exists=record is not None)
+            self._workers[vmodel_id].wake()
+
+    def _record_changed(self, key_id: str, item: Item | None) -> None:
+        if item is not None:
+            for vmodel_id in self._watching.get(ModelId(key_id), ()):
+                self._workers[vmodel_id].hear_that_there_is(ModelId(key_id))
 
     # --- one transition ---
 
@@ -202,11 +209,11 @@ class Transitions:
             tries_count = 0
             while True:
                 try:
-                    if next_step(self._look(worker)) is Step.SWITCH:
-                        await self._switch(vmodel_id, worker.pair)  # no slot: nothing is loaded
-                    else:
-                        async with self._slots:
-                            await self._carry_out(vmodel_id, worker)
+                    step = next_step(self._look(worker))
+                    if step is Step.SWITCH and await self._switch(vmodel_id, worker):
+                        break  # without a slot: nothing is loaded
+                    async with self._slots:
+                        await self._carry_out(vmodel_id, worker)
                     break
                 except (_BlockedError, MeshError) as exc:
                     if vmodel_id not in self._blocked:
@@ -222,17 +229,18 @@ class Transitions:
             woken = worker.woken
             match next_step(self._look(worker)):
                 case Step.SWITCH:
-                    await self._switch(vmodel_id, worker.pair)
-                    return
+                    if await self._switch(vmodel_id, worker):
+                        return
                 case Step.TARGET_MISSING:
-                    if await self._registry.read(worker.pair.target_id) is None:
+                    await self._registry.read(worker.pair.target_id)
+                    if self._registry.get(worker.pair.target_id) is None:
                         worker.is_missing = True
                         await self._say(vmodel_id, worker.pair, failed=True)
                         raise _BlockedError(f"model {worker.pair.target_id} does not exist")
+                case _ if worker.is_missing:
+                    await self._say(vmodel_id, worker.pair, failed=False)
+                    worker.is_missing = False
                 case Step.LOAD_FIRST:
-                    if worker.is_missing:
-                        worker.is_missing = False
-                        await self._say(vmodel_id, worker.pair, failed=False)
                     await self._load_first(vmodel_id, worker)
                     self._blocked.discard(vmodel_id)
                 case Step.ADD:
@@ -245,9 +253,12 @@ class Transitions:
 
     def _look(self, worker: TransitionWorker) -> CopiesSeen:
         """Answer what the records here say of the copies of both models."""
+        return self._judge(worker, *(self._registry.get(each) for each in worker.pair))
+
+    def _judge(
+        self, worker: TransitionWorker, active: ModelRecord | None, target: ModelRecord | None
+    ) -> CopiesSeen:
         now_s, now_ms = anyio.current_time(), self._clock.now_ms()
-        active = self._registry.get(worker.pair.active_id)
-        target = self._registry.get(worker.pair.target_id)
         active_ready_count = 0
         if active is not None:
             active_ready_count = len(self._members.holders(active, now_ms).ready)
@@ -358,21 +369,25 @@ class Transitions:
         pace_s = min(RETRY_MAX_S, len(self._blocked) / RETRIES_PER_S_MAX)
         with anyio.move_on_after(pace_s):
             await worker.came_back.wait()
-            return
-        with anyio.move_on_after(max(0.0, wait_s - pace_s)):
-            await worker.woken.wait()
+        if not worker.came_back.is_set():
+            with anyio.move_on_after(max(0.0, wait_s - pace_s)):
+                await worker.woken.wait()
+        worker.came_back = anyio.Event()
 
     # --- what is written ---
 
-    async def _switch(self, vmodel_id: str, pair: Pair) -> None:
+    async def _switch(self, vmodel_id: str, worker: TransitionWorker) -> bool:
+        """Answer whether the transition is over: the records here may have been old."""
+        pair = worker.pair
+
         def plan(vmodel: VModelRecord | None, models: ModelRecords) -> VModelChange | None:
-            if vmodel is None or Pair.of(vmodel) != pair or models[pair.target_id] is None:
+            if vmodel is None or Pair.of(vmodel) != pair:
                 return None
-            return plan_complete(vmodel, models)
+            seen = self._judge(worker, *(models[each] for each in pair))
+            return plan_complete(vmodel, models) if next_step(seen) is Step.SWITCH else None
 
         outcome = await self._writer.switch(vmodel_id, plan)
-        if outcome.change is None and Pair.of(outcome.vmodel) == pair:
-            raise _BlockedError(f"model {pair.target_id} is gone")
+        return outcome.change is not None or Pair.of(outcome.vmodel) != pair
 
     async def _say(self, vmodel_id: str, pair: Pair, *, failed: bool) -> None:
         """Once: whoever looks at the vmodel's record sees each change of it."""

@@ -222,11 +222,16 @@ class VModelWriter:
         )
 
     async def switch(self, vmodel_id: str, plan: Plan) -> Outcome:
-        """Do what the plan of a transition says; as many as there are may wait for their turn."""
+        """Do what the plan of a transition says; as many as there are may wait for their turn.
+
+        What it depends on is not all written, so the store has to say that it is as mirrored here.
+        """
         if self._switch_slots.value == 0:
             self._require_connected()
         async with self._switch_slots, self.locks.hold(vmodel_id):
-            return await self._change(vmodel_id, plan, None, fresh=False)
+            entries = self.entries(vmodel_id, references(self._vmodels.get(vmodel_id)))
+            is_old = bool(await self.confirmations.outdated(entries))
+            return await self._change(vmodel_id, plan, None, fresh=is_old)
 
     def entries(self, vmodel_id: str | None, model_ids: Iterable[ModelId]) -> list[Entry]:
         """Answer what an answer about a vmodel and these models is taken from."""
