@@ -11,7 +11,6 @@ import grpc
 import joblib
 import numpy as np
 import pytest
-import skops.io
 from sklearn.datasets import load_digits, load_iris
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.feature_extraction.text import CountVectorizer
@@ -57,6 +56,8 @@ def models() -> dict[str, Any]:
 @pytest.fixture
 def root(tmp_path: Path, models: dict[str, Any]) -> Path:
     """A directory of model files, and one beside it that nobody may read."""
+    import skops.io  # searches all modules that there are: seconds in every process that collects
+
     root = tmp_path / "root"
     root.mkdir()
     for name, model in models.items():
