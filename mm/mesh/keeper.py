@@ -90,15 +90,17 @@ class Keeper:
         self._unmet_since_s: dict[ModelId, float | None] = {}
         self._unmet_told = Seldom(loud_max=FAILURES_LOUD_MAX)
         self._wake = anyio.Event()
+        self._leads = False
         registry.policies.listen(self._policy_changed)
 
     def _policy_changed(self, model_id: ModelId) -> None:
+        if not self._leads:
+            return  # who begins to lead looks at all of them
         self._changed.add(model_id)
         self._wake.set()
 
     async def run(self) -> None:
         """Look at what changed, and at what is not met, until cancelled."""
-        was_leader = False
         async with anyio.create_task_group() as group:
             while True:
                 self._wake = anyio.Event()
@@ -110,8 +112,9 @@ class Keeper:
                     anyio.current_time(),
                     left=self._members.left(),
                 )
+                led, self._leads = self._leads, is_leader
                 if is_leader:
-                    if moves.has_come or moves.lost or not was_leader:
+                    if moves.has_come or moves.lost or not led:
                         self._changed.update(self._registry.policies)
                         for asked in self._asked.values():
                             asked.forgive()
@@ -123,7 +126,6 @@ class Keeper:
                     # Those who ask go on until they look next.
                     self._asked = {i: each for i, each in self._asked.items() if each.is_asking}
                     self._waiting.clear()
-                was_leader = is_leader
                 await self._wait(news, elected)
 
     async def _wait(self, news: anyio.Event, elected: anyio.Event) -> None:

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import anyio
 import pytest
 
-from mm.config import Config
-from mm.core.absences import Absences
 from mm.core.ids import ModelId
 from mm.core.model_policy import ModelPolicy
 from mm.edge.memory_store import Fault
 from mm.errors import MeshError, StatusCode
-from mm.mesh.keeper import BACK_S, Keeper
-from mm.mesh.policy_index import PolicyIndex
 from mm.testing.cluster import Cluster, Instance, running_cluster, small_parameters, until
 from mm.testing.fake_runtime import ModelPlan
-from tests.mesh.calls import FAST, A, B, M, loaded_at, loads
+from tests.mesh.calls import FAST, M, loaded_at, loads
 
 pytestmark = [pytest.mark.anyio, pytest.mark.virtual_time]
 
@@ -67,33 +62,6 @@ async def test_pinned_alone_means_one_copy() -> None:
         await until(lambda: len(ready(cluster)) == 1, 5)
         await anyio.sleep(60)
         assert loads(cluster) == 1
-
-
-async def test_no_wait_ends_where_it_began(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A time that was slept may end a rounding before the moment that was meant: no rest of a wait
-    is so short that the clock does not move for it.
-    """
-    now_s = 0.0
-    monkeypatch.setattr(anyio, "current_time", lambda: now_s)
-    keeper = Keeper(
-        config=Config(service_name="s", kv_store="memory", instance_id=A),
-        registry=cast(Any, SimpleNamespace(policies=PolicyIndex())),
-        members=cast(Any, SimpleNamespace(present=lambda: frozenset("a"))),
-        leader=cast(Any, SimpleNamespace(is_leader=True)),
-        policies=cast(Any, SimpleNamespace(unmet={})),
-        preloader=cast(Any, None),
-        clock=cast(Any, None),
-    )
-    for number in range(3_000):
-        now_s = number / 7
-        absences = keeper._absences = Absences(A, BACK_S, 600.0)
-        absences.look(frozenset((A, B)), frozenset(), now_s)
-        absences.look(frozenset((A,)), frozenset(), now_s)
-        while not absences.look(frozenset((A,)), frozenset(), now_s).lost:
-            before_s = now_s
-            now_s += keeper._wait_s(now_s)
-            assert now_s > before_s
-        assert now_s - number / 7 < 3
 
 
 async def test_the_copy_of_an_instance_that_crashed_is_replaced() -> None:
