@@ -25,8 +25,11 @@ from mm.mesh.members import Members
 from mm.mesh.ports import Clock
 from mm.mesh.registry import Registry
 
-#: Where not everything fits, who comes first is reckoned anew at most so often: all are looked at.
+#: Where not everything fits, who comes first is reckoned anew so often, for all are looked at;
+#: sooner only when a policy, or who is there, changed: what was just accepted has its place.
 PLAN_S: Final = 2.0
+#: Then, too, not for each of very many changes: a rest in proportion to what the reckoning costs.
+PLAN_REST_S_PER_MODEL: Final = 1e-5
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +65,9 @@ class Policies:
         #: What is to be there, where that is not all; until when that holds.
         self._plan: dict[ModelId, int] | None = None
         self._plan_until_s = -math.inf
+        #: What it was made from: it is over when that changes.
+        self._plan_basis: object = None
+        self._plan_rest_until_s = -math.inf
         #: Models whose policy is not met, and why: ``keeper`` says so at the leader.
         self.unmet: dict[ModelId, str] = {}
 
@@ -113,9 +119,17 @@ class Policies:
         promise = self._registry.policies.get(model_id)
         if promise is None:
             return 0
-        now_s = anyio.current_time()
-        if now_s >= self._plan_until_s:
-            self._plan, self._plan_until_s = self._planned(), now_s + PLAN_S
+        now_s, members = anyio.current_time(), self._members
+        basis = (
+            self._registry.policies.changes_count,
+            members.somebody_moved,
+            members.standing_changed,
+        )
+        is_over = now_s >= self._plan_until_s
+        if is_over or (basis != self._plan_basis and now_s >= self._plan_rest_until_s):
+            self._plan, self._plan_basis = self._planned(), basis
+            self._plan_until_s = now_s + PLAN_S
+            self._plan_rest_until_s = now_s + PLAN_REST_S_PER_MODEL * len(self._registry.policies)
         needed_count = promise.policy.copies_needed
         return needed_count if self._plan is None else self._plan.get(model_id, 0)
 

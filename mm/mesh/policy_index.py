@@ -40,6 +40,8 @@ class PolicyIndex:
         self._units: Counter[str] = Counter()
         self._unsized_copies: Counter[str] = Counter()
         self._listeners: list[Callable[[ModelId], None]] = []
+        #: How often a policy was set, changed or taken away.
+        self.changes_count = 0
 
     def __len__(self) -> int:
         return len(self._promises)
@@ -96,6 +98,8 @@ class PolicyIndex:
         for promise, sign in ((before, -1), (now, 1)):
             if promise is not None:
                 _add(self._units, self._unsized_copies, promise, sign)
+        if (before and before.policy) != (now and now.policy):
+            self.changes_count += 1
         if before is not None or now is not None:
             for listener in self._listeners:
                 listener(model_id)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import anyio
 import pytest
 
+from mm.core.ids import ModelId
 from mm.core.model_policy import COPIES_MIN_MAX, ModelPolicy
 from mm.core.records import ModelInfo
 from mm.edge.memory_store import Fault
@@ -17,7 +19,7 @@ from mm.errors import (
     StatusCode,
     StoreUnavailableError,
 )
-from mm.testing.cluster import INFO, PREFIX, Cluster, running_cluster, small_parameters
+from mm.testing.cluster import INFO, PREFIX, Cluster, running_cluster, small_parameters, until
 from mm.testing.fake_runtime import ModelPlan
 from tests.mesh.calls import FAST
 
@@ -113,6 +115,25 @@ async def test_models_whose_size_nobody_knows_yet_count_as_much_as_the_usual_one
             await a.register("more", policy=ModelPolicy(1))
         assert caught.value.code is StatusCode.FAILED_PRECONDITION
         assert cluster.record("more") is None
+
+
+@pytest.mark.virtual_time
+async def test_what_was_just_accepted_has_its_place_at_once() -> None:
+    parameters = small_parameters(10)
+    async with running_cluster("a", "b", plan=FAST, parameters=parameters) as cluster:
+        for number in range(8):
+            await cluster["a"].register(f"p{number}", policy=ModelPolicy(1))
+            await anyio.sleep(1)
+        await cluster["b"].crash()
+        policies = cluster["a"].node.parts.policies
+        await until(lambda: policies.kept_count(ModelId("p7")) == 0, 30, "half of one is left")
+        for number in range(2, 8):
+            await cluster["a"].set_policy(f"p{number}", copies_min=0)
+        await cluster["a"].register("new")
+        await anyio.sleep(0.01)
+        state = await cluster["a"].set_policy("new", copies_min=1)
+        assert state.unmet_because == "0 of 1 copies are ready, 0 on their way"
+        assert policies.kept_count(ModelId("new")) == 1
 
 
 async def test_a_policy_is_not_changed_without_the_store_or_by_who_may_only_read() -> None:
