@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 #: Calls in flight are looked at this often besides being told of: other threads pin copies too.
 IN_FLIGHT_LOOK_S = 0.25
+#: After a try that failed, if it was the first, or somebody has begun to wait for its end.
+REST_MIN_S = 1.0
 
 
 class Unloader:
@@ -59,6 +61,8 @@ class Unloader:
         self._lost: set[ModelId] = set()
         #: Set to try an unload that failed again at once: somebody wants to load the model.
         self._nudges: dict[ModelId, anyio.Event] = {}
+        #: The same was wished while an unload was being tried: if that fails it rests shortly.
+        self._wanted: set[ModelId] = set()
 
     def __contains__(self, model_id: object) -> bool:
         return model_id in self._ended
@@ -91,6 +95,8 @@ class Unloader:
         """Have an unload that failed tried again now: somebody wants the model."""
         if (nudge := self._nudges.get(model_id)) is not None:
             nudge.set()
+        elif model_id in self._ended:
+            self._wanted.add(model_id)
 
     def begin(
         self,
@@ -134,6 +140,7 @@ class Unloader:
         finally:
             if self._ended[model_id] is ended:
                 del self._ended[model_id]
+                self._wanted.discard(model_id)
             ended.set()
         self._on_ended(model_id)
 
@@ -177,12 +184,14 @@ class Unloader:
         while True:
             try:
                 async with self._at_once:
+                    self._wanted.discard(model_id)
                     with anyio.fail_after(self._limits.unload_timeout_s):
                         await self._runtime.unload(model_id)
             except (RuntimeCallError, RuntimeUnavailableError, TimeoutError) as exc:
                 tries += 1
                 self._failed(model_id, weight_units, tries, exc)
-                await self._rest(model_id, 1.0 if tries == 1 else self._limits.unload_retry_s)
+                is_short = tries == 1 or model_id in self._wanted
+                await self._rest(model_id, REST_MIN_S if is_short else self._limits.unload_retry_s)
             else:
                 break
         if self._nudges:

@@ -179,6 +179,36 @@ async def test_a_load_that_is_stopped_is_unloaded() -> None:
 
 
 @pytest.mark.virtual_time
+@pytest.mark.parametrize(
+    ("joins_s", "loaded_s"),
+    [
+        (1.0, 5.0),  # tried: the second try comes soon anyhow
+        (4.0, 8.0),  # tried: the third comes after a short rest
+        (7.0, 9.0),  # the long rest: it ends at once
+    ],
+)
+async def test_an_unload_is_tried_again_soon_when_a_call_joins_a_load_that_nobody_waited_for(
+    joins_s: float, loaded_s: float
+) -> None:
+    """Tries take two seconds; after the first there is one of rest, after others ten."""
+    async with running_cluster("a", plan=ModelPlan(load_s=0.001, unload_s=2.0)) as cluster:
+        a = await loaded(cluster)
+        a.runtime.fail_unloads("m", StatusCode.INTERNAL, "busy", times=1 if joins_s < 2 else 2)
+        began_s = anyio.current_time()
+        remove(a)
+        await anyio.sleep(0.5)
+        record = cluster.record("m")
+        assert record is not None
+        a.node.parts.loader.ensure(M, record, awaited=False)
+        await anyio.sleep(joins_s - 0.5)
+        assert await a.invoke("m") == "a"
+        assert anyio.current_time() - began_s == pytest.approx(loaded_s, abs=0.1)
+        await cluster.settle()
+        assert not a.node.parts.copies.unloader._wanted
+        cluster.check()
+
+
+@pytest.mark.virtual_time
 async def test_when_one_unload_succeeds_those_that_failed_are_tried_again() -> None:
     """A runtime that was away for a moment does not keep memory for ten seconds more."""
     async with running_cluster("a", plan=FAST) as cluster:
