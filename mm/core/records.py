@@ -81,7 +81,7 @@ class ModelRecord:
             references=attributes.integer("refs"),
             auto_delete=attributes.boolean("autoDel"),
             policy_details=attributes.mapping_if_one("policy"),
-            last_used_ms=attributes.integer("lu"),
+            last_used_ms=_use_ms(attributes.integer("lu")),
             last_unload_ms=attributes.integer("lul"),
             unknown=attributes.unknown(),
         )
@@ -217,6 +217,13 @@ class ModelRecord:
             failures=_without(self.failures, instance_id),
             failure_details=_without(self.failure_details, instance_id),
         )
+
+
+def _use_ms(stored_ms: int) -> int:
+    """Answer a last use as it counts. "Never" is nobody's last use (spec core 5.6, 10.3: its origin
+    was never found), and is as good as none: the next write of the record ends it.
+    """
+    return 0 if stored_ms >= NEVER_MS else stored_ms
 
 
 _K = TypeVar("_K", bound=str)

@@ -182,7 +182,11 @@ class Filler:
         if model_id in self._registry.policies:
             return None  # ``keeper`` sees to it, and knows what came to nothing
         return await self._preloader.request(
-            model_id, last_used_ms=max(1, used_ms), exclude=exclude, reason=reason
+            model_id,
+            # A use to come, by another's clock, would have anything make way.
+            last_used_ms=max(1, min(used_ms, self._view().now_ms)),
+            exclude=exclude,
+            reason=reason,
         )
 
     def _may_scan(

@@ -110,7 +110,10 @@ class Loader:
         Raises ``QueueFullError``, ``ChurnError``, or ``NoRoomError`` when this instance is shutting
         down.
         """
-        priority = AWAITED if awaited else (last_used_ms or self._copies.clock.now_ms())
+        now_ms = self._copies.clock.now_ms()
+        # A record, or another's clock, may tell of uses to come: the copy would be evicted last.
+        last_used_ms = min(last_used_ms, now_ms)
+        priority = AWAITED if awaited else (last_used_ms or now_ms)
         copy = self._copies.get(model_id)
         if copy is not None:
             self._raise(copy, priority)
@@ -121,7 +124,7 @@ class Loader:
             )
         self._guard_against_churn(model_id)
         if 0 < last_used_ms < record.last_used_ms:
-            last_used_ms = record.last_used_ms
+            last_used_ms = min(record.last_used_ms, now_ms)
         copy = self._copies.start(
             model_id, record, last_used_ms=last_used_ms, priority=priority, twins=twins
         )

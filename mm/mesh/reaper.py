@@ -8,6 +8,7 @@ writes.
 from __future__ import annotations
 
 import logging
+from typing import Final
 
 import anyio
 
@@ -22,6 +23,9 @@ from mm.mesh.record_updates import update_all
 from mm.mesh.registry import Registry
 
 logger = logging.getLogger(__name__)
+
+#: What the record of a model says "never" of was used so long ago (spec core 5.6).
+ASSUMED_USE_AGE_MS: Final = 3 * 3600 * 1000
 
 
 class Reaper:
@@ -63,10 +67,20 @@ class Reaper:
         if self._leader.is_leader:
             for instance_id in sorted(absences.late):
                 await self._prune(instance_id)
+            await self._repair_uses()
         due_s = grace_s if absences.next_s is None else absences.next_s - now_s
         if absences.late:  # who is not the leader now may be then; and not all writes succeed
             due_s = min(due_s, grace_s / 4)
         return min(self._config.reaper_interval_s, max(due_s, 0.0) + 1)
+
+    async def _repair_uses(self) -> None:
+        """Write a last use where one stands that cannot be; such a record reads as without one."""
+        used_ms = self._clock.now_ms() - ASSUMED_USE_AGE_MS
+
+        def change(record: ModelRecord | None) -> ModelRecord | None:
+            return None if record is None else record.used(used_ms)
+
+        await update_all(self._registry, dict.fromkeys(self._registry.never_used, change))
 
     async def _prune(self, instance_id: InstanceId) -> None:
         copies = self._registry.held_by(instance_id)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 
 import anyio
 
-from mm.core.ids import InstanceId, ModelId
+from mm.core.ids import NEVER_MS, InstanceId, ModelId
 from mm.core.records import ModelRecord, RecordError
 from mm.errors import ContendedError, StoreUnavailableError
 from mm.limits import Limits
@@ -42,7 +42,9 @@ _NAMING = (b'"instanceIds"', b'"failedIn"')
 #: What makes a record worth to be parsed when it comes.
 _TELLING = (*_NAMING, b'"policy"')
 #: In its JSON, too, no text can look like that: its quotes would be escaped.
-_LAST_USE = re.compile(rb'"lu":(\d{1,18})')
+_LAST_USE = re.compile(rb'"lu":(\d{1,18})(?!\d)')
+#: A last use that cannot be (spec core 5.6).
+_NO_USE = b'"lu":%d' % NEVER_MS
 
 
 class Registry:
@@ -57,6 +59,8 @@ class Registry:
         self._parsed = ParsedRecords(ModelRecord.decode)
         self._holders = InstanceIndex()
         self._failed = InstanceIndex()
+        #: Models whose record in the store has a last use that cannot be: ``reaper`` repairs them.
+        self.never_used: set[ModelId] = set()
         #: The models of which something is kept.
         self.policies = PolicyIndex()
         self._listeners: list[RecordListener] = []
@@ -205,6 +209,10 @@ class Registry:
 
     def _changed(self, key_id: str, item: Item | None) -> None:
         model_id = ModelId(key_id)
+        if item is not None and _NO_USE in item.value:
+            self.never_used.add(model_id)
+        else:
+            self.never_used.discard(model_id)
         record: ModelRecord | None = None
         # Most records name no instance: they stay packed, and no listener is interested in them.
         quiet = item is not None and not any(word in item.value for word in _TELLING)

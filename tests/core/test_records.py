@@ -32,6 +32,13 @@ def written(record: ModelRecord | InstanceRecord | VModelRecord) -> dict[str, An
     return attributes
 
 
+def test_a_last_use_that_cannot_be_is_none() -> None:
+    record = model(lu=NEVER_MS)
+    assert record.last_used_ms == 0
+    assert record.used(5).last_used_ms == 5
+    assert model(lu=NEVER_MS - 1).last_used_ms == NEVER_MS - 1
+
+
 # --- as the Java mesh writes them ---------------------------------------------------------------
 
 JAVA_MODEL = b"""{"type":"rt:triton","encKey":"{\\"storage_key\\":\\"s3\\"}","mPath":"models/m",
@@ -322,7 +329,7 @@ MODELS = st.builds(
     copy_details=st.dictionaries(TEXTS, COPY_ENTRIES, max_size=3),
     references=INT64,
     auto_delete=st.booleans(),
-    last_used_ms=INT64,
+    last_used_ms=st.integers(-(2**63), NEVER_MS - 1),
     last_unload_ms=INT64,
     unknown=UNKNOWNS,
 )
