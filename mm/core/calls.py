@@ -81,6 +81,8 @@ class Call:
     exhausted_count: int = 0
     #: How many instances failed to load it for this call.
     load_failures_count: int = 0
+    #: Somebody could not write to the store that it loads.
+    is_store_away: bool = False
     #: The sender would rather have it loaded elsewhere if this instance is not what it seemed.
     may_refuse: bool = False
     #: Instances that refused to load it: they could, but others can do it better.
@@ -151,6 +153,8 @@ class Outcome(enum.Enum):
     NOT_HERE = "not-here"
     #: The peer says that it should not load it: its state differs from what the sender believed.
     STALE = "stale"
+    #: The peer could not write to the store that it loads.
+    STORE_AWAY = "store-away"
     #: The peer is shutting down.
     DRAINING = "draining"
     #: The runtime beside the copy says that it does not have the model (NOT_FOUND and its

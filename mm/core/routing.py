@@ -14,6 +14,7 @@ nowhere, somebody is asked to load it.
 *Last resort.* A ready copy that could not be reached a moment ago is left alone, until the call
 would fail: then it is tried (spec core 2.6). One that this call could not reach from here is looked
 for through another instance, once: to load it there would need the store, and the wire is ours.
+Once somebody could not load for want of the store, that is tried before others are asked to load.
 """
 
 from __future__ import annotations
@@ -91,6 +92,8 @@ class RoutingView:
     may_load: bool = True
     #: Instances that failed to load it for this call: their records may not tell of it yet.
     load_failures_count: int = 0
+    #: One of them could not reach the store: most likely nobody can.
+    is_store_away: bool = False
     attempts_count: int = 0
     now_ms: int = 0
 
@@ -197,6 +200,10 @@ def decide(view: RoutingView, limits: RoutingLimits, rng: Random) -> Decision:
         return last_resort(view, Reason.NOTHING_LEFT, rng)
     if view.load_failures_count >= limits.load_failures_max:
         return last_resort(view, Reason.LOADS_FAILED, rng)
+    if view.is_store_away:
+        resort = last_resort(view, Reason.NO_COPY, rng)
+        if resort.action is not Action.FAIL:
+            return resort
     return Decision(Action.LOAD, Reason.NO_COPY)
 
 
@@ -335,6 +342,8 @@ _RETRIES: Final = {
     # It may load it yet; only as a copy it is out of the question.
     Outcome.NOT_HERE: Retry(Again.YES, is_instance_out=False),
     Outcome.STALE: _ELSEWHERE,
+    # Its way to the store may be all that is broken.
+    Outcome.STORE_AWAY: _ELSEWHERE,
     Outcome.DRAINING: _ELSEWHERE,
     Outcome.UNREACHABLE: _ELSEWHERE,
     Outcome.LOAD_FAILED: _ELSEWHERE,

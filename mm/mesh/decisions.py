@@ -119,6 +119,7 @@ class Decisions:
             favour_self=self.favours_self(call),
             may_load=call.may_load,
             load_failures_count=call.load_failures_count,
+            is_store_away=call.is_store_away,
             attempts_count=call.attempts,
             now_ms=now_ms,
         )

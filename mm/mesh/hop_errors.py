@@ -21,8 +21,7 @@ from mm.errors import (
 _RESULTS = (
     (NoRoomError, Outcome.STALE),
     (QueueFullError, Outcome.STALE),
-    # The peer cannot write that it loads: another may, or have a copy.
-    (StoreUnavailableError, Outcome.STALE),
+    (StoreUnavailableError, Outcome.STORE_AWAY),
     (RuntimeUnavailableError, Outcome.UNREACHABLE),
     (LoadFailedError, Outcome.LOAD_FAILED),
     # The model of a vmodel that moved on: its sender asks for the next one.

@@ -20,11 +20,14 @@ from mm.errors import (
     NoRoomError,
     QueueFullError,
     RuntimeUnavailableError,
+    StoreUnavailableError,
 )
 from mm.mesh.members import Members
 from mm.mesh.statistics import Counters
 
-_LOAD_FAILURES: Final = frozenset({Outcome.LOAD_FAILED, Outcome.LOAD_REFUSED, Outcome.LOAD_TIMEOUT})
+_LOAD_FAILURES: Final = frozenset(
+    {Outcome.LOAD_FAILED, Outcome.LOAD_REFUSED, Outcome.LOAD_TIMEOUT, Outcome.STORE_AWAY}
+)
 
 
 class Retries:
@@ -63,6 +66,9 @@ class Retries:
                 call.failure = LoadFailedError(message, is_permanent=is_permanent)
             case Outcome.LOAD_TIMEOUT:
                 call.failure = LoadTimeoutError(message)
+            case Outcome.STORE_AWAY:
+                call.is_store_away = True
+                call.failure = call.failure or StoreUnavailableError(message)
             case Outcome.NO_MODEL:
                 call.failure = ModelNotFoundError(message)
         call.load_failures_count += outcome in _LOAD_FAILURES

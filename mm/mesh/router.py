@@ -25,6 +25,7 @@ from mm.errors import (
     ModelNotFoundError,
     NoRoomError,
     QueueFullError,
+    StoreUnavailableError,
 )
 from mm.mesh.copies import Copies
 from mm.mesh.decisions import Decisions
@@ -406,7 +407,9 @@ class Router:
         await self._waiters.wait(copy, call)
         if copy.failure is not None:
             call.failure = load_failure(copy.failure)
-            if isinstance(copy.failure, LoadFailedError | LoadTimeoutError):
+            is_store_away = isinstance(copy.failure, StoreUnavailableError)
+            call.is_store_away = call.is_store_away or is_store_away
+            if is_store_away or isinstance(copy.failure, LoadFailedError | LoadTimeoutError):
                 call.load_failures_count += 1
             call.excludes.add(self._me)
             if call.hop is not Hop.EXTERNAL or isinstance(copy.failure, ModelNotFoundError):

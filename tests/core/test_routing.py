@@ -260,6 +260,27 @@ def test_what_cannot_be_reached_from_here_is_looked_for_another_way(
     assert answer(**{"relays": [C], "tried": {B, C}, **values}) == expected
 
 
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"suspects": [B], "relays": [C]}, (FORWARD, B)),
+        ({"suspects": [B], "tried": {B}, "relays": [C]}, (Action.RELAY, C)),
+        # That one's way to the store may be all that is broken.
+        ({}, LOAD),
+        ({"load_failures_count": 2}, LOAD),
+        ({"load_failures_count": 3}, FAIL),
+        ({"relays": [C], "hop": Hop.LOAD_LOCAL}, LOAD),
+        ({"relays": [C], "ready": ready(1)}, (FORWARD, B)),
+        ({"relays": [C], "coming": coming(c=5)}, (WAIT_THERE, C)),
+        ({"relays": [C], "attempts_count": 8}, FAIL),
+    ],
+)
+def test_without_the_store_the_last_resorts_come_before_more_loads(
+    values: dict[str, Any], expected: tuple[Action, InstanceId | None]
+) -> None:
+    assert answer(**{"is_store_away": True, "load_failures_count": 1, **values}) == expected
+
+
 def test_reasons_can_be_read_in_a_log() -> None:
     assert str(Reason.HERE_IDLE) == "the copy here is idle"
 
@@ -288,6 +309,7 @@ _views = st.builds(
     busy=st.none() | _names,
     favour_self=st.booleans(),
     may_load=st.booleans(),
+    is_store_away=st.booleans(),
     load_failures_count=st.integers(0, 4),
     attempts_count=st.integers(0, 8),
     now_ms=st.just(NOW_MS),
@@ -309,6 +331,8 @@ def test_what_is_decided_can_be_done(view: RoutingView, seed: int) -> None:
         assert view.hops_left > 1, "it goes on from there"
     else:
         assert chosen not in view.tried
+    if decision.reason in (Reason.LAST_RESORT, Reason.OTHER_WAY):
+        assert view.is_store_away or not view.may_load or view.load_failures_count >= 3
     if decision.reason is Reason.LAST_RESORT:
         assert chosen in view.suspects
         assert {copy.instance_id for copy in (*view.ready, *view.coming)} <= view.tried
@@ -369,6 +393,7 @@ YES, IF_COPY, NO = Again.YES, Again.IF_COPY, Again.NO
         (Outcome.ABANDONED, NO, False, False, True),
         (Outcome.NOT_HERE, YES, True, False, True),
         (Outcome.STALE, YES, True, True, True),
+        (Outcome.STORE_AWAY, YES, True, True, True),
         (Outcome.DRAINING, YES, True, True, True),
         (Outcome.UNREACHABLE, YES, True, True, True),
         (Outcome.LOAD_FAILED, YES, True, True, True),

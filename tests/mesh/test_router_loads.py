@@ -249,7 +249,7 @@ async def test_a_peer_without_a_store_ends_no_call_that_others_can_serve() -> No
         cluster["b"].store.set_fault(Fault.REFUSED)
         with pytest.raises(StoreUnavailableError) as caught:
             await cluster["b"].send(call_for("m", hop=Hop.LOAD_LOCAL))
-        assert caught.value.hop_result == "stale", "it cannot write that it loads: ask another"
+        assert caught.value.hop_result == "store-away", "it cannot write that it loads: ask another"
 
 
 @pytest.mark.parametrize("hop", [Hop.HIT_ONLY, Hop.LOAD_LOCAL])

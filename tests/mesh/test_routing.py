@@ -350,6 +350,28 @@ async def test_a_peer_without_hops_left_does_what_it_can_itself() -> None:
 
 
 @pytest.mark.virtual_time
+@pytest.mark.parametrize("fault", [Fault.REFUSED, Fault.SILENT])
+async def test_many_others_that_cannot_load_do_not_spend_the_calls_attempts(fault: Fault) -> None:
+    async with running_cluster(*"abcdefghi", plan=FAST) as cluster:
+        await loaded_at(cluster, "b")
+        for each in cluster.serving:
+            each.store.set_fault(fault)
+        cluster.network.cut("a:8080", "b:8080")
+        counters = cluster["a"].node.parts.counters
+        forwards = counters.forwards
+        assert await cluster["a"].invoke("m") == "b"
+        assert counters.forwards - forwards == 3, "b itself, a load, and b by another"
+        # Where no other finds a way either, the call ends before its attempts are spent.
+        for name in "cdefghi":
+            cluster.network.cut(f"{name}:8080", "b:8080")
+        forwards = counters.forwards
+        with pytest.raises(MeshError) as caught:
+            await cluster["a"].invoke("m")
+        assert caught.value.code is StatusCode.UNAVAILABLE
+        assert counters.forwards - forwards <= 5, "b, three loads, and b by another"
+
+
+@pytest.mark.virtual_time
 async def test_a_copy_beyond_a_broken_wire_is_reached_another_way_if_nobody_can_load() -> None:
     async with running_cluster("a", "b", "c", plan=FAST) as cluster:
         await loaded_at(cluster, "b")
