@@ -332,6 +332,25 @@ async def test_a_client_that_resets_what_it_asks_for_is_dropped(
         assert "it resets streams too fast" in caplog.text
 
 
+async def test_a_client_that_was_dropped_hears_no_other_last_id(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    limits = replace(EXTERNAL_LIMITS, resets_burst=2, resets_per_s=1.0)
+    async with serve_echo(limits) as (server, port, _), connect(port) as peer:
+        await assert_serves(peer)
+        (link,) = server.links
+        told: list[tuple[int, int | None]] = []
+
+        def submit_goaway(code: int = 0, last_id: int | None = None) -> None:
+            told.append((code, last_id))
+
+        monkeypatch.setattr(link.engine, "submit_goaway", submit_goaway)
+        for _ in range(4):
+            link.reset_received()
+        link.drain()
+        assert told == [(ErrorCodes.ENHANCE_YOUR_CALM, None)]
+
+
 async def test_a_client_that_makes_us_reset_what_it_asks_for_is_dropped(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

@@ -168,8 +168,11 @@ class ServerLink(Link):
         """Have the client send no more calls; close when those that it has sent are finished.
 
         In two steps: those on their way to us would else come back untouched, and not every client
-        sends them again.
+        sends them again. A client that was dropped has been told already, and a last id must not
+        rise (RFC 9113, 6.8).
         """
+        if self.draining:
+            return
         self.draining = True
         if not self.lost:
             self.engine.submit_goaway(last_id=_LAST_ID_MAX)
