@@ -8,6 +8,8 @@ from __future__ import annotations
 import enum
 from collections import Counter, deque
 from collections.abc import Iterator
+from functools import partial
+from types import MethodType
 from typing import Any, Final
 
 import anyio
@@ -26,7 +28,8 @@ def table_sizes(root: object, name: str) -> Counter[str]:
     """Answer the entries of each table that ``root`` leads to, by its path from ``name``.
 
     Tables inside a table have one path, and their sizes are added. Tasks that wait for an event
-    count as entries of it.
+    count as entries of it. What hangs only on a method that somebody calls, as a task or a
+    listener, has the path of its class there: "tasks[].<Keeper>".
     """
     sizes: Counter[str] = Counter()
     seen: set[int] = set()
@@ -34,6 +37,10 @@ def table_sizes(root: object, name: str) -> Counter[str]:
     left: deque[tuple[str, object]] = deque([(name, root)])
     while left:
         path, each = left.popleft()
+        if isinstance(each, MethodType):
+            owner = each.__self__
+            left.append((f"{path}.<{type(owner).__name__}>", owner))
+            continue
         if isinstance(each, _PLAIN) or id(each) in seen:
             continue
         seen.add(id(each))
@@ -41,6 +48,8 @@ def table_sizes(root: object, name: str) -> Counter[str]:
             sizes[path] += len(each)
             entries = each.values() if isinstance(each, dict) else each
             left += [(f"{path}[]", entry) for entry in entries]
+        elif isinstance(each, partial):
+            left += [(path, part) for part in (each.func, *each.args, *each.keywords.values())]
         elif isinstance(each, Table):
             sizes[path] += len(each)
         elif isinstance(each, anyio.Event):

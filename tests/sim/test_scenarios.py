@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import pytest
 
+from mm.core.absences import Absences
 from mm.core.calls import REFUSALS_MAX
 from mm.core.ids import InstanceId, ModelId
 from mm.core.placement import Placement, PlacementReason
@@ -198,6 +200,21 @@ def test_a_table_that_nobody_empties_is_found_wherever_it_is(
     assert "node.parts.registry._leak" in grown.reached
 
 
+def test_a_leak_of_what_hangs_only_on_a_task_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    look = Absences.look
+
+    def leak(self: Any, *args: Any, **values: Any) -> Any:
+        self.__dict__.setdefault("_leak", []).append(args)
+        return look(self, *args, **values)
+
+    monkeypatch.setattr(Absences, "look", leak)
+    grown = join.flap_report(1, 240.0).figures[-1]
+    assert grown.is_met is False
+    # At those that do not lead, too.
+    for name in ("node", "other"):
+        assert re.search(rf"\b{name}\.[^,]*<Keeper>\._absences\._leak", grown.reached)
+
+
 # --- what they are made of ------------------------------------------------------------------------
 
 
@@ -296,6 +313,14 @@ def test_sizes_are_found_by_walking_and_have_the_shortest_path() -> None:
         "x[][]._instances": 2,
         "x[][]._instances[]": 4,
     }
+
+
+def test_what_hangs_on_a_method_is_found() -> None:
+    index = InstanceIndex()
+    index.set(ModelId("m"), frozenset({InstanceId("a")}))
+    for tasks in ([index.set], [partial(index.set)], [partial(print, index)]):
+        entries = [size for path, size in table_sizes(tasks, "x").items() if "_models" in path]
+        assert entries == [1, 1], tasks
 
 
 def test_what_grows_is_told_from_what_varies() -> None:

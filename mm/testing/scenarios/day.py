@@ -1,11 +1,12 @@
 """``day``: a small cluster for 24 hours, in which everything comes and goes and nothing may grow.
 
-Real nodes in virtual time, with few calls. One instance stays; the others are replaced, one each
-hour, by instances with other ids, mostly in order and sometimes by a crash. Models are registered
-under ever new ids, called by Zipf's law with favourites that change, and unregistered; some never
-load. Clients ask for ids that nobody knows, and lose patience. Runtimes lose models. At the end of
-each hour, with a minute's rest, the size of everything is noted that the instance which stays
-remembers: what is larger in the second half of the day than in the first has a leak.
+Real nodes in virtual time, with few calls. Two instances stay, one of them the leader; the third is
+replaced each hour by one with another id, mostly in order and sometimes by a crash. Models are
+registered under ever new ids, called by Zipf's law with favourites that change, and unregistered;
+some never load, some have a policy. Vmodels come and go under new ids, too, and one moves on.
+Clients ask for ids that nobody knows, and lose patience. Runtimes lose models. At the end of each
+hour, with a minute's rest, the size of everything is noted that the two remember: what is larger in
+the second half of the day than in the first has a leak.
 """
 
 from __future__ import annotations
@@ -22,7 +23,10 @@ from typing import Final
 import anyio
 
 from mm.core.ids import ModelId
+from mm.core.model_policy import ModelPolicy
+from mm.core.vmodel_changes import SetVModel
 from mm.errors import MeshError, StatusCode
+from mm.mesh.models import NO_POLICY
 from mm.scaling_settings import ScalingSettings
 from mm.testing.cluster import Cluster, ConnectionLostError, running_cluster, small_parameters
 from mm.testing.fake_runtime import ModelPlan
@@ -43,6 +47,9 @@ HOUR_S: Final = 3600.0
 #: Nobody calls at the end of an hour, so that what is noted is not on its way.
 REST_S: Final = 60.0
 INSTANCES_COUNT: Final = 3
+#: The first one leads, so what only a leader remembers is seen, and what only others do.
+STAYING_COUNT: Final = 2
+OTHER: Final = "other"
 #: Every so many instances one does not stop in order.
 CRASH_EVERY: Final = 4
 CAPACITY_MIB: Final = 20
@@ -53,6 +60,11 @@ CALL_GAP_S: Final = 6.0
 #: A model comes and the oldest one goes each so often; every tenth never loads.
 MODEL_GAP_S: Final = 60.0
 BROKEN_EVERY: Final = 10
+#: Of each ten models one, never a broken one, has a policy; a vmodel comes with another one.
+POLICY_AT: Final = 7
+VMODEL_AT: Final = 5
+#: The oldest goes, long before its model does.
+VMODELS_COUNT: Final = 3
 #: Of the calls, those for ids that nobody knows, and those of clients without patience.
 UNKNOWN_SHARE: Final = 0.05
 HASTY_SHARE: Final = 0.05
@@ -114,7 +126,8 @@ def report(seed: int, hours_count: int, hour_s: float) -> ScenarioReport:
 def _largest(sizes: list[Counter[str]]) -> list[Figure]:
     """Tell of the largest tables, at each quarter."""
     quarters = [sizes[len(sizes) * number // 4 - 1] for number in range(1, 5)]
-    largest = [name for name, _ in quarters[-1].most_common(SHOWN_COUNT)]
+    names = (name for name, _ in quarters[-1].most_common() if not name.startswith(OTHER))
+    largest = list(itertools.islice(names, SHOWN_COUNT))
     return [
         Figure(f"entries of {name}", "", ", ".join(f"{each[name]:,}" for each in quarters), None)
         for name in largest
@@ -163,6 +176,7 @@ class _Day:
         #: In order of their registration.
         self._models: list[ModelId] = []
         self._broken: set[ModelId] = set()
+        self._vmodels: list[str] = []
         self._instances: list[Instance] = []
         self._loads_of_others = 0
 
@@ -187,8 +201,9 @@ class _Day:
         self._note()
 
     def _note(self) -> None:
-        stays = self._instances[0]
-        sizes = table_sizes(stays.node, "node")
+        leader, other = self._instances[:STAYING_COUNT]
+        sizes = table_sizes(leader.node, "node")
+        sizes.update(table_sizes(other.node, OTHER))
         sizes["tasks"] = len(anyio.get_running_tasks())
         sizes["records"] = len(self._cluster.records())
         server = self._cluster.server
@@ -210,7 +225,7 @@ class _Day:
 
     async def _replace(self, *, is_crash: bool) -> None:
         await self._start()
-        leaving = self._instances.pop(1)
+        leaving = self._instances.pop(STAYING_COUNT)
         self._loads_of_others += leaving.runtime.loads_begun.total()
         if is_crash:
             await leaving.crash()
@@ -238,8 +253,20 @@ class _Day:
             self._broken.add(model_id)
             for instance in self._instances:
                 instance.runtime.fail_loads(model_id, StatusCode.INTERNAL, "broken")
-        await self._any().register(model_id)
+        place = number % BROKEN_EVERY
+        policy = ModelPolicy(copies_min=2) if place == POLICY_AT else NO_POLICY
+        await self._any().register(model_id, policy=policy)
         self._models.append(model_id)
+        if place == VMODEL_AT:
+            await self._point_to(model_id)
+
+    async def _point_to(self, model_id: ModelId) -> None:
+        """Set a new vmodel, and the one that moves on, and delete the oldest."""
+        for vmodel_id in ("v", f"v-{model_id}"):
+            await self._any().node.vmodels.set(SetVModel(vmodel_id, model_id))
+        self._vmodels.append(f"v-{model_id}")
+        if len(self._vmodels) > VMODELS_COUNT:
+            await self._any().node.vmodels.delete(self._vmodels.pop(0))
 
     # --- calls ----------------------------------------------------------------------------------
 

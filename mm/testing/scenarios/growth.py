@@ -51,7 +51,7 @@ def growth_figure(sizes: list[Counter[str]], when: str, entries: int = GROWTH_EN
     growing = growing_tables(sizes, entries)
     names = f" ({', '.join(growing)})" if growing else ""
     return Figure(
-        f"tables of an instance that grow in {when}, of {len(sizes[-1])}",
+        f"tables of two instances that grow in {when}, of {len(sizes[-1])}",
         "0",
         f"{len(growing)}{names}",
         not growing,

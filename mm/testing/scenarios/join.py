@@ -120,7 +120,7 @@ class Flapped:
     failures_count: int
     #: Instances that some table knows, at most.
     known_count: int
-    #: What an instance that stays remembers, each time that the other one has gone.
+    #: What the leader and another one that stays remember, each time that the other one has gone.
     sizes: list[Counter[str]]
 
 
@@ -163,7 +163,7 @@ async def _flap(seed: int, seconds: float) -> Flapped:
         async with fleet_of_seed as (cluster, callers):
             loads, known_count, number = 0, 0, 0
             sizes: list[Counter[str]] = []
-            stays = cluster.serving[0]
+            leader, other = cluster.serving[:2]
             begun_s = anyio.current_time()
             async with anyio.create_task_group() as group:
                 group.start_soon(callers.run)
@@ -180,7 +180,9 @@ async def _flap(seed: int, seconds: float) -> Flapped:
                     del cluster.instances[flapper.name]
                     await anyio.sleep(FLAP_S)
                     known_count = max(known_count, _known_count(cluster))
-                    sizes.append(table_sizes(stays.node, "node"))
+                    here = table_sizes(leader.node, "node")
+                    here.update(table_sizes(other.node, "other"))
+                    sizes.append(here)
                 group.cancel_scope.cancel()
             failures_count = len(callers.tally.failures)
     return Flapped(loads * MIB, CAPACITY_MIB * MIB, failures_count, known_count, sizes)
