@@ -11,7 +11,7 @@ their records say.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Collection, Sequence
+from collections.abc import Awaitable
 from dataclasses import dataclass, field, replace
 from typing import Final, TypeVar
 
@@ -30,7 +30,6 @@ from mm.core.vmodel_changes import (
     is_owner,
     plan_delete,
     plan_set,
-    references,
 )
 from mm.errors import (
     InvalidRequestError,
@@ -42,7 +41,6 @@ from mm.errors import (
     StoreUnavailableError,
 )
 from mm.mesh.composition import Parts, Ports
-from mm.mesh.confirmations import Entry
 from mm.mesh.id_checks import check_id_length, check_model_id, check_vmodel_id
 from mm.mesh.models import EnsureRequest, Models
 from mm.mesh.new_models import check_new_model, check_type
@@ -50,6 +48,7 @@ from mm.mesh.ports import Clock, ModelStatus
 from mm.mesh.registry import Registry
 from mm.mesh.seldom import FAILURES_LOUD_MAX, Seldom
 from mm.mesh.statistics import Counters
+from mm.mesh.vmodel_snapshots import VModelSnapshot, VModelSnapshots
 from mm.mesh.vmodel_writer import Outcome, UnreadableVModelError, VModelWriter
 from mm.mesh.vmodels import VModels
 
@@ -76,6 +75,9 @@ class VModelStatus:
     owner: str = ""
     active: ModelStatus | None = None
     target: ModelStatus | None = None
+
+
+NO_VMODEL: Final = VModelStatus("NOT_FOUND")
 
 
 @dataclass(slots=True)
@@ -107,6 +109,7 @@ class VModelManager:
         self._vmodels = vmodels
         self._models = models
         self.writer = writer
+        self._snapshots = VModelSnapshots(config, registry, vmodels, writer.confirmations)
         self._clock = clock
         self._group: TaskGroup | None = None
         self._starts: dict[ModelId, _Start] = {}
@@ -150,14 +153,15 @@ class VModelManager:
         if is_in_transition(vmodel) and sync:
             return await self._wait_switched(request, limit)
         if is_in_transition(vmodel) or not (request.load_now or _had_copies_before(outcome)):
-            # What is told without a change is told on the word of the store.
-            return await self._describe(vmodel, () if outcome.change is None else None)
+            return self._describe(await self._since(request, outcome))
         ensure = EnsureRequest(request.target_id, sync=False, balanced=balanced)
         if sync and request.info is not None:
             loading = self._ensure_loaded(replace(ensure, sync=True))
             active = await limit.wait(loading, f"model {request.target_id} to be loaded")
         else:
             active = await self._start_load(ensure, answer_at_s)
+        if active.status == NO_STATUS.status:  # set anew meanwhile, and gone with that
+            return self._describe(_left(outcome))
         return _steady(vmodel, active)
 
     async def delete(self, vmodel_id: str, owner: str = "") -> None:
@@ -176,32 +180,27 @@ class VModelManager:
     async def status(self, vmodel_id: str, owner: str = "") -> VModelStatus:
         """Answer what the vmodel stands for; an unknown one, or another's, is NOT_FOUND."""
         check_vmodel_id(vmodel_id)
-        vmodel = await self._vmodels.find(vmodel_id)
-        unsure: Collection[str] = ()
-        if vmodel is not None:
-            # Whoever asks because something has just changed elsewhere must hear so.
-            entries = self.writer.entries(vmodel_id, references(vmodel))
-            outdated = await self._outdated(entries)
-            unsure = [key_id for _, key_id in outdated]
-            if entries[0] in outdated:
-                vmodel = await self._vmodels.read(vmodel_id)
-                unsure = references(vmodel)
-        if vmodel is None or not is_owner(owner, vmodel):
-            return VModelStatus("NOT_FOUND")
-        return await self._describe(vmodel, unsure)
+        # Whoever asks because something has just changed elsewhere must hear so.
+        snapshot = await self._snapshots.take(vmodel_id)
+        if snapshot is None or not is_owner(owner, snapshot.vmodel):
+            return NO_VMODEL
+        return self._describe(snapshot)
 
     # --- behind them ---
 
-    async def _outdated(self, entries: Sequence[Entry]) -> Sequence[Entry]:
-        """Answer which of them the store has otherwise than they are mirrored; if it says nothing
-        the mirror must do.
+    async def _since(self, request: SetVModel, outcome: Outcome) -> VModelSnapshot:
+        """Answer what there is after a set: its models may have changed before it was made. But
+        whoever asked for a target is told of its transition, although that is over already, or
+        another set came next.
         """
+        if outcome.change is None:
+            return _left(outcome)  # on the word of the store
         try:
-            with anyio.move_on_after(self._config.vmodel_status_wait_s):
-                return await self.writer.confirmations.outdated(entries)
+            since = await self._snapshots.take(request.vmodel_id)
         except (LimitError, StoreUnavailableError) as exc:
-            logger.debug("%s is told as it is mirrored: %s", entries[0][1], exc)
-        return ()
+            logger.debug("%s is told as it was set: %s", request.vmodel_id, exc)
+            return _left(outcome)
+        return since if since and since.vmodel == outcome.vmodel else _left(outcome)
 
     def _plan_set(
         self, request: SetVModel, vmodel: VModelRecord | None, models: ModelRecords
@@ -258,11 +257,14 @@ class VModelManager:
         what = f"vmodel {request.vmodel_id} to switch to model {request.target_id}"
         vmodel = await limit.wait(switched(), what)
         if vmodel is None:
-            return VModelStatus("NOT_FOUND")
+            return NO_VMODEL
         if is_in_transition(vmodel):
-            return await self._describe(vmodel)
+            return self._describe(await self._snapshots.take(request.vmodel_id))
         # Time is no matter here, and a client that waited for a load wants to hear of it.
-        return _steady(vmodel, await self._models.status(vmodel.active_model_id))
+        active = await self._models.status(vmodel.active_model_id)
+        if active.status == NO_STATUS.status:  # most likely it stands for another one by now
+            return self._describe(await self._snapshots.take(request.vmodel_id))
+        return _steady(vmodel, active)
 
     async def _start_load(self, request: EnsureRequest, answer_at_s: float) -> ModelStatus:
         """See that the model is loaded or loading somewhere, without waiting for what that takes.
@@ -321,17 +323,13 @@ class VModelManager:
 
     # --- answers ---
 
-    async def _describe(
-        self, vmodel: VModelRecord, unsure: Collection[str] | None = None
-    ) -> VModelStatus:
-        """Answer what is known here; ``unsure`` are the models whose records may be others by now.
-        None: the store is asked, because those may have changed before the vmodel did.
-        """
-        if unsure is None:
-            entries = self.writer.entries(None, references(vmodel))
-            unsure = [key_id for _, key_id in await self._outdated(entries)]
+    def _describe(self, snapshot: VModelSnapshot | None) -> VModelStatus:
+        """Answer what is said of a vmodel and its models."""
+        if snapshot is None:
+            return NO_VMODEL
+        vmodel, models = snapshot.vmodel, snapshot.models
         active_id, target_id = vmodel.active_model_id, vmodel.target_model_id
-        record = await self._record(active_id, unsure)
+        record = models[active_id]
         active = NO_STATUS if record is None else self._models.statuses.known(active_id, record)
         if not is_in_transition(vmodel):
             return _steady(vmodel, active)
@@ -341,7 +339,7 @@ class VModelManager:
             target_id,
             vmodel.owner,
             active,
-            self._target_status(vmodel, await self._record(target_id, unsure)),
+            self._target_status(vmodel, models[target_id]),
         )
 
     def _target_status(self, vmodel: VModelRecord, record: ModelRecord | None) -> ModelStatus:
@@ -352,11 +350,6 @@ class VModelManager:
         has_failed = vmodel.failed and record.failures and not record.copies
         status = "LOADING_FAILED" if has_failed else "LOADING"
         return self._models.statuses.present(status, model_id, record)
-
-    async def _record(self, model_id: ModelId, unsure: Collection[str] = ()) -> ModelRecord | None:
-        """Answer a record that ought to be there: if it is not, its event may be still to come."""
-        record = None if model_id in unsure else self._registry.get(model_id)
-        return record or await self._registry.read(model_id)
 
 
 class _Limit:
@@ -399,6 +392,13 @@ def compose_vmodels(config: Config, ports: Ports, parts: Parts) -> VModelManager
 def _steady(vmodel: VModelRecord, active: ModelStatus) -> VModelStatus:
     model_id = vmodel.active_model_id
     return VModelStatus("DEFINED", model_id, model_id, vmodel.owner, active)
+
+
+def _left(outcome: Outcome) -> VModelSnapshot:
+    """Answer what a set left, as of its transaction."""
+    assert outcome.vmodel is not None, "a set leaves one"
+    changed = {} if outcome.change is None else outcome.change.models
+    return VModelSnapshot(outcome.vmodel, {**outcome.models, **changed})
 
 
 def _had_copies_before(outcome: Outcome) -> bool:

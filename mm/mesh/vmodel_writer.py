@@ -137,7 +137,7 @@ class VModelWriter:
         if not fresh:
             outcome = self._look(vmodel_id, plan, target_id)
             if outcome is not None:
-                entries = self.entries(vmodel_id, outcome.models)
+                entries = self._entries(vmodel_id, outcome.models)
                 if not await self.confirmations.outdated(entries):
                     return outcome
                 fresh = True  # the mirror is behind
@@ -229,14 +229,14 @@ class VModelWriter:
         if self._switch_slots.value == 0:
             self._require_connected()
         async with self._switch_slots, self.locks.hold(vmodel_id):
-            entries = self.entries(vmodel_id, references(self._vmodels.get(vmodel_id)))
+            entries = self._entries(vmodel_id, references(self._vmodels.get(vmodel_id)))
             is_old = bool(await self.confirmations.outdated(entries))
             return await self._change(vmodel_id, plan, None, fresh=is_old)
 
-    def entries(self, vmodel_id: str | None, model_ids: Iterable[ModelId]) -> list[Entry]:
+    def _entries(self, vmodel_id: str, model_ids: Iterable[ModelId] = ()) -> list[Entry]:
         """Answer what an answer about a vmodel and these models is taken from."""
-        of_vmodel = [] if vmodel_id is None else [(self._vmodels.mirror, vmodel_id)]
-        return [*of_vmodel, *((self._registry.mirror, str(each)) for each in sorted(model_ids))]
+        models = [(self._registry.mirror, str(each)) for each in sorted(model_ids)]
+        return [(self._vmodels.mirror, vmodel_id), *models]
 
     def _enter_line(self) -> None:
         if self._in_line_count >= self._config.vmodel_changes_waiting_max:
@@ -269,6 +269,7 @@ class VModelWriter:
     ) -> Outcome:
         for attempt in range(TRIES_MAX):
             vmodel = await self._vmodel(vmodel_id, fresh=fresh)
+            item = self._vmodels.mirror.get(vmodel_id)
             concerned = _concerned(vmodel, target_id)
             await self._update(self._registry.mirror, concerned, fresh=fresh)
             # What the vmodel names ought to be there. That it is not cannot be seen from the
@@ -281,7 +282,7 @@ class VModelWriter:
             await self._update(self._registry.mirror, missing, fresh=not fresh)
             if target_id is not None and self._registry.mirror.get(target_id) is None:
                 await self._vmodels.look_at_references(target_id, besides=vmodel_id)
-            if self._vmodels.get(vmodel_id) != vmodel:
+            if self._vmodels.mirror.get(vmodel_id) is not item:
                 continue  # meanwhile
             try:
                 models = self._models(concerned, target_id)
@@ -292,7 +293,7 @@ class VModelWriter:
                 fresh = True
                 continue
             if change is None:
-                if fresh:
+                if fresh and await self._is_so_still(vmodel_id, vmodel):
                     return Outcome(vmodel, models, None)
                 fresh = True
                 continue
@@ -308,6 +309,12 @@ class VModelWriter:
         raise ContendedError(
             f"vmodel {vmodel_id} or its models changed {TRIES_MAX} times while being changed"
         )
+
+    async def _is_so_still(self, vmodel_id: str, vmodel: VModelRecord | None) -> bool:
+        """Answer whether a vmodel is what it was before its models were read: else they may be gone
+        because it does not name them any more, and nobody has said so here yet.
+        """
+        return vmodel is None or not await self.confirmations.outdated(self._entries(vmodel_id))
 
     async def _pause(self, attempt: int) -> None:
         pause_s = min(PAUSE_MAX_S, PAUSE_FIRST_S * 2**attempt)

@@ -262,7 +262,9 @@ async def test_one_of_many_that_is_refused_is_refused_alone() -> None:
 
 @pytest.mark.virtual_time
 async def test_a_set_that_was_overtaken_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It has set the vmodel; the next change took the model away before its load began."""
+    """It has set the vmodel; the next change took the model away before its load began. It is told
+    as it was set: that the vmodel stands for a model that is not there was never so.
+    """
     async with running_cluster("a", "b", plan=FAST) as cluster:
         a, b = cluster["a"], cluster["b"]
         ensure_loaded = a.node.models.ensure_loaded
@@ -276,5 +278,5 @@ async def test_a_set_that_was_overtaken_is_no_error(monkeypatch: pytest.MonkeyPa
         request = SetVModel("v", ModelId("m"), info=INFO, auto_delete=True, load_now=True)
         status = await a.node.vmodels.set(request)
         assert (status.status, status.active_model_id) == ("DEFINED", "m")
-        assert status.active == ModelStatus("NOT_FOUND")
+        assert status.active == ModelStatus("NOT_LOADED")
         assert not cluster.records()
