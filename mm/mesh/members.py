@@ -39,7 +39,9 @@ UNREACHABLE_MAX_S = 10.0
 GONE_CALLED_S = 10.0
 
 
-#: Of those that left in order, so many are remembered; one before them counts as vanished.
+#: Who left in order is remembered until everybody has looked at who is there, which all do at once;
+#: and of a scale-down the last so many.
+LEFT_KEPT_S = 60.0
 LEFT_MAX = 1_000
 
 
@@ -99,8 +101,8 @@ class Members:
         #: Takes calls and does not answer, as far as ``sentinel`` knows: unreachable without end.
         self._silent: set[InstanceId] = set()
         self._gone: dict[InstanceId, _Gone] = {}
-        #: Who was shutting down when its record went, the last one last.
-        self._left: dict[InstanceId, None] = {}
+        #: Who was shutting down when its record went, and when; the last one last.
+        self._left: dict[InstanceId, float] = {}
         self._mirror = Mirror(store, prefix, self._changed)
         #: Others that should get no new work; True: because they are shutting down.
         self._unable: dict[InstanceId, bool] = {}
@@ -297,7 +299,7 @@ class Members:
         return frozenset(self._records)
 
     def left(self) -> frozenset[InstanceId]:
-        """Answer who left in order, and is not back."""
+        """Answer who left in order of late, and is not back."""
         return frozenset(self._left)
 
     def staying(self) -> list[InstanceId]:
@@ -358,9 +360,7 @@ class Members:
         if record is None:
             return
         if record.shutting_down:
-            self._left[instance_id] = None
-            if len(self._left) > LEFT_MAX:
-                del self._left[next(iter(self._left))]
+            self._note_left(instance_id, anyio.current_time())
         self._cluster.remove(instance_id, now_ms=self._clock.now_ms())
         self._note_standing(instance_id, record, None)
         handle = self._handles.pop(instance_id, None)
@@ -391,6 +391,13 @@ class Members:
             self._unable[instance_id] = now.shutting_down
         self.standing_changed.set()
         self.standing_changed = anyio.Event()
+
+    def _note_left(self, instance_id: InstanceId, now_s: float) -> None:
+        self._left[instance_id] = now_s
+        for first, left_s in list(self._left.items()):
+            if len(self._left) <= LEFT_MAX and now_s - left_s <= LEFT_KEPT_S:
+                break
+            del self._left[first]
 
     def _bury(self, now_s: float) -> None:
         """Forget for good who has been gone long enough."""
