@@ -254,7 +254,7 @@ class _Day:
             for instance in self._instances:
                 instance.runtime.fail_loads(model_id, StatusCode.INTERNAL, "broken")
         place = number % BROKEN_EVERY
-        policy = ModelPolicy(copies_min=2) if place == POLICY_AT else NO_POLICY
+        policy = ModelPolicy(copies_min=1) if place == POLICY_AT else NO_POLICY
         await self._any().register(model_id, policy=policy)
         self._models.append(model_id)
         if place == VMODEL_AT:
