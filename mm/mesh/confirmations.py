@@ -23,6 +23,7 @@ from mm.limits import Limits
 from mm.mesh.mirror import Mirror
 from mm.mesh.ports import REVISIONS_MAX, Store
 from mm.mesh.statistics import Counters
+from mm.mesh.waiting import refuse_to_queue
 
 #: Reads under way at a time: with one, the next group is the larger the slower the store is.
 _AT_ONCE: Final = 1
@@ -104,8 +105,7 @@ class Confirmations:
                 f"{self._waiting_count} calls wait for the store already, the limit; retry later",
                 retry_after_ms=1000,
             )
-        if self._turns.value == 0:
-            self._require_connected()
+        refuse_to_queue(self._store, self._turns.value == 0)
         self._waiting_count += 1
         try:
             revisions = await self._revisions(keys)
@@ -140,8 +140,7 @@ class Confirmations:
                 self._close(group)
                 if len(group.waiters) + 1 >= _STORM_COUNT:
                     self._next_s = anyio.current_time() + _GATHER_S
-                if has_to_wait:
-                    self._require_connected()  # each read before took its whole time limit
+                refuse_to_queue(self._store, has_to_wait)
                 self._counters.vmodel_confirmations += 1
                 keys = list(group.keys)
                 revisions = await self._store.revisions(keys)
@@ -155,10 +154,6 @@ class Confirmations:
     def _close(self, group: _Group) -> None:
         if self._gathering is group:
             self._gathering = None
-
-    def _require_connected(self) -> None:
-        if not self._store.connected:
-            raise StoreUnavailableError("the store cannot be reached")
 
 
 def _known_revision(mirror: Mirror, key_id: str) -> int | None:

@@ -20,6 +20,7 @@ from mm.limits import Limits
 from mm.mesh.id_checks import check_id_length
 from mm.mesh.mirror import Mirror
 from mm.mesh.ports import Item, Store
+from mm.mesh.waiting import refuse_to_queue
 
 #: How long "there is none" stands, and "the store cannot be reached".
 ANSWER_S: Final = 1.0
@@ -83,7 +84,7 @@ class LookUps:
 
     async def _read(self, key_id: str) -> Item | None:
         async with self._reads:
-            self._refuse_to_queue(self._reads.statistics().tasks_waiting > 0)
+            refuse_to_queue(self._store, self._reads.statistics().tasks_waiting > 0)
             item = await self._store.get(self._mirror.key(key_id))
         if item is None or self._mirror.is_outlived(item):
             return None
@@ -120,7 +121,7 @@ class LookUps:
 
     def _check_line(self) -> None:
         """Raise if whoever asks the store now should not stand in line for it."""
-        self._refuse_to_queue(self._reads.value == 0)
+        refuse_to_queue(self._store, self._reads.value == 0)
         if self._reads.statistics().tasks_waiting >= self._limits.look_ups_waiting_max:
             self._refuse(f"{self._limits.look_ups_waiting_max} look-ups wait already")
 
@@ -131,11 +132,6 @@ class LookUps:
             " retry later, or ask for ids that are registered",
             retry_after_ms=round(1000 * ANSWER_S),
         )
-
-    def _refuse_to_queue(self, is_queue: bool) -> None:
-        """Each read waits for its time limit while the store is away: no queue would ever end."""
-        if is_queue and not self._store.connected:
-            raise StoreUnavailableError("the store cannot be reached")
 
     def _stands(self, answer: _Answer) -> bool:
         if answer.until_s <= anyio.current_time():

@@ -85,10 +85,6 @@ class Mirror:
         """Have one more told of every change, after those that are there."""
         self._listeners.append(listener)
 
-    def unlisten(self, listener: Listener) -> None:
-        """Tell it of nothing any more."""
-        self._listeners.remove(listener)
-
     def _tell(self, key_id: str, item: Item | None) -> None:
         for listener in self._listeners:
             listener(key_id, item)

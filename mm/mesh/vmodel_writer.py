@@ -34,6 +34,7 @@ from mm.mesh.registry import Registry
 from mm.mesh.shared_turns import SharedTurns
 from mm.mesh.statistics import Counters
 from mm.mesh.vmodels import VModels
+from mm.mesh.waiting import refuse_to_queue
 
 logger = logging.getLogger(__name__)
 
@@ -226,8 +227,7 @@ class VModelWriter:
 
         What it depends on is not all written, so the store has to say that it is as mirrored here.
         """
-        if self._switch_slots.value == 0:
-            self._require_connected()
+        refuse_to_queue(self._store, self._switch_slots.value == 0)
         async with self._switch_slots, self.locks.hold(vmodel_id):
             entries = self._entries(vmodel_id, references(self._vmodels.get(vmodel_id)))
             is_old = bool(await self.confirmations.outdated(entries))
@@ -244,13 +244,8 @@ class VModelWriter:
                 f"{self._in_line_count} changes of vmodels wait already, the limit; retry later",
                 retry_after_ms=1000,
             )
-        if self._slots.value == 0:
-            self._require_connected()
+        refuse_to_queue(self._store, self._slots.value == 0)
         self._in_line_count += 1
-
-    def _require_connected(self) -> None:
-        if not self._store.connected:
-            raise StoreUnavailableError("the store cannot be reached")
 
     def _look(self, vmodel_id: str, plan: Plan, target_id: ModelId | None) -> Outcome | None:
         """Answer the outcome if nothing is to be written as far as the mirrors tell."""

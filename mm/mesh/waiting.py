@@ -1,6 +1,6 @@
-"""Waiting for the first of several events.
+"""Waiting for the first of several events, and in no line that would never end.
 
-Owns that, and nothing of what they mean.
+Owns that, and nothing of what is waited for.
 """
 
 from __future__ import annotations
@@ -9,6 +9,9 @@ import math
 from collections.abc import Awaitable, Callable
 
 import anyio
+
+from mm.errors import StoreUnavailableError
+from mm.mesh.ports import Store
 
 
 async def first_of(*waits: Callable[[], Awaitable[object]], timeout_s: float = math.inf) -> None:
@@ -23,3 +26,11 @@ async def first_of(*waits: Callable[[], Awaitable[object]], timeout_s: float = m
             group.start_soon(until, wait)
         await anyio.sleep(timeout_s)
         group.cancel_scope.cancel()
+
+
+def refuse_to_queue(store: Store, is_queue: bool) -> None:
+    """Raise ``StoreUnavailableError`` where a line for the store would never end: while it is away
+    each request waits for its time limit.
+    """
+    if is_queue and not store.connected:
+        raise StoreUnavailableError("the store cannot be reached")

@@ -75,6 +75,17 @@ async def served(cluster: Cluster, count: int, vmodel_id: str = "v") -> None:
     await cluster.settle()
 
 
+async def vanished(cluster: Cluster) -> None:
+    """Have the record of "n", which takes long to load, vanish while "v" is on its way there."""
+    await served(cluster, 1)
+    for each in cluster.serving:
+        each.runtime.plan("n", load_s=80.0)
+    await set_vmodel(cluster["a"], "n")
+    await anyio.sleep(2)
+    put(cluster, "registry", "n", None)
+    await until(lambda: pair(cluster) == ("m", "n", True), 100.0)
+
+
 def drop(instance: Instance, model_id: str) -> None:
     copies = instance.node.parts.copies
     copy = copies.get(ModelId(model_id))
@@ -281,13 +292,7 @@ async def test_a_load_that_fails_blocks_it_until_the_failure_expires() -> None:
 
 async def test_a_target_that_vanished_blocks_it_until_it_is_there_again() -> None:
     async with running_cluster("a", "b") as cluster:
-        await served(cluster, 1)
-        for each in cluster.serving:
-            each.runtime.plan("n", load_s=80.0)
-        await set_vmodel(cluster["a"], "n")
-        await anyio.sleep(2)
-        put(cluster, "registry", "n", None)
-        await until(lambda: pair(cluster) == ("m", "n", True), 100.0)
+        await vanished(cluster)
         await anyio.sleep(60)
         for each in cluster.serving:
             each.runtime.plan("n", load_s=0.1)
@@ -299,13 +304,7 @@ async def test_a_target_that_vanished_blocks_it_until_it_is_there_again() -> Non
 @pytest.mark.parametrize("away_s", [60, 65, 75])
 async def test_a_target_that_is_there_again_is_no_longer_said_to_have_failed(away_s: float) -> None:
     async with running_cluster("a", "b") as cluster:
-        await served(cluster, 1)
-        for each in cluster.serving:
-            each.runtime.plan("n", load_s=80.0)
-        await set_vmodel(cluster["a"], "n")
-        await anyio.sleep(2)
-        put(cluster, "registry", "n", None)
-        await until(lambda: pair(cluster) == ("m", "n", True), 100.0)
+        await vanished(cluster)
         await anyio.sleep(away_s)
         put(cluster, "registry", "n", ModelRecord(INFO, references=1, auto_delete=True).encode())
         await until(lambda: pair(cluster) == ("m", "n", False), 1.0)

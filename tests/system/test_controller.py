@@ -168,10 +168,7 @@ def test_ids_are_taken_apart_as_the_controller_does() -> None:
 def test_create_and_repeat(world: World) -> None:
     """Each is loaded at once, and once all are, every further call leaves etcd alone."""
     predictors = [Predictor(f"made-{number}", "isvc", "ok") for number in range(PREDICTORS)]
-    for each in predictors:
-        world.controller.apply(each)
-    for each in predictors:
-        world.controller.wait(each, "UpToDate", "Loaded")
+    bring_up(world, predictors)
     world.settle(*predictors)
     # On a busy machine the last writes may come after the silence that was waited for.
     eventually(partial(all_are_ready, world, predictors), what="their records say so")
@@ -276,10 +273,7 @@ def test_a_name_of_another_owner(world: World) -> None:
 def test_a_long_silence_and_a_killed_instance(world: World) -> None:
     """The last of the module: two instances are left."""
     predictors = [Predictor(f"kept-{number}", "isvc", "ok") for number in range(PREDICTORS)]
-    for each in predictors:
-        world.controller.apply(each)
-    for each in predictors:
-        world.controller.wait(each, "UpToDate", "Loaded")
+    bring_up(world, predictors)
     world.settle(*predictors, quiet_s=LONG_QUIET_S)
     world.controller.check_quiet(LONG_QUIET_S)
     copies = status_of(world.mesh[0], predictors[0]).active_model_status
@@ -300,6 +294,13 @@ def test_a_long_silence_and_a_killed_instance(world: World) -> None:
 
 def is_gone(world: World, predictor: Predictor) -> bool:
     return predictor.model_id not in world.keys.table(world.mesh.prefix("registry"))
+
+
+def bring_up(world: World, predictors: Sequence[Predictor]) -> None:
+    for each in predictors:
+        world.controller.apply(each)
+    for each in predictors:
+        world.controller.wait(each, "UpToDate", "Loaded")
 
 
 def all_are_ready(world: World, predictors: Sequence[Predictor]) -> bool:
