@@ -148,6 +148,8 @@ class Placer:
             raise hop_error(Outcome.STALE, self._no_instance(model_type))
         if not call.may_refuse:
             return
+        if not call.method and self._is_begun_unseen(call, record):
+            raise hop_error(Outcome.STALE, f"others have begun to load model {call.model_id}")
         verdict = self._failure_rules.verdict(call.model_id, record, now_ms)
         request = self._request(call, record, verdict)
         if call.sender is not None:
@@ -159,6 +161,12 @@ class Placer:
         refusal = hop_error(Outcome.STALE, f"others can load model {call.model_id} better")
         refusal.hop_state = HopState.of(self._own_record()).write()
         raise refusal
+
+    def _is_begun_unseen(self, call: Call, record: ModelRecord) -> bool:
+        """Whether there are copies, and who asks for one knows of none: it asks for want of any."""
+        return call.excludes.isdisjoint(record.copies) and any(
+            self._members.stays(holder) for holder in record.copies
+        )
 
     # --- what became of ours ---
 

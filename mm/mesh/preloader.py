@@ -44,6 +44,11 @@ class PreloadReason(enum.Enum):
     TRANSITION = "it takes over from a model with more copies"
     POLICY = "its policy asks for it"
 
+    @property
+    def is_for_want(self) -> bool:
+        """Whether it is for want of any copy, so that one which is begun elsewhere will do."""
+        return self in (PreloadReason.LOST, PreloadReason.ROOM)
+
 
 @dataclass(frozen=True, slots=True)
 class Asked:
@@ -112,7 +117,10 @@ class Preloader:
             record = self._registry.get(model_id)
             asked = Asked(None)
             if record is not None:
-                asked = await self._ask_best(model_id, record, last_used_ms, exclude)
+                twins = frozenset(record.copies)
+                if not reason.is_for_want:
+                    twins |= exclude
+                asked = await self._ask_best(model_id, record, last_used_ms, exclude, twins)
         taken = asked.taken
         if taken is None:
             self._counters.preloads_refused += 1
@@ -132,6 +140,7 @@ class Preloader:
         record: ModelRecord,
         last_used_ms: int,
         exclude: frozenset[InstanceId],
+        twins: frozenset[InstanceId],
     ) -> Asked:
         call = Call(
             model_id,
@@ -150,15 +159,17 @@ class Preloader:
             if chosen is None:
                 break
             if chosen == self._me:
-                took: bool | None = await self._load_here(call, record)
+                took: bool | None = await self._load_here(call, record, twins)
             else:
-                took = await self._ask(call, chosen)
+                took = await self._ask(call, chosen, twins)
             if took:
                 return Asked(chosen)
             is_open = is_open or took is None
         return Asked(None, is_open)
 
-    async def _load_here(self, call: Call, record: ModelRecord) -> bool:
+    async def _load_here(
+        self, call: Call, record: ModelRecord, twins: frozenset[InstanceId]
+    ) -> bool:
         try:
             copy = self._loader.ensure(
                 call.model_id,
@@ -166,7 +177,7 @@ class Preloader:
                 last_used_ms=call.last_used_ms,
                 known_size_units=call.known_size_units,
                 awaited=False,
-                twins=frozenset(call.excludes),
+                twins=twins,
             )
         except MeshError as exc:
             logger.debug("model %s is not loaded here: %s", call.model_id, exc.message)
@@ -175,16 +186,18 @@ class Preloader:
             await copy.started.wait()
         return copy.serves or not copy.settled.is_set()
 
-    async def _ask(self, call: Call, chosen: InstanceId) -> bool | None:
+    async def _ask(
+        self, call: Call, chosen: InstanceId, twins: frozenset[InstanceId]
+    ) -> bool | None:
         """Ask a peer; None: it said nothing. It may not pass the model on: what it would find is
-        what we have already.
+        what we have already. So all that ``excludes`` tells it is beside whose copies it loads.
         """
         route = PeerRoute(
             call.model_id,
             chosen,
             self._members.address(chosen),
             Hop.LOAD_LOCAL,
-            excludes=frozenset(call.excludes - {chosen}),
+            excludes=twins - {chosen},
             hops_left=0,
             known_size_units=call.known_size_units,
             may_refuse=call.refusals_count < REFUSALS_MAX,

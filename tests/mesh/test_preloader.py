@@ -27,13 +27,14 @@ async def request(
     model_id: ModelId = M,
     used_ms_ago: int = 0,
     exclude: frozenset[InstanceId] = frozenset(),
+    reason: PreloadReason = PreloadReason.SCALE_UP,
 ) -> InstanceId | None:
     instance = cluster[name]
     return await instance.node.parts.preloader.request(
         model_id,
         last_used_ms=instance.clock.now_ms() - used_ms_ago,
         exclude=exclude,
-        reason=PreloadReason.SCALE_UP,
+        reason=reason,
     )
 
 
@@ -57,6 +58,24 @@ async def test_a_further_copy_goes_where_there_is_none() -> None:
         assert (counters.preloads, counters.preloads_refused) == (2, 1)
         assert loads(cluster) == 3
         cluster.check()
+
+
+@pytest.mark.virtual_time
+@pytest.mark.parametrize(
+    ("reason", "expected"), [(PreloadReason.ROOM, None), (PreloadReason.SCALE_UP, C)]
+)
+async def test_one_that_somebody_else_began_unseen_will_do(
+    reason: PreloadReason, expected: InstanceId | None
+) -> None:
+    """If it is for want of any; leaving somebody out says nothing of what he has."""
+    async with running_cluster("a", "b", "c", plan=FAST) as cluster:
+        await cluster["a"].register("m")
+        cluster["a"].store._watch_delay_s = 5.0
+        assert (await cluster["b"].load_here("m")).status == "LOADED"
+        exclude = frozenset({A, B})
+        assert await request(cluster, exclude=exclude, reason=reason) == expected
+        await cluster.settle()
+        assert loads(cluster) == (1 if expected is None else 2)
 
 
 async def test_it_does_not_wait_for_the_load() -> None:
