@@ -53,7 +53,7 @@ class Management:
         self, request: mmesh.RegisterModelRequest, call: IncomingCall
     ) -> mmesh.ModelStatusInfo:
         """Register a model, and load it if asked to."""
-        info = request.model_info or mmesh.ModelInfo()
+        info = request.model_info if request.model_info is not None else mmesh.ModelInfo()
         status = await self._models.register(
             ModelId(request.model_id),
             ModelInfo(info.type, info.path, info.key),

@@ -21,6 +21,7 @@ from mm.core.load_report_wire import encode_report
 from mm.edge.h2 import ChannelPool, IncomingCall, UnreachableError
 from mm.edge.load_stream import LoadStream, LoadStreamEnd
 from mm.edge.management import SERVICE, status_of
+from mm.edge.protobuf import encode
 from mm.edge.unary import (
     CallError,
     ServiceTable,
@@ -216,7 +217,7 @@ class PeerService:
         """Hear how busy the copies of a peer are, for as long as it has something to tell."""
         call.holds_stop = False
         await LoadStreamEnd(call, self._node.router.loads_pushed).done
-        send_reply(call, bytes(peer.LoadReportsTaken()))
+        send_reply(call, encode(peer.LoadReportsTaken()))
 
     async def tell_demand(self, report: peer.DemandReport, _call: IncomingCall) -> peer.DemandTaken:
         """Hear of the calls for models about which this instance decides."""

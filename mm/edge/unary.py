@@ -27,7 +27,7 @@ from mm.edge.h2.messages import (
 )
 from mm.edge.h2.server import Handler
 from mm.edge.h2.stream import FaultKind, RawStream, StreamFault
-from mm.edge.protobuf import NotAMessageError, decode
+from mm.edge.protobuf import NotAMessageError, decode, encode
 from mm.errors import InvalidRequestError, MeshError, MethodRefusedError, StatusCode
 from mm.pb.grpc.health.v1 import HealthCheckRequest
 
@@ -165,7 +165,7 @@ class ServiceTable:
 
         async def serve(call: IncomingCall) -> None:
             request = parse_message(request_type, await read_request(call))
-            send_reply(call, bytes(await method(request, call)))
+            send_reply(call, encode(await method(request, call)))
 
         self.add(path, serve, yields_to_ids=yields_to_ids)
 
@@ -349,7 +349,7 @@ async def call_unary(
     metadata: Iterable[Header] = (),
 ) -> Reply:
     """Call a unary method; see ``call_raw`` for what it raises."""
-    reply = await call_raw(channel, path, bytes(request), timeout_s=timeout_s, metadata=metadata)
+    reply = await call_raw(channel, path, encode(request), timeout_s=timeout_s, metadata=metadata)
     try:
         return decode(reply_type, reply)
     except NotAMessageError as error:

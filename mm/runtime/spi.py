@@ -27,6 +27,7 @@ import anyio.to_thread
 
 from mm.core.protobuf_ids import extract_id
 from mm.edge.h2 import IncomingCall
+from mm.edge.protobuf import encode
 from mm.edge.unary import Reply, Request, parse_message, read_request, send_reply
 from mm.errors import StatusCode
 from mm.pb import mmesh
@@ -275,7 +276,7 @@ class RuntimeService(Generic[ModelT]):
         request = parse_message(served.request_type, data)
         method = getattr(self._runtime, served.attribute)
         answer = self._translated(f"call model {copy.model_id}", method, copy.model, request)
-        return bytes(answer)
+        return encode(answer)
 
     def _from_file(self, what: str, function: Callable[..., T], *args: object) -> T:
         """As ``_translated``; a missing file tells the mesh that no memory was taken."""

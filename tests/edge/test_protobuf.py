@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mm.edge.protobuf import NotAMessageError, decode
+from mm.edge.protobuf import NotAMessageError, decode, encode
 from mm.pb import inference, mmesh
 from mm.pb.message_pool import default_message_pool
 
@@ -75,6 +75,46 @@ def test_nested_and_repeated_fields_survive() -> None:
         raw_input_contents=[b"\0\xff", b""],
     )
     assert decode(inference.ModelInferRequest, bytes(request)) == request
+    assert encode(request) == bytes(request)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        mmesh.RegisterModelRequest(model_id="m", min_copies=0, pinned=False),
+        mmesh.RegisterModelRequest(model_info=mmesh.ModelInfo()),
+        mmesh.ModelStatusInfo(
+            status=mmesh.ModelStatusInfoModelStatus.LOADED,
+            errors=["", "größe"],
+            model_copy_infos=[
+                mmesh.ModelStatusInfoModelCopyInfo(location="a", time=1 << 63),
+                mmesh.ModelStatusInfoModelCopyInfo(),
+            ],
+        ),
+        mmesh.ModelStatusInfo(status=mmesh.ModelStatusInfoModelStatus(77)),
+        mmesh.RuntimeStatusResponse(
+            method_infos={"a": mmesh.RuntimeStatusResponseMethodInfo(id_injection_path=[1, 300])}
+        ),
+    ],
+    ids=["zeros that are there", "an empty message inside", "lists", "a new status", "a map"],
+)
+def test_there_and_back(message: betterproto2.Message) -> None:
+    assert encode(message) == bytes(message)
+    assert decode(type(message), encode(message)) == message
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        mmesh.RegisterModelRequest(min_copies=1 << 31),
+        mmesh.RegisterModelRequest(model_id="\ud800"),
+        mmesh.ModelStatusInfo(errors=["\ud800"]),
+    ],
+    ids=["too large", "no text", "no text in a list"],
+)
+def test_values_that_no_bytes_can_hold(message: betterproto2.Message) -> None:
+    with pytest.raises(ValueError, match=r"range|surrogate|encode"):
+        encode(message)
 
 
 @pytest.mark.parametrize(
@@ -101,6 +141,7 @@ def test_messages_without_descriptors() -> None:
         name: str = betterproto2.field(1, betterproto2.TYPE_STRING)
 
     assert decode(Foreign, b"\x0a\x01a") == Foreign(name="a")
+    assert encode(Foreign(name="a")) == b"\x0a\x01a"
     with pytest.raises(NotAMessageError, match="not a valid Foreign"):
         decode(Foreign, b"\x0a")
 
