@@ -28,6 +28,7 @@ from mm.edge.etcd_txn import (
     WriteUnknownError,
     answers_of,
     is_as_wanted,
+    ops_count,
     request_of,
     result_of,
     revisions_of,
@@ -38,6 +39,7 @@ from mm.edge.kv_config import EtcdTarget
 from mm.mesh.ports import (
     REVISIONS_MAX,
     Item,
+    Part,
     Resync,
     Session,
     Store,
@@ -167,22 +169,25 @@ class EtcdStore(Store):
         except WriteUnknownError as exc:
             raise self._connector.error(str(exc)) from None
 
-    async def transact(self, writes: Sequence[Write]) -> tuple[bool, Sequence[Item | None]]:
+    async def transact(self, parts: Sequence[Part]) -> tuple[bool, Sequence[Item | None]]:
         """All writes or none; then what is stored under each key, in the order given."""
-        keys = [write.key for write in writes]
+        keys = [part.key for part in parts]
         if len(set(keys)) != len(keys):
             raise ValueError(f"a key occurs twice in one transaction: {keys}")
-        if len(writes) * 2 > OPS_MAX:
-            raise ValueError(f"{len(writes)} writes in one transaction; at most {OPS_MAX // 2}")
-        succeeded, items, sent_before = await self._transact(writes)
+        if (count := ops_count(parts)) > OPS_MAX:
+            raise ValueError(
+                f"{count} operations in one transaction, two for each write; at most {OPS_MAX}"
+            )
+        succeeded, items, sent_before = await self._transact(parts)
         if succeeded or not sent_before:
             return succeeded, items
-        if all(map(is_as_wanted, writes, items)):
+        if all(map(is_as_wanted, parts, items)):
             return True, items
         raise self._connector.error(str(WriteUnknownError()))
 
-    async def _transact(self, writes: Sequence[Write]) -> tuple[bool, Sequence[Item | None], bool]:
-        request = request_of(writes, self._codec)
+    async def _transact(self, parts: Sequence[Part]) -> tuple[bool, Sequence[Item | None], bool]:
+        writes = [part for part in parts if isinstance(part, Write)]
+        request = request_of(parts, self._codec)
         try:
             response, sent_before = await self._history.call(_txn, request, pass_on=_LEASE_LOST)
         except CallError as exc:
@@ -193,7 +198,7 @@ class EtcdStore(Store):
             raise self._connector.error(exc.reason) from None
         self._connector.wrote(writes)
         revision = response.header.revision
-        succeeded, items = answers_of(writes, response, self._codec, revision)
+        succeeded, items = answers_of(parts, response, self._codec, revision)
         return succeeded, items, sent_before
 
     @asynccontextmanager

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from aetcd import rpc
 
-from mm.mesh.ports import Item, Write, WriteResult
+from mm.mesh.ports import Check, Item, Part, Write, WriteResult
 
 #: etcd's own bound (--max-txn-ops) on the operations of one transaction; nested ones count on top.
 OPS_MAX: Final = 128
@@ -48,21 +48,26 @@ class KeyCodec:
         return Item(self.decode(kv.key), kv.value, kv.mod_revision, kv.create_revision, kv.lease)
 
 
-def request_of(writes: Sequence[Write], codec: KeyCodec) -> Any:
+def ops_count(parts: Sequence[Part]) -> int:
+    """Answer how many operations a transaction may come to."""
+    return sum(1 if isinstance(part, Check) else 2 for part in parts)
+
+
+def request_of(parts: Sequence[Part], codec: KeyCodec) -> Any:
     """Answer the transaction: all writes if every condition holds, else what is stored."""
     request = rpc.TxnRequest()
-    for write in writes:
-        key = codec.encode(write.key)
-        if write.if_revision is not None:
+    for part in parts:
+        key = codec.encode(part.key)
+        if part.if_revision is not None:
             request.compare.append(
                 rpc.Compare(
                     key=key,
                     target=rpc.Compare.MOD,
                     result=rpc.Compare.EQUAL,
-                    mod_revision=write.if_revision,
+                    mod_revision=part.if_revision,
                 )
             )
-        request.success.extend(_operations(write, key))
+        request.success.extend(_operations(part, key))
         request.failure.append(rpc.RequestOp(request_range=rpc.RangeRequest(key=key)))
     return request
 
@@ -79,14 +84,14 @@ def revisions_of(response: Any) -> list[int]:
     return [kvs[0].mod_revision if kvs else 0 for kvs in found]
 
 
-def _operations(write: Write, key: bytes) -> Sequence[Any]:
-    if write.value is None:
+def _operations(part: Part, key: bytes) -> Sequence[Any]:
+    if isinstance(part, Check):
+        return [rpc.RequestOp(request_range=rpc.RangeRequest(key=key))]
+    if part.value is None:
         delete = rpc.DeleteRangeRequest(key=key)
         return [rpc.RequestOp(request_delete_range=delete)]
-    put = rpc.RequestOp(
-        request_put=rpc.PutRequest(key=key, value=write.value, lease=write.lease_id)
-    )
-    if write.if_revision == 0:
+    put = rpc.RequestOp(request_put=rpc.PutRequest(key=key, value=part.value, lease=part.lease_id))
+    if part.if_revision == 0:
         return [put]  # just created: nothing about it that we do not know
     # The value is known, but not the create revision.
     look = rpc.RequestOp(request_range=rpc.RangeRequest(key=key, keys_only=True))
@@ -94,22 +99,25 @@ def _operations(write: Write, key: bytes) -> Sequence[Any]:
 
 
 def answers_of(
-    writes: Sequence[Write], response: Any, codec: KeyCodec, revision: int
+    parts: Sequence[Part], response: Any, codec: KeyCodec, revision: int
 ) -> tuple[bool, list[Item | None]]:
-    """Read the answer to ``request_of(writes)`` that was given at ``revision``."""
+    """Read the answer to ``request_of(parts)`` that was given at ``revision``."""
     if not response.succeeded:
         return False, [_first(one.response_range, codec) for one in response.responses]
     items: list[Item | None] = []
     responses = iter(response.responses)
-    for write in writes:
-        next(responses)
-        if write.value is None:
+    for part in parts:
+        first = next(responses)
+        if isinstance(part, Check):
+            items.append(_first(first.response_range, codec))
+            continue
+        if part.value is None:
             items.append(None)
             continue
         created = revision
-        if write.if_revision != 0:
+        if part.if_revision != 0:
             created = next(responses).response_range.kvs[0].create_revision
-        items.append(Item(write.key, write.value, revision, created, write.lease_id))
+        items.append(Item(part.key, part.value, revision, created, part.lease_id))
     return True, items
 
 
@@ -117,15 +125,17 @@ def _first(response: Any, codec: KeyCodec) -> Item | None:
     return codec.item(response.kvs[0]) if response.kvs else None
 
 
-def is_as_wanted(write: Write, item: Item | None) -> bool:
-    """Answer whether what is stored is what the write would have left.
+def is_as_wanted(part: Part, item: Item | None) -> bool:
+    """Answer whether what is stored is what the write would have left, or what was to hold.
 
     It tells what became of a write that was sent twice: the second can fail because the first
     worked.
     """
-    if item is None or write.value is None:
-        return item is None and write.value is None
-    return (item.value, item.lease_id) == (write.value, write.lease_id)
+    if isinstance(part, Check):
+        return (0 if item is None else item.mod_revision) == part.if_revision
+    if item is None or part.value is None:
+        return item is None and part.value is None
+    return (item.value, item.lease_id) == (part.value, part.lease_id)
 
 
 def result_of(

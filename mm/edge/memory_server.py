@@ -22,7 +22,7 @@ from typing import Final
 import anyio
 
 from mm.errors import StoreUnavailableError
-from mm.mesh.ports import Delete, Item, Put, Resync, WatchEvent, Write
+from mm.mesh.ports import Delete, Item, Part, Put, Resync, WatchEvent, Write
 
 #: A watcher that is this far behind gets the whole table instead; bounds memory while a client is
 #: cut off.
@@ -115,7 +115,7 @@ class MemoryServer:
         keys = sorted(key for key in self._items if key.startswith(prefix))
         return Resync(items=[self._items[key] for key in keys], revision=self.revision)
 
-    def transact(self, writes: Sequence[Write]) -> tuple[bool, list[Item | None]]:
+    def transact(self, parts: Sequence[Part]) -> tuple[bool, list[Item | None]]:
         """Apply all writes if every condition holds; then answer what is stored under each key.
 
         Raises ``StoreUnavailableError`` when a lease is lost, or nothing more fits.
@@ -123,22 +123,23 @@ class MemoryServer:
         self.expire_leases()
         if self.is_full:
             raise StoreUnavailableError("the memory store is out of space")
-        keys = [write.key for write in writes]
+        keys = [part.key for part in parts]
+        writes = [part for part in parts if isinstance(part, Write)]
         if len(set(keys)) != len(keys):
             raise ValueError(f"a key occurs twice in one transaction: {keys}")
         for write in writes:
             if write.value is not None and write.lease_id and write.lease_id not in self._leases:
                 raise StoreUnavailableError(f"the lease {write.lease_id:x} is lost")
-        succeeded = all(self._holds(write) for write in writes)
+        succeeded = all(map(self._holds, parts))
         if succeeded:
             self._commit(writes)
         return succeeded, [self._items.get(key) for key in keys]
 
-    def _holds(self, write: Write) -> bool:
-        if write.if_revision is None:
+    def _holds(self, part: Part) -> bool:
+        if part.if_revision is None:
             return True
-        item = self._items.get(write.key)
-        return (item.mod_revision if item else 0) == write.if_revision
+        item = self._items.get(part.key)
+        return (item.mod_revision if item else 0) == part.if_revision
 
     def _commit(self, writes: Iterable[Write]) -> None:
         changes = [w for w in writes if w.value is not None or w.key in self._items]

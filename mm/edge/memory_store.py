@@ -19,6 +19,7 @@ from mm.errors import StoreUnavailableError
 from mm.mesh.ports import (
     REVISIONS_MAX,
     Item,
+    Part,
     Resync,
     Session,
     Store,
@@ -140,12 +141,12 @@ class MemoryStore(Store):
         succeeded, items = await self.transact([write])
         return WriteResult(succeeded, items[0])
 
-    async def transact(self, writes: Sequence[Write]) -> tuple[bool, Sequence[Item | None]]:
+    async def transact(self, parts: Sequence[Part]) -> tuple[bool, Sequence[Item | None]]:
         """All writes or none; then what is stored under each key, in the order given."""
         number = self._same_store(self.server.history_number)
         await self._reach()
         self._out_of_space = self.server.is_full
-        outcome = self._apply(writes)
+        outcome = self._apply(parts)
         await self._reply()
         self._same_store(number)
         return outcome
@@ -206,9 +207,9 @@ class MemoryStore(Store):
             raise StoreUnavailableError("the memory store was replaced; tables are read anew")
         return number
 
-    def _apply(self, writes: Sequence[Write]) -> tuple[bool, Sequence[Item | None]]:
+    def _apply(self, parts: Sequence[Part]) -> tuple[bool, Sequence[Item | None]]:
         """Have a transaction that arrived take effect."""
-        return self.server.transact(writes)
+        return self.server.transact(parts)
 
     async def _delay(self) -> None:
         """Be on the way to the server, or back."""

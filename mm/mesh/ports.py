@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeAlias
 
 from mm.core.calls import Call, Outcome, PeerRoute, Route
 from mm.core.ids import InstanceId, ModelId
@@ -85,6 +85,20 @@ class Write:
     value: bytes | None
     if_revision: int | None
     lease_id: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """What must hold of a key that a transaction depends on and does not write; 0 means "must not
+    exist".
+    """
+
+    key: str
+    if_revision: int
+
+
+#: Of a transaction, each of another key.
+Part: TypeAlias = Write | Check
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,8 +176,10 @@ class Store(Protocol):
         """
         ...
 
-    async def transact(self, writes: Sequence[Write]) -> tuple[bool, Sequence[Item | None]]:
-        """All writes or none; then what is stored under each key, in the order given."""
+    async def transact(self, parts: Sequence[Part]) -> tuple[bool, Sequence[Item | None]]:
+        """All writes if every condition holds, or none; then what is stored under each key, in the
+        order given.
+        """
         ...
 
     def watch(

@@ -4,7 +4,8 @@ Owns reading, the transaction, and trying again when somebody else was quicker. 
 written is decided by a plan of ``core.vmodel_changes``, which is asked anew each time.
 
 A plan is first asked with what is mirrored here. If that is out of date the transaction does not
-come about, and tells what is stored; so only an answer that writes nothing could be wrong: it is
+come about, and tells what is stored, for what a plan relies on is a condition even where it is not
+written; so only an answer that writes nothing could be wrong: it is
 given only on the word of the store. Most calls are about a vmodel that is as it should be: then
 that word is the revisions of it and of its models, which all calls of the moment ask for together
 (``confirmations``). For a refusal, and for a count believed to be wrong, everything concerned is
@@ -29,7 +30,7 @@ from mm.errors import ContendedError, LimitError, MeshError, StatusCode, StoreUn
 from mm.mesh.confirmations import Confirmations, Entry
 from mm.mesh.keyed_locks import KeyedLocks
 from mm.mesh.mirror import Mirror
-from mm.mesh.ports import Store, Write
+from mm.mesh.ports import Check, Part, Store, Write
 from mm.mesh.registry import Registry
 from mm.mesh.shared_turns import SharedTurns
 from mm.mesh.statistics import Counters
@@ -267,16 +268,6 @@ class VModelWriter:
             item = self._vmodels.mirror.get(vmodel_id)
             concerned = _concerned(vmodel, target_id)
             await self._update(self._registry.mirror, concerned, fresh=fresh)
-            # What the vmodel names ought to be there. That it is not cannot be seen from the
-            # transaction, and a reference to it would stay for ever.
-            missing = [
-                model_id
-                for model_id in sorted(references(vmodel))
-                if self._registry.mirror.get(model_id) is None
-            ]
-            await self._update(self._registry.mirror, missing, fresh=not fresh)
-            if target_id is not None and self._registry.mirror.get(target_id) is None:
-                await self._vmodels.look_at_references(target_id, besides=vmodel_id)
             if self._vmodels.mirror.get(vmodel_id) is not item:
                 continue  # meanwhile
             try:
@@ -295,7 +286,9 @@ class VModelWriter:
             if change.miscounts and not fresh:
                 fresh = True  # it may be that only the mirror is wrong
                 continue
-            if await self._write({vmodel_id: change}):
+            if await self._write(
+                {vmodel_id: change}, self._relied_on(vmodel_id, models, target_id)
+            ):
                 for miscount in change.miscounts:
                     logger.warning("%s; put right", miscount)
                 return Outcome(vmodel, models, change)
@@ -304,6 +297,20 @@ class VModelWriter:
         raise ContendedError(
             f"vmodel {vmodel_id} or its models changed {TRIES_MAX} times while being changed"
         )
+
+    def _relied_on(
+        self, vmodel_id: str, models: ModelRecords, target_id: ModelId | None
+    ) -> list[Entry]:
+        """Answer what a plan is made from, and need not write: that a model is missing, and which
+        other vmodels count for the target when it comes back, as far as they are told. Any of that
+        may be wrong by now, or only here, and a reference that is counted wrong stays.
+        """
+        missing = [model_id for model_id, record in models.items() if record is None]
+        others = self._vmodels.references.of(target_id) if target_id in missing else ()
+        return [
+            *((self._registry.mirror, str(each)) for each in missing),
+            *((self._vmodels.mirror, str(each)) for each in others if each != vmodel_id),
+        ]
 
     async def _is_so_still(self, vmodel_id: str, vmodel: VModelRecord | None) -> bool:
         """Answer whether a vmodel is what it was before its models were read: else they may be gone
@@ -371,31 +378,37 @@ class VModelWriter:
 
     # --- writing ---
 
-    async def _write(self, changes: Mapping[str, VModelChange]) -> bool:
+    async def _write(
+        self, changes: Mapping[str, VModelChange], relied_on: Iterable[Entry] = ()
+    ) -> bool:
         """Answer whether they are stored; else the mirrors have what stood in the way. Of several
         changes of one model the last one counts: it was planned on those before.
+
+        ``relied_on``: what must be as mirrored, too.
         """
         self._require_writable()
-        parts: list[tuple[Mirror, str, bytes | None]] = [
-            (self._vmodels.mirror, vmodel_id, _value(change.vmodel))
-            for vmodel_id, change in changes.items()
-        ]
-        models = {key: each for change in changes.values() for key, each in change.models.items()}
-        for model_id, record in models.items():
-            parts.append((self._registry.mirror, model_id, _value(record)))
-        if any(value is None for _, _, value in parts):
+        values: dict[Entry, bytes | None] = {}
+        for vmodel_id, change in changes.items():
+            values[self._vmodels.mirror, vmodel_id] = _value(change.vmodel)
+            for model_id, record in change.models.items():
+                values[self._registry.mirror, model_id] = _value(record)
+        if None in values.values():
             self._registry.refuse_if_emptied()
-        writes = []
-        for mirror, key_id, value in parts:
-            item = mirror.get(key_id)
+        parts: dict[Entry, Part] = {}
+        for entry in (*values, *relied_on):
+            mirror, key_id = entry
+            key, item = mirror.key(key_id), mirror.get(key_id)
             revision = 0 if item is None else item.mod_revision
-            writes.append(Write(mirror.key(key_id), value, if_revision=revision))
-        succeeded, items = await self._store.transact(writes)
-        for (mirror, key_id, _), write, item in zip(parts, writes, items, strict=True):
+            is_written = entry in values
+            parts[entry] = (
+                Write(key, values[entry], revision) if is_written else Check(key, revision)
+            )
+        succeeded, items = await self._store.transact(list(parts.values()))
+        for ((mirror, key_id), part), item in zip(parts.items(), items, strict=True):
             if item is not None:
                 mirror.written(item)
-            elif write.if_revision:
-                mirror.deleted_by_us(key_id, write.if_revision)
+            elif part.if_revision:
+                mirror.deleted_by_us(key_id, part.if_revision)
         self._counters.vmodel_changes += succeeded * len(changes)
         self._counters.vmodel_conflicts += not succeeded
         return succeeded

@@ -82,15 +82,14 @@ class VModels:
         item = await self.look_ups.read(vmodel_id)
         return None if item is None else self._parsed.get(vmodel_id, item)
 
-    async def look_at_references(self, model_id: ModelId, *, besides: str = "") -> None:
+    async def look_at_references(self, model_id: ModelId) -> None:
         """See that what ``references`` tells of a model is so, as long as they are not too many to
         be told. Raises ``StoreUnavailableError``.
 
         For the rare cases in which the count of the model itself cannot be trusted.
         """
         for vmodel_id in self.references.of(model_id):
-            if vmodel_id != besides:
-                await self.mirror.read(vmodel_id)
+            await self.mirror.read(vmodel_id)
 
     async def resolve(self, vmodel_id: str, missing: Collection[ModelId] = ()) -> ModelId:
         """Answer the active model. If models that it was before turned out to be ``missing``: what

@@ -15,7 +15,7 @@ import msgspec
 
 from mm.edge.memory_server import MemoryServer, Watcher
 from mm.edge.memory_store import MemoryStore
-from mm.mesh.ports import Item, WatchEvent, Write
+from mm.mesh.ports import Item, Part, WatchEvent, Write
 
 #: The attribute of the other program whose writes forestall ours.
 _FOREIGN: Final = "simulatedForeignWrites"
@@ -71,11 +71,12 @@ class SimulatedStore(MemoryStore):
 
     # --- the store ------------------------------------------------------------------------------
 
-    def _apply(self, writes: Sequence[Write]) -> tuple[bool, Sequence[Item | None]]:
+    def _apply(self, parts: Sequence[Part]) -> tuple[bool, Sequence[Item | None]]:
+        writes = [part for part in parts if isinstance(part, Write)]
         for write in writes:
             if self._rng.random() < self.conflict_share:
                 self._forestall(write.key)
-        succeeded, items = super()._apply(writes)
+        succeeded, items = super()._apply(parts)
         for write in writes:
             self._tell(write.key, _described(write, succeeded))
         return succeeded, items

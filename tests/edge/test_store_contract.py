@@ -12,7 +12,7 @@ import anyio
 import pytest
 
 from mm.errors import StoreUnavailableError
-from mm.mesh.ports import REVISIONS_MAX, Delete, Item, Put, Resync, Store, WatchEvent, Write
+from mm.mesh.ports import REVISIONS_MAX, Check, Delete, Item, Put, Resync, Store, WatchEvent, Write
 from tests.edge.store_world import World, next_batch, put, until
 
 pytestmark = pytest.mark.anyio
@@ -142,6 +142,25 @@ async def test_transactions_are_all_or_nothing(world: World) -> None:
     again, items = await store.transact(writes)
     assert not again
     assert items == [None, changed, created]
+
+
+async def test_transactions_may_depend_on_what_they_do_not_write(world: World) -> None:
+    store = world.store
+    first = await put(store, "/t/first", b"1")
+    checks = [Check("/t/first", first.mod_revision), Check("/t/none", 0)]
+    succeeded, items = await store.transact([checks[0], Write("/t/new", b"1", 0), checks[1]])
+    assert succeeded
+    [seen, new, none] = items
+    assert (seen, none) == (first, None)
+    assert new is not None
+    assert list((await store.list("/t/")).items) == [first, new]
+
+    changed = await put(world.other, "/t/first", b"2")
+    gone = [Write("/t/new", None, new.mod_revision)]
+    for check, stored in ((checks[0], changed), (Check("/t/new2", 5), None)):
+        assert await store.transact([*gone, check]) == (False, [new, stored])
+    assert list((await store.list("/t/")).items) == [changed, new]
+    assert await store.transact(checks[1:]) == (True, [None])
 
 
 async def test_a_transaction_may_not_name_a_key_twice(world: World) -> None:

@@ -23,7 +23,7 @@ from mm.core.vmodel_changes import SetVModel, references
 from mm.edge.memory_server import MemoryServer
 from mm.edge.memory_store import MemoryStore
 from mm.errors import MeshError, StatusCode
-from mm.mesh.ports import Item, Loaded, Write
+from mm.mesh.ports import Item, Loaded, Part
 from mm.testing.cluster import INFO, PREFIX, Cluster, until
 from mm.testing.fake_runtime import FakeRuntime, ModelPlan
 from mm.testing.instance import Instance
@@ -69,10 +69,10 @@ class SteppedStore(MemoryStore):
         self._name, self._steps, self._cluster = name, steps, cluster
         self._applied: list[str] = []
 
-    def _apply(self, writes: Sequence[Write]) -> tuple[bool, Sequence[Item | None]]:
-        outcome = super()._apply(writes)
+    def _apply(self, parts: Sequence[Part]) -> tuple[bool, Sequence[Item | None]]:
+        outcome = super()._apply(parts)
         self._cluster.check_counts()
-        self._applied = sorted(each.key for each in writes)
+        self._applied = sorted(each.key for each in parts)
         return outcome
 
     async def _reply(self) -> None:

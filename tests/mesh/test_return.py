@@ -13,7 +13,7 @@ from mm.core.jitter import jittered_s
 from mm.edge.etcd_session import RETRY_S
 from mm.edge.memory_server import MemoryServer
 from mm.edge.memory_store import Fault
-from mm.mesh.ports import Item, Write
+from mm.mesh.ports import Item, Part
 from mm.testing.cluster import PREFIX, Instance, running_cluster
 
 pytestmark = [pytest.mark.anyio, pytest.mark.virtual_time]
@@ -35,10 +35,10 @@ class TimingServer(MemoryServer):
         super().__init__()
         self.asked: list[tuple[float, str]] = []
 
-    def transact(self, writes: Sequence[Write]) -> tuple[bool, list[Item | None]]:
+    def transact(self, parts: Sequence[Part]) -> tuple[bool, list[Item | None]]:
         now_s = anyio.current_time()
-        self.asked += [(now_s, write.key) for write in writes]
-        return super().transact(writes)
+        self.asked += [(now_s, part.key) for part in parts]
+        return super().transact(parts)
 
 
 async def come_back(instance: Instance, is_back: anyio.Event) -> None:

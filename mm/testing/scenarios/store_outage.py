@@ -25,7 +25,7 @@ from mm.core.records import ModelRecord
 from mm.edge.memory_server import MemoryServer
 from mm.edge.memory_store import Fault
 from mm.errors import MeshError
-from mm.mesh.ports import Item, Write
+from mm.mesh.ports import Item, Part, Write
 from mm.testing.cluster import (
     INFO,
     PREFIX,
@@ -75,11 +75,11 @@ class CountingServer(MemoryServer):
         super().__init__()
         self.writes: Counter[str] = Counter()
 
-    def transact(self, writes: Sequence[Write]) -> tuple[bool, list[Item | None]]:
+    def transact(self, parts: Sequence[Part]) -> tuple[bool, list[Item | None]]:
         """Count, and do it."""
-        for write in writes:
-            self.writes[write.key.removeprefix(f"{PREFIX}/").partition("/")[0]] += 1
-        return super().transact(writes)
+        for part in parts:
+            self.writes[part.key.removeprefix(f"{PREFIX}/").partition("/")[0]] += 1
+        return super().transact(parts)
 
     def count(self, table: str) -> int:
         """Answer how many records a table has."""
