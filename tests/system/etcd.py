@@ -65,10 +65,16 @@ class Keys:
         request = rpc.DeleteRangeRequest(key=key.encode())
         self._kv.DeleteRange(request, timeout=CALL_TIMEOUT_S)
 
-    def get(self, key: str) -> str | None:
-        """Answer a record."""
-        response = self._kv.Range(rpc.RangeRequest(key=key.encode()), timeout=CALL_TIMEOUT_S)
+    def get(self, key: str, revision: int = 0) -> str | None:
+        """Answer a record as it is now, or was at a revision."""
+        request = rpc.RangeRequest(key=key.encode(), revision=revision)
+        response = self._kv.Range(request, timeout=CALL_TIMEOUT_S)
         return response.kvs[0].value.decode() if response.kvs else None
+
+    def revision_of(self, key: str) -> int:
+        """Answer the revision of the last write of a record, which is there."""
+        response = self._kv.Range(rpc.RangeRequest(key=key.encode()), timeout=CALL_TIMEOUT_S)
+        return int(response.kvs[0].mod_revision)
 
     def lease_of(self, key: str) -> int:
         """Answer the lease that a record hangs on; 0: none, or no record."""
