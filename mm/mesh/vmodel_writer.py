@@ -45,8 +45,8 @@ Plan = Callable[[VModelRecord | None, ModelRecords], VModelChange | None]
 
 #: Each loss means that somebody else's change succeeded; instances compete with one change each.
 TRIES_MAX: Final = 64
-#: Changes to one target that are made in one transaction: each has three records at most, besides
-#: the target, and a transaction has room for 64.
+#: Changes of one model's count that are made in one transaction: each has three records at most,
+#: besides that model, and a transaction has room for 64.
 TOGETHER_MAX: Final = 20
 #: Before each is tried by itself.
 TOGETHER_TRIES_MAX: Final = 8
@@ -82,10 +82,11 @@ class Outcome:
 
 @dataclass(eq=False, slots=True)
 class _Job:
-    """A change whose target's turn is waited for, and what became of it."""
+    """A change whose turn is waited for, and what became of it."""
 
     vmodel_id: str
     plan: Plan
+    target_id: ModelId | None
     fresh: bool
     outcome: Outcome | None = None
     failure: MeshError | None = None
@@ -97,7 +98,8 @@ class _Job:
 
 class VModelWriter:
     """Makes changes, a bounded number at a time; those of one vmodel one after the other, and those
-    to one target, whose number of references each of them changes, in few transactions.
+    that change the number of references of one model, because they come to it or leave it, in few
+    transactions.
     """
 
     def __init__(
@@ -147,11 +149,13 @@ class VModelWriter:
         try:
             # Whoever has a turn waits for no lock.
             async with self.locks.hold(vmodel_id):
-                if target_id is None:
+                job = _Job(vmodel_id, plan, target_id, fresh)
+                shared_id = self._most_referred(vmodel_id, target_id)
+                if shared_id is not None:
+                    await self._turns.do(shared_id, job)
+                else:
                     async with self._slots:
-                        return await self._change(vmodel_id, plan, None, fresh=fresh)
-                job = _Job(vmodel_id, plan, fresh)
-                await self._turns.do(target_id, job)
+                        await self._do(job)
         finally:
             self._in_line_count -= 1
         if job.failure is not None:
@@ -159,27 +163,40 @@ class VModelWriter:
         assert job.outcome is not None
         return job.outcome
 
-    async def _take_turn(self, target: str, jobs: Sequence[_Job]) -> None:
-        """Do what many want of one target."""
-        target_id = ModelId(target)
+    def _most_referred(self, vmodel_id: str, target_id: ModelId | None) -> ModelId | None:
+        """Answer the model whose count others are the likeliest to change, too: the target, unless
+        more vmodels stand for one that this one leaves; None if there is neither.
+        """
+        found, most = target_id, 1
+        target = self._registry.get(target_id) if target_id is not None else None
+        if target is not None:
+            most = max(most, target.references)
+        for model_id in sorted(references(self._vmodels.get(vmodel_id))):
+            record = self._registry.get(model_id)
+            if record is not None and record.references > most:
+                found, most = model_id, record.references
+        return found
+
+    async def _take_turn(self, _model_id: str, jobs: Sequence[_Job]) -> None:
+        """Do what many want that changes the count of one model."""
         async with self._slots:
-            if jobs[0].is_open and self._registry.get(target_id) is None:
-                await self._do(jobs[0], target_id)  # the others find it there
-            await self._do_together(jobs, target_id)
+            await self._do_together(jobs)
             for job in jobs:
                 if job.is_open:
-                    await self._do(job, target_id)
+                    await self._do(job)
 
-    async def _do(self, job: _Job, target_id: ModelId) -> None:
+    async def _do(self, job: _Job) -> None:
         try:
-            job.outcome = await self._change(job.vmodel_id, job.plan, target_id, fresh=job.fresh)
+            job.outcome = await self._change(
+                job.vmodel_id, job.plan, job.target_id, fresh=job.fresh
+            )
         except MeshError as exc:
             job.failure = exc
 
-    async def _do_together(self, jobs: Sequence[_Job], target_id: ModelId) -> None:
+    async def _do_together(self, jobs: Sequence[_Job]) -> None:
         """Do in one transaction what is possible; what is not, or not simple, is left."""
         for attempt in range(TOGETHER_TRIES_MAX):
-            outcomes = self._plan_together(jobs, target_id)
+            outcomes = self._plan_together(jobs)
             if len(outcomes) < 2:
                 return
             changes = {job.vmodel_id: each.change for job, each in outcomes.items() if each.change}
@@ -193,22 +210,25 @@ class VModelWriter:
                 return
             await self._pause(attempt)
 
-    def _plan_together(self, jobs: Sequence[_Job], target_id: ModelId) -> dict[_Job, Outcome]:
+    def _plan_together(self, jobs: Sequence[_Job]) -> dict[_Job, Outcome]:
         """Plan one after the other, each on what those before it leave."""
         left: dict[ModelId, ModelRecord | None] = {}
         outcomes: dict[_Job, Outcome] = {}
         for job in jobs:
             vmodel = self._vmodels.get(job.vmodel_id)
-            concerned = _concerned(vmodel, target_id)
+            concerned = _concerned(vmodel, job.target_id)
             if not job.is_open or job.fresh or not self._is_known(job.vmodel_id, concerned):
                 continue
             try:
-                models = self._models(concerned, target_id)
+                models = self._models(concerned, job.target_id)
                 models = {key: left.get(key, record) for key, record in models.items()}
-                change = job.plan(vmodel, models) if None not in models.values() else None
+                change = job.plan(vmodel, models)
             except MeshError:
                 continue
-            if change is not None and not change.miscounts:
+            # There is no room for conditions besides the writes.
+            entries = self._relied_on(job.vmodel_id, models, job.target_id)
+            is_simple = {key_id for _, key_id in entries} <= {job.target_id}
+            if change is not None and not change.miscounts and is_simple:
                 outcomes[job] = Outcome(vmodel, models, change)
                 left.update(change.models)
         return outcomes

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Sequence
 from typing import Any
 
 import anyio
 import pytest
 
 from mm.core.ids import ModelId
-from mm.core.records import ModelInfo, ModelRecord, VModelRecord
-from mm.core.vmodel_changes import SetVModel, references
+from mm.core.records import ModelInfo, VModelRecord
+from mm.core.vmodel_changes import SetVModel
 from mm.edge.memory_store import Fault
 from mm.errors import (
     InvalidRequestError,
@@ -24,7 +22,7 @@ from mm.errors import (
     StoreUnavailableError,
     TargetConflictError,
 )
-from mm.mesh.ports import Item, Part, Write
+from mm.mesh.ports import Item, Write
 from mm.mesh.vmodel_manager import VModelStatus
 from mm.testing.cluster import INFO, PREFIX, Cluster, running_cluster, until
 from mm.testing.fake_runtime import ModelPlan
@@ -361,78 +359,6 @@ async def test_unreadable_records(caplog: pytest.LogCaptureFixture) -> None:
         cluster.server.transact([Write(key, b"[]", if_revision=None)])
         with pytest.raises(MeshError, match="record of model m is unreadable; unregister it"):
             await set_vmodel(a, "m")
-
-
-async def test_many_setters_count_right_whatever_they_have_heard() -> None:
-    """Mirrors that are behind have made references leak: of models that were not known yet, or
-    known with a count of before.
-    """
-    async with running_cluster(plan=FAST) as cluster:
-        cluster.store_delay_s, cluster.watch_delay_s = 0.002, 0.01
-        for name in "abc":
-            await cluster.start(name)
-
-        async def change_all(name: str, seed: int) -> None:
-            rng, vmodels = random.Random(seed), cluster[name].node.vmodels
-            for _ in range(40):
-                vmodel_id = f"v{rng.randrange(3)}"
-                if rng.random() < 0.2:
-                    await vmodels.delete(vmodel_id)
-                else:
-                    target = f"m{rng.randrange(4)}"
-                    await set_vmodel(cluster[name], target, vmodel_id, auto_delete=target != "m0")
-
-        async with anyio.create_task_group() as group:
-            for number, name in enumerate("abcabc"):
-                group.start_soon(change_all, name, number)
-        expected: dict[str, int] = {"m0": 0} if "m0" in counts(cluster) else {}
-        for number in range(3):
-            vmodel = stored(cluster, f"v{number}")
-            for model_id in references(vmodel):
-                expected[model_id] = expected.get(model_id, 0) + 1
-        assert counts(cluster) == expected
-        assert all(not len(each.node.vmodels.writer.locks) for each in cluster.serving)
-
-
-def forestall(cluster: Cluster, name: str, *parts: Part) -> None:
-    """Have these be written at the moment when an instance's next change of a vmodel arrives."""
-    instance_store = cluster[name].store
-    apply = instance_store._apply
-
-    def apply_late(own: Sequence[Part]) -> tuple[bool, Sequence[Item | None]]:
-        if any(each.key.startswith(f"{PREFIX}/vmodels/") for each in own):
-            instance_store._apply = apply  # type: ignore[method-assign]
-            assert cluster.server.transact(parts)[0]
-        return apply(own)
-
-    instance_store._apply = apply_late  # type: ignore[method-assign]
-
-
-async def test_who_leaves_a_missing_target_before_it_comes_back_does_not_count() -> None:
-    """Its number of references is made from those who named it, as far as they still do."""
-    async with running_cluster("a", plan=FAST) as cluster:
-        for number in range(3):
-            store(cluster, VModelRecord(ModelId("m"), ModelId("m")), f"v{number}")
-        await cluster.settle()
-        forestall(cluster, "a", Write(f"{PREFIX}/vmodels/v1", None, None))
-        await set_vmodel(cluster["a"], "m", "v2")
-        assert counts(cluster) == {"m": 2}
-
-
-async def test_a_missing_model_that_comes_back_as_it_is_left_does_not_count_it() -> None:
-    async with running_cluster("a", plan=FAST) as cluster:
-        record = VModelRecord(ModelId("m"), ModelId("m"))
-        store(cluster, record)
-        await cluster.settle()
-        came_back = ModelRecord(INFO, references=2).encode()
-        forestall(
-            cluster,
-            "a",
-            Write(f"{PREFIX}/vmodels/w", record.encode(), 0),
-            Write(f"{PREFIX}/registry/m", came_back, 0),
-        )
-        await set_vmodel(cluster["a"], "n")
-        assert counts(cluster) == {"m": 1, "n": 1}
 
 
 @pytest.mark.parametrize("sync", [True, False])
