@@ -74,6 +74,8 @@ class Instance:
                 "MM_ADVERTISE_ADDRESS": HOST,
                 "MM_SVC_GRPC_PORT": str(client_port),
                 "MM_PEER_PORT": str(peer_port),
+                "MM_PROBE_PORT": "NONE",
+                "MM_PRESTOP_WAIT_PORT": "NONE",
                 "INTERNAL_GRPC_PORT": str(runtime_port),
                 "MM_LOG_LEVEL": "warning",
                 **(settings or {}),

@@ -11,7 +11,8 @@ import logging
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final, Literal, Self
+from itertools import combinations
+from typing import Final, Literal, NamedTuple, Self
 
 from mm import json_settings
 from mm.core.constraints import NO_CONSTRAINTS, TypeConstraints
@@ -73,6 +74,11 @@ class Config(Limits):
     grpc_port: int = 8033
     #: MM_PEER_PORT: other instances. 0 chooses a free port and logs it.
     peer_port: int = 8080
+    #: MM_PROBE_PORT: `/live` and `/ready` over HTTP; None: nobody asks.
+    probe_port: int | None = 8089
+    #: MM_PRESTOP_WAIT_PORT: `/prestop` over HTTP, which keeps the runtime's containers running
+    #: until this instance has ended; None: nobody asks.
+    prestop_port: int | None = 8090
     #: MM_ADVERTISE_ADDRESS, WATSON_SERVICE_ADDRESS or WKUBE_POD_IPADDR: where peers reach this
     #: instance, as a port can follow it: that of the peer listener as really bound.
     advertise_host: str = "127.0.0.1"
@@ -147,6 +153,11 @@ class Config(Limits):
     warnings: tuple[str, ...] = ()
 
     @property
+    def prestop_wait_s(self) -> float:
+        """The longest that `/prestop` is not answered: twice what a stop takes, as in Java."""
+        return 2 * (self.shutdown_timeout_s + 1)
+
+    @property
     def failure_rules(self) -> FailureRules:
         """How long failed loads count, and how many are enough."""
         return FailureRules(
@@ -169,7 +180,7 @@ class Config(Limits):
         kv_store = _kv_store(env)
         alone = kv_store in ("embedded", "memory")
         advertise_host, address_warnings = _advertise_host(env, alone=alone)
-        grpc_port, peer_port = _ports(env)
+        ports = _ports(env)
         version, version_warnings = _version(env)
         return cls(
             service_name=_service_name(env, alone=alone),
@@ -180,8 +191,10 @@ class Config(Limits):
             kv_read_only=env.boolean("KV_READ_ONLY", default=False),
             default_vmodel_owner=env.text_or_nothing("MM_DEFAULT_VMODEL_OWNER") or "",
             bind_host=env.text("MM_BIND_HOST") or "0.0.0.0",
-            grpc_port=grpc_port,
-            peer_port=peer_port,
+            grpc_port=ports.grpc,
+            peer_port=ports.peer,
+            probe_port=ports.probe,
+            prestop_port=ports.prestop,
             advertise_host=advertise_host,
             version=version,
             location=env.text_or_nothing("MM_LOCATION") or advertise_host,
@@ -352,14 +365,25 @@ def _version(env: Environment) -> tuple[int, tuple[str, ...]]:
     )
 
 
-def _ports(env: Environment) -> tuple[int, int]:
-    grpc_port = env.port("MM_SVC_GRPC_PORT", "TAS_SVC_GRPC_PORT", default=8033, free_allowed=True)
-    peer_port = env.port("MM_PEER_PORT", default=8080, free_allowed=True)
-    if grpc_port == peer_port != 0:
-        raise ConfigError(
-            f"MM_SVC_GRPC_PORT and MM_PEER_PORT are both {peer_port}; they must differ"
-        )
-    return grpc_port, peer_port
+class _Ports(NamedTuple):
+    grpc: int
+    peer: int
+    probe: int | None
+    prestop: int | None
+
+
+def _ports(env: Environment) -> _Ports:
+    names = "MM_SVC_GRPC_PORT", "MM_PEER_PORT", "MM_PROBE_PORT", "MM_PRESTOP_WAIT_PORT"
+    ports = _Ports(
+        env.port(names[0], "TAS_SVC_GRPC_PORT", default=8033, free_allowed=True),
+        env.port(names[1], default=8080, free_allowed=True),
+        env.port_or_none(names[2], default=8089),
+        env.port_or_none(names[3], default=8090),
+    )
+    for (first, port), (second, other) in combinations(zip(names, ports, strict=True), 2):
+        if port == other and port:
+            raise ConfigError(f"{first} and {second} are both {port}; they must differ")
+    return ports
 
 
 def _labels(env: Environment) -> tuple[str, ...]:

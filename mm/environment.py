@@ -79,6 +79,19 @@ class Environment:
             meaning="a TCP port" + ("; 0 chooses a free one" if free_allowed else ""),
         )
 
+    def port_or_none(self, name: str, *, default: int) -> int | None:
+        """Answer a TCP port, 0 for a free one; None for the word NONE."""
+        found = self.find(name)
+        if found is not None and found[1].strip().upper() == "NONE":
+            return None
+        return self.integer(
+            name,
+            default=default,
+            minimum=0,
+            maximum=65535,
+            meaning="a TCP port; 0 chooses a free one, NONE does without",
+        )
+
     def boolean(self, *names: str, default: bool) -> bool:
         """Answer ``true`` or ``false``, in any case."""
         found = self.find(*names)

@@ -271,3 +271,17 @@ class Limits:
     #: Concurrent sub-requests of a multi-model call are set by `multi_parallelism`; this bounds the
     #: ids that one call may name, so that one header list cannot ask for the whole registry.
     multi_model_ids_max: int = 1_000
+
+    # --- probes and hooks over HTTP -----------------------------------------------------------
+
+    #: Connections at once to each of the two ports: kubelet has one for a probe, and one for each
+    #: container that waits at `/prestop`. Whoever else finds the ports gets the rest.
+    probe_connections_max: int = 128
+    #: The head of a request; kubelet's has some 150 bytes, and headers that an operator adds.
+    probe_head_bytes_max: int = 8192
+    #: For the head to come. Kubelet gives up a probe after 1 s (readiness) or 5 s (liveness).
+    probe_request_s: float = 5.0
+    #: Of what comes after the head, this much is read and thrown away.
+    probe_surplus_bytes_max: int = 64 * 1024
+    #: After the answer, for the client to close the connection.
+    probe_linger_s: float = 1.0

@@ -6,7 +6,9 @@ Owns the help, logging and the event loop; what runs in it is composed in ``mm.e
 from __future__ import annotations
 
 import os
+import signal
 import sys
+from collections.abc import Callable
 from typing import Final
 
 import typer
@@ -32,7 +34,9 @@ Required:
 Who and where:
   MM_SVC_GRPC_PORT        port for clients; 0 picks a free one        [8033]
   MM_PEER_PORT            port for other instances; 0 picks one       [8080]
-  MM_BIND_HOST            address that both listen on                 [0.0.0.0]
+  MM_PROBE_PORT           port of /live and /ready, or NONE           [8089]
+  MM_PRESTOP_WAIT_PORT    port of /prestop, or NONE                   [8090]
+  MM_BIND_HOST            address that all of them listen on          [0.0.0.0]
   MM_ADVERTISE_ADDRESS    where other instances reach this one        [127.0.0.1]
   MM_INSTANCE_ID          its id; a restart may use it again          [made up]
   MM_LOCATION, MM_ZONE    the machine and the zone; copies are spread over them
@@ -78,6 +82,7 @@ Behaviour:
   BOOTSTRAP_CLEARANCE_PERIOD_MS   if its first loads fail so soon, it is not ready      [180000]
   MM_FAILFAST_UPGRADE_ENABLED     false: it is ready whatever its loads do              [true]
   SHUTDOWN_TIMEOUT_MS             from the signal to the exit         [30000]
+  LL_TERMINATION_MSG_PATH         file for why it ended; in Kubernetes  [/dev/termination-log]
   MM_LOG_LEVEL                    debug, info, warning or error       [info]
 
 \b
@@ -90,6 +95,17 @@ Examples:
 @app.command(help=HELP)
 def serve() -> None:
     """Run one instance until it is told to stop."""
+    from mm.cli.termination import leave_message
+
+    has_started: list[bool] = []
+    try:
+        _serve(lambda: has_started.append(True))
+    except Exception as exc:
+        leave_message(exc, os.environ, has_started=bool(has_started))
+        raise
+
+
+def _serve(on_started: Callable[[], None]) -> None:
     import logging
 
     import anyio
@@ -100,10 +116,12 @@ def serve() -> None:
     config = Config.from_environment(os.environ)
     log_to_stderr(config.log_level)
     config.log_warnings(logging.getLogger("mm.config"))
+    # Process 1 of a container ignores what it has no handler for, and imports take a while.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     # betterproto2 imports pydantic wherever it is installed, for generated code that asks for its
     # checks. Ours does not, and it is a third of the time to start and 10 MB: here it is absent.
     sys.modules.setdefault("pydantic", None)  # type: ignore[arg-type]
     # Only now: a wrong setting is told at once, the imports take a while.
     from mm.edge.app import serve as serve_instance
 
-    anyio.run(serve_instance, config, backend_options={"use_uvloop": True})
+    anyio.run(serve_instance, config, on_started, backend_options={"use_uvloop": True})

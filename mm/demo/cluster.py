@@ -179,6 +179,8 @@ def make_instances(
                 "MM_ADVERTISE_ADDRESS": HOST,
                 "MM_SVC_GRPC_PORT": str(client_port),
                 "MM_PEER_PORT": str(peer_port),
+                "MM_PROBE_PORT": "NONE",
+                "MM_PRESTOP_WAIT_PORT": "NONE",
                 "INTERNAL_GRPC_PORT": str(runtime_port),
             },
             directory / f"{name}-serve.log",

@@ -5,13 +5,11 @@ Owns the order of start and stop of one process, and signals. What it serves is 
 
 from __future__ import annotations
 
-import errno
 import logging
-import os
 import random
 import signal
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 
@@ -21,6 +19,7 @@ from anyio.abc import TaskStatus
 from mm.config import Config
 from mm.core.dataplane import DataplaneConfig
 from mm.core.dynamic_settings import LOG_LEVEL, Value
+from mm.edge.binding import open_listener
 from mm.edge.embedded_etcd import embedded_etcd
 from mm.edge.etcd_store import EtcdStore
 from mm.edge.garbage import collect_quietly
@@ -36,6 +35,7 @@ from mm.edge.h2 import (
 )
 from mm.edge.health import add_health
 from mm.edge.kv_config import Embedded, EtcdTarget, Memory, parse
+from mm.edge.life_cycle import LifeCycle
 from mm.edge.listing import add_listing
 from mm.edge.management import Management
 from mm.edge.memory_store import MemoryStore
@@ -70,15 +70,16 @@ class WallClock(Clock):
         return time.time_ns() // 1_000_000
 
 
-async def serve(config: Config) -> None:
+async def serve(config: Config, on_started: Callable[[], None] = lambda: None) -> None:
     """Run one instance until SIGTERM or SIGINT; raises ``StartupError`` or ``ConfigError``.
 
+    ``on_started`` is told once, when clients are let in.
     A second signal ends it at once. A bug anywhere inside ends it with the exception.
     """
     stopping = anyio.Event()
     try:
         async with anyio.create_task_group() as group:
-            instance = Instance(config)
+            instance = Instance(config, on_started)
             await group.start(_listen_for_signals, stopping, group.cancel_scope, instance)
             await instance.run(stopping)
             group.cancel_scope.cancel()
@@ -122,8 +123,9 @@ async def _listen_for_signals(
 class Instance:
     """One process's parts, from configuration to listeners."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, on_started: Callable[[], None]) -> None:
         self._config = config
+        self._on_started = on_started
         self._peer_services = ServiceTable(_starting)
         peer_limits = _limits(PEER_LIMITS, config, config.peer_streams_max)
         self._peer_server = GrpcServer(self._peer_services, limits=peer_limits, external=False)
@@ -138,6 +140,8 @@ class Instance:
         """Start, serve until ``stopping``, stop in the reverse order."""
         config = self._config
         async with AsyncExitStack() as stack:
+            # Before anything that takes time, and until all of it has ended.
+            await stack.enter_async_context(LifeCycle(config, self._is_ready).shown())
             files = SettingsFiles(config)
             config = self._config = await files.read_into(config)
             store = await stack.enter_async_context(open_store(config))
@@ -149,7 +153,7 @@ class Instance:
             # Before anything else: a second process with our id is told by this listener.
             peer_service = PeerService(node, config.instance_id)
             peer_service.add_identity(self._peer_services)
-            peer_port = await _open(
+            peer_port = await open_listener(
                 self._peer_server, config.bind_host, config.peer_port, "MM_PEER_PORT"
             )
             await stack.enter_async_context(node.running(f"{config.advertise_host}:{peer_port}"))
@@ -166,10 +170,11 @@ class Instance:
             )
             # Peers are served by now: the same models may be loading here for others' starts.
             await static_models.register_first()
-            grpc_port = await _open(
+            grpc_port = await open_listener(
                 external_server, config.bind_host, config.grpc_port, "MM_SVC_GRPC_PORT"
             )
             self.serving = True
+            self._on_started()
             logger.info(
                 "ready: instance %s, clients on port %d, peers on port %d",
                 config.instance_id,
@@ -183,6 +188,9 @@ class Instance:
                 await stopping.wait()
                 group.cancel_scope.cancel()
             await self._stop(node, external_server)
+
+    def _is_ready(self) -> bool:
+        return self.serving and self._health.serving
 
     def _serve_node(self, node: Node) -> GrpcServer:
         """Attach everything to the listeners; answers the external one."""
@@ -266,28 +274,6 @@ async def open_store(config: Config) -> AsyncIterator[Store]:
 
 def _etcd_store(target: EtcdTarget, config: Config) -> EtcdStore:
     return EtcdStore(target, timeout_s=config.store_timeout_s, silence_s=config.store_silence_max_s)
-
-
-async def _open(server: GrpcServer, host: str, port: int, variable: str) -> int:
-    try:
-        return await server.start(host, port)
-    except (OSError, UnicodeError) as exc:
-        raise StartupError(
-            f"cannot listen on {host}:{port} {_why_not_bound(exc, variable)}"
-        ) from exc
-
-
-def _why_not_bound(error: OSError | UnicodeError, variable: str) -> str:
-    """Answer which setting is at fault, why, and what to do about it."""
-    bad_host = "set an address of this machine, or 0.0.0.0 for all"
-    # What the resolver says has numbers of its own, below 0.
-    if isinstance(error, UnicodeError) or (error.errno or 0) < 0:
-        return f"(MM_BIND_HOST): no such host; {bad_host}"
-    # Event loops add the address to the text; it is there already.
-    why = os.strerror(error.errno).lower() if error.errno else str(error)
-    if error.errno == errno.EADDRNOTAVAIL:
-        return f"(MM_BIND_HOST): {why}; {bad_host}"
-    return f"({variable}): {why}; choose another port, or 0 for a free one"
 
 
 async def _starting(_call: IncomingCall) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import logging
 import re
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,9 @@ from typer.testing import CliRunner
 import mm.config
 from mm.cli import main
 from mm.cli.logs import LINE, TIME, LineFormatter
+from mm.cli.termination import MESSAGE_BYTES_MAX, leave_message, message_path
+from mm.config import Config
+from mm.errors import StartupError
 
 #: Older names, which work and are not advertised, and what Kubernetes sets by itself.
 _UNLISTED = {
@@ -84,3 +89,62 @@ def test_a_bug_is_logged_with_its_traceback() -> None:
         info = (KeyError, exc, exc.__traceback__)
     record = logging.LogRecord("mm.x", logging.ERROR, "f", 1, "failed", (), info)
     assert LineFormatter(LINE, TIME).format(record).count("\n") >= 3
+
+
+# --- the termination message --------------------------------------------------------------------
+
+
+def end_with(error: Exception, monkeypatch: pytest.MonkeyPatch, path: Path, *, late: bool) -> str:
+    """Answer the message of an instance that ends with ``error``, before or after it serves."""
+
+    async def serve(_config: Config, on_started: Callable[[], None]) -> None:
+        if late:
+            on_started()
+        raise error
+
+    monkeypatch.setattr("mm.edge.app.serve", serve)
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    settings = {"KV_STORE": "memory", "LL_TERMINATION_MSG_PATH": str(path)}
+    monkeypatch.setattr("mm.cli.logs.log_to_stderr", lambda _level: None)
+    # It is set for good where it is absent.
+    modules: dict[str, object] = {**sys.modules}
+    monkeypatch.setattr(sys, "modules", modules)
+    result = CliRunner().invoke(main.app, ["serve"], env=settings)
+    assert result.exit_code == 1
+    return path.read_text()
+
+
+def test_a_start_that_fails_leaves_a_message(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    error = StartupError("etcd does not\nanswer")
+    text = end_with(error, monkeypatch, tmp_path / "message", late=False)
+    assert text == "Service startup failed: etcd does not answer\n"
+
+
+def test_a_bug_leaves_a_message(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """In a group with what ended because of it; and after the start it is another message."""
+    error = ExceptionGroup("tasks", [StartupError("meanwhile"), KeyError("x" * 5000)])
+    text = end_with(error, monkeypatch, tmp_path / "message", late=True)
+    assert text.startswith("Service failed post-startup: KeyError: 'xxx")
+    assert len(text) == MESSAGE_BYTES_MAX
+
+
+def test_where_the_message_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kubelets = tmp_path / "termination-log"
+    monkeypatch.setattr("mm.cli.termination.KUBERNETES_PATH", kubelets)
+    pod = {"KUBERNETES_SERVICE_HOST": "10.0.0.1"}
+    assert message_path({}) is None
+    assert message_path(pod) is None  # it would be a file that nobody reads
+    kubelets.touch()
+    assert message_path(pod) == kubelets
+    assert message_path({}) is None
+    assert message_path(pod | {"LL_TERMINATION_MSG_PATH": "/x"}) == Path("/x")
+
+
+def test_a_message_that_cannot_be_written_changes_nothing(
+    caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    settings = {"LL_TERMINATION_MSG_PATH": str(tmp_path / "none" / "message")}
+    leave_message(StartupError("x"), settings, has_started=False)
+    assert "no termination message: " in caplog.text

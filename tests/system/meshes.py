@@ -206,6 +206,8 @@ class Mesh:
             "MM_ADVERTISE_ADDRESS": "127.0.0.1",
             "MM_SVC_GRPC_PORT": "0",
             "MM_PEER_PORT": "0",
+            "MM_PROBE_PORT": "NONE",
+            "MM_PRESTOP_WAIT_PORT": "NONE",
             **settings,
         }
         self._directory = Path(tempfile.mkdtemp(prefix="mm-mesh-"))

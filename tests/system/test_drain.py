@@ -9,20 +9,16 @@ from __future__ import annotations
 
 import re
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from itertools import cycle
-from typing import Any
 
-import grpc
 import pytest
 
 from mm.limits import Limits
 from mm.pb import mmesh
-from tests.system.meshes import CALL_TIMEOUT_S, Instance, Mesh, channel_to, mesh_of
-from tests.system.processes import eventually
+from tests.system.callers import Caller, wait_calls
+from tests.system.meshes import Instance, Mesh, mesh_of
 
 pytestmark = pytest.mark.system
 
@@ -36,7 +32,6 @@ STAYING = ("four", "five")
 STOP_S = 60.0
 #: However soon all have moved, new connections are taken for so long.
 LISTENS_S = Limits().stop_listens_s
-PAUSE_S = 0.02
 
 
 @pytest.fixture
@@ -46,38 +41,6 @@ def mesh(dataplane: str, kv_store: str, new_service_name: Callable[[], str]) -> 
     with mesh_of(kv_store, settings, new_service_name()) as mesh:
         mesh.add_all(*LEAVING, *STAYING)
         yield mesh
-
-
-class Caller(threading.Thread):
-    """Calls one model after the other at the first instance that listens, until told otherwise."""
-
-    def __init__(self, *instances: Instance) -> None:
-        super().__init__()
-        self._channel = channel_to(*(each.port for each in instances))
-        self._ended = threading.Event()
-        self.count = 0
-        self.failures: list[str] = []
-
-    def run(self) -> None:
-        stub: Any = self._channel.unary_unary(
-            "/mmesh.ExamplePredictor/predict",
-            request_serializer=bytes,
-            response_deserializer=mmesh.PredictResponse.parse,
-        )
-        request = mmesh.PredictRequest(text="hello")
-        for model_id in cycle(MODELS):
-            if self._ended.wait(PAUSE_S):
-                return
-            try:
-                stub(request, metadata=(("mm-model-id", model_id),), timeout=CALL_TIMEOUT_S)
-            except grpc.RpcError as exc:
-                self.failures.append(f"{model_id}: {exc}")
-            self.count += 1
-
-    def end(self) -> None:
-        self._ended.set()
-        self.join()
-        self._channel.close()
 
 
 def check_none_waited(mesh: Mesh, instance: Instance) -> None:
@@ -103,13 +66,14 @@ def test_model_migration(mesh: Mesh) -> None:
     for number, model_id in enumerate(MODELS):
         mesh[number % 3].register(model_id, PATH)
         mesh[number % 3].load_here(model_id)
-    callers = [Caller(stays), *(Caller(leaver, stays) for leaver in mesh.instances[:3])]
+    leavers = mesh.instances[:3]
+    callers = [Caller(MODELS, stays), *(Caller(MODELS, each, stays) for each in leavers)]
     with ExitStack() as stack:
         for caller in callers:
             caller.start()
             stack.callback(caller.end)
         wait_calls(callers)
-        for leaver in mesh.instances[:3]:
+        for leaver in leavers:
             stop(mesh, leaver)
         wait_calls(callers)
     assert [caller.failures for caller in callers] == [[]] * len(callers)
@@ -119,12 +83,3 @@ def test_model_migration(mesh: Mesh) -> None:
         info = stays.status(model_id)
         assert info.status == Status.LOADED
         assert {copy.location for copy in info.model_copy_infos} <= set(STAYING)
-
-
-def wait_calls(callers: list[Caller]) -> None:
-    """Return when each has called every model twice more."""
-    wanted = [caller.count + 2 * len(MODELS) for caller in callers]
-    eventually(
-        lambda: all(c.count >= count for c, count in zip(callers, wanted, strict=True)),
-        what="calls",
-    )

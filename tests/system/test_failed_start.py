@@ -65,6 +65,8 @@ def alone(settings: Mapping[str, str]) -> dict[str, str]:
         "MM_ADVERTISE_ADDRESS": "127.0.0.1",
         "MM_SVC_GRPC_PORT": "0",
         "MM_PEER_PORT": "0",
+        "MM_PROBE_PORT": "NONE",
+        "MM_PRESTOP_WAIT_PORT": "NONE",
         "INTERNAL_GRPC_SOCKET_PATH": "/nonexistent/runtime.sock",
         **settings,
     }

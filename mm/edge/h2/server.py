@@ -240,7 +240,7 @@ class GrpcServer:
             self._listener = await loop.create_unix_server(self._make_link, path, backlog=_BACKLOG)
             return 0
         assert port is not None
-        sock = _listen(host, port)
+        sock = listening_socket(host, port)
         await self.start_on(sock)
         return int(sock.getsockname()[1])
 
@@ -334,7 +334,7 @@ def _cancel(calls: list[IncomingCall]) -> list[asyncio.Task[None]]:
     return [call.task for call in calls]
 
 
-def _listen(host: str | None, port: int) -> socket.socket:
+def listening_socket(host: str | None, port: int) -> socket.socket:
     """Bind one socket: every address of both families without a host."""
     if not host or host in ("0.0.0.0", "::"):
         if host != "0.0.0.0" and socket.has_dualstack_ipv6():

@@ -1,0 +1,179 @@
+"""A small HTTP/1.1 server for questions that a status answers: probes and hooks.
+
+Owns the bytes and their bounds. It reads the head of one request a connection, looks at the path
+alone, answers without a body and closes: so kubelet asks, and nothing that a body, a second request
+or a proxy in between could mean is ever parsed. What the paths mean is ``life_cycle``'s.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import Awaitable, Callable
+from http import HTTPStatus
+from typing import Final, cast
+
+from mm.edge.h2.server import listening_socket
+from mm.limits import Limits
+
+logger = logging.getLogger(__name__)
+
+#: A method is any token: the Java mesh answered them all alike (around 20.1).
+_REQUEST_LINE: Final = re.compile(rb"[!#-'*+\-.^-z|~0-9A-Z]{1,32} (/[!-~]*) HTTP/1\.[01]")
+_HEAD_END: Final = b"\r\n\r\n"
+
+#: From a path, without query and without a slash at its end, to the status.
+Answer = Callable[[str], Awaitable[HTTPStatus]]
+
+
+class HttpServer:
+    """Listens on one port.
+
+    Bounds: ``probe_connections_max`` connections, of which the oldest that has not asked yet makes
+    way for a new one, so that whoever only connects keeps out nobody; ``probe_head_bytes_max``
+    bytes in ``probe_request_s`` for a request. An answer has no bound here: it may take as long as
+    an instance takes to stop.
+    """
+
+    def __init__(self, answer: Answer, limits: Limits) -> None:
+        self.answer = answer
+        self.limits = limits
+        #: In the order in which they came.
+        self.connections: dict[_Connection, None] = {}
+        self._listener: asyncio.Server | None = None
+        self._emptied = asyncio.Event()
+
+    async def start(self, host: str, port: int) -> int:
+        """Listen, and answer the port; raises ``OSError``."""
+        sock = listening_socket(host, port)
+        loop = asyncio.get_running_loop()
+        self._listener = await loop.create_server(lambda: _Connection(self), sock=sock)
+        return int(sock.getsockname()[1])
+
+    async def stop(self) -> None:
+        """Take no connections, and return when those that asked have their answers.
+
+        Whoever wants it sooner cancels it, and the rest is cut off.
+        """
+        if self._listener is None:
+            return
+        self._listener.close()
+        try:
+            for connection in list(self.connections):
+                if not connection.has_asked:
+                    connection.drop()
+            while self.connections:
+                self._emptied.clear()
+                await self._emptied.wait()
+        finally:
+            for connection in list(self.connections):
+                connection.drop()
+
+    def came(self, connection: _Connection) -> None:
+        """Take a connection; if there are too many, one goes."""
+        self.connections[connection] = None
+        if len(self.connections) > self.limits.probe_connections_max:
+            idle = (each for each in self.connections if not each.has_asked)
+            next(idle, connection).drop()
+
+    def went(self, connection: _Connection) -> None:
+        """Forget a connection."""
+        self.connections.pop(connection, None)
+        if not self.connections:
+            self._emptied.set()
+
+
+class _Connection(asyncio.Protocol):
+    """One connection: a head is read, one answer written, and what else comes is thrown away."""
+
+    def __init__(self, server: HttpServer) -> None:
+        self._server = server
+        self._head = bytearray()
+        self._answering: asyncio.Task[None] | None = None
+        self._has_answered = False
+        self._surplus_bytes = 0
+
+    @property
+    def has_asked(self) -> bool:
+        """Whether a request came, and its answer has not gone."""
+        return self._answering is not None and not self._has_answered
+
+    def drop(self) -> None:
+        """Cut it off."""
+        self._transport.abort()
+
+    # --- what the event loop calls ---
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self._loop = asyncio.get_running_loop()
+        self._timer = self._loop.call_later(
+            self._server.limits.probe_request_s, self._reply, HTTPStatus.REQUEST_TIMEOUT
+        )
+        self._server.came(self)
+
+    def data_received(self, data: bytes) -> None:
+        if self._answering is not None or self._has_answered:
+            # The rest of a request is read, because closing on unread bytes could take the answer
+            # away again (RFC 9112, 9.6); but not without end.
+            self._surplus_bytes += len(data)
+            if self._surplus_bytes > self._server.limits.probe_surplus_bytes_max:
+                self.drop()
+            return
+        self._head += data
+        end = self._head.find(_HEAD_END)
+        if (end if end >= 0 else len(self._head)) > self._server.limits.probe_head_bytes_max:
+            self._reply(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
+        elif end >= 0:
+            self._read(bytes(self._head[:end]))
+
+    def eof_received(self) -> bool:
+        # Whoever left looks like one that only asks nothing more. An answer that there is already
+        # is sent; nobody's place is kept for longer.
+        if self.has_asked:
+            self._timer = self._loop.call_later(self._server.limits.probe_linger_s, self.drop)
+            return True
+        self._transport.close()
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._timer.cancel()
+        if self._answering is not None:
+            self._answering.cancel()
+        self._server.went(self)
+
+    # --- the request, and its answer ---
+
+    def _read(self, head: bytes) -> None:
+        self._head.clear()
+        match = _REQUEST_LINE.fullmatch(head.split(b"\r\n", 1)[0])
+        if match is None:
+            self._reply(HTTPStatus.BAD_REQUEST)
+            return
+        self._timer.cancel()
+        path = match[1].decode("ascii").split("?", 1)[0]
+        self._answering = self._loop.create_task(self._answer(path.removesuffix("/") or "/"))
+
+    async def _answer(self, path: str) -> None:
+        try:
+            status = await self._server.answer(path)
+        except Exception:
+            # One question that goes wrong must not end what serves models; it is told.
+            logger.exception("no answer to a request for %s", path)
+            status = HTTPStatus.INTERNAL_SERVER_ERROR
+        self._reply(status)
+
+    def _reply(self, status: HTTPStatus) -> None:
+        if self._has_answered or self._transport.is_closing():
+            return
+        self._has_answered = True
+        self._timer.cancel()
+        self._transport.write(
+            f"HTTP/1.1 {status.value} {status.phrase}\r\n"
+            "Content-Length: 0\r\nConnection: close\r\n\r\n".encode("ascii")
+        )
+        if self._transport.can_write_eof():
+            self._transport.write_eof()
+        # The client closes when it has read this; one that does not is not waited for.
+        self._timer = self._loop.call_later(self._server.limits.probe_linger_s, self.drop)

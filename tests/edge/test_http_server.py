@@ -1,0 +1,280 @@
+"""Requests that kubelet sends, and those that nobody should: each costs its own connection only."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, replace
+from http import HTTPStatus
+
+import anyio
+import pytest
+from anyio.lowlevel import checkpoint
+
+from mm.config import Config
+from mm.core.ids import InstanceId
+from mm.edge.http_server import HttpServer
+from mm.edge.life_cycle import LifeCycle
+from mm.limits import Limits
+
+pytestmark = pytest.mark.anyio
+
+HOST = "127.0.0.1"
+#: Ends what hangs.
+LIMIT_S = 60.0
+#: No time of the server's own is to end anything, unless a test is about it.
+PATIENT = replace(Limits(), probe_request_s=LIMIT_S, probe_linger_s=LIMIT_S)
+
+
+@dataclass
+class Served:
+    """A server that knows "/fine", "/bug" and "/long", which ends with ``end``."""
+
+    server: HttpServer
+    port: int
+    end: anyio.Event
+
+    async def ask(self, request: bytes) -> bytes:
+        """Send bytes, and answer all that comes until the server closes."""
+        reader, writer = await asyncio.open_connection(HOST, self.port)
+        writer.write(request)
+        answer = await asyncio.wait_for(reader.read(), LIMIT_S)
+        writer.close()
+        return answer
+
+    async def status(self, request: bytes) -> int:
+        """Answer the status; fails unless the answer is whole, and nothing more."""
+        answer = await self.ask(request)
+        line, *headers = answer.removesuffix(b"\r\n\r\n").split(b"\r\n")
+        assert headers == [b"Content-Length: 0", b"Connection: close"]
+        assert line.startswith(b"HTTP/1.1 ")
+        return int(line.split()[1])
+
+    async def wait_connections(self, count: int) -> None:
+        """Return when there are so many."""
+        await until(lambda: len(self.server.connections) == count)
+
+    async def wait_asked(self, count: int) -> None:
+        """Return when so many wait for their answers."""
+        await until(lambda: sum(c.has_asked for c in self.server.connections) == count)
+
+
+async def until(is_so: Callable[[], bool]) -> None:
+    """Return when it is."""
+
+    async def look() -> None:
+        while True:
+            if is_so():
+                return
+            await checkpoint()
+
+    await asyncio.wait_for(look(), LIMIT_S)
+
+
+async def send_on(writer: asyncio.StreamWriter) -> None:
+    while True:
+        writer.write(bytes(65536))
+        await writer.drain()
+        await checkpoint()
+
+
+@asynccontextmanager
+async def served(limits: Limits = PATIENT) -> AsyncIterator[Served]:
+    end = anyio.Event()
+
+    async def answer(path: str) -> HTTPStatus:
+        if path == "/long":
+            await end.wait()
+        if path == "/bug":
+            raise KeyError(path)
+        return HTTPStatus.OK if path in ("/fine", "/long") else HTTPStatus.NOT_FOUND
+
+    server = HttpServer(answer, limits)
+    port = await server.start(HOST, 0)
+    try:
+        yield Served(server, port, end)
+    finally:
+        with anyio.move_on_after(0):
+            await server.stop()
+        # Aborted connections are told so in the next turn.
+        await checkpoint()
+        assert not server.connections
+
+
+@pytest.mark.parametrize(
+    ("request_line", "status"),
+    [
+        (b"GET /fine HTTP/1.1", 200),
+        (b"GET /fine/ HTTP/1.0", 200),
+        (b"GET /fine?a=b&c HTTP/1.1", 200),
+        (b"POST /fine HTTP/1.1", 200),
+        (b"M-SEARCH /fine HTTP/1.1", 200),
+        (b"GET / HTTP/1.1", 404),
+        (b"GET /fine// HTTP/1.1", 404),
+        (b"GET /FINE HTTP/1.1", 404),
+        (b"GET /bug HTTP/1.1", 500),
+        (b"GET fine HTTP/1.1", 400),
+        (b"GET http://h/fine HTTP/1.1", 400),
+        (b"GET  /fine HTTP/1.1", 400),
+        (b"GET /fine HTTP/2.0", 400),
+        (b"GET /fine", 400),
+        (b"G(T /fine HTTP/1.1", 400),
+        (b"GET /fi\xff\x00ne HTTP/1.1", 400),
+        (b"PRI * HTTP/2.0", 400),
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", 400),
+        (b"", 400),
+    ],
+)
+async def test_requests(request_line: bytes, status: int) -> None:
+    async with served() as each:
+        assert await each.status(request_line + b"\r\nHost: h\r\n\r\n") == status
+
+
+async def test_a_body_and_a_second_request_mean_nothing() -> None:
+    async with served() as each:
+        more = b"Content-Length: 17\r\n\r\nGET /bug HTTP/1.1\r\n\r\nGET /none HTTP/1.1\r\n\r\n"
+        assert await each.status(b"POST /fine HTTP/1.1\r\n" + more) == 200
+
+
+async def test_a_request_that_comes_in_pieces() -> None:
+    async with served() as each:
+        reader, writer = await asyncio.open_connection(HOST, each.port)
+        for byte in b"GET /fine HTTP/1.1\r\n\r\n":
+            writer.write(bytes((byte,)))
+            await checkpoint()
+        writer.write_eof()
+        assert (await reader.read()).startswith(b"HTTP/1.1 200 OK\r\n")
+        writer.close()
+
+
+@pytest.mark.parametrize("end", [b"", b"\r\n\r\n"])
+async def test_a_head_that_does_not_end_is_refused(end: bytes) -> None:
+    async with served() as each:
+        head = b"GET /fine HTTP/1.1\r\nA: " + b"b" * PATIENT.probe_head_bytes_max
+        assert await each.status(head + end) == 431
+
+
+async def test_a_slow_request_has_its_time() -> None:
+    """However its bytes trickle: the time is that of the whole head."""
+    async with served(replace(PATIENT, probe_request_s=0.05)) as each:
+        reader, writer = await asyncio.open_connection(HOST, each.port)
+        answer = asyncio.ensure_future(reader.read())
+        with anyio.fail_after(LIMIT_S):
+            writer.write(b"GET /fine HTTP/1.1\r\n")
+            while not answer.done():
+                writer.write(b"A")
+                await asyncio.wait({answer}, timeout=0.01)
+        assert answer.result().startswith(b"HTTP/1.1 408 ")
+        writer.close()
+
+
+async def test_who_does_not_hang_up_is_hung_up_on() -> None:
+    async with served(replace(PATIENT, probe_linger_s=0.01)) as each:
+        _, writer = await asyncio.open_connection(HOST, each.port)
+        writer.write(b"GET /fine HTTP/1.1\r\n\r\n")
+        await each.wait_connections(1)
+        await each.wait_connections(0)
+        writer.close()
+
+
+async def test_who_sends_without_end_is_cut_off() -> None:
+    async with served() as each:
+        _, writer = await asyncio.open_connection(HOST, each.port)
+        writer.write(b"POST /long HTTP/1.1\r\n\r\n")
+        with pytest.raises(ConnectionError):
+            await asyncio.wait_for(send_on(writer), LIMIT_S)
+        await each.wait_connections(0)
+
+
+async def test_whoever_only_connects_keeps_out_nobody() -> None:
+    """The oldest that has not asked goes first; those that wait for an answer stay."""
+    async with served(replace(PATIENT, probe_connections_max=5)) as each:
+        waiting = asyncio.ensure_future(each.status(b"GET /long HTTP/1.1\r\n\r\n"))
+        await each.wait_asked(1)
+        idle = [await asyncio.open_connection(HOST, each.port) for _ in range(20)]
+        assert await each.status(b"GET /fine HTTP/1.1\r\n\r\n") == 200
+        assert len(each.server.connections) <= 5
+        each.end.set()
+        assert await asyncio.wait_for(waiting, LIMIT_S) == 200
+        for _, writer in idle:
+            writer.close()
+
+
+async def test_when_all_wait_a_new_one_is_refused() -> None:
+    async with served(replace(PATIENT, probe_connections_max=3)) as each:
+        request = b"GET /long HTTP/1.1\r\n\r\n"
+        waiting = [asyncio.ensure_future(each.status(request)) for _ in range(3)]
+        await each.wait_asked(3)
+        with suppress(ConnectionError):
+            assert await each.ask(b"GET /fine HTTP/1.1\r\n\r\n") == b""
+        each.end.set()
+        assert await asyncio.gather(*waiting) == [200, 200, 200]
+
+
+async def test_who_leaves_is_forgotten() -> None:
+    async with served(replace(PATIENT, probe_linger_s=0.01)) as each:
+        _, writer = await asyncio.open_connection(HOST, each.port)
+        writer.write(b"GET /long HTTP/1.1\r\n\r\n")
+        await each.wait_asked(1)
+        writer.transport.abort()
+        await each.wait_connections(0)
+
+
+# --- what the paths mean ------------------------------------------------------------------------
+
+
+def config_of(**settings: object) -> Config:
+    told = {
+        "service_name": "s",
+        "kv_store": "memory",
+        "instance_id": InstanceId("one"),
+        "bind_host": HOST,
+        "probe_port": None,
+        "prestop_port": None,
+        **settings,
+    }
+    return Config(**told)  # type: ignore[arg-type]
+
+
+async def ask(port: int, path: str) -> int:
+    reader, writer = await asyncio.open_connection(HOST, port)
+    writer.write(f"GET {path} HTTP/1.1\r\nHost: h\r\n\r\n".encode())
+    answer = await asyncio.wait_for(reader.read(), LIMIT_S)
+    writer.close()
+    return int(answer.split()[1])
+
+
+def port_of(caplog: pytest.LogCaptureFixture, paths: str) -> int:
+    text = next(r.getMessage() for r in caplog.records if r.getMessage().startswith(paths))
+    return int(text.rpartition(" ")[2])
+
+
+async def test_a_hook_is_answered_at_the_end(caplog: pytest.LogCaptureFixture) -> None:
+    """Not before it, and before the instance has ended; probes are answered meanwhile."""
+    caplog.set_level("INFO")
+    order = []
+
+    async def wait_at_hook() -> None:
+        order.append(await ask(hook_port, "/prestop"))
+
+    async with anyio.create_task_group() as group:
+        async with LifeCycle(config_of(probe_port=0, prestop_port=0), lambda: False).shown():
+            hook_port, probe_port = port_of(caplog, "/prestop"), port_of(caplog, "/live")
+            for _ in range(3):
+                group.start_soon(wait_at_hook)
+            await until(lambda: caplog.text.count("waits at /prestop") == 3)
+            assert await ask(hook_port, "/live") == 404
+            assert await ask(probe_port, "/prestop") == 404
+            assert (await ask(probe_port, "/live"), await ask(probe_port, "/ready")) == (200, 503)
+            order.append(0)
+    assert order == [0, 200, 200, 200]
+
+
+async def test_a_hook_waits_no_longer_than_two_stops(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    config = config_of(prestop_port=0, shutdown_timeout_s=-0.99)
+    assert config.prestop_wait_s == pytest.approx(0.02)
+    async with LifeCycle(config, lambda: True).shown():
+        assert await ask(port_of(caplog, "/prestop"), "/prestop") == 200
+    assert "for longer than a stop can take" in caplog.text
