@@ -20,13 +20,14 @@ export PYTHON MM_BUILD_DEBUG
 
 PACKAGES := $(VENV)/.packages
 EXTENSION := $(VENV)/.extension$(if $(filter-out 0,$(MM_BUILD_DEBUG)),-debug)
-EXTENSION_SOURCES := setup.py pyproject.toml $(wildcard mm/*.pyx mm/*.pxd mm/*.pxi mm/*.h)
+EXTENSION_SOURCES := setup.py pyproject.toml \
+	$(wildcard mm/*.pyx mm/*.pxd mm/*.pxi mm/*.h mm/wire/*.pyx mm/wire/*.pxd mm/wire/*.pxi)
 
 .PHONY: help
 help: ## list the targets
 	@echo 'make TARGET [ARGS="..."] [PYTHON=/path/to/python3.12]'
 	@echo
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-18s %s\n", $$1, $$2}'
 
 .PHONY: develop
 develop: $(EXTENSION) ## set up everything; leaves the program at .venv/bin/mm
@@ -41,6 +42,10 @@ test: $(EXTENSION) ## the whole test suite (ARGS="tests/core -k name" for a part
 	@$(PY) -m pytest --numprocesses $(TEST_WORKERS) --dist loadfile \
 		--no-loadscope-reorder $(ARGS)
 
+.PHONY: test-matrix
+test-matrix: ## the system tests, all of them on both data planes
+	@$(MAKE) test ARGS="tests/system --all-dataplanes $(ARGS)"
+
 SEEDS ?= 1000
 
 .PHONY: sim
@@ -50,6 +55,10 @@ sim: $(EXTENSION) ## simulated clusters under faults: make sim SEEDS=1000 (ARGS=
 .PHONY: test-sanitize
 test-sanitize: $(EXTENSION) ## the table's readers under ThreadSanitizer
 	@$(PY) tests/table/sanitize/run.py $(ARGS)
+
+.PHONY: test-sanitize-wire
+test-sanitize-wire: $(EXTENSION) ## the wire under the sanitizers: some minutes
+	@$(PY) tests/wire/sanitize/run.py $(ARGS)
 
 CHECKS := check-style check-format check-types check-cython check-spelling check-proto
 
@@ -91,6 +100,7 @@ lock: $(PACKAGES) ## pin the newest allowed packages anew
 .PHONY: clean
 clean: ## remove what was built (not .venv)
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache mm/_lru.c mm/*.html mm/_lru.*.so
+	rm -f mm/wire/_wire.c mm/wire/*.html mm/wire/_wire.*.so
 	rm -f $(VENV)/.extension*
 
 $(PACKAGES): requirements.lock tools/setup.sh
@@ -98,7 +108,7 @@ $(PACKAGES): requirements.lock tools/setup.sh
 	@touch $@
 
 # A stamp without its shared object (`git clean`, another checkout's .venv) counts for nothing.
-$(EXTENSION): $(PACKAGES) $(EXTENSION_SOURCES) $(if $(wildcard mm/_lru.*.so),,always)
+$(EXTENSION): $(PACKAGES) $(EXTENSION_SOURCES) $(if $(and $(wildcard mm/_lru.*.so),$(wildcard mm/wire/_wire.*.so)),,always)
 	@tools/setup.sh extension
 	@rm -f $(VENV)/.extension*
 	@touch $@

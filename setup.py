@@ -7,6 +7,8 @@ no optimisation, and ``mm/*.html`` that shows what each line became.
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup
@@ -36,13 +38,38 @@ MACROS: list[tuple[str, str | None]] = (
     [("CYTHON_TRACE", "1"), ("CYTHON_TRACE_NOGIL", "1")] if DEBUG else []
 )
 
+
+def nghttp2(option: str) -> list[str]:
+    """Ask pkg-config how to build against libnghttp2; exits with what to do if it is missing."""
+    tool = shutil.which("pkg-config")
+    if tool is None:
+        raise SystemExit("pkg-config is missing (Debian: apt-get install pkg-config)")
+    answer = subprocess.run(
+        [tool, option, "libnghttp2 >= 1.48"], capture_output=True, text=True, check=False
+    )
+    if answer.returncode != 0:
+        raise SystemExit(
+            "libnghttp2 (1.48 or newer) and its headers are missing; mm/wire is built on them "
+            f"(Debian: apt-get install libnghttp2-dev): {answer.stderr.strip()}"
+        )
+    return answer.stdout.split()
+
+
 EXTENSIONS = [
     Extension(
         "mm._lru",
         ["mm/_lru.pyx"],
         extra_compile_args=COMPILE_ARGS,
         define_macros=MACROS,
-    )
+    ),
+    Extension(
+        "mm.wire._wire",
+        ["mm/wire/_wire.pyx"],
+        # Parts of the table that it does not use are in its map all the same.
+        extra_compile_args=[*COMPILE_ARGS, "-Wno-unused-function", *nghttp2("--cflags")],
+        extra_link_args=nghttp2("--libs"),
+        define_macros=MACROS,
+    ),
 ]
 
 if __name__ == "__main__":

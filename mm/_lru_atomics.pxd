@@ -48,6 +48,10 @@ cdef extern from *:
     void store_u32 "atomic_store_explicit" (atomic_u32 *, uint32_t, memory_order) noexcept nogil
     bint cas_u32 "atomic_compare_exchange_strong_explicit" (
         atomic_u32 *, uint32_t *, uint32_t, memory_order, memory_order) noexcept nogil
+    uint32_t or_u32 "atomic_fetch_or_explicit" (
+        atomic_u32 *, uint32_t, memory_order) noexcept nogil
+    uint32_t swap_u32 "atomic_exchange_explicit" (
+        atomic_u32 *, uint32_t, memory_order) noexcept nogil
     uint64_t load_u64 "atomic_load_explicit" (atomic_u64 *, memory_order) noexcept nogil
     void store_u64 "atomic_store_explicit" (atomic_u64 *, uint64_t, memory_order) noexcept nogil
     uint64_t add_u64 "atomic_fetch_add_explicit" (

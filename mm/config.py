@@ -8,6 +8,7 @@ variable is read and refused in ``mm.environment``. The grammar of ``KV_STORE`` 
 from __future__ import annotations
 
 import logging
+import os
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -36,6 +37,8 @@ from mm.scaling_settings import ScalingSettings, copy_calls_max, scaling_setting
 #: Characters of a pod's name that make its instance id: the replica set's hash and the pod's own
 #: suffix. Short, because the id stands in many registry records (around 1.2).
 POD_ID_LENGTH: Final = 12
+#: Threads of the wire: readers that a table has places for, with some to spare.
+WIRE_THREADS_MAX: Final = 32
 
 LogLevel = Literal["debug", "info", "warning", "error"]
 
@@ -106,6 +109,10 @@ class Config(Limits):
     #: MM_MULTI_PARALLELISM: concurrent calls for one multi-model call.
     multi_parallelism: int = 4
 
+    #: MM_DATAPLANE: who moves the bytes, "python" or "wire" (docs/wire.md).
+    dataplane: str = "python"
+    #: MM_WIRE_THREADS: of the wire.
+    wire_threads: int = 1
     #: MM_DATAPLANE_CONFIG, or the content of MM_DATAPLANE_CONFIG_PATH as it is now.
     dataplane_config: DataplaneConfig = field(default_factory=DataplaneConfig)
     #: MM_DATAPLANE_CONFIG_PATH: a file that is read again whenever it changes.
@@ -176,7 +183,6 @@ class Config(Limits):
         """Read every setting, or raise ``ConfigError`` for the first that is wrong."""
         env = Environment(variables)
         _refuse_tls(env)
-        _refuse_other_dataplanes(env)
         kv_store = _kv_store(env)
         alone = kv_store in ("embedded", "memory")
         advertise_host, address_warnings = _advertise_host(env, alone=alone)
@@ -219,6 +225,8 @@ class Config(Limits):
             multi_parallelism=env.integer(
                 "MM_MULTI_PARALLELISM", default=4, minimum=1, maximum=1000
             ),
+            dataplane=env.choice("MM_DATAPLANE", default="python", allowed=("python", "wire")),
+            wire_threads=_wire_threads(env),
             dataplane_config=json_settings.dataplane_config(env),
             dataplane_config_path=json_settings.existing_file(env, "MM_DATAPLANE_CONFIG_PATH"),
             type_constraints=json_settings.type_constraints(env),
@@ -240,6 +248,12 @@ class Config(Limits):
             log_level=_log_level(env),
             warnings=address_warnings + version_warnings + _unused_labels(env) + _unused(env),
         )
+
+
+def _wire_threads(env: Environment) -> int:
+    # Two where there is room for them beside Python and the runtime (design section 5).
+    default = 1 if len(os.sched_getaffinity(0)) <= 2 else 2
+    return env.integer("MM_WIRE_THREADS", default=default, minimum=1, maximum=WIRE_THREADS_MAX)
 
 
 def _probation_ms(env: Environment) -> int:
@@ -389,11 +403,6 @@ def _ports(env: Environment) -> _Ports:
 def _labels(env: Environment) -> tuple[str, ...]:
     labels = (label.strip() for label in (env.text_or_nothing("MM_LABELS") or "").split(","))
     return tuple(sorted({label for label in labels if label}))
-
-
-def _refuse_other_dataplanes(env: Environment) -> None:
-    # Nothing to keep as long as there is one; "wire" will be the other.
-    env.choice("MM_DATAPLANE", default="python", allowed=("python",))
 
 
 def _unused_labels(env: Environment) -> tuple[str, ...]:

@@ -21,7 +21,6 @@ NOT_YET: Final = (
     "MM_PAYLOAD_PROCESSORS_THREADS",
     "MM_SVC_GRPC_MAX_CONNECTION_AGE_GRACE_SECS",
     "MM_SVC_GRPC_MAX_CONNECTION_AGE_SECS",
-    "MM_WIRE_THREADS",
 )
 
 #: Set in deployments of the Java mesh for things that this one does not have.

@@ -56,6 +56,13 @@ _LONGEST_FIRST = (
     "mesh",
 )
 
+#: Every test that can runs on every data plane: ``make test-matrix``.
+ALL_DATAPLANES = "--all-dataplanes"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(ALL_DATAPLANES, action="store_true", help="every system test on each of them")
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=_turn)

@@ -31,6 +31,9 @@ can_compile() {
     printf '#include <Python.h>\n' | cc -I"$include" -E -x c - >/dev/null 2>&1
 }
 
+# What the wire is built on (mm/wire).
+has_nghttp2() { pkg-config --exists 'libnghttp2 >= 1.48' 2>/dev/null; }
+
 # Prints the interpreter to use: the newest with all that is needed, else the newest at all.
 find_python() {
     local candidate fallback=""
@@ -61,10 +64,13 @@ install_system_packages() {
     command -v cc >/dev/null || missing+=(gcc libc6-dev)
     if ! has_venv "$python"; then missing+=("python$version-venv"); fi
     if ! can_compile "$python"; then missing+=("python$version-dev"); fi
+    command -v pkg-config >/dev/null || missing+=(pkg-config)
+    has_nghttp2 || missing+=(libnghttp2-dev)
     [ ${#missing[@]} -gt 0 ] || return 0
 
     command -v apt-get >/dev/null || fail "these are missing, and there is no apt-get here" \
-        "a C compiler, and for $python the venv module and the headers (Python.h)" \
+        "a C compiler, pkg-config, libnghttp2 1.48 or newer with its headers, and for $python the" \
+        "venv module and the headers (Python.h)" \
         "(their names on Debian: ${missing[*]})"
     [ "$(id -u)" -eq 0 ] || fail "system packages are missing; run this, then try again:" \
         "sudo apt-get update && sudo apt-get install -y ${missing[*]}"
@@ -72,6 +78,7 @@ install_system_packages() {
     export DEBIAN_FRONTEND=noninteractive
     apt-get update -qq
     apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+    has_nghttp2 || fail "libnghttp2 is still missing, or older than 1.48, after installing it"
     has_venv "$python" && can_compile "$python" || fail \
         "$python still lacks its venv module or its headers after installing ${missing[*]}" \
         "name another interpreter: make ... PYTHON=/path/to/python3.12"
@@ -80,11 +87,14 @@ install_system_packages() {
 make_venv() {
     local python
     if [ -z "${PYTHON:-}" ] && "$venv/bin/python" -c 'import pip' 2>/dev/null \
-        && can_compile "$venv/bin/python"; then
+        && can_compile "$venv/bin/python" && has_nghttp2; then
         return
     fi
     python=$(find_python)
     install_system_packages "$python"
+    if [ -z "${PYTHON:-}" ] && "$venv/bin/python" -c 'import pip' 2>/dev/null; then
+        return  # only libraries were missing
+    fi
     say "creating $venv with $("$python" --version) ($(command -v "$python"))"
     "$python" -m venv --clear "$venv"
 }
@@ -103,10 +113,10 @@ build_extension() {
     [ "${MM_BUILD_DEBUG:-0}" = 0 ] || kind=debug
     say "building the extension ($kind)"
     # The flags may have changed with the sources as they were: build it all.
-    rm -rf build mm/_lru.c mm/_lru.*.so
+    rm -rf build mm/_lru.c mm/_lru.*.so mm/wire/_wire.c mm/wire/_wire.*.so
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps \
         --no-build-isolation --editable .
-    "$venv/bin/python" -c 'import mm._lru'
+    "$venv/bin/python" -c 'import mm._lru, mm.wire'
     # Some environments forbid Python to keep what it compiled: then every start would do it anew.
     "$venv/bin/python" -m compileall -q mm
 }

@@ -59,7 +59,8 @@ Calls:
   MM_MULTI_PARALLELISM            calls at once for a multi-model one [4]
   MM_DATAPLANE_CONFIG             JSON: which methods are served, where they carry ids
   MM_DATAPLANE_CONFIG_PATH        or a file with it
-  MM_DATAPLANE                    who moves the bytes: python         [python]
+  MM_DATAPLANE                    who moves the bytes: python or wire [python]
+  MM_WIRE_THREADS                 threads of the wire                 [1, or 2 if cores > 2]
   MM_LOG_EACH_INVOKE              true: a line for each call          [false]
 
 \b

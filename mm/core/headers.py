@@ -29,6 +29,9 @@ HEADER_OVERHEAD_BYTES: Final = 32
 #: than 8 KiB of headers, and of these the two forms take 6 then, and those of clients what is left.
 PLAIN_ID_BYTES_MAX: Final = 2500
 
+#: What the wire says to tier 2 of a call; from anybody else it strips such headers.
+WIRE_PREFIX: Final = b"mm-wire-"
+
 #: Remembered well-formed names, so that the pattern runs once a name and not once a header.
 _NAMES_REMEMBERED_MAX: Final = 4096
 _NAME_REMEMBERED_BYTES_MAX: Final = 64
@@ -103,7 +106,8 @@ def read_request_head(headers: Iterable[Header], size_max: int) -> RequestHead:
     size = 0
     for header in headers:
         name, value = header
-        size += len(name) + len(value) + HEADER_OVERHEAD_BYTES
+        if not name.startswith(WIRE_PREFIX):
+            size += len(name) + len(value) + HEADER_OVERHEAD_BYTES
         if name[:1] == b":":
             if name in pseudo or metadata or mesh or consumed:
                 raise MalformedHeadersError(f"pseudo-header {_show(name)} repeated or out of place")

@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import anyio
 from anyio.abc import TaskStatus
@@ -47,12 +48,16 @@ from mm.edge.runtime_client import GrpcRuntime
 from mm.edge.settings_files import SettingsFiles
 from mm.edge.unary import ServiceTable
 from mm.edge.vmodel_management import VModelManagement
+from mm.endpoints import Endpoint
 from mm.errors import NoRoomError, StartupError
 from mm.mesh.composition import Ports
 from mm.mesh.node import Node
 from mm.mesh.ports import Clock, Store
 from mm.mesh.readiness import Readiness
 from mm.mesh.static_models import StaticModels
+
+if TYPE_CHECKING:
+    from mm.edge.wired import Wired
 
 logger = logging.getLogger(__name__)
 
@@ -134,6 +139,7 @@ class Instance:
         #: For inferences; where that is, is known once the runtime is ready.
         self._serving_channel: Channel | None = None
         self._proxies: list[Proxy] = []
+        self._wired: Wired | None = None
         self.serving = False
 
     async def run(self, stopping: anyio.Event) -> None:
@@ -153,13 +159,13 @@ class Instance:
             # Before anything else: a second process with our id is told by this listener.
             peer_service = PeerService(node, config.instance_id)
             peer_service.add_identity(self._peer_services)
-            peer_port = await open_listener(
-                self._peer_server, config.bind_host, config.peer_port, "MM_PEER_PORT"
-            )
+            if config.dataplane == "wire":
+                self._wired = _begin_wire(config)
+            peer_port = await self._open(self._peer_server, config.peer_port, "MM_PEER_PORT")
             await stack.enter_async_context(node.running(f"{config.advertise_host}:{peer_port}"))
             peer_service.add_statistics(self._peer_services)
             node.parts.dynamic.follow(LOG_LEVEL, _LogLevel().set)
-            external_server = self._serve_node(node)
+            external_server, services = self._serve_node(node)
             static_models = StaticModels(config, node.models, node.vmodels)
             await stack.enter_async_context(
                 files.followed(
@@ -170,9 +176,11 @@ class Instance:
             )
             # Peers are served by now: the same models may be loading here for others' starts.
             await static_models.register_first()
-            grpc_port = await open_listener(
-                external_server, config.bind_host, config.grpc_port, "MM_SVC_GRPC_PORT"
-            )
+            grpc_port = await self._open(external_server, config.grpc_port, "MM_SVC_GRPC_PORT")
+            if self._wired is not None:
+                await self._wired.follow(
+                    node, (services, self._peer_services), self._serving_endpoint
+                )
             self.serving = True
             self._on_started()
             logger.info(
@@ -189,15 +197,24 @@ class Instance:
                 group.cancel_scope.cancel()
             await self._stop(node, external_server)
 
+    async def _open(self, server: GrpcServer, port: int, variable: str) -> int:
+        listener = server if self._wired is None else self._wired.before(server)
+        return await open_listener(listener, self._config.bind_host, port, variable)
+
+    @property
+    def _serving_endpoint(self) -> Endpoint:
+        """Where inferences go; known once the runtime is ready."""
+        return self._config.runtime_serving_endpoint or self._runtime.endpoint
+
     def _is_ready(self) -> bool:
         return self.serving and self._health.serving
 
-    def _serve_node(self, node: Node) -> GrpcServer:
-        """Attach everything to the listeners; answers the external one."""
+    def _serve_node(self, node: Node) -> tuple[GrpcServer, ServiceTable]:
+        """Attach everything to the listeners; answers the external one, and what it serves."""
         config = self._config
-        serving = config.runtime_serving_endpoint or self._runtime.endpoint
         self._serving_channel = Channel(
-            str(serving), _limits(RUNTIME_LIMITS, config, RUNTIME_LIMITS.streams_max)
+            str(self._serving_endpoint),
+            _limits(RUNTIME_LIMITS, config, RUNTIME_LIMITS.streams_max),
         )
         services = ServiceTable()
         for table, external in ((services, True), (self._peer_services, False)):
@@ -218,12 +235,14 @@ class Instance:
         self._health.set_serving(node.unready is None)
         add_reflection(services)
         limits = _limits(EXTERNAL_LIMITS, config, config.external_streams_max)
-        return GrpcServer(services, limits=limits, external=True)
+        return GrpcServer(services, limits=limits, external=True), services
 
     def _set_dataplane(self, dataplane: DataplaneConfig) -> None:
         """Calls that come from now on go by it."""
         for proxy in self._proxies:
             proxy.config = replace(proxy.config, dataplane_config=dataplane)
+        if self._wired is not None:
+            self._wired.configure(dataplane)
 
     async def _show_readiness(self, readiness: Readiness) -> None:
         while True:
@@ -242,14 +261,19 @@ class Instance:
                 await anyio.sleep_until(heard_s)
             left_s = everything.deadline - anyio.current_time()
             grace_s = min(config.drain_timeout_s, max(0.0, left_s))
-            async with anyio.create_task_group() as group:
-                group.start_soon(external_server.stop, grace_s)
-                group.start_soon(self._peer_server.stop, grace_s)
+            if self._wired is not None:
+                await self._wired.drain((external_server, self._peer_server), grace_s)
+            else:
+                async with anyio.create_task_group() as group:
+                    group.start_soon(external_server.stop, grace_s)
+                    group.start_soon(self._peer_server.stop, grace_s)
         logger.info("stopped serving")
 
     async def _close(self) -> None:
         with anyio.move_on_after(self._config.close_timeout_s, shield=True):
             await self._peer_server.stop(0)
+            if self._wired is not None:
+                await self._wired.close()
             await self._channels.close()
             if self._serving_channel is not None:
                 await self._serving_channel.close()
@@ -274,6 +298,18 @@ async def open_store(config: Config) -> AsyncIterator[Store]:
 
 def _etcd_store(target: EtcdTarget, config: Config) -> EtcdStore:
     return EtcdStore(target, timeout_s=config.store_timeout_s, silence_s=config.store_silence_max_s)
+
+
+def _begin_wire(config: Config) -> Wired:
+    # Not at the top of the file: the Python data plane does without the extension.
+    try:
+        from mm.edge.wired import Wired
+    except ImportError as exc:
+        raise StartupError(
+            f"MM_DATAPLANE=wire needs the extension mm.wire._wire, which does not load: {exc}; "
+            "run `make develop`"
+        ) from exc
+    return Wired(config)
 
 
 async def _starting(_call: IncomingCall) -> None:

@@ -21,6 +21,7 @@ from mm.edge.h2.incoming import IncomingCall
 from mm.edge.h2.messages import ENCODINGS_READ, MessageSplitter, TooMuchHeldError, decompress
 from mm.edge.multi import MultiCall
 from mm.edge.pipe import ProxiedCall
+from mm.edge.wire_words import goes_on, read_tried
 from mm.errors import InvalidRequestError, MeshError, MethodRefusedError, ModelNotFoundError
 from mm.mesh.permissions import MANAGEMENT_SERVICES
 from mm.mesh.ports import Router
@@ -82,9 +83,14 @@ class Proxy:
         proxied = ProxiedCall(self, incoming, call)
         incoming.read_by(proxied)
         missing: set[ModelId] = set()
+        tried = read_tried(incoming.head.mesh) if incoming.link.is_wire else None
         try:
             while True:
                 try:
+                    if tried is not None:
+                        told, tried = tried, None
+                        if not goes_on(self.router, incoming, call, told):
+                            return
                     await proxied.run()
                     return
                 except ModelNotFoundError:

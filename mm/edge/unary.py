@@ -169,6 +169,10 @@ class ServiceTable:
 
         self.add(path, serve, yields_to_ids=yields_to_ids)
 
+    def paths(self) -> list[tuple[bytes, bool]]:
+        """Answer the methods served here, and of each whether it yields to ids."""
+        return [(path, yields) for path, (_, yields) in self._methods.items()]
+
     async def __call__(self, call: IncomingCall) -> None:
         """Serve a call."""
         found = self._methods.get(call.head.path)

@@ -26,7 +26,7 @@ from mm.errors import MeshError
 from mm.limits import Limits
 from mm.mesh.concurrency import CallLimits
 from mm.mesh.gates import AdmissionGate, SpaceGate
-from mm.mesh.local_copy import LocalCopy, Phase
+from mm.mesh.local_copy import ANSWERED_FLAG, LOAD_SHIFT, LocalCopy, Phase
 from mm.mesh.promises import Promises
 from mm.mesh.registrar import Registrar
 from mm.mesh.room import UNDER_WAY_MS, Room
@@ -241,6 +241,7 @@ class Copies:
         # it was, so nothing is evicted for it.
         self.table.remove(copy.model_id)
         self._left(self.table.put(copy.model_id, copy.weight_units, copy.last_used_ms))
+        self.table.set_flags(copy.model_id, copy.load_bits << LOAD_SHIFT)
         self.table.set_state(copy.model_id, CopyState.READY)
         self.counters.loads += 1
         self.registrar.progressed(copy)
@@ -333,8 +334,9 @@ class Copies:
         count, since_s = self._losses.pop(model_id, (0, now_s))
         if now_s - since_s >= self._limits.lost_again_s:
             count, since_s = 0, now_s
-        is_believed = count < self._limits.losses_believed_max and (count == 0 or copy.has_answered)
-        self._losses[model_id] = (count + is_believed, since_s)
+        has_answered = copy.has_answered or self.table.flags(model_id) & ANSWERED_FLAG
+        is_believed = count < self._limits.losses_believed_max and (count == 0 or has_answered)
+        self._losses[model_id] = (count + bool(is_believed), since_s)
         if len(self._losses) > LOSSES_MAX:
             self._losses.popitem(last=False)
         if not is_believed:

@@ -19,6 +19,13 @@ from mm.errors import MeshError
 AWAITED: Final = NEVER_MS
 
 
+#: The table's flags of a copy: whether it has answered a call, then so many bits of ``load_id``.
+#: Threads that read the table set the first, and tell of the others what they tried.
+ANSWERED_FLAG: Final = 1
+LOAD_SHIFT: Final = 8
+LOAD_BITS: Final = 0xFFFFFF
+
+
 class Phase(enum.Enum):
     """Where a copy is in its life. Only SIZING and ACTIVE serve calls."""
 
@@ -116,6 +123,11 @@ class LocalCopy:
 
     def __repr__(self) -> str:
         return f"<LocalCopy {self.model_id} {self.phase.value}, {self.weight_units} units>"
+
+    @property
+    def load_bits(self) -> int:
+        """What the table keeps of ``load_id``."""
+        return self.load_id & LOAD_BITS
 
     @property
     def is_awaited(self) -> bool:

@@ -8,7 +8,6 @@ both. Publishing our own record is ``publisher``'s.
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -21,17 +20,11 @@ from mm.core.records import InstanceRecord, ModelRecord, RecordError
 from mm.core.routing import ComingCopy, ReadyCopy, is_ready
 from mm.mesh.mirror import Mirror
 from mm.mesh.ports import Clock, Item, Store
+from mm.mesh.reach import Reach
 from mm.mesh.registry import Registry
 from mm.table import Table
 
 logger = logging.getLogger(__name__)
-
-#: A peer that could not be reached is left out of routing this long, doubled for each failure in a
-#: row: long enough
-#: not to meet every call with a failed connection, short enough to notice its return.
-UNREACHABLE_MIN_S = 0.5
-UNREACHABLE_MAX_S = 10.0
-
 
 #: Copies of an instance whose record vanished, though it was not shutting down, are still called
 #: this long: a store that was away lets leases run out before anybody can renew them, and then all
@@ -43,11 +36,6 @@ GONE_CALLED_S = 10.0
 #: and of a scale-down the last so many.
 LEFT_KEPT_S = 60.0
 LEFT_MAX = 1_000
-
-
-#: What a client is told to wait when nobody but a silent instance could have served it: it is asked
-#: again all the time.
-SILENT_RETRY_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,14 +84,13 @@ class Members:
         self._assumed_load_ms = assumed_load_ms
         self._records: dict[InstanceId, InstanceRecord] = {}
         self._handles: dict[InstanceId, int] = {}
-        #: instance -> (until, current back-off), on the clock of anyio.
-        self._unreachable: dict[InstanceId, tuple[float, float]] = {}
-        #: Takes calls and does not answer, as far as ``sentinel`` knows: unreachable without end.
-        self._silent: set[InstanceId] = set()
+        self._reach = Reach(cluster)
         self._gone: dict[InstanceId, _Gone] = {}
         #: Who was shutting down when its record went, and when; the last one last.
         self._left: dict[InstanceId, float] = {}
         self._mirror = Mirror(store, prefix, self._changed)
+        #: Told when what ``callable_now`` answers may have changed.
+        self.on_reach: Callable[[], None] | None = None
         #: Others that should get no new work; True: because they are shutting down.
         self._unable: dict[InstanceId, bool] = {}
         #: Set, and replaced, whenever an instance vanished,
@@ -152,7 +139,7 @@ class Members:
 
     def handle(self, instance_id: InstanceId) -> int | None:
         """Answer the table's handle of an instance that can be called now, else None."""
-        return None if self._is_unreachable(instance_id) else self._handle(instance_id)
+        return None if self._reach.is_away(instance_id) else self._handle(instance_id)
 
     def _handle(self, instance_id: InstanceId) -> int | None:
         """Answer the handle of an instance that has an address, whether or not it was reached."""
@@ -170,6 +157,27 @@ class Members:
     def handle_if_known(self, instance_id: InstanceId) -> int | None:
         """Answer the table's handle of an instance, reachable or not."""
         return self._handles.get(instance_id)
+
+    def callable_now(self) -> list[tuple[int, str, float]]:
+        """Answer (handle, host:port, until when to leave it alone) of everybody who has an address,
+        also of those who vanished a moment ago; the time on the clock of anyio.
+        """
+        found = [
+            (handle, self._records[name].address, self._reach.away_until_s(name))
+            for name, handle in self._handles.items()
+            if self._records[name].address
+        ]
+        found += [(g.handle, g.address, self._reach.away_until_s(n)) for n, g in self._gone.items()]
+        return found
+
+    def name_of(self, handle: int) -> InstanceId | None:
+        """Answer whose handle it is, None for one that has ended."""
+        name = self._table.instance_of(handle)
+        return None if name is None else InstanceId(name)
+
+    def _reach_changed(self) -> None:
+        if self.on_reach is not None:
+            self.on_reach()
 
     def instance_of(self, handle: int) -> InstanceId | None:
         """Answer the instance of a handle, None if it cannot be called now."""
@@ -194,7 +202,7 @@ class Members:
             handle = None if instance_id == self._me else self._handle(instance_id)
             if handle is None:
                 continue
-            if self._is_unreachable(instance_id):
+            if self._reach.is_away(instance_id):
                 if self._is_ready(record, instance_id, now_ms):
                     suspects.append(instance_id)
                 continue
@@ -230,7 +238,7 @@ class Members:
             serving=tuple(
                 i
                 for i, known in there
-                if known is not None and not known.shutting_down and not self._is_unreachable(i)
+                if known is not None and not known.shutting_down and not self._reach.is_away(i)
             ),
         )
 
@@ -247,43 +255,33 @@ class Members:
         """A connection failed: leave the instance alone for a while."""
         if self._known_handle(instance_id) is None:
             return  # gone for good meanwhile
-        until_s, backoff_s = self._unreachable.get(instance_id, (0.0, UNREACHABLE_MIN_S / 2))
-        if until_s <= now_s:
-            backoff_s = min(2 * backoff_s, UNREACHABLE_MAX_S)
-            self._unreachable[instance_id] = (now_s + backoff_s, backoff_s)
-            if instance_id not in self._silent:
-                self._cluster.set_away(instance_id, now_s + backoff_s)
+        if self._reach.failed(instance_id, now_s):
+            self._reach_changed()
 
     def mark_silent(self, instance_id: InstanceId) -> bool:
         """It takes calls and does not answer: leave it alone until it does. False if that is no
         news.
         """
-        if instance_id in self._silent or self._known_handle(instance_id) is None:
+        if self._known_handle(instance_id) is None or not self._reach.fell_silent(instance_id):
             return False
-        self._silent.add(instance_id)
-        self._cluster.set_away(instance_id, math.inf)
+        self._reach_changed()
         return True
 
     @property
     def silent_count(self) -> int:
         """How many take calls and do not answer."""
-        return len(self._silent)
+        return self._reach.silent_count
 
     def mark_reachable(self, instance_id: InstanceId) -> bool:
-        """It answered; False if that is no news."""
-        was_silent = instance_id in self._silent
-        if self._unreachable.pop(instance_id, None) is None and not was_silent:
-            return False
-        self._silent.discard(instance_id)
-        self._cluster.set_back(instance_id)
+        """It answered; answers whether it was silent."""
+        was_silent = self._reach.is_silent(instance_id)
+        if self._reach.answered(instance_id):
+            self._reach_changed()
         return was_silent
 
     def next_reachable_ms(self) -> int | None:
         """Answer in how long one that cannot be reached now is tried again; None if all can be."""
-        now_s = anyio.current_time()
-        waits_s = [until_s - now_s for until_s, _ in self._unreachable.values() if until_s > now_s]
-        waits_s += [SILENT_RETRY_S] * bool(self._silent)
-        return max(1, round(1000 * min(waits_s))) if waits_s else None
+        return self._reach.next_ms()
 
     def place(self) -> int:
         """Answer how many have a lower id than this one."""
@@ -315,12 +313,6 @@ class Members:
     def address_if_known(self, instance_id: InstanceId) -> str | None:
         """Answer host:port of an instance that is there, or was a moment ago, reachable or not."""
         return None if self._known_handle(instance_id) is None else self.address(instance_id)
-
-    def _is_unreachable(self, instance_id: InstanceId) -> bool:
-        if instance_id in self._silent:
-            return True
-        entry = self._unreachable.get(instance_id)
-        return entry is not None and entry[0] > anyio.current_time()
 
     def _changed(self, key_id: str, item: Item | None) -> None:
         instance_id = InstanceId(key_id)
@@ -354,6 +346,7 @@ class Members:
             self._handles[instance_id] = self._table.add_instance(instance_id)
             for model_id in self._registry.held_by(instance_id):
                 self._record_changed(model_id, self._registry.get(model_id))
+        self._reach_changed()
 
     def _forget(self, instance_id: InstanceId) -> None:
         record = self._records.pop(instance_id, None)
@@ -368,11 +361,12 @@ class Members:
             logger.info("instance %s is gone", instance_id)
             if record.shutting_down or not record.address:
                 self._table.remove_instance(handle)
-                self._forget_reach(instance_id)
+                self._reach.forget(instance_id)
             else:
                 until_s = anyio.current_time() + GONE_CALLED_S
                 self._gone[instance_id] = _Gone(record.address, handle, until_s)
         self._bury(anyio.current_time())
+        self._reach_changed()
         self.somebody_vanished.set()
         self.somebody_vanished = anyio.Event()
         self._moved()
@@ -404,12 +398,9 @@ class Members:
         for instance_id, gone in list(self._gone.items()):
             if gone.until_s <= now_s:
                 del self._gone[instance_id]
-                self._forget_reach(instance_id)
+                self._reach.forget(instance_id)
                 self._table.remove_instance(gone.handle)
-
-    def _forget_reach(self, instance_id: InstanceId) -> None:
-        self._unreachable.pop(instance_id, None)
-        self._silent.discard(instance_id)
+                self._reach_changed()
 
     def _is_ready(self, record: ModelRecord, instance_id: InstanceId, now_ms: int) -> bool:
         return is_ready(record, instance_id, now_ms, self._assumed_load_ms(record.info.model_type))

@@ -61,6 +61,9 @@ class Node:
         self._address = ""
         self._draining = False
         self._readiness: Readiness | None = None
+        #: Told before the counters are read, so that whoever counts elsewhere can bring them up to
+        #: date.
+        self.on_read: Callable[[], None] | None = None
         self.start_time_ms = ports.clock.now_ms()
 
     # --- life ---
@@ -231,6 +234,7 @@ class Node:
     def own_record(self) -> InstanceRecord:
         """Answer this instance's record as of now (spec core 1.5)."""
         config, parts = self._config, self.parts
+        self._read()
         return InstanceRecord(
             start_time_ms=self.start_time_ms,
             # Java loads at the newest version, whatever becomes of it.
@@ -253,6 +257,10 @@ class Node:
             pinned_units=parts.copies.table.kept_units,
         )
 
+    def _read(self) -> None:
+        if self.on_read is not None:
+            self.on_read()
+
     @property
     def unready(self) -> Unready | None:
         """What keeps clients from being sent here; None: nothing does."""
@@ -260,6 +268,7 @@ class Node:
 
     def statistics(self) -> InstanceStatistics:
         """Answer a snapshot of counters and gauges."""
+        self._read()
         parts = self.parts
         copies = list(parts.copies)
         look_ups = (parts.registry.look_ups, parts.vmodels.look_ups)

@@ -383,6 +383,16 @@ class Router(Protocol):
         """
         ...
 
+    def route_there(
+        self, model_id: ModelId, handle: int, *, may_redirect: bool
+    ) -> PeerRoute | None:
+        """Answer the route that the wire took to a copy; None if that instance is gone."""
+        ...
+
+    def tried(self, call: Call, route: Route, outcome: Outcome, message: str) -> bool:
+        """Hear of an attempt that the wire made on its own; answers like ``finished``."""
+        ...
+
     def request_grew(self, call: Call, size_bytes: int) -> None:
         """Hear of more bytes of a request while the call ``waits``; raises ``MeshError`` if that
         is too much.

@@ -11,8 +11,6 @@ import random
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 
-import anyio
-
 from mm.config import Config
 from mm.core.calls import REFUSALS_MAX, Call, Hop, LocalRoute, Outcome, PeerRoute, Route
 from mm.core.ids import InstanceId, ModelId
@@ -35,6 +33,7 @@ from mm.mesh.load_pusher import LoadPusher
 from mm.mesh.loader import Loader
 from mm.mesh.local_copy import LocalCopy
 from mm.mesh.members import Members
+from mm.mesh.outcomes import Outcomes
 from mm.mesh.permissions import Permissions
 from mm.mesh.placer import Placer
 from mm.mesh.ports import RuntimeParameters
@@ -100,6 +99,9 @@ class Router:
             limits_concurrency=parameters.limit_model_concurrency,
             rng=rng,
         )
+        self._outcomes = Outcomes(self._me, members, copies, self._retries, self._decisions)
+        #: Of attempts that the wire made by itself.
+        self.tried, self.route_there = self._outcomes.tried, self._outcomes.route_there
         self.logs_each_call = config.log_each_invoke
         #: Calls between `route` and `finished`.
         self.routes_open = 0
@@ -195,20 +197,7 @@ class Router:
             self._sentinel.ended(route.instance_id, outcome)
         if isinstance(route, PeerRoute) and route.hop is Hop.LOAD_LOCAL:
             self._placer.load_ended(call, route, outcome)
-        if outcome is Outcome.ANSWERED:
-            if isinstance(route, LocalRoute):
-                self._copies.answered(route.model_id, route.load_id)
-            return False
-        if outcome in (Outcome.ABANDONED, Outcome.CROWDED):
-            self._counters.calls_crowded += outcome is Outcome.CROWDED
-            return False
-        if isinstance(route, PeerRoute):
-            again = self._retries.failed_there(call, route, outcome, message)
-        elif outcome is Outcome.LOST:
-            return self._copies.lost(call.model_id, route.load_id, anyio.current_time())
-        else:
-            again = self._retries.failed_here(call, outcome, message)
-        return again is Again.YES or (again is Again.IF_COPY and self._decisions.has_copy(call))
+        return self._outcomes.weigh(call, route, outcome, message)
 
     async def resolve(self, vmodel_id: str, missing: Collection[ModelId] = ()) -> ModelId:
         """Answer the model of a vmodel, not one that is ``missing``; raises ``MeshError``."""

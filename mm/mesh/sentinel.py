@@ -8,6 +8,7 @@ draw every call. Connections are the edge's: what is under way there ends when t
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable, Mapping
 
 import anyio
 from anyio.abc import TaskGroup
@@ -34,6 +35,8 @@ class Sentinel:
         self._limits = limits
         #: Calls under way, of those that have some.
         self._in_flight: dict[InstanceId, int] = {}
+        #: Those that have calls which others count: the wire.
+        self._elsewhere: set[InstanceId] = set()
         #: Had some at the last look, and answered none since.
         self._quiet: set[InstanceId] = set()
         #: Being asked.
@@ -58,22 +61,34 @@ class Sentinel:
             self._quiet.discard(instance_id)
             self._members.mark_reachable(instance_id)
 
+    def told(self, in_flight: Mapping[InstanceId, int], answered: Iterable[InstanceId]) -> None:
+        """Hear of all calls that others count: how many are under way to whom, and which instances
+        have answered some since the last time.
+        """
+        self._elsewhere = {name for name, count in in_flight.items() if count}
+        if self._elsewhere:
+            self._wanted.set()
+        for instance_id in answered:
+            self._quiet.discard(instance_id)
+            self._members.mark_reachable(instance_id)
+
     async def run(self) -> None:
         """Look until cancelled; without calls under way there is nothing to look at."""
         async with anyio.create_task_group() as group:
             while True:
-                if not self._in_flight:
+                if not self._in_flight and not self._elsewhere:
                     self._wanted = anyio.Event()
                     await self._wanted.wait()
                 self._look(group)
                 await anyio.sleep(self._limits.peer_look_s)
 
     def _look(self, group: TaskGroup) -> None:
+        busy = {*self._in_flight, *self._elsewhere}
         for instance_id in sorted(self._quiet):  # in the same order each time: simulations repeat
-            if instance_id in self._in_flight and instance_id not in self._asked:
+            if instance_id in busy and instance_id not in self._asked:
                 self._asked.add(instance_id)
                 group.start_soon(self._ask, instance_id)
-        self._quiet = set(self._in_flight)
+        self._quiet = busy
 
     async def _ask(self, instance_id: InstanceId) -> None:
         """Ask until it answers, or is gone."""

@@ -1,7 +1,8 @@
 """Fixtures of the system tests: one etcd for all, meshes of their own for each test or module.
 
 ``dataplane`` is the parameter of the conformance suite: what holds for one data plane has to hold
-for every other, unchanged.
+for every other, unchanged. ``make test`` runs all of it on the default one, and the modules about
+calls on the other one too; ``make test-matrix`` runs everything on both.
 """
 
 from __future__ import annotations
@@ -18,14 +19,44 @@ import pytest
 
 from mm.edge.embedded_etcd import EmbeddedEtcd, embedded_etcd
 from mm.pb import mmesh
+from tests.conftest import ALL_DATAPLANES
 from tests.system.etcd import Keys
 from tests.system.meshes import Instance, Mesh, mesh_of
 from tests.system.processes import START_TIMEOUT_S, eventually
 
+#: Modules that every run has on the wire as well: how calls are routed, bounded, streamed,
+#: cancelled and answered. What others are about goes on behind it, in the same code.
+_ON_BOTH = frozenset(
+    f"test_{name}"
+    for name in (
+        "bad_input",
+        "balancing",
+        "conformance_cluster",
+        "conformance_dataplane",
+        "conformance_injection",
+        "conformance_missing_model",
+        "conformance_single",
+        "conformance_vmodel_calls",
+        "drain",
+        "foreign_calls",
+        "foreign_services",
+        "refusals",
+    )
+)
+
 _numbers = itertools.count(1)
 
 
-@pytest.fixture(scope="session", params=["python"])
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "dataplane" in metafunc.fixturenames:
+        is_on_both = metafunc.definition.path.stem in _ON_BOTH or metafunc.config.getoption(
+            ALL_DATAPLANES
+        )
+        dataplanes = ["python", "wire"] if is_on_both else ["python"]
+        metafunc.parametrize("dataplane", dataplanes, indirect=True, scope="session")
+
+
+@pytest.fixture(scope="session")
 def dataplane(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

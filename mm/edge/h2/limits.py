@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,3 +78,18 @@ PEER_LIMITS = TransportLimits(
 )
 #: The runtime beside this instance: no pings, which gRPC servers punish when they come often.
 RUNTIME_LIMITS = TransportLimits(header_list_bytes_max=64 * 1024)
+
+
+def wire_limits(limits: TransportLimits) -> TransportLimits:
+    """Answer the limits of a connection on which the wire passes on the calls of many clients.
+
+    The wire holds each client to its own; here only what is kept, and who waits, is bounded.
+    """
+    return replace(
+        limits,
+        streams_max=2**31 - 1,
+        connection_window_bytes=2**31 - 1,
+        ping_interval_s=0.0,
+        resets_per_s=1e9,
+        resets_burst=10**9,
+    )

@@ -24,7 +24,7 @@ from mm.core.headers import (
     status_trailers,
 )
 from mm.edge.h2.incoming import IncomingCall
-from mm.edge.h2.limits import TransportLimits
+from mm.edge.h2.limits import TransportLimits, wire_limits
 from mm.edge.h2.link import Link
 from mm.edge.h2.stream import NOBODY, RawStream
 from mm.edge.h2.turns import CALLS_A_TURN, PARKED_MAX, TurnQueue
@@ -54,9 +54,11 @@ class ServerLink(Link):
     is_server = True
     calls_a_turn = CALLS_A_TURN
 
-    def __init__(self, server: GrpcServer) -> None:
-        super().__init__(server.limits)
+    def __init__(self, server: GrpcServer, limits: TransportLimits | None = None) -> None:
+        super().__init__(limits or server.limits)
         self.server = server
+        #: The wire is at the other end, and its words are heard.
+        self.is_wire = limits is not None
         self.draining = False
         #: Until the client has heard of our GOAWAY.
         self._goaway_timer: asyncio.TimerHandle | None = None
@@ -252,6 +254,12 @@ class GrpcServer:
             self._path = sock.getsockname()
             start = loop.create_unix_server
         self._listener = await start(self._make_link, sock=sock, backlog=_BACKLOG)
+
+    async def adopt(self, sock: socket.socket) -> None:
+        """Serve a connected socket at whose other end the wire is."""
+        loop = asyncio.get_running_loop()
+        limits = wire_limits(self.limits)
+        await loop.connect_accepted_socket(lambda: ServerLink(self, limits), sock)
 
     def _make_link(self) -> ServerLink:
         return ServerLink(self)

@@ -1,0 +1,288 @@
+"""The wire in a process: its listeners, the two servers behind it, and what it is kept told of.
+
+Owns the seam between ``mm.wire`` and the rest: tier 2's servers get their calls through
+socketpairs, and whatever the threads go by is brought up to date from here. How calls move is
+``mm.wire``'s; what a spliced or replayed call means is ``mm.edge.proxy``'s.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import math
+import socket
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+from mm.config import Config
+from mm.core.dataplane import DataplaneConfig
+from mm.core.dynamic_settings import LOG_EACH, Value
+from mm.core.records import VModelRecord
+from mm.edge.binding import Listener
+from mm.edge.h2.server import GrpcServer, listening_socket
+from mm.edge.unary import ServiceTable
+from mm.endpoints import Endpoint, UnixEndpoint
+from mm.mesh.ports import RuntimeParameters
+from mm.table import Table
+from mm.wire import Method, MethodFlag, Role, Wire, WireSettings
+from mm.wire.addresses import Target, inet_sockaddr, unix_sockaddr
+
+if TYPE_CHECKING:
+    from mm.mesh.node import Node
+
+logger = logging.getLogger(__name__)
+
+#: After GOAWAY, calls that were on their way to us are in.
+_DRAIN_NOTICE_S = 0.25
+#: Between two looks whether all calls have ended.
+_LOOK_S = 0.02
+_AWAY_FOREVER_NS = 2**63 - 1
+#: An instance whose name is not known now is looked for again so much later.
+_RESOLVE_AGAIN_S = 5.0
+
+
+class Tier2:
+    """Connects the wire's threads with the servers that stand behind its listeners."""
+
+    def __init__(self, servers: dict[Role, GrpcServer]) -> None:
+        self.servers = servers
+        self._adopting: set[asyncio.Task[None]] = set()
+
+    def connect(self, role: Role, _own: bool) -> socket.socket:
+        """Answer a connected socket at whose other end the server of a listener is.
+
+        The mesh's own services have connections of their own, so that they do not stand in line
+        with the calls that wait for models.
+        """
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        task = asyncio.get_running_loop().create_task(self.servers[role].adopt(ours))
+        self._adopting.add(task)
+        task.add_done_callback(self._adopting.discard)
+        return theirs
+
+
+class _Front:
+    """A listener of the wire, before a server."""
+
+    def __init__(self, wire: Wire, tier2: Tier2, server: GrpcServer) -> None:
+        self._wire, self._tier2, self._server = wire, tier2, server
+
+    async def start(self, host: str, port: int) -> int:
+        """Listen, and answer the port. Raises ``OSError``."""
+        listener = listening_socket(host, port)
+        role = Role.EXTERNAL if self._server.external else Role.PEER
+        self._tier2.servers[role] = self._server
+        self._wire.listen(listener, role)
+        return int(listener.getsockname()[1])
+
+
+class Wired:
+    """The wire of one instance, from its first listener to its end."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._dataplane = config.dataplane_config
+        self._services: list[ServiceTable] = []
+        self._parameters: RuntimeParameters | None = None
+        self._table: Table | None = None
+        self._tier2 = Tier2({})
+        self._peers_changed = asyncio.Event()
+        self._node: Node | None = None
+        self._counted = (0, 0)
+        self._logs_each = config.log_each_invoke
+        self._tasks: list[asyncio.Task[None]] = []
+        self._wire = Wire(config.wire_threads, self._tier2.connect)
+        self._wire.start(self._settings())
+        asyncio.get_running_loop().add_reader(self._wire.notice_fd, self._wire.mend)
+
+    def before(self, server: GrpcServer) -> Listener:
+        """Answer what listens in the place of a server."""
+        return _Front(self._wire, self._tier2, server)
+
+    # --- what the threads go by ----------------------------------------------------------------
+
+    async def follow(
+        self,
+        node: Node,
+        services: Iterable[ServiceTable],
+        serving: Endpoint,
+    ) -> None:
+        """Let calls be served from the table of a node that runs; keep up with its changes."""
+        self._node = node
+        self._parameters = node.parts.parameters
+        self._services = list(services)
+        parts = node.parts
+        self._table = parts.copies.table
+        self._wire.set_runtime(await _target_of(serving))
+        parts.members.on_reach = self._peers_changed.set
+        self._peers_changed.set()
+        loop = asyncio.get_running_loop()
+        self._tasks.append(loop.create_task(self._follow_peers()))
+        self._tasks.append(loop.create_task(self._watch_peers()))
+        parts.vmodels.listen(self._vmodel_changed)
+        for vmodel_id in list(parts.vmodels.mirror):
+            self._vmodel_changed(vmodel_id, parts.vmodels.get(vmodel_id))
+        node.on_read = self._fold
+        parts.dynamic.follow(LOG_EACH, self._set_logs_each)
+        self.configure(self._dataplane)
+
+    def configure(self, dataplane: DataplaneConfig) -> None:
+        """Go by this data-plane configuration: calls that come from now on."""
+        self._dataplane = dataplane
+        self._wire.configure(self._settings())
+
+    def _set_logs_each(self, value: Value | None) -> None:
+        """A line for each call is tier 2's to write."""
+        self._logs_each = self._config.log_each_invoke if value is None else bool(value)
+        self._wire.configure(self._settings())
+
+    def _settings(self) -> WireSettings:
+        config = self._config
+        runtime = self._parameters.methods if self._parameters is not None else {}
+        refused = MethodFlag(0)
+        if runtime and not (self._parameters and self._parameters.allow_any_method):
+            refused = MethodFlag.REFUSED_HERE
+        denied = MethodFlag(0) if self._dataplane.allow_other_rpcs else MethodFlag.DENIED
+        methods: dict[bytes, Method] = {}
+        for name in {*self._dataplane.rpcs, *runtime}:
+            flags = MethodFlag(0) if name in runtime else refused
+            rpc = self._dataplane.rpcs.get(name)
+            if rpc is None:
+                flags |= denied
+            elif rpc.is_vmodel_id:
+                flags |= MethodFlag.EXTRACTS_VMODEL
+            extraction_path = () if rpc is None else rpc.id_extraction_path
+            methods[b"/" + name.encode()] = Method(flags, runtime.get(name, ()), extraction_path)
+        others = Method(denied | refused)
+        for service in self._services:
+            for path, yields_to_ids in service.paths():
+                own = MethodFlag.OWN_UNLESS_ID if yields_to_ids else MethodFlag.OWN
+                found = methods.get(path, others)
+                methods[path] = replace(found, flags=found.flags | own)
+        return WireSettings(
+            table=self._table,
+            methods=methods,
+            others=others,
+            header_bytes_max=config.headers_bytes_max,
+            message_bytes_max=config.message_bytes_max,
+            kept_bytes_max=config.retry_buffer_bytes_max,
+            external_streams_max=config.external_streams_max,
+            peer_streams_max=config.peer_streams_max,
+            has_turns=self._logs_each
+            or (self._parameters is not None and self._parameters.limit_model_concurrency),
+            instance=quote(config.instance_id, safe="").encode(),
+        )
+
+    def _vmodel_changed(self, vmodel_id: str, record: VModelRecord | None) -> None:
+        assert self._table is not None
+        if record is None or not record.active_model_id:
+            self._table.remove_alias(vmodel_id)
+        else:
+            self._table.set_alias(vmodel_id, record.active_model_id)
+
+    async def _follow_peers(self) -> None:
+        assert self._node is not None
+        members = self._node.parts.members
+        while True:
+            await self._peers_changed.wait()
+            self._peers_changed.clear()
+            targets = []
+            for handle, address, away_until_s in members.callable_now():
+                away_ns = _AWAY_FOREVER_NS if math.isinf(away_until_s) else int(away_until_s * 1e9)
+                try:
+                    raw = await _sockaddr_of(address)
+                except OSError as error:
+                    logger.warning("the address %s of an instance is no use: %s", address, error)
+                    loop = asyncio.get_running_loop()
+                    loop.call_later(_RESOLVE_AGAIN_S, self._peers_changed.set)
+                    continue
+                targets.append(Target(address, raw, handle, max(0, away_ns)))
+            self._wire.set_peers(targets)
+
+    async def _watch_peers(self) -> None:
+        """Tell of instances that have calls of the wire, so that silent ones are noticed."""
+        assert self._node is not None
+        parts = self._node.parts
+        members = parts.members
+        before: dict[int, int] = {}
+        while True:
+            names = {
+                handle: parts.members.name_of(handle) for handle, _, _ in members.callable_now()
+            }
+            traffic = self._wire.peer_traffic(names)
+            in_flight = {name: traffic[each][0] for each, name in names.items() if name}
+            now = {each: answers for each, (_, answers) in traffic.items()}
+            answered = [
+                name
+                for each, name in names.items()
+                if name and now[each] != before.get(each, now[each])
+            ]
+            parts.sentinel.told(in_flight, answered)
+            before = now
+            await asyncio.sleep(self._config.peer_look_s)
+
+    def _fold(self) -> None:
+        """Bring the counters of the instance up to date."""
+        assert self._node is not None
+        counters = self._node.parts.counters
+        now = self._wire.statistics()
+        here, there = self._counted
+        counters.calls += now.calls_here - here
+        counters.hits += now.calls_here - here
+        counters.forwards += now.calls_there - there
+        self._counted = (now.calls_here, now.calls_there)
+
+    # --- the end -------------------------------------------------------------------------------
+
+    async def drain(self, servers: Iterable[GrpcServer], grace_s: float) -> None:
+        """Take no more calls, let those that run finish within ``grace_s``."""
+        servers = list(servers)
+        now_s = asyncio.get_running_loop().time
+        deadline_s = now_s() + grace_s
+        self._wire.drain()
+        await asyncio.sleep(min(_DRAIN_NOTICE_S, grace_s))
+        for server in servers:
+            for link in list(server.links):
+                server.end_watches(link)
+        # Before the servers stop: until then a call may need them, and from then on the wire's
+        # connections to them that end are not made anew.
+        while self._wire.statistics().calls_open:
+            if now_s() >= deadline_s:
+                break
+            await asyncio.sleep(_LOOK_S)
+        asyncio.get_running_loop().remove_reader(self._wire.notice_fd)
+        left_s = max(0.0, deadline_s - now_s())
+        await asyncio.gather(*(server.stop(left_s) for server in servers))
+
+    async def close(self) -> None:
+        """End the threads."""
+        for task in self._tasks:
+            task.cancel()
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(self._wire.notice_fd)
+        await asyncio.to_thread(self._wire.close)
+
+
+async def _target_of(endpoint: Endpoint) -> Target:
+    if isinstance(endpoint, UnixEndpoint):
+        return Target("localhost", unix_sockaddr(endpoint.path))
+    return Target(str(endpoint), await _sockaddr_of(str(endpoint)))
+
+
+async def _sockaddr_of(address: str) -> bytes:
+    """Find out the address of "host:port". Raises ``OSError``."""
+    host, _, port = address.rpartition(":")
+    host = host.strip("[]")
+    try:
+        return inet_sockaddr(str(ipaddress.ip_address(host)), int(port))
+    except ValueError:
+        found = await asyncio.get_running_loop().getaddrinfo(
+            host, int(port), type=socket.SOCK_STREAM
+        )
+    # As elsewhere, IPv4 first: "localhost" is often listened to on that alone.
+    found.sort(key=lambda each: each[0] != socket.AF_INET)
+    return inet_sockaddr(str(found[0][4][0]), int(port))

@@ -1,0 +1,211 @@
+"""The wire: tier 1 of the data plane, threads that move calls without Python (design section 5).
+
+``Wire`` starts and stops the threads, tells them what to go by, and reads what they counted. What
+they do is in ``_wire.pyx`` and its parts; docs/wire.md explains it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from mm.wire._wire import Worker
+from mm.wire.addresses import Target
+
+if TYPE_CHECKING:
+    from mm.table import Table
+
+#: Time for a thread to end its turn.
+_JOIN_TIMEOUT_S = 5.0
+
+
+class Role(enum.IntEnum):
+    """Who calls on a listener."""
+
+    EXTERNAL = 0
+    PEER = 1
+
+
+class MethodFlag(enum.IntFlag):
+    """What is special about a method."""
+
+    #: The mesh's own: tier 2 serves it; if it names a model, perhaps not.
+    OWN = 1
+    OWN_UNLESS_ID = 2
+    #: The data-plane configuration does not list it.
+    DENIED = 4
+    #: The id in its message is a vmodel's.
+    EXTRACTS_VMODEL = 8
+    #: The runtime does not allow it.
+    REFUSED_HERE = 16
+
+
+_NOTHING: Final = MethodFlag(0)
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """How to treat the calls of a method."""
+
+    flags: MethodFlag = _NOTHING
+    #: Field numbers to the place of the id in its messages, for the runtime; and in its first one,
+    #: from the client.
+    injection_path: tuple[int, ...] = ()
+    extraction_path: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class WireSettings:
+    """What the threads go by; replaced as a whole."""
+
+    #: None: not there yet, and everything is tier 2's.
+    table: Table | None = None
+    #: By path.
+    methods: Mapping[bytes, Method] = field(default_factory=dict)
+    #: Any that is not among them.
+    others: Method = field(default_factory=Method)
+    header_bytes_max: int = 8192
+    message_bytes_max: int = 16 * 2**20
+    kept_bytes_max: int = 2**20
+    #: Of a thread.
+    held_bytes_max: int = 256 * 2**20
+    external_streams_max: int = 1000
+    peer_streams_max: int = 20_000
+    connections_max: int = 10_000
+    #: Copies take few calls at a time, so tier 2 hands out the turns.
+    has_turns: bool = False
+    #: Our instance id as ``mm-hop-from`` has it.
+    instance: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class WireStatistics:
+    """Since the start, all threads together; those ``_open`` are of this moment."""
+
+    connections: int
+    connections_open: int
+    calls: int
+    calls_open: int
+    #: Sent to the runtime here, and to other instances, from the table alone.
+    calls_here: int
+    calls_there: int
+    #: Passed on to tier 2: for a model, and for the mesh's own services; after an attempt here.
+    spliced_model: int
+    spliced_own: int
+    replayed: int
+    bytes_in: int
+    bytes_out: int
+    deadlines: int
+    cancelled: int
+    upstreams_open: int
+    connect_failures: int
+    resets_refused: int
+
+
+class Wire:
+    """The threads of the wire, from ``start`` to ``close``.
+
+    ``new_tier2`` is called, by ``listen`` and ``mend``, with a role and whether the connection is
+    for the mesh's own services; it answers a connected socket that tier 2 serves.
+    """
+
+    def __init__(
+        self, threads_count: int, new_tier2: Callable[[Role, bool], socket.socket]
+    ) -> None:
+        #: Readable when ``mend`` should be called.
+        self.notice_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._workers = [Worker(self.notice_fd) for _ in range(threads_count)]
+        self._threads: list[threading.Thread] = []
+        self._listeners: list[socket.socket] = []
+        self._new_tier2 = new_tier2
+
+    def start(self, settings: WireSettings) -> None:
+        """Let the threads run; without a listener nobody calls yet."""
+        self.configure(settings)
+        for number, worker in enumerate(self._workers):
+            thread = threading.Thread(target=worker.run, name=f"wire-{number}", daemon=True)
+            self._threads.append(thread)
+            thread.start()
+
+    def listen(self, listener: socket.socket, role: Role) -> None:
+        """Accept connections on a socket that listens; it is closed with the wire."""
+        listener.setblocking(False)
+        self._listeners.append(listener)
+        for worker in self._workers:
+            for own in (False, True):
+                self._connect_tier2(worker, role, own)
+            worker.listen(listener.fileno(), role)
+
+    def configure(self, settings: WireSettings) -> None:
+        """Go by these settings: calls that come from now on."""
+        for worker in self._workers:
+            worker.configure(settings)
+
+    def set_runtime(self, target: Target) -> None:
+        """Say where the runtime is."""
+        for worker in self._workers:
+            worker.set_runtime(target)
+
+    def set_peers(self, targets: Iterable[Target]) -> None:
+        """Say which instances can be called: all of them."""
+        targets = list(targets)
+        for worker in self._workers:
+            worker.set_peers(targets)
+
+    def mend(self) -> None:
+        """Make the connections to tier 2 anew that are gone."""
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self.notice_fd)
+        for worker in self._workers:
+            for role, own in worker.take_missing():
+                self._connect_tier2(worker, Role(role), own)
+
+    def _connect_tier2(self, worker: Worker, role: Role, own: bool) -> None:
+        sock = self._new_tier2(role, own)
+        sock.setblocking(False)
+        worker.set_tier2(sock.detach(), role, own)
+
+    def drain(self) -> None:
+        """Accept no more, and tell clients and peers to call elsewhere; what runs goes on."""
+        for worker in self._workers:
+            worker.drain()
+        for listener in self._listeners:
+            listener.close()
+        self._listeners.clear()
+
+    def close(self) -> None:
+        """End the threads, and whatever calls are left with them."""
+        for worker in self._workers:
+            worker.stop()
+        for thread in self._threads:
+            thread.join(_JOIN_TIMEOUT_S)
+        if not any(thread.is_alive() for thread in self._threads):
+            os.close(self.notice_fd)
+        self._threads.clear()
+        for listener in self._listeners:
+            listener.close()
+        self._listeners.clear()
+
+    def statistics(self) -> WireStatistics:
+        """Answer what was counted, all threads together."""
+        each = [worker.counts() for worker in self._workers]
+        return WireStatistics(*(sum(values) for values in zip(*each, strict=True)))
+
+    def peer_traffic(self, handles: Iterable[int]) -> dict[int, tuple[int, int]]:
+        """Answer the calls under way to each instance, and the answers that came since the start.
+
+        Numbers go by the handle's index: of an instance that took another's place they begin with
+        those of the other.
+        """
+        handles = list(handles)
+        each = [worker.peer_traffic(handles) for worker in self._workers]
+        return {
+            handle: (sum(one[0] for one in of_it), sum(one[1] for one in of_it))
+            for handle, of_it in zip(handles, zip(*each, strict=True), strict=True)
+        }

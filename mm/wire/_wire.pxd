@@ -1,0 +1,427 @@
+# The map of the wire's memory: what a thread owns, and how its parts hang together.
+#
+# Threads. A worker is one thread and owns everything that it can reach: its connections, calls,
+# targets, timers and buffers. No two workers share a byte of these. What crosses threads is four
+# things: the mailbox (a lock; Python puts commands in, the worker takes them), the counters (one
+# writer, relaxed atomics, Python reads), the table (its own rules, see _lru.pxd) and the eventfds.
+#
+# Lifetimes.
+# * conn_t lives from accept or connect until the end of the turn in which it was closed: events of
+#   the same turn may still name it, so it is only marked `is_closed` and freed by `bury`.
+# * call_t lives while its client's stream (`down`) or its upstream's stream (`up`) lives: either
+#   session's stream-close callback clears its end, `call_settle` frees it when both are NULL and no
+#   list holds it. What nghttp2 was told to send without copying (header blocks) lies in the call's
+#   arena; nghttp2 reads it when it packs the frame, which it never does after it has told that the
+#   stream is closed.
+# * A session is never deleted inside its own callbacks, and never sent or received on there:
+#   callbacks only submit, and mark connections dirty. Sending is `flush`, at the end of the turn.
+# * The pinned slot of a call stays valid until it is unpinned (see _lru.pxd); any other slot is
+#   looked up again in each turn.
+
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+
+from mm._lru cimport slot_t, table_t
+from mm._lru_atomics cimport atomic_u32, atomic_u64
+from mm.wire.nghttp2 cimport nghttp2_nv, nghttp2_session
+from mm.wire.system cimport pthread_mutex_t, sockaddr_storage
+
+cdef enum:
+    # What epoll events name (source_t.kind).
+    SOURCE_MAILBOX = 0
+    SOURCE_LISTENER = 1
+    SOURCE_CONN = 2
+
+    # Who calls on a listener, or is called on a target.
+    ROLE_EXTERNAL = 0
+    ROLE_PEER = 1
+    ROLES = 2
+
+    # Where a call goes.
+    LANE_NONE = 0
+    LANE_HERE = 1      # the runtime beside this instance
+    LANE_THERE = 2     # another instance
+    LANE_MODEL = 3     # tier 2, a call for a model
+    LANE_OWN = 4       # tier 2, one of the mesh's own services
+
+    # Commands.
+    COMMAND_CONFIG = 0
+    COMMAND_LISTEN = 1
+    COMMAND_TIER2 = 2
+    COMMAND_RUNTIME = 3
+    COMMAND_PEERS = 4
+    COMMAND_DRAIN = 5
+    COMMAND_STOP = 6
+
+    # Timers.
+    TIMER_CALL = 0
+    TIMER_CONN = 1
+
+    # What is known of a method (method_t.flags).
+    METHOD_OWN = 1             # the mesh's own
+    METHOD_OWN_UNLESS_ID = 2   # the same, except if the call names a model
+    METHOD_DENIED = 4          # not in the data-plane configuration's list
+    METHOD_EXTRACTS_VMODEL = 8  # the id in its message is a vmodel's
+    METHOD_REFUSED_HERE = 16   # the runtime does not allow it
+
+    # Counters of a worker; `Wire.statistics` names them.
+    COUNT_CONNECTIONS = 0      # accepted
+    COUNT_CONNECTIONS_OPEN = 1
+    COUNT_CALLS = 2
+    COUNT_CALLS_OPEN = 3
+    COUNT_HERE = 4             # answered by the runtime beside
+    COUNT_THERE = 5            # sent to another instance
+    COUNT_SPLICED_MODEL = 6
+    COUNT_SPLICED_OWN = 7
+    COUNT_REPLAYED = 8         # given to tier 2 after an attempt here
+    COUNT_BYTES_IN = 9
+    COUNT_BYTES_OUT = 10
+    COUNT_DEADLINES = 11
+    COUNT_CANCELLED = 12
+    COUNT_UPSTREAMS_OPEN = 13
+    COUNT_CONNECT_FAILURES = 14
+    COUNT_RESETS_REFUSED = 15  # connections dropped because they reset too fast
+    COUNTS = 16
+
+    CALL_ARENA_BYTES = 2048
+    TARGET_CONNS = 16
+    WHEEL_SLOTS = 1024
+    WHEEL_WORDS = 16           # of 64 bits
+
+
+cdef struct worker_t
+cdef struct conn_t
+cdef struct call_t
+cdef struct target_t
+cdef struct method_t
+
+
+cdef struct source_t:
+    uint8_t kind
+
+
+# A growing run of bytes; [at, length) is what has not gone on yet.
+cdef struct buffer_t:
+    uint8_t *bytes
+    size_t length
+    size_t at
+    size_t capacity
+
+
+cdef struct chunk_t:
+    chunk_t *next
+
+
+# One header. `kind` tells what becomes of it (PASS .. in _wire_headers.pxi).
+cdef struct header_t:
+    uint8_t *name
+    uint8_t *value
+    uint32_t name_length
+    uint32_t value_length
+    uint8_t kind
+    uint8_t flags
+
+
+cdef struct headers_t:
+    header_t *items
+    uint32_t count
+    uint32_t capacity
+    size_t bytes       # as HTTP/2 counts
+
+
+cdef struct text_t:
+    uint8_t *bytes
+    uint32_t length
+
+
+# What a request's headers say to the wire.
+cdef struct head_t:
+    text_t path
+    text_t method
+    text_t content_type
+    text_t encoding
+    text_t accept_encoding
+    text_t model_id          # or the vmodel's
+    text_t hop_kind
+    uint64_t timeout_ns      # of grpc-timeout, when there is one
+    text_t bin_id
+    uint16_t ids             # how many of each there are
+    uint16_t vmodel_ids
+    uint16_t bin_ids
+    uint16_t bin_vmodel_ids
+    uint8_t legacy_ids       # tas-model-id: tier 2 reads those
+    uint8_t is_vmodel        # what model_id names, once it is known
+    uint8_t has_timeout
+    uint8_t has_scheme
+    uint8_t is_balanced
+    uint8_t is_odd           # whatever is wrong or strange with it is tier 2's to say
+    uint8_t is_tried         # mm-hop-tried
+    uint8_t may_redirect     # mm-hop-redirect
+    uint8_t regular_seen
+
+
+cdef struct timer_t:
+    timer_t *previous
+    timer_t *next
+    uint64_t due_ms
+    void *owner
+    uint16_t slot
+    uint8_t kind
+    uint8_t is_set
+
+
+# Follows the messages of a stream.
+cdef struct meter_t:
+    uint64_t left
+    uint8_t head[5]
+    uint8_t head_length
+
+
+# Puts an id behind each message of a request (see _wire_inject.pxi).
+cdef struct injector_t:
+    uint8_t *suffix
+    uint32_t suffix_length     # 0: nothing is put in
+    uint64_t left              # of the message
+    uint64_t skip              # of the field
+    uint64_t value
+    uint32_t fields
+    uint32_t groups[100]
+    uint8_t groups_count
+    uint8_t shift
+    uint8_t has_tag
+    uint8_t length_follows
+    uint8_t head[5]
+    uint8_t head_length
+    uint8_t in_message
+    buffer_t out
+
+
+cdef struct call_t:
+    worker_t *worker
+    call_t *pool_next
+    # The client's end: a stream of an accepted connection.
+    conn_t *down
+    call_t *down_previous
+    call_t *down_next
+    # The other end: a stream of a connection of ours.
+    conn_t *up
+    call_t *up_previous
+    call_t *up_next
+    # While a connection to it is made.
+    target_t *waits_for
+    call_t *wait_previous
+    call_t *wait_next
+    # Until this turn is over.
+    call_t *turn_next
+    uint8_t in_turn
+    int32_t down_id
+    int32_t up_id
+    uint8_t role               # of the listener
+    uint8_t lane
+    # Request.
+    uint8_t request_ended
+    uint8_t awaits_message     # the first one, which names the model
+    uint8_t keeps              # every request byte so far is in `body`
+    uint8_t sent_whole         # END_STREAM of the request has left
+    uint8_t up_sent            # its HEADERS have left
+    uint8_t up_deferred        # nghttp2 waits for more of the body
+    uint8_t refusals
+    # Answer.
+    uint8_t answer_begun       # its headers were given to nghttp2
+    uint8_t answer_ended       # its trailers are known
+    uint8_t down_deferred      # nghttp2 waits for more of the answer
+    uint8_t answer_whole       # its END_STREAM has left
+    uint8_t has_response       # headers are in `response`
+    uint8_t has_trailers
+    uint8_t reads_trailers     # the header block being read now is the last one
+    uint8_t wants_replay       # when its stream upstream is closed
+    uint8_t is_replayed
+    uint8_t has_held           # an answer waits in held_*, while tier 2 thinks
+    uint8_t pass_on            # tier 2 says: that answer is the answer
+    uint8_t is_spoilt
+    uint8_t is_there           # counts among the calls open at a peer
+    uint8_t may_redirect
+    uint8_t tried_lane         # of the attempt that tier 2 is told of
+    uint8_t held_has_response
+    int32_t tried_status
+    int32_t status             # grpc-status, -1 when there is none
+    int64_t hop_load           # mm-hop-load, -1
+    text_t hop_result          # of the answer
+    text_t fault               # why the last attempt got no answer
+    slot_t *slot               # pinned
+    uint32_t handle            # of the peer it went to
+    uint32_t copy_word         # the slot's flags when it was pinned
+    target_t *target
+    uint64_t arrived_ns
+    uint64_t deadline_ns       # 0: none
+    timer_t timer
+    head_t head
+    headers_t request
+    headers_t response
+    headers_t trailers
+    headers_t held_response
+    headers_t held_trailers
+    text_t model_id            # concrete, in the arena
+    buffer_t body
+    buffer_t answer
+    # Of all bytes of the request, counted from its first: where `body` begins, and how many were
+    # given back to the client's window; the same of the answer.
+    uint64_t body_base
+    uint64_t body_passed
+    uint64_t answer_base
+    uint64_t answer_passed
+    size_t held_bytes          # bytes of `body` that were sent and are kept
+    meter_t request_meter
+    meter_t answer_meter
+    injector_t injector
+    chunk_t *chunks
+    size_t arena_used
+    uint8_t arena[CALL_ARENA_BYTES]
+
+
+cdef struct conn_t:
+    source_t source
+    worker_t *worker
+    nghttp2_session *session
+    int fd
+    uint8_t is_server
+    uint8_t role
+    uint8_t is_closed
+    uint8_t is_dirty
+    uint8_t is_connecting
+    uint8_t is_ready           # SETTINGS of the other side are here
+    uint8_t is_blocked         # the socket takes no more; EPOLLOUT is asked for
+    uint8_t is_draining        # GOAWAY was sent, or received: no new streams
+    uint8_t goaway_sent        # the final one
+    uint8_t awaits_ping
+    conn_t *dirty_next
+    conn_t *previous           # all of the worker
+    conn_t *next
+    call_t *calls
+    uint32_t streams
+    uint32_t streams_max
+    target_t *target           # of a connection of ours
+    method_t *method           # of the last call: the next is likely of the same
+    buffer_t out               # what the socket did not take
+    timer_t timer
+    uint64_t heard_ms
+    double resets_left
+    uint64_t resets_ms
+
+
+# An address that calls are sent to.
+cdef struct target_t:
+    uint8_t lane
+    uint8_t role               # of the tier 2 server behind it
+    uint8_t is_retired
+    uint8_t uses_ping
+    uint32_t handle
+    uint32_t conns_max
+    uint32_t conns_count
+    conn_t *conns[TARGET_CONNS]
+    target_t *next_retired
+    call_t *waiting
+    call_t *waiting_last
+    uint32_t waiting_count
+    uint64_t failed_ms         # a connect failed then; 0: none did
+    uint64_t away_until_ns     # tier 2 says: leave it alone until then
+    sockaddr_storage address
+    uint32_t address_length
+    char name[256]             # host:port, for :authority and texts
+    uint32_t name_length
+    char failure[160]
+
+
+cdef struct method_t:
+    uint8_t *path
+    uint32_t path_length
+    uint32_t flags
+    uint32_t numbers_count
+    uint32_t *numbers          # idInjectionPath
+    uint32_t extract_count
+    uint32_t *extract_numbers  # idExtractionPath
+    method_t *next
+
+
+# What a worker goes by; one copy each, replaced as a whole.
+cdef struct config_t:
+    table_t *table
+    method_t **methods         # hashed by path
+    uint32_t methods_size      # a power of two
+    method_t *others           # any method that is not listed
+    uint32_t header_bytes_max
+    uint64_t message_bytes_max
+    uint64_t kept_bytes_max    # of one request
+    uint64_t held_bytes_max    # of all requests of a worker
+    uint32_t streams_max[ROLES]
+    uint32_t connections_max
+    uint8_t has_turns          # copies take few calls at a time: tier 2 hands out the turns
+    text_t instance            # our id, as mm-hop-from has it
+    text_t instance_name       # and as it is
+
+
+cdef struct listener_t:
+    source_t source
+    int fd
+    uint8_t role
+    uint8_t is_closed
+    listener_t *next
+
+
+cdef struct command_t:
+    command_t *next
+    uint8_t kind
+    int fd
+    uint8_t role
+    uint8_t lane
+    config_t *config
+    target_t *targets          # an array: address, handle, name, away_until_ns
+    uint32_t targets_count
+
+
+cdef struct worker_t:
+    # Crosses threads.
+    pthread_mutex_t lock
+    command_t *commands
+    command_t *commands_last
+    atomic_u32 has_commands
+    int wake_fd
+    int notice_fd              # tells Python
+    atomic_u32 missing         # bits: tier 2 connections that are gone
+    atomic_u64 counts[COUNTS]
+    atomic_u32 *peers_open     # by instance index: calls under way there,
+    atomic_u32 *peers_answers  # and answers since the start
+    # The worker's own.
+    source_t mailbox
+    int epoll_fd
+    int reader                 # number at the table, -1 before there is one
+    uint8_t is_stopping
+    uint8_t is_draining
+    uint64_t now_ns
+    uint64_t now_ms
+    int64_t wall_ms
+    uint64_t random
+    config_t *config
+    listener_t *listeners
+    listener_t *dead_listeners
+    conn_t *conns
+    conn_t *dead
+    conn_t *dirty
+    conn_t *dirty_last
+    call_t *fresh
+    call_t *fresh_last
+    call_t *held
+    call_t *pool
+    uint32_t pool_count
+    size_t held_bytes
+    target_t *runtime
+    target_t *tier2[ROLES * 2]
+    target_t **peers           # by instance index
+    target_t *retired
+    nghttp2_nv *nv             # scratch
+    uint32_t nv_capacity
+    uint8_t *input
+    buffer_t gather            # scratch of `flush`
+    timer_t *wheel[WHEEL_SLOTS]
+    uint64_t wheel_bits[WHEEL_WORDS]
+    uint64_t wheel_ms          # up to here it has run
+    uint32_t timers

@@ -1,0 +1,249 @@
+# The header lists that the wire sends: of requests by lane, and of answers (spec core 2.12).
+#
+# They are laid out in the worker's scratch and point into the call's arena, which outlives the
+# frames (see _wire.pxd), so nghttp2 copies nothing but the list itself. What differs in every call
+# is never put into HPACK's table: it would push useful entries out of it.
+
+cdef enum:
+    ADDED_MAX = 24   # headers that the wire adds to a list at most
+
+
+cdef bint nv_reserve(worker_t *w, uint32_t needed) noexcept nogil:
+    cdef nghttp2_nv *nv
+    if w.nv_capacity >= needed:
+        return True
+    nv = <nghttp2_nv *>realloc(w.nv, needed * sizeof(nghttp2_nv))
+    if nv == NULL:
+        return False
+    w.nv = nv
+    w.nv_capacity = needed
+    return True
+
+
+cdef inline void put(
+    nghttp2_nv *nv, const void *name, size_t name_length, const void *value, size_t value_length,
+    uint8_t flags
+) noexcept nogil:
+    nv.name = <uint8_t *>name
+    nv.namelen = name_length
+    nv.value = <uint8_t *>value
+    nv.valuelen = value_length
+    nv.flags = flags | NGHTTP2_NV_FLAG_NO_COPY_NAME | NGHTTP2_NV_FLAG_NO_COPY_VALUE
+
+
+cdef inline void put_header(nghttp2_nv *nv, const header_t *h) noexcept nogil:
+    put(nv, h.name, h.name_length, h.value, h.value_length, h.flags)
+
+
+cdef bint put_timeout(call_t *call, nghttp2_nv *nv) noexcept nogil:
+    """Write what is left of the client's time; False if nothing is, or without memory."""
+    cdef uint64_t now_ns = call.worker.now_ns
+    cdef uint64_t left_us
+    cdef char text[24]
+    cdef text_t kept
+    cdef int n
+    if call.deadline_ns <= now_ns:
+        return False
+    left_us = (call.deadline_ns - now_ns) // 1000
+    if left_us < 100000000:
+        n = snprintf(text, sizeof(text), b"%lluu", <unsigned long long>(left_us if left_us else 1))
+    elif left_us < 100000000000U:
+        n = snprintf(text, sizeof(text), b"%llum", <unsigned long long>(left_us // 1000))
+    else:
+        left_us //= 1000000
+        n = snprintf(text, sizeof(text), b"%lluS",
+                     <unsigned long long>(left_us if left_us < 99999999 else 99999999))
+    if not arena_text(call, &kept, text, n):
+        return False
+    put(nv, b"grpc-timeout", 12, kept.bytes, kept.length, NGHTTP2_NV_FLAG_NO_INDEX)
+    return True
+
+
+cdef size_t build_request(call_t *call, conn_t *conn) noexcept nogil:
+    """Lay out the headers of a request; 0 without memory, or if the client's time is up."""
+    cdef worker_t *w = call.worker
+    if not nv_reserve(w, call.request.count + ADDED_MAX):
+        return 0
+    if call.lane >= LANE_MODEL:
+        return build_splice(call, w.nv)
+    return build_hit(call, conn, w.nv)
+
+
+cdef size_t build_splice(call_t *call, nghttp2_nv *nv) noexcept nogil:
+    """Everything as it came; after an attempt here, what that came to."""
+    cdef headers_t *request = &call.request
+    cdef header_t *h
+    cdef size_t n = 0
+    cdef uint32_t i
+    for i in range(request.count):
+        h = &request.items[i]
+        if h.kind == STRIPPED:
+            continue
+        if (call.is_replayed and h.name_length == 12 and same(h.name, b"grpc-timeout", 12)
+                and call.deadline_ns != 0):
+            if not put_timeout(call, &nv[n]):
+                put(&nv[n], b"grpc-timeout", 12, b"1n", 2, NGHTTP2_NV_FLAG_NO_INDEX)
+        else:
+            put_header(&nv[n], h)
+        n += 1
+    if call.is_replayed:
+        n = build_tried(call, nv, n)
+    return n
+
+
+cdef size_t build_tried(call_t *call, nghttp2_nv *nv, size_t n) noexcept nogil:
+    """Tell tier 2 where the call has been, and what was answered there."""
+    cdef char text[48]
+    cdef text_t kept
+    cdef header_t *h
+    cdef uint32_t i
+    cdef int length
+    if call.tried_lane == LANE_HERE:
+        length = snprintf(text, sizeof(text), b"here %u", call.copy_word >> 8)
+    else:
+        length = snprintf(text, sizeof(text), b"%u %d", call.handle, <int>call.may_redirect)
+    if arena_text(call, &kept, text, length):
+        put(&nv[n], b"mm-wire-tried", 13, kept.bytes, kept.length, 0)
+        n += 1
+    put(&nv[n], b"mm-wire-model", 13, call.model_id.bytes, call.model_id.length, 0)
+    n += 1
+    if not call.has_held:
+        put(&nv[n], b"mm-wire-fault", 13, call.fault.bytes, call.fault.length, 0)
+        return n + 1
+    for i in range(call.held_trailers.count):
+        h = &call.held_trailers.items[i]
+        if h.name_length == 11 and same(h.name, b"grpc-status", 11):
+            put(&nv[n], b"mm-wire-status", 14, h.value, h.value_length, 0)
+        elif h.name_length == 12 and same(h.name, b"grpc-message", 12):
+            put(&nv[n], b"mm-wire-message", 15, h.value, h.value_length, 0)
+        elif h.name_length == 13 and same(h.name, b"mm-hop-result", 13):
+            put(&nv[n], b"mm-wire-result", 14, h.value, h.value_length, 0)
+        elif h.name_length == 12 and same(h.name, b"mm-hop-state", 12):
+            put(&nv[n], b"mm-wire-state", 13, h.value, h.value_length, 0)
+        elif h.name_length == 22 and same(h.name, b"grpc-retry-pushback-ms", 22):
+            put(&nv[n], b"mm-wire-pushback", 16, h.value, h.value_length, 0)
+        else:
+            continue
+        n += 1
+        if n >= call.request.count + ADDED_MAX:
+            break
+    return n
+
+
+cdef size_t build_hit(call_t *call, conn_t *conn, nghttp2_nv *nv) noexcept nogil:
+    """What a runtime or peer is told: the client's metadata, the concrete id, and the hop."""
+    cdef head_t *head = &call.head
+    cdef headers_t *request = &call.request
+    cdef target_t *target = conn.target
+    cdef header_t *h
+    cdef uint32_t i
+    cdef size_t n = 6
+    put(&nv[0], b":method", 7, b"POST", 4, 0)
+    put(&nv[1], b":scheme", 7, b"http", 4, 0)
+    put(&nv[2], b":path", 5, head.path.bytes, head.path.length, 0)
+    put(&nv[3], b":authority", 10, target.name, target.name_length, 0)
+    put(&nv[4], b"te", 2, b"trailers", 8, 0)
+    put(&nv[5], b"content-type", 12, head.content_type.bytes, head.content_type.length, 0)
+    for i in range(request.count):
+        h = &request.items[i]
+        if h.kind == PASS:
+            put_header(&nv[n], h)
+            n += 1
+    i = put_ids(call, &nv[n])
+    if i == 0:
+        return 0
+    n += i
+    if head.accept_encoding.length != 0:
+        put(&nv[n], b"grpc-accept-encoding", 20, head.accept_encoding.bytes,
+            head.accept_encoding.length, 0)
+        n += 1
+    if head.encoding.length != 0 and not (
+            head.encoding.length == 8 and same(head.encoding.bytes, b"identity", 8)):
+        put(&nv[n], b"grpc-encoding", 13, head.encoding.bytes, head.encoding.length, 0)
+        n += 1
+    if call.lane == LANE_THERE:
+        n += put_hop(call, &nv[n])
+    if call.deadline_ns != 0:
+        if not put_timeout(call, &nv[n]):
+            return 0
+        n += 1
+    return n
+
+
+cdef uint32_t put_hop(call_t *call, nghttp2_nv *nv) noexcept nogil:
+    """A hit at another instance (docs/peer-protocol.md)."""
+    cdef config_t *config = call.worker.config
+    cdef uint32_t n = 4
+    put(&nv[0], b"mm-hop-version", 14, b"1", 1, 0)
+    put(&nv[1], b"mm-hop-kind", 11, b"hit-only", 8, 0)
+    put(&nv[2], b"mm-hop-left", 11, b"1", 1, 0)
+    # The configuration may be replaced while the frame waits, so this one is copied.
+    put(&nv[3], b"mm-hop-from", 11, config.instance.bytes, config.instance.length, 0)
+    nv[3].flags = NGHTTP2_NV_FLAG_NO_COPY_NAME
+    if call.may_redirect and call.request_ended and call.keeps:
+        put(&nv[n], b"mm-hop-redirect", 15, b"1", 1, 0)
+        n += 1
+    return n
+
+
+cdef const char *BASE64 = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+
+
+cdef uint32_t put_ids(call_t *call, nghttp2_nv *nv) noexcept nogil:
+    """The concrete id, in base64 and, if it is visible ASCII, in the clear; 0 without memory."""
+    cdef const uint8_t *id = call.model_id.bytes
+    cdef uint32_t length = call.model_id.length
+    cdef uint8_t *out = arena_take(call, (<size_t>length * 4 + 2) // 3)
+    cdef uint32_t at = 0, n = 0, i
+    cdef uint32_t word
+    if out == NULL:
+        return 0
+    while at + 3 <= length:
+        word = <uint32_t>id[at] << 16 | <uint32_t>id[at + 1] << 8 | id[at + 2]
+        out[n] = BASE64[word >> 18]
+        out[n + 1] = BASE64[word >> 12 & 63]
+        out[n + 2] = BASE64[word >> 6 & 63]
+        out[n + 3] = BASE64[word & 63]
+        at += 3
+        n += 4
+    if length - at == 1:
+        out[n] = BASE64[id[at] >> 2]
+        out[n + 1] = BASE64[(id[at] & 3) << 4]
+        n += 2
+    elif length - at == 2:
+        word = <uint32_t>id[at] << 8 | id[at + 1]
+        out[n] = BASE64[word >> 10]
+        out[n + 1] = BASE64[word >> 4 & 63]
+        out[n + 2] = BASE64[(word & 15) << 2]
+        n += 3
+    put(&nv[0], b"mm-model-id-bin", 15, out, n, 0)
+    for i in range(length):
+        if id[i] < 32 or id[i] > 126:
+            return 1
+    put(&nv[1], b"mm-model-id", 11, id, length, 0)
+    return 2
+
+
+cdef size_t build_answer(call_t *call, const headers_t *headers, bint with_load) noexcept nogil:
+    """Lay out an answer's headers or trailers; room for them has been made with the request's."""
+    cdef worker_t *w = call.worker
+    cdef header_t *h
+    cdef uint32_t i
+    cdef size_t n = 0
+    cdef char text[16]
+    cdef text_t kept
+    cdef int length
+    if not nv_reserve(w, headers.count + 1):
+        return 0
+    for i in range(headers.count):
+        h = &headers.items[i]
+        if h.kind != STRIPPED:
+            put_header(&w.nv[n], h)
+            n += 1
+    if with_load and call.slot != NULL:
+        # Besides this one, which is still pinned.
+        length = snprintf(text, sizeof(text), b"%u", in_flight_of(call.slot) - 1)
+        if arena_text(call, &kept, text, length):
+            put(&w.nv[n], b"mm-hop-load", 11, kept.bytes, kept.length, NGHTTP2_NV_FLAG_NO_INDEX)
+            n += 1
+    return n

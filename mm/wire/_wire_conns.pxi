@@ -1,0 +1,375 @@
+# Connections: their sockets, what leaves in a turn, and how they end.
+#
+# A turn of the worker reads what has come, then writes each connection that something was submitted
+# to once: `mark_dirty` puts it in the line, `flush` takes it out. A socket that takes no more stops
+# its session from packing frames, and so, by flow control, whoever sends to it.
+
+cdef enum:
+    GATHER_BYTES = 262144       # written at once
+    INPUT_BYTES = 262144        # read at once
+    FLUSH_ROUNDS = 4            # in a turn; a large answer must not keep the others waiting
+    STREAM_WINDOW_BYTES = 262144
+    CONNECTION_WINDOW_BYTES = 67108864
+    HANDSHAKE_MS = 10000
+    CONNECT_MS = 6000
+    PING_MS = 2500              # to peers, and then this long for the answer:
+    PING_ANSWER_MS = 5000
+    DRAIN_NOTICE_MS = 100       # between the first GOAWAY and the second
+    RESETS_BURST = 1000
+    RESETS_PER_S = 200
+
+
+cdef void mark_dirty(conn_t *conn) noexcept nogil:
+    cdef worker_t *w = conn.worker
+    if conn.is_dirty or conn.is_closed:
+        return
+    conn.is_dirty = 1
+    conn.dirty_next = NULL
+    if w.dirty_last != NULL:
+        w.dirty_last.dirty_next = conn
+    else:
+        w.dirty = conn
+    w.dirty_last = conn
+
+
+cdef conn_t *conn_new(worker_t *w, int fd, uint8_t role, target_t *target) noexcept nogil:
+    """Take a socket over; closes it and answers NULL without memory."""
+    cdef conn_t *conn = <conn_t *>calloc(1, sizeof(conn_t))
+    cdef epoll_event event
+    cdef int one = 1
+    if conn == NULL:
+        close(fd)
+        return NULL
+    conn.source.kind = SOURCE_CONN
+    conn.worker = w
+    conn.fd = fd
+    conn.role = role
+    conn.target = target
+    conn.is_server = target == NULL
+    conn.timer.owner = conn
+    conn.timer.kind = TIMER_CONN
+    conn.heard_ms = conn.resets_ms = w.now_ms
+    conn.resets_left = RESETS_BURST
+    # Without it an answer may wait 40 ms for an acknowledgement. Refused by Unix sockets.
+    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one))
+    event.events = EPOLLIN
+    event.data.ptr = conn
+    if (not session_open(conn) or epoll_ctl(w.epoll_fd, EPOLL_CTL_ADD, fd, &event) != 0):
+        nghttp2_session_del(conn.session)
+        free(conn)
+        close(fd)
+        return NULL
+    conn.next = w.conns
+    if w.conns != NULL:
+        w.conns.previous = conn
+    w.conns = conn
+    return conn
+
+
+cdef void conn_close(conn_t *conn) noexcept nogil:
+    """End a connection at once; its calls hear of it. Freed at the end of the turn."""
+    cdef worker_t *w = conn.worker
+    cdef target_t *target = conn.target
+    cdef uint32_t i
+    if conn.is_closed:
+        return
+    conn.is_closed = 1
+    timer_stop(w, &conn.timer)
+    if conn.previous != NULL:
+        conn.previous.next = conn.next
+    else:
+        w.conns = conn.next
+    if conn.next != NULL:
+        conn.next.previous = conn.previous
+    if target != NULL:
+        for i in range(target.conns_count):
+            if target.conns[i] == conn:
+                target.conns_count -= 1
+                target.conns[i] = target.conns[target.conns_count]
+                break
+        if conn.is_ready:
+            count(w, COUNT_UPSTREAMS_OPEN, <uint64_t>-1)
+    else:
+        count(w, COUNT_CONNECTIONS_OPEN, <uint64_t>-1)
+    close(conn.fd)
+    # Its session tells nothing any more; so that what the calls do cannot reach it, it is marked
+    # closed first, and deleted in `bury`.
+    while conn.calls != NULL:
+        if conn.is_server:
+            down_closed(conn.calls)
+        else:
+            up_closed(conn.calls, 0, True)
+    conn.next = w.dead
+    w.dead = conn
+    if target != NULL:
+        target_conn_lost(w, target, conn)
+
+
+cdef void bury(worker_t *w) noexcept nogil:
+    """Free what was closed in this turn: no event names it any more."""
+    cdef conn_t *conn
+    cdef conn_t *left = NULL
+    cdef listener_t *listener
+    while w.dead_listeners != NULL:
+        listener = w.dead_listeners
+        w.dead_listeners = listener.next
+        free(listener)
+    while w.dead != NULL:
+        conn = w.dead
+        w.dead = conn.next
+        if conn.is_dirty:
+            conn.next = left   # it stands in the line of the next turn
+            left = conn
+            continue
+        nghttp2_session_del(conn.session)
+        buffer_free(&conn.out)
+        free(conn)
+    w.dead = left
+
+
+cdef void conn_watch(conn_t *conn) noexcept nogil:
+    """Ask epoll for what the connection waits for now."""
+    cdef epoll_event event
+    event.events = EPOLLIN
+    if conn.is_blocked or conn.is_connecting:
+        event.events |= EPOLLOUT
+    event.data.ptr = conn
+    epoll_ctl(conn.worker.epoll_fd, EPOLL_CTL_MOD, conn.fd, &event)
+
+
+# --- writing --------------------------------------------------------------------------------------
+
+cdef bint write_some(conn_t *conn, buffer_t *from_) noexcept nogil:
+    """Write what the socket takes; False if the connection is lost."""
+    cdef ssize_t n
+    while buffer_left(from_) != 0:
+        n = send(conn.fd, from_.bytes + from_.at, buffer_left(from_), MSG_NOSIGNAL)
+        if n < 0:
+            if errno == EINTR:
+                continue
+            return errno == EAGAIN
+        from_.at += n
+        count(conn.worker, COUNT_BYTES_OUT, n)
+    return True
+
+
+cdef void flush(conn_t *conn) noexcept nogil:
+    """Pack and write what was submitted, as far as the socket and a turn allow."""
+    cdef worker_t *w = conn.worker
+    cdef buffer_t *gather = &w.gather
+    cdef int _round
+    if conn.is_closed or conn.is_connecting:
+        return
+    if buffer_left(&conn.out) != 0:
+        if not write_some(conn, &conn.out):
+            conn_close(conn)
+            return
+        if buffer_left(&conn.out) != 0:
+            return
+        buffer_free(&conn.out)
+        conn.is_blocked = 0
+        conn_watch(conn)
+    for _round in range(FLUSH_ROUNDS):
+        gather.at = gather.length = 0
+        if not pack(conn, gather) or not write_some(conn, gather):
+            conn_close(conn)
+            return
+        if buffer_left(gather) != 0:
+            if not buffer_add(&conn.out, gather.bytes + gather.at, buffer_left(gather)):
+                conn_close(conn)
+                return
+            conn.is_blocked = 1
+            conn_watch(conn)
+            return
+        if gather.length < GATHER_BYTES:
+            conn_finish(conn)
+            return
+    mark_dirty(conn)
+
+
+cdef bint pack(conn_t *conn, buffer_t *gather) noexcept nogil:
+    """Gather frames; False if the session is beyond help."""
+    cdef const uint8_t *bytes
+    cdef ssize_t n
+    while gather.length < GATHER_BYTES:
+        n = nghttp2_session_mem_send(conn.session, &bytes)
+        if n == 0:
+            return True
+        if n < 0 or not buffer_add(gather, bytes, n):
+            return False
+    return True
+
+
+cdef int send_data(
+    nghttp2_session *session, nghttp2_frame *frame, const uint8_t *head, size_t length,
+    nghttp2_data_source *_source, void *user
+) noexcept nogil:
+    """Move a piece of a body from its call into the frame that nghttp2 has begun."""
+    cdef conn_t *conn = <conn_t *>user
+    cdef buffer_t *gather = &conn.worker.gather
+    cdef call_t *call
+    cdef buffer_t *out
+    if gather.length >= GATHER_BYTES:
+        return NGHTTP2_ERR_WOULDBLOCK
+    call = <call_t *>nghttp2_session_get_stream_user_data(session, frame.hd.stream_id)
+    if call == NULL:
+        return NGHTTP2_ERR_TEMPORAL_CALLBACK_FAILURE
+    out = &call.answer
+    if not conn.is_server:
+        out = &call.body
+        if call.injector.suffix_length != 0 and call.lane == LANE_HERE:
+            out = &call.injector.out
+    if buffer_left(out) < length or not buffer_reserve(gather, 9 + length):
+        return NGHTTP2_ERR_TEMPORAL_CALLBACK_FAILURE
+    buffer_add(gather, head, 9)
+    buffer_add(gather, out.bytes + out.at, length)
+    out.at += length
+    if conn.is_server:
+        answer_sent(call)
+    else:
+        body_sent(call)
+    return 0
+
+
+cdef void conn_finish(conn_t *conn) noexcept nogil:
+    """All is written: close what has no more to say."""
+    if (nghttp2_session_want_read(conn.session) == 0
+            and nghttp2_session_want_write(conn.session) == 0):
+        conn_close(conn)
+    elif conn.is_draining and conn.calls == NULL and (not conn.is_server or conn.goaway_sent):
+        conn_close(conn)
+
+
+# --- reading --------------------------------------------------------------------------------------
+
+cdef void conn_readable(conn_t *conn) noexcept nogil:
+    cdef worker_t *w = conn.worker
+    cdef ssize_t n, used
+    n = recv(conn.fd, w.input, INPUT_BYTES, 0)
+    if n == 0 or (n < 0 and errno != EAGAIN and errno != EINTR):
+        conn_close(conn)
+        return
+    if n < 0:
+        return
+    conn.heard_ms = w.now_ms
+    count(w, COUNT_BYTES_IN, n)
+    used = nghttp2_session_mem_recv(conn.session, w.input, n)
+    if used < 0:
+        # What the session still has to say is why (GOAWAY).
+        flush(conn)
+        conn_close(conn)
+    else:
+        mark_dirty(conn)
+    begin_fresh(w)
+    release_held(w)
+
+
+cdef void fresh_add(call_t *call) noexcept nogil:
+    """Let a call begin when this read has been looked at."""
+    cdef worker_t *w = call.worker
+    call.in_turn = 1
+    call.turn_next = NULL
+    if w.fresh == NULL:
+        w.fresh = call
+    else:
+        w.fresh_last.turn_next = call
+    w.fresh_last = call
+
+
+cdef void begin_fresh(worker_t *w) noexcept nogil:
+    """Send the calls on their way whose headers came in the read just done."""
+    cdef call_t *call
+    if w.fresh != NULL and load_u32(&w.has_commands, acquire):
+        # What was configured before these bytes were sent holds for them.
+        commands_run(w)
+    while w.fresh != NULL:
+        call = w.fresh
+        w.fresh = call.turn_next
+        call.turn_next = NULL
+        call.in_turn = 0
+        if call.down != NULL and not call.answer_ended:
+            call_begin(w, call)
+        else:
+            call_settle(call)
+
+
+cdef void conn_event(conn_t *conn, uint32_t events) noexcept nogil:
+    if conn.is_closed:
+        return
+    if conn.is_connecting:
+        conn_connected(conn)
+        return
+    if events & EPOLLOUT:
+        mark_dirty(conn)
+    if events & (EPOLLIN | EPOLLHUP | EPOLLERR):
+        conn_readable(conn)
+
+
+# --- time -----------------------------------------------------------------------------------------
+
+cdef void conn_timer(conn_t *conn) noexcept nogil:
+    """Whatever the connection waited for took its time."""
+    cdef worker_t *w = conn.worker
+    if conn.is_closed:
+        return
+    if not conn.is_ready:
+        conn_close(conn)
+    elif conn.is_server:
+        if conn.is_draining and not conn.goaway_sent:
+            conn_goaway(conn)
+    elif conn.target.uses_ping:
+        conn_keep_alive(conn)
+
+
+cdef void conn_keep_alive(conn_t *conn) noexcept nogil:
+    """A peer that says nothing for long is gone without a word."""
+    cdef worker_t *w = conn.worker
+    cdef uint64_t quiet_ms = w.now_ms - conn.heard_ms
+    if conn.awaits_ping and quiet_ms >= PING_MS + PING_ANSWER_MS:
+        conn_close(conn)
+        return
+    if quiet_ms >= PING_MS and not conn.awaits_ping:
+        conn.awaits_ping = 1
+        nghttp2_submit_ping(conn.session, NGHTTP2_FLAG_NONE, NULL)
+        mark_dirty(conn)
+    elif quiet_ms < PING_MS:
+        conn.awaits_ping = 0
+    timer_set(w, &conn.timer, w.now_ms + (500 if conn.awaits_ping else PING_MS))
+
+
+cdef void conn_drain(conn_t *conn) noexcept nogil:
+    """Take no more calls: GOAWAY twice, so that none that is on its way is lost."""
+    if conn.is_draining or conn.is_closed:
+        return
+    conn.is_draining = 1
+    if conn.is_ready:
+        nghttp2_submit_shutdown_notice(conn.session)
+        timer_set(conn.worker, &conn.timer, conn.worker.now_ms + DRAIN_NOTICE_MS)
+        mark_dirty(conn)
+    else:
+        conn_close(conn)
+
+
+cdef void conn_goaway(conn_t *conn) noexcept nogil:
+    conn.goaway_sent = 1
+    nghttp2_submit_goaway(
+        conn.session, NGHTTP2_FLAG_NONE, nghttp2_session_get_last_proc_stream_id(conn.session),
+        NGHTTP2_NO_ERROR, NULL, 0)
+    mark_dirty(conn)
+
+
+cdef void reset_received(conn_t *conn) noexcept nogil:
+    """Count a reset; a client that does little else is dropped (CVE-2023-44487)."""
+    cdef worker_t *w = conn.worker
+    if conn.role != ROLE_EXTERNAL or not conn.is_server:
+        return
+    conn.resets_left += (w.now_ms - conn.resets_ms) * <double>RESETS_PER_S / 1000
+    if conn.resets_left > RESETS_BURST:
+        conn.resets_left = RESETS_BURST
+    conn.resets_ms = w.now_ms
+    conn.resets_left -= 1
+    if conn.resets_left < 0 and not conn.goaway_sent:
+        conn.goaway_sent = conn.is_draining = 1
+        count(w, COUNT_RESETS_REFUSED, 1)
+        nghttp2_session_terminate_session(conn.session, NGHTTP2_ENHANCE_YOUR_CALM)
+        mark_dirty(conn)

@@ -1,0 +1,191 @@
+# How calls end: with a status of our own, by the client, by the clock, by a stream that breaks.
+#
+# `down_closed` and `up_closed` are told by the sessions, or by a connection that closes, and may
+# free the call; `call_fail` never does.
+
+
+cdef void fail_too_long(call_t *call, const char *what, int64_t length) noexcept nogil:
+    cdef char text[160]
+    cdef int n = snprintf(
+        text, sizeof(text),
+        b"%s message of %lld bytes exceeds the limit of %llu bytes (MM_SVC_GRPC_MAX_MSG_SIZE)",
+        what, <long long>length, <unsigned long long>call.worker.config.message_bytes_max)
+    call_fail(call, 8, <const uint8_t *>text, n)
+
+
+cdef void call_fail(
+    call_t *call, int32_t status, const uint8_t *text, size_t length
+) noexcept nogil:
+    """End a call with a status of our own; nothing if it has one. Leaves the call alive."""
+    cdef char number[12]
+    cdef int digits
+    cdef const uint8_t *kind = <const uint8_t *>b"application/grpc"
+    cdef uint32_t kind_length = 16
+    if call.answer_ended or call.down == NULL:
+        return
+    call.answer_ended = 1
+    timer_stop(call.worker, &call.timer)
+    if call.waits_for != NULL:
+        target_unwait(call)
+    if call.up != NULL:
+        nghttp2_submit_rst_stream(
+            call.up.session, NGHTTP2_FLAG_NONE, call.up_id, NGHTTP2_CANCEL)
+        mark_dirty(call.up)
+    headers_clear(&call.trailers)
+    if not call.answer_begun:
+        call.has_response = 0
+        if call.head.content_type.length != 0 and not call.head.is_odd:
+            kind = call.head.content_type.bytes
+            kind_length = call.head.content_type.length
+        headers_add(call, &call.trailers, <const uint8_t *>b":status", 7,
+                    <const uint8_t *>b"200", 3, PASS, 0)
+        headers_add(call, &call.trailers, <const uint8_t *>b"content-type", 12, kind, kind_length,
+                    PASS, 0)
+    digits = snprintf(number, sizeof(number), b"%d", status)
+    headers_add(call, &call.trailers, <const uint8_t *>b"grpc-status", 11,
+                <const uint8_t *>number, digits, PASS, 0)
+    if length != 0:
+        headers_add(call, &call.trailers, <const uint8_t *>b"grpc-message", 12, text, length,
+                    PASS, 0)
+    answer_end(call)
+
+
+cdef void call_expired(call_t *call) noexcept nogil:
+    """The client's time is up."""
+    cdef const char *text = b"deadline exceeded"
+    if call.down == NULL or (call.answer_ended and buffer_left(&call.answer) == 0):
+        return
+    count(call.worker, COUNT_DEADLINES, 1)
+    if buffer_left(&call.answer) != 0:
+        # It does not take what it asked for: no trailers would reach it either.
+        nghttp2_submit_rst_stream(
+            call.down.session, NGHTTP2_FLAG_NONE, call.down_id, NGHTTP2_CANCEL)
+        mark_dirty(call.down)
+        return
+    call_fail(call, 4, <const uint8_t *>text, strlen(text))
+
+
+cdef void down_closed(call_t *call) noexcept nogil:
+    """The client's stream is no more. May free the call."""
+    cdef conn_t *conn = call.down
+    cdef uint64_t received = call.body_base + call.body.length
+    if call.down_previous != NULL:
+        call.down_previous.down_next = call.down_next
+    else:
+        conn.calls = call.down_next
+    if call.down_next != NULL:
+        call.down_next.down_previous = call.down_previous
+    call.down = NULL
+    conn.streams -= 1
+    count(call.worker, COUNT_CALLS_OPEN, <uint64_t>-1)
+    if received > call.body_passed:
+        give_back(conn, 0, received - call.body_passed, True)
+        call.body_passed = received
+    timer_stop(call.worker, &call.timer)
+    if not call.answer_whole:
+        count(call.worker, COUNT_CANCELLED, 1)
+    if call.waits_for != NULL:
+        target_unwait(call)
+    if call.up != NULL and not (call.answer_ended and call.sent_whole):
+        nghttp2_submit_rst_stream(
+            call.up.session, NGHTTP2_FLAG_NONE, call.up_id,
+            NGHTTP2_NO_ERROR if call.answer_ended else NGHTTP2_CANCEL)
+        mark_dirty(call.up)
+    if conn.is_draining and conn.calls == NULL:
+        mark_dirty(conn)
+    call_settle(call)
+
+
+cdef void up_closed(call_t *call, uint32_t code, bint is_lost) noexcept nogil:
+    """The stream upstream is no more. May free the call."""
+    cdef conn_t *conn = call.up
+    cdef uint64_t received = call.answer_base + call.answer.length
+    if call.up_previous != NULL:
+        call.up_previous.up_next = call.up_next
+    else:
+        conn.calls = call.up_next
+    if call.up_next != NULL:
+        call.up_next.up_previous = call.up_previous
+    call.up = NULL
+    conn.streams -= 1
+    if received > call.answer_passed:
+        give_back(conn, 0, received - call.answer_passed, True)
+        call.answer_passed = received
+    if conn.is_draining and conn.calls == NULL:
+        mark_dirty(conn)
+    leave(call)
+    if call.down == NULL:
+        call_settle(call)
+    elif call.wants_replay:
+        replay(call)
+    elif not call.answer_ended:
+        up_broke(call, conn, code, is_lost)
+
+
+cdef void up_broke(call_t *call, conn_t *conn, uint32_t code, bint is_lost) noexcept nogil:
+    """The stream upstream ended before its answer did."""
+    cdef char text[240]
+    cdef int n
+    cdef bint is_refused = not is_lost and (code == NGHTTP2_REFUSED_STREAM or not call.up_sent)
+    if is_refused and call.refusals < 3 and call.keeps and not call.answer_begun:
+        call.refusals += 1
+        call.body.at = 0
+        headers_clear(&call.response)
+        call.has_response = 0
+        if call.lane != LANE_HERE or pin_again(call):
+            attempt(call, call.target)
+            return
+    if is_lost or is_refused:
+        if is_lost:
+            n = snprintf(text, sizeof(text), b"connection to %.160s lost", conn.target.name)
+        else:
+            n = snprintf(text, sizeof(text), b"%.160s refused the stream", conn.target.name)
+        arena_text(call, &call.fault, text, n)
+        if may_repeat(call):
+            replay(call)
+        else:
+            call_fail(call, 14, <const uint8_t *>text, n)
+        return
+    n = snprintf(text, sizeof(text), b"the upstream ended the call: stream reset (%s)",
+                 code_name(code))
+    call_fail(call, status_of_reset(code), <const uint8_t *>text, n)
+
+
+cdef bint pin_again(call_t *call) noexcept nogil:
+    """Pin the copy here once more for another stream; False if it is about to leave."""
+    cdef table_t *t = call.worker.config.table
+    cdef slot_t *s = find(t, <const char *>call.model_id.bytes, call.model_id.length)
+    if s == t.slots or not pin(s):
+        return False
+    call.slot = s
+    return True
+
+
+cdef int32_t status_of_reset(uint32_t code) noexcept nogil:
+    """Answer what a RST_STREAM means to gRPC."""
+    if code == NGHTTP2_REFUSED_STREAM:
+        return 14
+    if code == NGHTTP2_CANCEL:
+        return 1
+    if code == NGHTTP2_ENHANCE_YOUR_CALM:
+        return 8
+    if code == NGHTTP2_INADEQUATE_SECURITY:
+        return 7
+    return 13
+
+
+cdef enum:
+    CODE_NAMES_COUNT = 14
+
+cdef const char *CODE_NAMES[CODE_NAMES_COUNT]
+CODE_NAMES[:] = [
+    b"NO_ERROR", b"PROTOCOL_ERROR", b"INTERNAL_ERROR", b"FLOW_CONTROL_ERROR", b"SETTINGS_TIMEOUT",
+    b"STREAM_CLOSED", b"FRAME_SIZE_ERROR", b"REFUSED_STREAM", b"CANCEL", b"COMPRESSION_ERROR",
+    b"CONNECT_ERROR", b"ENHANCE_YOUR_CALM", b"INADEQUATE_SECURITY", b"HTTP_1_1_REQUIRED",
+]
+
+
+cdef const char *code_name(uint32_t code) noexcept nogil:
+    if code < CODE_NAMES_COUNT:
+        return CODE_NAMES[code]
+    return b"unknown code"

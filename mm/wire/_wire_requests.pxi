@@ -1,0 +1,137 @@
+# The body of a request: kept while the call may be sent again, and passed on as upstreams take it.
+#
+# What is in `body` before `at` was sent; it stays while the call `keeps` everything.
+
+
+cdef void body_received(call_t *call, const uint8_t *bytes, size_t length) noexcept nogil:
+    """Take a piece of the request's body."""
+    cdef config_t *config = call.worker.config
+    cdef int64_t too_long = -1
+    if call.lane < LANE_MODEL and config != NULL:
+        too_long = meter_feed(&call.request_meter, bytes, length, config.message_bytes_max)
+        if too_long >= 0:
+            if call.lane == LANE_NONE:
+                call.head.is_odd = 1   # tier 2 refuses it
+            else:
+                fail_too_long(call, b"request", too_long)
+                return
+    if not buffer_add(&call.body, bytes, length):
+        call_fail(call, 8, <const uint8_t *>b"out of memory", 13)
+        return
+    if call.keeps and config != NULL and call.body.length > config.kept_bytes_max:
+        stop_keeping(call)
+    body_grew(call)
+
+
+cdef void body_grew(call_t *call) noexcept nogil:
+    """There is more of the request, or it has ended: let it go on."""
+    if call.awaits_message and not call.in_turn:
+        call.awaits_message = 0
+        fresh_add(call)
+    if call.up == NULL or call.answer_ended:
+        return
+    if call.injector.suffix_length != 0 and call.lane == LANE_HERE:
+        if not feed_injector(call):
+            return
+    if call.up_deferred:
+        call.up_deferred = 0
+        nghttp2_session_resume_data(call.up.session, call.up_id)
+        mark_dirty(call.up)
+
+
+cdef bint feed_injector(call_t *call) noexcept nogil:
+    """Put the id into what came; False if the request is at fault, and was answered."""
+    cdef buffer_t *body = &call.body
+    cdef int said = inject_feed(
+        &call.injector, body.bytes + body.at, buffer_left(body))
+    cdef const char *text
+    if said == WALK_OK:
+        body.at = body.length
+        return True
+    if said == WALK_MALFORMED:
+        text = b"the request message is cut off"
+        call_fail(call, 3, <const uint8_t *>text, strlen(text))
+    elif said == WALK_COMPRESSED:
+        text = b"compression identity cannot be read here; use gzip or deflate"
+        call_fail(call, 12, <const uint8_t *>text, strlen(text))
+    else:
+        call_fail(call, 8, <const uint8_t *>b"out of memory", 13)
+    return False
+
+
+cdef void stop_keeping(call_t *call) noexcept nogil:
+    """The call has this one attempt: what was sent need not stay."""
+    call.keeps = 0
+    call.worker.held_bytes -= call.held_bytes
+    call.held_bytes = 0
+    body_compact(call)
+
+
+cdef void body_compact(call_t *call) noexcept nogil:
+    cdef size_t before = call.body.length
+    buffer_drop(&call.body)
+    call.body_base += before - call.body.length
+
+
+cdef void body_sent(call_t *call) noexcept nogil:
+    """Something of the request has left: the client may send as much."""
+    cdef uint64_t total = call.body_base + call.body.at
+    cdef uint64_t more
+    cdef config_t *config
+    if call.injector.suffix_length != 0 and call.lane == LANE_HERE:
+        if buffer_left(&call.injector.out) != 0:
+            return
+        buffer_drop(&call.injector.out)
+    if total > call.body_passed:
+        more = total - call.body_passed
+        call.body_passed = total
+        give_back(call.down, call.down_id, more, call.request_ended)
+    if not call.keeps:
+        body_compact(call)
+        return
+    more = call.body.at - call.held_bytes if call.body.at > call.held_bytes else 0
+    config = call.worker.config
+    if config != NULL and call.worker.held_bytes + more > config.held_bytes_max:
+        stop_keeping(call)
+        return
+    call.held_bytes += more
+    call.worker.held_bytes += more
+
+
+cdef void give_back(conn_t *conn, int32_t id, uint64_t size, bint has_ended) noexcept nogil:
+    """Let the other side of a connection send so many bytes more."""
+    if conn == NULL or conn.is_closed:
+        return
+    if has_ended:
+        nghttp2_session_consume_connection(conn.session, size)
+    else:
+        nghttp2_session_consume(conn.session, id, size)
+    mark_dirty(conn)
+
+
+cdef ssize_t read_request(
+    nghttp2_session *session, int32_t id, uint8_t *_into, size_t length, uint32_t *flags,
+    nghttp2_data_source *_source, void *_user
+) noexcept nogil:
+    """nghttp2 asks how much of a request's body there is to send (`send_data` moves it)."""
+    cdef call_t *call = <call_t *>nghttp2_session_get_stream_user_data(session, id)
+    cdef buffer_t *out
+    cdef size_t left
+    if call == NULL or call.up_id != id:
+        return NGHTTP2_ERR_TEMPORAL_CALLBACK_FAILURE
+    out = &call.body
+    if call.injector.suffix_length != 0 and call.lane == LANE_HERE:
+        out = &call.injector.out
+    left = buffer_left(out)
+    if left == 0:
+        if call.request_ended:
+            flags[0] |= NGHTTP2_DATA_FLAG_EOF
+            return 0
+        call.up_deferred = 1
+        return NGHTTP2_ERR_DEFERRED
+    flags[0] |= NGHTTP2_DATA_FLAG_NO_COPY
+    if left <= length:
+        if call.request_ended:
+            flags[0] |= NGHTTP2_DATA_FLAG_EOF
+        return <ssize_t>left
+    return <ssize_t>length

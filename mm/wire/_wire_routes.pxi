@@ -1,0 +1,216 @@
+# Where a call goes, from its headers and the table alone (spec core 2.4, 2.5; Router._hit in
+# mm/mesh/router.py is the twin). What the table does not answer at once is tier 2's.
+
+cdef enum:
+    EXTRACT_BYTES_MAX = 131072   # half of a stream's window
+    # Of longer ids runtimes are told one form only (PLAIN_ID_BYTES_MAX in mm/core/headers.py).
+    ID_BYTES_MAX = 2500
+
+
+cdef method_t *find_method(conn_t *conn, const config_t *config, const text_t *path) noexcept nogil:
+    """Answer what is known of a method."""
+    cdef method_t *method = conn.method
+    cdef uint64_t hash = 0xCBF29CE484222325U
+    cdef uint32_t i
+    if (method != NULL and method.path_length == path.length
+            and memcmp(method.path, path.bytes, path.length) == 0):
+        return method
+    # Paths come from the configuration, so nobody can fill the table with collisions.
+    for i in range(path.length):
+        hash = (hash ^ path.bytes[i]) * 0x100000001B3U
+    method = config.methods[<uint32_t>(hash ^ hash >> 32) & (config.methods_size - 1)]
+    while method != NULL:
+        if method.path_length == path.length and memcmp(method.path, path.bytes, path.length) == 0:
+            conn.method = method
+            return method
+        method = method.next
+    return config.others
+
+
+cdef bint is_forbidden(const text_t *path) noexcept nogil:
+    """Answer whether it manages a runtime: for its own mesh alone (around 6.4)."""
+    return (
+        (path.length >= 20 and same(path.bytes, b"/mmesh.ModelRuntime/", 20))
+        or (path.length >= 46
+            and same(path.bytes, b"/com.ibm.watson.tas.internal.proto.ModelServer/", 46))
+    )
+
+
+cdef inline uint64_t drawn(worker_t *w) noexcept nogil:
+    w.random ^= w.random << 13
+    w.random ^= w.random >> 7
+    w.random ^= w.random << 17
+    return w.random
+
+
+cdef void call_begin(worker_t *w, call_t *call) noexcept nogil:
+    """All headers of a call are here, and whatever came with them: send it on its way.
+
+    Or wait for its first message, if that names the model; then this is called once more.
+    """
+    cdef config_t *config = w.config
+    cdef head_t *head = &call.head
+    cdef method_t *method
+    cdef bint is_hop
+    cdef int extracted
+    call.awaits_message = 0
+    if (config == NULL or not is_plain_request(head)
+            or call.request.bytes > config.header_bytes_max):
+        splice(call, LANE_MODEL if has_id(head) else LANE_OWN)
+        return
+    method = find_method(call.down, config, &head.path)
+    if method.flags & METHOD_OWN or (method.flags & METHOD_OWN_UNLESS_ID and not has_id(head)):
+        splice(call, LANE_OWN)
+        return
+    is_hop = call.role == ROLE_PEER and head.hop_kind.bytes != NULL
+    extracted = 0
+    if config.table == NULL or is_forbidden(&head.path):
+        extracted = -1
+    elif not is_hop and method.flags & METHOD_DENIED:
+        extracted = -1
+    elif not is_hop and method.extract_count != 0:
+        extracted = extract_id(call, method)
+        if call.awaits_message:
+            if call.deadline_ns != 0:
+                timer_set(w, &call.timer, call.deadline_ns // 1000000 + 1)
+            return
+    if (extracted < 0 or (extracted == 0 and not choose_id(call))
+            or (is_hop and (head.is_tried or head.is_vmodel))
+            or head.model_id.length == 0 or head.model_id.length > ID_BYTES_MAX
+            or not route(w, call, method, is_hop)):
+        splice(call, LANE_MODEL)
+
+
+cdef int extract_id(call_t *call, const method_t *method) noexcept nogil:
+    """Read the id from the first message: 1 if it is there, 0 if not, -1 if tier 2 is to say.
+
+    Compressed and large messages are: here a message waits within its stream's window.
+    """
+    cdef const uint8_t *bytes = call.body.bytes
+    cdef uint64_t length = 0
+    cdef uint32_t budget = 0
+    cdef size_t at = 0, found_length = 0
+    cdef int found
+    if call.body.length >= 5:
+        length = big_endian4(bytes + 1)
+        if bytes[0] != 0 or length > EXTRACT_BYTES_MAX:
+            return -1
+    if call.body.length < 5 or call.body.length - 5 < length:
+        if call.request_ended:
+            return -1
+        call.awaits_message = 1
+        return 0
+    found = extract(bytes + 5, 0, length, method.extract_numbers, method.extract_count, &budget,
+                    &at, &found_length)
+    if found == 1:
+        # The body may move when it grows.
+        if not arena_text(call, &call.head.model_id, bytes + 5 + at, found_length):
+            return -1
+        call.head.is_vmodel = (method.flags & METHOD_EXTRACTS_VMODEL) != 0
+    return found
+
+
+cdef bint route(worker_t *w, call_t *call, const method_t *method, bint is_hop) noexcept nogil:
+    """Send a call for one model to a ready copy; False if there is none that the wire may choose.
+
+    The order of looks is that of Router._hit.
+    """
+    cdef config_t *config = w.config
+    cdef table_t *t = config.table
+    cdef head_t *head = &call.head
+    cdef const char *id = <const char *>head.model_id.bytes
+    cdef slot_t *s
+    cdef bint is_here
+    cdef int64_t chosen = CHOSE_LOCAL
+    cdef target_t *target
+    s = (find_alias if head.is_vmodel else find)(t, id, head.model_id.length)
+    if s == t.slots or s.id_length > ID_BYTES_MAX:
+        return False
+    # relaxed: `pin` looks again, and counts.
+    is_here = load_u8(&s.state, relaxed) == READY
+    if not (is_here and (is_hop or head.is_balanced or in_flight_of(s) == 0)):
+        if is_hop:
+            return False
+        chosen = choose_copy(t, s, drawn(w), NULL, 0)
+        if chosen == CHOSE_NONE:
+            return False
+    # The slot may be used again by the next turn: what is needed of its id is copied.
+    if head.is_vmodel:
+        if not arena_text(call, &call.model_id, id_of(s), s.id_length):
+            return False
+    else:
+        call.model_id = head.model_id
+    if chosen == CHOSE_LOCAL:
+        return route_here(w, call, method, s, is_hop)
+    target = w.peers[chosen & 0xFFFF]
+    if (target == NULL or target.handle != <uint32_t>chosen
+            or target.away_until_ns > w.now_ns):
+        return False
+    call.lane = LANE_THERE
+    call.handle = <uint32_t>chosen
+    call.may_redirect = is_here or has_other_peers(t, s)
+    call.is_there = 1
+    store_u32(&w.peers_open[chosen & 0xFFFF],
+              load_u32(&w.peers_open[chosen & 0xFFFF], relaxed) + 1, relaxed)
+    count(w, COUNT_THERE, 1)
+    attempt(call, target)
+    return True
+
+
+cdef bint has_other_peers(const table_t *t, slot_t *s) noexcept nogil:
+    """Answer whether more than one other instance has a copy."""
+    cdef peers_t *more = <peers_t *>load_ptr(&s.more_peers, acquire)
+    cdef uint32_t i, found = 0
+    cdef uint64_t entry
+    for i in range(peer_count(more)):
+        entry = load_u64(peer_at(s, more, i), relaxed)
+        if entry != 0 and live(t, <uint32_t>(entry >> 32)):
+            found += 1
+    return found > 1
+
+
+cdef bint route_here(
+    worker_t *w, call_t *call, const method_t *method, slot_t *s, bint is_hop
+) noexcept nogil:
+    """Pin the copy here and send the call to the runtime; False if that is not the wire's to do."""
+    cdef config_t *config = w.config
+    cdef uint32_t limit = load_u32(&s.concurrency_max, relaxed)
+    if w.runtime == NULL or method.flags & METHOD_REFUSED_HERE or config.has_turns:
+        return False
+    if is_hop and call.head.may_redirect and 0 < limit <= in_flight_of(s):
+        return False
+    if method.numbers_count != 0 and has_compression(call):
+        return False
+    if method.numbers_count != 0 and not inject_begin(call, method):
+        return False
+    if not pin(s):
+        return False
+    touch(s, w.wall_ms)
+    call.slot = s
+    call.copy_word = load_u32(&s.flags, relaxed)
+    call.lane = LANE_HERE
+    count(w, COUNT_HERE, 1)
+    attempt(call, w.runtime)
+    return True
+
+
+cdef bint has_compression(const call_t *call) noexcept nogil:
+    """Answer whether the messages of a call may be compressed."""
+    cdef const text_t *encoding = &call.head.encoding
+    if call.body.length != 0 and call.body.bytes[0] != 0:
+        return True
+    return encoding.length != 0 and not (
+        encoding.length == 8 and same(encoding.bytes, b"identity", 8))
+
+
+cdef void splice(call_t *call, uint8_t lane) noexcept nogil:
+    """Pass a call on to tier 2, as it came."""
+    cdef worker_t *w = call.worker
+    call.lane = lane
+    count(w, COUNT_SPLICED_MODEL if lane == LANE_MODEL else COUNT_SPLICED_OWN, 1)
+    call.keeps = 0
+    attempt(call, tier2_of(w, call.role, lane))
+
+
+cdef inline target_t *tier2_of(worker_t *w, uint8_t role, uint8_t lane) noexcept nogil:
+    return w.tier2[role * 2 + (1 if lane == LANE_OWN else 0)]

@@ -1,0 +1,206 @@
+# Where calls are sent: addresses, the connections to each, and calls that wait for one.
+#
+# A worker has one target for the runtime, one for each peer, and four for tier 2, whose sockets
+# Python makes. Connections are made when calls need them, another one when those that are there are
+# full. While one is being made calls wait in a line; when that fails they go to tier 2, which knows
+# what else there is.
+
+cdef enum:
+    WAITING_MAX = 10000
+    CONNECT_PAUSE_MS = 50       # after a connect that failed
+    CONNS_RUNTIME = 16
+    CONNS_PEER = 4
+
+
+cdef target_t *target_new(uint8_t lane) noexcept nogil:
+    cdef target_t *target = <target_t *>calloc(1, sizeof(target_t))
+    if target != NULL:
+        target.lane = lane
+        target.conns_max = CONNS_PEER if lane == LANE_THERE else CONNS_RUNTIME
+        target.uses_ping = lane == LANE_THERE
+    return target
+
+
+cdef void target_set(target_t *target, const target_t *told) noexcept nogil:
+    """Take over the address that Python found out."""
+    target.handle = told.handle
+    target.address = told.address
+    target.address_length = told.address_length
+    memcpy(target.name, told.name, sizeof(target.name))
+    target.name_length = told.name_length
+
+
+cdef bint target_is_coming(const target_t *target) noexcept nogil:
+    """Answer whether a connection is being made."""
+    cdef uint32_t i
+    for i in range(target.conns_count):
+        if not target.conns[i].is_ready and not target.conns[i].is_draining:
+            return True
+    return False
+
+
+cdef conn_t *target_conn(worker_t *w, target_t *target) noexcept nogil:
+    """Answer a connection with room for a stream; else NULL, and one may be coming."""
+    cdef conn_t *conn
+    cdef uint32_t i
+    for i in range(target.conns_count):
+        conn = target.conns[i]
+        if conn.is_ready and not conn.is_draining and conn.streams < conn.streams_max:
+            return conn
+    if (target.address_length != 0 and target.conns_count < target.conns_max
+            and not target_is_coming(target)
+            and (target.failed_ms == 0 or w.now_ms - target.failed_ms >= CONNECT_PAUSE_MS)):
+        target_connect(w, target)
+    return NULL
+
+
+cdef void target_connect(worker_t *w, target_t *target) noexcept nogil:
+    """Begin to make a connection."""
+    cdef int fd = socket(target.address.ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0)
+    cdef conn_t *conn
+    if fd < 0:
+        target_failed(w, target, errno)
+        return
+    if (connect(fd, <const sockaddr *>&target.address, target.address_length) != 0
+            and errno != EINPROGRESS and errno != EAGAIN):
+        target_failed(w, target, errno)
+        close(fd)
+        return
+    conn = conn_new(w, fd, 0, target)
+    if conn == NULL:
+        target_failed(w, target, ENOMEM)
+        return
+    target.failed_ms = 0
+    target.failure[0] = 0
+    conn.is_connecting = 1
+    target.conns[target.conns_count] = conn
+    target.conns_count += 1
+    timer_set(w, &conn.timer, w.now_ms + CONNECT_MS)
+    conn_watch(conn)
+
+
+cdef const char *why_failed(const target_t *target) noexcept nogil:
+    if target.failure[0] != 0:
+        return target.failure
+    return b"no connection"
+
+
+cdef void target_failed(worker_t *w, target_t *target, int why) noexcept nogil:
+    cdef const char *text = b"no answer"
+    target.failed_ms = w.now_ms if w.now_ms else 1
+    if why != 0:
+        text = strerror(why)
+    snprintf(target.failure, sizeof(target.failure), b"cannot connect to %.100s: %s", target.name,
+             text)
+    count(w, COUNT_CONNECT_FAILURES, 1)
+
+
+cdef void conn_connected(conn_t *conn) noexcept nogil:
+    """The socket of a connection of ours is there, or is not."""
+    cdef int why = 0
+    cdef socklen_t length = sizeof(why)
+    getsockopt(conn.fd, SOL_SOCKET, SO_ERROR, &why, &length)
+    if why != 0:
+        target_failed(conn.worker, conn.target, why)
+        conn_close(conn)
+        return
+    conn.is_connecting = 0
+    conn_watch(conn)
+    mark_dirty(conn)
+
+
+cdef void conn_settled(conn_t *conn) noexcept nogil:
+    """The other side's settings are here, or new."""
+    cdef worker_t *w = conn.worker
+    conn.streams_max = nghttp2_session_get_remote_settings(
+        conn.session, NGHTTP2_SETTINGS_MAX_CONCURRENT_STREAMS)
+    if not conn.is_ready:
+        conn.is_ready = 1
+        count(w, COUNT_UPSTREAMS_OPEN, 1)
+        timer_stop(w, &conn.timer)
+        if conn.target.uses_ping:
+            timer_set(w, &conn.timer, w.now_ms + PING_MS)
+    target_serve(w, conn.target)
+
+
+cdef void target_serve(worker_t *w, target_t *target) noexcept nogil:
+    """Let the calls go on that waited for a connection."""
+    cdef call_t *call
+    cdef uint32_t left = target.waiting_count
+    while left != 0 and target.waiting != NULL:
+        left -= 1
+        call = target.waiting
+        target_unwait(call)
+        attempt(call, target)
+
+
+cdef void target_conn_lost(worker_t *w, target_t *target, conn_t *conn) noexcept nogil:
+    """A connection is gone: whoever waited for it hears of it."""
+    cdef call_t *call
+    cdef uint8_t lane
+    if not conn.is_ready and target.failed_ms == 0:
+        target_failed(w, target, 0)
+    if target.lane >= LANE_MODEL and not w.is_stopping:
+        # Python makes another.
+        lane = target.role * 2 + (1 if target.lane == LANE_OWN else 0)
+        or_u32(&w.missing, <uint32_t>1 << lane, release)
+        notice(w)
+    if not target_is_coming(target):
+        while target.waiting != NULL:
+            call = target.waiting
+            target_unwait(call)
+            set_fault(call, why_failed(target))
+            attempt_failed(call)
+    if target.is_retired and target.conns_count == 0:
+        target_free(w, target)
+
+
+cdef void target_wait(call_t *call, target_t *target) noexcept nogil:
+    call.waits_for = target
+    call.wait_next = NULL
+    call.wait_previous = target.waiting_last
+    if target.waiting_last != NULL:
+        target.waiting_last.wait_next = call
+    else:
+        target.waiting = call
+    target.waiting_last = call
+    target.waiting_count += 1
+
+
+cdef void target_unwait(call_t *call) noexcept nogil:
+    cdef target_t *target = call.waits_for
+    if call.wait_previous != NULL:
+        call.wait_previous.wait_next = call.wait_next
+    else:
+        target.waiting = call.wait_next
+    if call.wait_next != NULL:
+        call.wait_next.wait_previous = call.wait_previous
+    else:
+        target.waiting_last = call.wait_previous
+    call.wait_previous = call.wait_next = NULL
+    call.waits_for = NULL
+    target.waiting_count -= 1
+
+
+cdef void target_retire(worker_t *w, target_t *target) noexcept nogil:
+    """The address is no more: what is under way there ends by itself."""
+    cdef uint32_t i
+    target.is_retired = 1
+    target.next_retired = w.retired
+    w.retired = target
+    if target.conns_count == 0:
+        target_free(w, target)
+        return
+    for i in range(target.conns_count):
+        target.conns[i].is_draining = 1
+        mark_dirty(target.conns[i])
+
+
+cdef void target_free(worker_t *w, target_t *target) noexcept nogil:
+    cdef target_t **at = &w.retired
+    while at[0] != NULL:
+        if at[0] == target:
+            at[0] = target.next_retired
+            break
+        at = &at[0].next_retired
+    free(target)

@@ -1,0 +1,394 @@
+# One thread of the wire: its loop, its mailbox, its beginning and end.
+
+cdef enum:
+    EVENTS = 256
+    ACCEPTS = 64                # of one listener in a turn
+    PEERS_MAX = 65536           # instance indexes of the table
+    FLUSH_PASSES = 4
+
+
+cdef worker_t *worker_new(uint64_t seed, int notice_fd) except NULL:
+    """Make a worker that does not run yet; Python owns it and frees it."""
+    cdef worker_t *w = <worker_t *>calloc(1, sizeof(worker_t))
+    cdef epoll_event event
+    if w == NULL:
+        raise MemoryError
+    w.reader = -1
+    w.wake_fd = w.epoll_fd = -1
+    w.notice_fd = notice_fd
+    w.random = seed | 1
+    pthread_mutex_init(&w.lock, NULL)
+    w.input = <uint8_t *>malloc(INPUT_BYTES)
+    w.peers = <target_t **>calloc(PEERS_MAX, sizeof(target_t *))
+    w.peers_open = <atomic_u32 *>calloc(PEERS_MAX, sizeof(atomic_u32))
+    w.peers_answers = <atomic_u32 *>calloc(PEERS_MAX, sizeof(atomic_u32))
+    w.wake_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
+    w.epoll_fd = epoll_create1(EPOLL_CLOEXEC)
+    w.mailbox.kind = SOURCE_MAILBOX
+    event.events = EPOLLIN
+    event.data.ptr = &w.mailbox
+    if (w.input == NULL or w.peers == NULL or w.peers_open == NULL
+            or w.peers_answers == NULL or w.wake_fd < 0 or w.epoll_fd < 0
+            or not nv_reserve(w, 64) or not buffer_reserve(&w.gather, GATHER_BYTES + 65536)
+            or epoll_ctl(w.epoll_fd, EPOLL_CTL_ADD, w.wake_fd, &event) != 0):
+        worker_free(w)
+        raise MemoryError
+    return w
+
+
+cdef void worker_free(worker_t *w) noexcept:
+    """Free a worker whose thread has ended, or never began."""
+    cdef call_t *call
+    cdef command_t *command
+    cdef target_t *target
+    cdef int i
+    w.is_stopping = 1
+    while w.listeners != NULL:
+        listener_close(w, w.listeners)
+    while w.conns != NULL:
+        conn_close(w.conns)
+    while w.dirty != NULL:
+        flush_all(w)
+    bury(w)
+    while w.commands != NULL:
+        command = w.commands
+        w.commands = command.next
+        command_free(command)
+    while w.pool != NULL:
+        call = w.pool
+        w.pool = call.pool_next
+        call_destroy(call)
+    if w.peers != NULL:
+        for i in range(PEERS_MAX):
+            free(w.peers[i])
+    for i in range(ROLES * 2):
+        free(w.tier2[i])
+    free(w.runtime)
+    while w.retired != NULL:
+        target = w.retired
+        w.retired = target.next_retired
+        free(target)
+    if w.reader >= 0:
+        reader_unregister(w.config.table, w.reader)
+    config_free(w.config)
+    if w.wake_fd >= 0:
+        close(w.wake_fd)
+    if w.epoll_fd >= 0:
+        close(w.epoll_fd)
+    free(w.peers)
+    free(w.peers_open)
+    free(w.peers_answers)
+    free(w.input)
+    free(w.nv)
+    buffer_free(&w.gather)
+    pthread_mutex_destroy(&w.lock)
+    free(w)
+
+
+# --- what Python says -----------------------------------------------------------------------------
+
+cdef void post(worker_t *w, command_t *command) noexcept nogil:
+    """Give the worker a command, which it owns from now on. Any thread."""
+    cdef uint64_t one = 1
+    command.next = NULL
+    pthread_mutex_lock(&w.lock)
+    if w.commands_last != NULL:
+        w.commands_last.next = command
+    else:
+        w.commands = command
+    w.commands_last = command
+    # release: whoever sees it takes the lock anyway; that it is seen soon is what matters.
+    store_u32(&w.has_commands, 1, release)
+    pthread_mutex_unlock(&w.lock)
+    write(w.wake_fd, &one, sizeof(one))
+
+
+cdef void notice(worker_t *w) noexcept nogil:
+    """Wake Python."""
+    cdef uint64_t one = 1
+    write(w.notice_fd, &one, sizeof(one))
+
+
+cdef void commands_run(worker_t *w) noexcept nogil:
+    cdef command_t *command
+    cdef command_t *each
+    pthread_mutex_lock(&w.lock)
+    command = w.commands
+    w.commands = w.commands_last = NULL
+    store_u32(&w.has_commands, 0, relaxed)
+    pthread_mutex_unlock(&w.lock)
+    while command != NULL:
+        each = command
+        command = each.next
+        command_run(w, each)
+        command_free(each)
+
+
+cdef void command_free(command_t *command) noexcept nogil:
+    if command.kind == COMMAND_TIER2 and command.fd >= 0:
+        close(command.fd)   # nobody took it over
+    config_free(command.config)
+    free(command.targets)
+    free(command)
+
+
+cdef void command_run(worker_t *w, command_t *command) noexcept nogil:
+    cdef conn_t *conn
+    if command.kind == COMMAND_CONFIG:
+        config_use(w, command.config)
+        command.config = NULL
+    elif command.kind == COMMAND_LISTEN:
+        listener_add(w, command.fd, command.role)
+    elif command.kind == COMMAND_TIER2:
+        tier2_add(w, command)
+        command.fd = -1
+    elif command.kind == COMMAND_RUNTIME:
+        runtime_set(w, command.targets)
+    elif command.kind == COMMAND_PEERS:
+        peers_set_all(w, command.targets, command.targets_count)
+    else:
+        w.is_draining = 1
+        while w.listeners != NULL:
+            listener_close(w, w.listeners)
+        if command.kind == COMMAND_STOP:
+            w.is_stopping = 1
+        conn = w.conns
+        while conn != NULL:
+            if conn.is_server:
+                conn_drain(conn)
+                # It may have ended: begin anew then; those that drain already are passed over.
+                conn = w.conns if conn.is_closed else conn.next
+            else:
+                conn = conn.next
+
+
+cdef void config_use(worker_t *w, config_t *config) noexcept nogil:
+    cdef config_t *before = w.config
+    cdef conn_t *conn = w.conns
+    if w.reader < 0 and config.table != NULL:
+        w.reader = reader_register(config.table)
+        if w.reader < 0:
+            config.table = NULL   # as if there were none: tier 2 does it all
+        else:
+            reader_online(config.table, w.reader)
+    w.config = config
+    while conn != NULL:
+        conn.method = NULL   # of the old one
+        conn = conn.next
+    config_free(before)
+
+
+cdef void config_free(config_t *config) noexcept nogil:
+    cdef uint32_t i
+    cdef method_t *method
+    if config == NULL:
+        return
+    for i in range(config.methods_size):
+        while config.methods[i] != NULL:
+            method = config.methods[i]
+            config.methods[i] = method.next
+            method_free(method)
+    free(config.methods)
+    method_free(config.others)
+    free(config.instance.bytes)
+    free(config)
+
+
+cdef void method_free(method_t *method) noexcept nogil:
+    if method != NULL:
+        free(method.path)
+        free(method.numbers)
+        free(method.extract_numbers)
+        free(method)
+
+
+cdef void tier2_add(worker_t *w, command_t *command) noexcept nogil:
+    """Take over this end of a socketpair."""
+    cdef int place = command.role * 2 + (1 if command.lane == LANE_OWN else 0)
+    cdef target_t *target = w.tier2[place]
+    cdef conn_t *conn
+    if target == NULL:
+        target = w.tier2[place] = target_new(command.lane)
+        if target == NULL:
+            close(command.fd)
+            return
+        target.role = command.role
+        memcpy(target.name, b"localhost", 10)
+        target.name_length = 9
+    conn = conn_new(w, command.fd, command.role, target)
+    if conn == NULL:
+        return
+    target.failed_ms = 0
+    target.failure[0] = 0
+    target.conns[0] = conn
+    target.conns_count = 1
+    mark_dirty(conn)
+
+
+cdef void runtime_set(worker_t *w, const target_t *told) noexcept nogil:
+    if w.runtime == NULL:
+        w.runtime = target_new(LANE_HERE)
+    if w.runtime != NULL:
+        target_set(w.runtime, told)
+
+
+cdef bint same_address(const target_t *a, const target_t *b) noexcept nogil:
+    return (a.handle == b.handle and a.address_length == b.address_length
+            and memcmp(&a.address, &b.address, a.address_length) == 0)
+
+
+cdef void peers_set_all(worker_t *w, const target_t *told, uint32_t count_) noexcept nogil:
+    """Take over who can be called, and where; the others are called no more."""
+    cdef uint32_t i, index
+    cdef target_t *target
+    cdef uint8_t *present = <uint8_t *>calloc(PEERS_MAX, 1)
+    if present == NULL:
+        return   # with the old ones; the next news come soon
+    for i in range(count_):
+        index = told[i].handle & 0xFFFF
+        present[index] = 1
+        target = w.peers[index]
+        if target != NULL and not same_address(target, &told[i]):
+            w.peers[index] = NULL
+            target_retire(w, target)
+            target = NULL
+        if target == NULL:
+            target = w.peers[index] = target_new(LANE_THERE)
+            if target == NULL:
+                continue
+            target_set(target, &told[i])
+        target.away_until_ns = told[i].away_until_ns
+    for index in range(<uint32_t>PEERS_MAX):
+        target = w.peers[index]
+        if target != NULL and not present[index]:
+            w.peers[index] = NULL
+            target_retire(w, target)
+    free(present)
+
+
+# --- listeners ------------------------------------------------------------------------------------
+
+cdef void listener_add(worker_t *w, int fd, uint8_t role) noexcept nogil:
+    cdef listener_t *listener = <listener_t *>calloc(1, sizeof(listener_t))
+    cdef epoll_event event
+    if listener == NULL:
+        return
+    listener.source.kind = SOURCE_LISTENER
+    listener.fd = fd
+    listener.role = role
+    listener.next = w.listeners
+    w.listeners = listener
+    # Of several workers one is woken for a connection.
+    event.events = EPOLLIN | EPOLLEXCLUSIVE
+    event.data.ptr = listener
+    epoll_ctl(w.epoll_fd, EPOLL_CTL_ADD, fd, &event)
+
+
+cdef void listener_close(worker_t *w, listener_t *listener) noexcept nogil:
+    """Accept no more; the socket is Python's, and stays open."""
+    cdef listener_t **at = &w.listeners
+    while at[0] != listener:
+        at = &at[0].next
+    at[0] = listener.next
+    epoll_ctl(w.epoll_fd, EPOLL_CTL_DEL, listener.fd, NULL)
+    # Events of this turn may still name it.
+    listener.is_closed = 1
+    listener.next = w.dead_listeners
+    w.dead_listeners = listener
+
+
+cdef void listener_event(worker_t *w, listener_t *listener) noexcept nogil:
+    cdef int i, fd
+    cdef conn_t *conn
+    for i in range(ACCEPTS):
+        if listener.is_closed:
+            return
+        fd = accept4(listener.fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC)
+        if fd < 0:
+            return
+        if (w.config != NULL and load_u64(&w.counts[COUNT_CONNECTIONS_OPEN], relaxed)
+                >= w.config.connections_max):
+            close(fd)
+            continue
+        conn = conn_new(w, fd, listener.role, NULL)
+        if conn == NULL:
+            continue
+        count(w, COUNT_CONNECTIONS, 1)
+        count(w, COUNT_CONNECTIONS_OPEN, 1)
+        timer_set(w, &conn.timer, w.now_ms + HANDSHAKE_MS)
+        mark_dirty(conn)
+
+
+# --- the loop -------------------------------------------------------------------------------------
+
+cdef void clocks_read(worker_t *w) noexcept nogil:
+    cdef timespec now
+    clock_gettime(CLOCK_MONOTONIC, &now)
+    w.now_ns = <uint64_t>now.tv_sec * 1000000000 + <uint64_t>now.tv_nsec
+    w.now_ms = w.now_ns // 1000000
+    clock_gettime(CLOCK_REALTIME, &now)
+    w.wall_ms = now.tv_sec * 1000 + now.tv_nsec // 1000000
+
+
+cdef void flush_all(worker_t *w) noexcept nogil:
+    """Write what the turn has submitted. What a flush submits elsewhere comes in the next pass."""
+    cdef conn_t *conn
+    cdef conn_t *last
+    cdef int _pass
+    for _pass in range(FLUSH_PASSES):
+        last = w.dirty_last
+        while w.dirty != NULL:
+            conn = w.dirty
+            w.dirty = conn.dirty_next
+            if w.dirty == NULL:
+                w.dirty_last = NULL
+            conn.is_dirty = 0
+            flush(conn)
+            if conn == last:
+                break
+        if w.dirty == NULL:
+            return
+
+
+cdef bint is_done(const worker_t *w) noexcept nogil:
+    """Answer whether a worker that drains has nothing left."""
+    cdef const conn_t *conn = w.conns
+    while conn != NULL:
+        if conn.is_server:
+            return False
+        conn = conn.next
+    return True
+
+
+cdef void worker_run(worker_t *w) noexcept nogil:
+    """Serve until told to stop."""
+    cdef epoll_event events[EVENTS]
+    cdef int i, n, wait_ms
+    cdef source_t *source
+    cdef uint64_t ignored
+    clocks_read(w)
+    w.wheel_ms = w.now_ms
+    while not w.is_stopping:
+        wait_ms = 0 if w.dirty != NULL else timers_wait_ms(w)
+        # Offline while asleep: the table's writer need not wait for us.
+        if w.reader >= 0:
+            reader_offline(w.config.table, w.reader)
+        n = epoll_wait(w.epoll_fd, events, EVENTS, wait_ms)
+        if w.reader >= 0:
+            reader_online(w.config.table, w.reader)
+        clocks_read(w)
+        if load_u32(&w.has_commands, acquire):
+            commands_run(w)
+        for i in range(n):
+            source = <source_t *>events[i].data.ptr
+            if source.kind == SOURCE_CONN:
+                conn_event(<conn_t *>source, events[i].events)
+            elif source.kind == SOURCE_MAILBOX:
+                read(w.wake_fd, &ignored, sizeof(ignored))
+            else:
+                listener_event(w, <listener_t *>source)
+        timers_run(w)
+        flush_all(w)
+        bury(w)
+    if w.reader >= 0:
+        reader_offline(w.config.table, w.reader)

@@ -1,0 +1,54 @@
+"""The wire in its process: how it and the servers behind it end together."""
+
+from __future__ import annotations
+
+import asyncio
+
+import grpc
+import grpc.aio
+import pytest
+
+from mm.edge.h2 import EXTERNAL_LIMITS, PEER_LIMITS, GrpcServer
+from mm.edge.h2.incoming import IncomingCall
+from mm.edge.wired import Wired
+from tests.edge.upstream import PATIENCE_S, make_config
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_stopping_takes_as_long_as_the_calls_and_no_longer() -> None:
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    async def answer(call: IncomingCall) -> None:
+        begun.set()
+        await go_on.wait()
+        call.send_status(0, "")
+
+    wired = Wired(make_config())
+    external = GrpcServer(answer, limits=EXTERNAL_LIMITS, external=True)
+    peers = GrpcServer(answer, limits=PEER_LIMITS, external=False)
+    port = await wired.before(external).start("127.0.0.1", 0)
+    await wired.before(peers).start("127.0.0.1", 0)
+    async with (
+        grpc.aio.insecure_channel(f"127.0.0.1:{port}") as client,
+        asyncio.timeout(PATIENCE_S),
+    ):
+        call = client.unary_unary("/a.B/c")(b"", wait_for_ready=True)
+        await begun.wait()
+        draining = asyncio.create_task(wired.drain((external, peers), 10 * PATIENCE_S))
+        await asyncio.wait([draining], timeout=0.5)
+        assert not draining.done()
+        go_on.set()
+        assert await call.code() is grpc.StatusCode.OK
+        await draining
+        await wired.close()
+
+
+async def _refused(port: int) -> None:
+    """Wait until nobody listens any more."""
+    while True:
+        try:
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+        except ConnectionRefusedError:
+            return
+        writer.close()
