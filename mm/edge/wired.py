@@ -26,6 +26,7 @@ from mm.edge.h2.server import GrpcServer, listening_socket
 from mm.edge.unary import ServiceTable
 from mm.endpoints import Endpoint, UnixEndpoint
 from mm.mesh.ports import RuntimeParameters
+from mm.mesh.seldom import Seldom
 from mm.table import Table
 from mm.wire import Method, MethodFlag, Role, Wire, WireSettings
 from mm.wire.addresses import Target, inet_sockaddr, unix_sockaddr
@@ -93,6 +94,8 @@ class Wired:
         self._peers_changed = asyncio.Event()
         self._node: Node | None = None
         self._counted = (0, 0)
+        self._accept_pauses = 0
+        self._complaints = Seldom()
         self._logs_each = config.log_each_invoke
         self._tasks: list[asyncio.Task[None]] = []
         self._wire = Wire(config.wire_threads, self._tier2.connect)
@@ -223,7 +226,15 @@ class Wired:
             ]
             parts.sentinel.told(in_flight, answered)
             before = now
+            self._complain()
             await asyncio.sleep(self._config.peer_look_s)
+
+    def _complain(self) -> None:
+        pauses = self._wire.statistics().accept_pauses
+        if pauses != self._accept_pauses:
+            self._accept_pauses = pauses
+            level = self._complaints.level(asyncio.get_running_loop().time())
+            logger.log(level, "new connections wait: too many files are open (see ulimit -n)")
 
     def _fold(self) -> None:
         """Bring the counters of the instance up to date."""

@@ -78,6 +78,9 @@ class WireSettings:
     external_streams_max: int = 1000
     peer_streams_max: int = 20_000
     connections_max: int = 10_000
+    #: A connection to an instance, and to the runtime all but one, is closed after so long without
+    #: calls: as long as tier 2 keeps its own.
+    upstream_idle_ms: int = 300_000
     #: Copies take few calls at a time, so tier 2 hands out the turns.
     has_turns: bool = False
     #: Our instance id as ``mm-hop-from`` has it.
@@ -106,6 +109,10 @@ class WireStatistics:
     upstreams_open: int
     connect_failures: int
     resets_refused: int
+    #: Times that no connection was taken for a moment, for want of file descriptors.
+    accept_pauses: int
+    #: Connections to others that were closed because nobody needed them.
+    upstreams_idle: int
 
 
 class Wire:

@@ -55,6 +55,7 @@ cdef enum:
     # Timers.
     TIMER_CALL = 0
     TIMER_CONN = 1
+    TIMER_ACCEPT = 2
 
     # What is known of a method (method_t.flags).
     METHOD_OWN = 1             # the mesh's own
@@ -80,7 +81,9 @@ cdef enum:
     COUNT_UPSTREAMS_OPEN = 13
     COUNT_CONNECT_FAILURES = 14
     COUNT_RESETS_REFUSED = 15  # connections dropped because they reset too fast
-    COUNTS = 16
+    COUNT_ACCEPT_PAUSES = 16   # there was no file descriptor for a connection
+    COUNT_UPSTREAMS_IDLE = 17  # closed because nobody needed them
+    COUNTS = 18
 
     CALL_ARENA_BYTES = 2048
     TARGET_CONNS = 16
@@ -304,6 +307,7 @@ cdef struct conn_t:
     buffer_t out               # what the socket did not take
     timer_t timer
     uint64_t heard_ms
+    uint64_t idle_since_ms     # of a connection of ours: its last call ended then
     double resets_left
     uint64_t resets_ms
 
@@ -354,6 +358,7 @@ cdef struct config_t:
     uint64_t held_bytes_max    # of all requests of a worker
     uint32_t streams_max[ROLES]
     uint32_t connections_max
+    uint32_t upstream_idle_ms
     uint8_t has_turns          # copies take few calls at a time: tier 2 hands out the turns
     text_t instance            # our id, as mm-hop-from has it
     text_t instance_name       # and as it is
@@ -403,6 +408,7 @@ cdef struct worker_t:
     config_t *config
     listener_t *listeners
     listener_t *dead_listeners
+    timer_t accept_timer       # set while listeners rest
     conn_t *conns
     conn_t *dead
     conn_t *dirty

@@ -6,7 +6,7 @@ the table does not answer is tier 2's, to which it is passed on as it came. Pyth
 through ``mm.wire.Wire``.
 """
 
-from libc.errno cimport EAGAIN, EINPROGRESS, EINTR, ENOMEM, errno
+from libc.errno cimport EAGAIN, EINPROGRESS, EINTR, EMFILE, ENFILE, ENOBUFS, ENOMEM, errno
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free, malloc, realloc
@@ -160,6 +160,7 @@ cdef config_t *config_new(object told) except NULL:
         config.streams_max[ROLE_EXTERNAL] = told.external_streams_max
         config.streams_max[ROLE_PEER] = told.peer_streams_max
         config.connections_max = told.connections_max
+        config.upstream_idle_ms = told.upstream_idle_ms
         config.has_turns = told.has_turns
         config.instance.bytes = copied(told.instance)
         config.instance.length = <uint32_t>len(told.instance)

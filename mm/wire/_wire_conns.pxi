@@ -317,8 +317,37 @@ cdef void conn_timer(conn_t *conn) noexcept nogil:
     elif conn.is_server:
         if conn.is_draining and not conn.goaway_sent:
             conn_goaway(conn)
-    elif conn.target.uses_ping:
-        conn_keep_alive(conn)
+    elif conn.target.lane < LANE_MODEL and not conn_close_idle(conn):
+        if conn.target.uses_ping:
+            conn_keep_alive(conn)
+        if not conn.is_closed:
+            timer_set(w, &conn.timer, w.now_ms + look_ms(conn))
+
+
+cdef uint32_t look_ms(const conn_t *conn) noexcept nogil:
+    """Answer when to look again whether a connection of ours is of use."""
+    cdef uint32_t wait_ms = 500 if conn.awaits_ping else PING_MS
+    cdef uint32_t idle_ms = conn.worker.config.upstream_idle_ms // 4 + 1
+    if not conn.target.uses_ping or idle_ms < wait_ms:
+        wait_ms = idle_ms
+    return wait_ms
+
+
+cdef bint conn_close_idle(conn_t *conn) noexcept nogil:
+    """Let go of a connection of ours that nobody has needed for long; False if it stays.
+
+    One to the runtime always does: the next call is likely to be for a model here.
+    """
+    cdef worker_t *w = conn.worker
+    if (conn.calls != NULL or conn.is_draining
+            or w.now_ms - conn.idle_since_ms < w.config.upstream_idle_ms
+            or (conn.target.lane == LANE_HERE and conn.target.conns_count == 1)):
+        return False
+    conn.is_draining = 1
+    count(w, COUNT_UPSTREAMS_IDLE, 1)
+    nghttp2_session_terminate_session(conn.session, NGHTTP2_NO_ERROR)
+    mark_dirty(conn)
+    return True
 
 
 cdef void conn_keep_alive(conn_t *conn) noexcept nogil:
@@ -334,7 +363,6 @@ cdef void conn_keep_alive(conn_t *conn) noexcept nogil:
         mark_dirty(conn)
     elif quiet_ms < PING_MS:
         conn.awaits_ping = 0
-    timer_set(w, &conn.timer, w.now_ms + (500 if conn.awaits_ping else PING_MS))
 
 
 cdef void conn_drain(conn_t *conn) noexcept nogil:

@@ -108,6 +108,7 @@ cdef void up_closed(call_t *call, uint32_t code, bint is_lost) noexcept nogil:
         call.up_next.up_previous = call.up_previous
     call.up = NULL
     conn.streams -= 1
+    conn.idle_since_ms = call.worker.now_ms
     if received > call.answer_passed:
         give_back(conn, 0, received - call.answer_passed, True)
         call.answer_passed = received

@@ -117,9 +117,10 @@ cdef void conn_settled(conn_t *conn) noexcept nogil:
     if not conn.is_ready:
         conn.is_ready = 1
         count(w, COUNT_UPSTREAMS_OPEN, 1)
+        conn.idle_since_ms = w.now_ms
         timer_stop(w, &conn.timer)
-        if conn.target.uses_ping:
-            timer_set(w, &conn.timer, w.now_ms + PING_MS)
+        if conn.target.lane < LANE_MODEL:
+            timer_set(w, &conn.timer, w.now_ms + look_ms(conn))
     target_serve(w, conn.target)
 
 

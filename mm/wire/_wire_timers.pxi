@@ -91,5 +91,7 @@ cdef void timer_fire(worker_t *w, timer_t *timer) noexcept nogil:
     timer_stop(w, timer)
     if timer.kind == TIMER_CALL:
         call_expired(<call_t *>timer.owner)
+    elif timer.kind == TIMER_ACCEPT:
+        accepts_resume(<worker_t *>timer.owner)
     else:
         conn_timer(<conn_t *>timer.owner)

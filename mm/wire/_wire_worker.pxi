@@ -3,6 +3,9 @@
 cdef enum:
     EVENTS = 256
     ACCEPTS = 64                # of one listener in a turn
+    # Without a file descriptor for it a connection waits in the listener, which stays readable.
+    # Others end all the time; ten looks a second find out, and cost nothing.
+    ACCEPT_PAUSE_MS = 100
     PEERS_MAX = 65536           # instance indexes of the table
     FLUSH_PASSES = 4
 
@@ -25,6 +28,8 @@ cdef worker_t *worker_new(uint64_t seed, int notice_fd) except NULL:
     w.wake_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
     w.epoll_fd = epoll_create1(EPOLL_CLOEXEC)
     w.mailbox.kind = SOURCE_MAILBOX
+    w.accept_timer.owner = w
+    w.accept_timer.kind = TIMER_ACCEPT
     event.events = EPOLLIN
     event.data.ptr = &w.mailbox
     if (w.input == NULL or w.peers == NULL or w.peers_open == NULL
@@ -270,7 +275,6 @@ cdef void peers_set_all(worker_t *w, const target_t *told, uint32_t count_) noex
 
 cdef void listener_add(worker_t *w, int fd, uint8_t role) noexcept nogil:
     cdef listener_t *listener = <listener_t *>calloc(1, sizeof(listener_t))
-    cdef epoll_event event
     if listener == NULL:
         return
     listener.source.kind = SOURCE_LISTENER
@@ -278,10 +282,16 @@ cdef void listener_add(worker_t *w, int fd, uint8_t role) noexcept nogil:
     listener.role = role
     listener.next = w.listeners
     w.listeners = listener
+    if not w.accept_timer.is_set:
+        listener_watch(w, listener)
+
+
+cdef void listener_watch(worker_t *w, listener_t *listener) noexcept nogil:
+    cdef epoll_event event
     # Of several workers one is woken for a connection.
     event.events = EPOLLIN | EPOLLEXCLUSIVE
     event.data.ptr = listener
-    epoll_ctl(w.epoll_fd, EPOLL_CTL_ADD, fd, &event)
+    epoll_ctl(w.epoll_fd, EPOLL_CTL_ADD, listener.fd, &event)
 
 
 cdef void listener_close(worker_t *w, listener_t *listener) noexcept nogil:
@@ -305,6 +315,8 @@ cdef void listener_event(worker_t *w, listener_t *listener) noexcept nogil:
             return
         fd = accept4(listener.fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC)
         if fd < 0:
+            if errno == EMFILE or errno == ENFILE or errno == ENOBUFS or errno == ENOMEM:
+                accepts_pause(w)
             return
         if (w.config != NULL and load_u64(&w.counts[COUNT_CONNECTIONS_OPEN], relaxed)
                 >= w.config.connections_max):
@@ -317,6 +329,24 @@ cdef void listener_event(worker_t *w, listener_t *listener) noexcept nogil:
         count(w, COUNT_CONNECTIONS_OPEN, 1)
         timer_set(w, &conn.timer, w.now_ms + HANDSHAKE_MS)
         mark_dirty(conn)
+
+
+cdef void accepts_pause(worker_t *w) noexcept nogil:
+    """Leave connections where they are for a moment: asking at once would be a busy loop."""
+    cdef listener_t *listener = w.listeners
+    count(w, COUNT_ACCEPT_PAUSES, 1)
+    timer_set(w, &w.accept_timer, w.now_ms + ACCEPT_PAUSE_MS)
+    while listener != NULL:
+        # Not modified: epoll refuses that for what is watched exclusively.
+        epoll_ctl(w.epoll_fd, EPOLL_CTL_DEL, listener.fd, NULL)
+        listener = listener.next
+
+
+cdef void accepts_resume(worker_t *w) noexcept nogil:
+    cdef listener_t *listener = w.listeners
+    while listener != NULL:
+        listener_watch(w, listener)
+        listener = listener.next
 
 
 # --- the loop -------------------------------------------------------------------------------------

@@ -1,0 +1,72 @@
+"""Connections of the wire: those that nobody needs any more, those that there is no room for."""
+
+from __future__ import annotations
+
+import os
+import resource
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+
+import pytest
+
+from mm.wire import Role
+from tests.wire.stand import serve_wire, until
+
+pytestmark = pytest.mark.anyio
+ID = (("mm-model-id", "m"),)
+#: As the wire has it.
+PAUSE_S = 0.1
+
+
+async def test_a_connection_to_an_instance_ends_when_nobody_needs_it() -> None:
+    async with serve_wire(role=Role.PEER) as there, serve_wire() as here:
+        here.configure(upstream_idle_ms=20)
+        here.table.set_state("m", 0)  # type: ignore[arg-type]
+        here.add_peer("m", there.port)
+        async with here.client() as client:
+            for turn in (1, 2):
+                assert await client.unary_unary("/t.S/Unary")(b"q", metadata=ID) == b"echo:q"
+                await here.settle(upstreams_idle=turn, calls_there=turn)
+        await there.settle(connections=2, connections_open=0)
+        assert here.counts.connect_failures == here.counts.replayed == 0
+
+
+async def test_one_connection_to_the_runtime_stays() -> None:
+    async with serve_wire() as stand, stand.client() as client:
+        stand.configure(upstream_idle_ms=1)
+        assert await client.unary_unary("/t.S/Unary")(b"1", metadata=ID) == b"echo:1"
+        opened = stand.counts.upstreams_open
+        for _ in range(20):
+            await stand.settle(calls_open=0)
+            assert await client.unary_unary("/t.S/Unary")(b"2", metadata=ID) == b"echo:2"
+        assert (stand.counts.upstreams_open, stand.counts.upstreams_idle) == (opened, 0)
+
+
+async def test_without_file_descriptors_connections_wait_and_so_does_the_wire() -> None:
+    async with serve_wire(threads=2) as stand:
+        with ExitStack() as stack:
+            callers = [stack.enter_context(closing(socket.socket())) for _ in range(5)]
+            with _no_file_descriptor_left():
+                for caller in callers:
+                    caller.connect(("127.0.0.1", stand.port))
+                await until(lambda: stand.counts.accept_pauses > 0)
+                begun_s, before = time.monotonic(), stand.counts.accept_pauses
+                await until(lambda: stand.counts.accept_pauses >= before + 6)
+                # Two threads, each with its own pauses: three of them one after the other.
+                assert time.monotonic() - begun_s >= 2 * PAUSE_S
+                assert stand.counts.connections == 0
+            await stand.settle(connections=len(callers), connections_open=len(callers))
+
+
+@contextmanager
+def _no_file_descriptor_left() -> Iterator[None]:
+    before, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.dup(0)
+    os.close(lowest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (before, hard))
