@@ -9,34 +9,29 @@ from __future__ import annotations
 
 import logging
 import os
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from itertools import combinations
-from typing import Final, Literal, NamedTuple, Self
+from typing import Final, Literal, Self
 
-from mm import json_settings
+from mm import identity_settings, json_settings
 from mm.core.constraints import NO_CONSTRAINTS, TypeConstraints
 from mm.core.dataplane import DataplaneConfig
 from mm.core.ids import InstanceId
 from mm.core.load_failures import FailureRules
 from mm.core.static_models import StaticModel
-from mm.core.versions import RELEASE_NUMBER, RELEASE_VERSION, version_number
+from mm.core.versions import RELEASE_NUMBER
 from mm.endpoints import (
     DEFAULT_RUNTIME_ENDPOINTS,
     Endpoint,
     runtime_endpoints,
     serving_endpoint,
 )
-from mm.environment import Environment, wrong
+from mm.environment import Environment
 from mm.errors import ConfigError
 from mm.known_variables import ELSEWHERE, MEANINGLESS, NOT_YET, TLS_NOT_YET
 from mm.limits import MIB, Limits
 from mm.scaling_settings import ScalingSettings, copy_calls_max, scaling_settings
 
-#: Characters of a pod's name that make its instance id: the replica set's hash and the pod's own
-#: suffix. Short, because the id stands in many registry records (around 1.2).
-POD_ID_LENGTH: Final = 12
 #: Threads of the wire: readers that a table has places for, with some to spare.
 WIRE_THREADS_MAX: Final = 32
 
@@ -180,19 +175,26 @@ class Config(Limits):
 
     @classmethod
     def from_environment(cls, variables: Mapping[str, str]) -> Self:
-        """Read every setting, or raise ``ConfigError`` for the first that is wrong."""
+        """Read every setting, or raise ``ConfigError`` with all that is wrong."""
         env = Environment(variables)
+        config = cls.read(env)
+        env.check()
+        return config
+
+    @classmethod
+    def read(cls, env: Environment) -> Self:
+        """Read every setting; of what is wrong ``env`` knows, and here are defaults instead."""
         _refuse_tls(env)
-        kv_store = _kv_store(env)
+        kv_store = identity_settings.kv_store(env)
         alone = kv_store in ("embedded", "memory")
-        advertise_host, address_warnings = _advertise_host(env, alone=alone)
-        ports = _ports(env)
-        version, version_warnings = _version(env)
+        advertise_host, address_warnings = identity_settings.advertise_host(env, alone=alone)
+        ports = identity_settings.ports(env)
+        version, version_warnings = identity_settings.version(env)
         return cls(
-            service_name=_service_name(env, alone=alone),
+            service_name=identity_settings.service_name(env, alone=alone),
             kv_store=kv_store,
-            instance_id=_instance_id(env),
-            kv_prefix=_key_part(env, "MM_KVSTORE_PREFIX") or "tas-runtime",
+            instance_id=identity_settings.instance_id(env),
+            kv_prefix=identity_settings.key_part(env, "MM_KVSTORE_PREFIX") or "tas-runtime",
             models_max=env.integer("MM_MAX_MODELS", default=1_000_000, minimum=0, maximum=2**53),
             kv_read_only=env.boolean("KV_READ_ONLY", default=False),
             default_vmodel_owner=env.text_or_nothing("MM_DEFAULT_VMODEL_OWNER") or "",
@@ -279,125 +281,11 @@ def _refuse_tls(env: Environment) -> None:
         found = env.find(name)
         # MM_ENABLE_SSL=false and friends ask for what there is: plain text.
         if found is not None and found[1].strip().lower() not in ("false", "none", ""):
-            raise ConfigError(
-                f"{name} is set, but TLS is not supported yet; unset it to serve plain text"
+            env.refuse(
+                ConfigError(
+                    f"{name} is set, but TLS is not supported yet; unset it to serve plain text"
+                )
             )
-
-
-def _kv_store(env: Environment) -> str:
-    allowed = "etcd:<JSON file or host:port[,host:port...]>, embedded or memory"
-    zookeeper = "ZooKeeper is not supported; allowed: " + allowed
-    found = env.find("KV_STORE")
-    if found is None:
-        if env.is_set("ZOOKEEPER"):
-            raise ConfigError(f"KV_STORE is not set and ZOOKEEPER is: {zookeeper}")
-        raise ConfigError(f"KV_STORE is not set; allowed: {allowed}")
-    value = found[1].strip()
-    kind, _, rest = value.partition(":")
-    if kind == "zookeeper":
-        raise ConfigError(f'KV_STORE="zookeeper:..." is not valid: {zookeeper}')
-    if value in ("embedded", "memory") or (kind == "etcd" and rest.strip()):
-        return value
-    # Only the kind is repeated: what follows may be a secret.
-    raise wrong("KV_STORE", f"{kind}:..." if rest else value, allowed)
-
-
-def _key_part(env: Environment, *names: str) -> str | None:
-    value = env.text(*names)
-    if value is not None and ("/" in value or any(c.isspace() for c in value)):
-        raise wrong(names[0], value, 'a name without "/" and without spaces: it is part of a key')
-    return value
-
-
-def _service_name(env: Environment, *, alone: bool) -> str:
-    name = _key_part(env, "MM_SERVICE_NAME", "TAS_SERVICE_NAME")
-    if name is not None:
-        return name
-    if alone:
-        return "modelmesh"
-    raise ConfigError(
-        "MM_SERVICE_NAME is not set; it names the cluster and every instance of one cluster must "
-        "have the same (only KV_STORE=embedded and KV_STORE=memory do without)"
-    )
-
-
-def _instance_id(env: Environment) -> InstanceId:
-    chosen = env.text("MM_INSTANCE_ID")
-    pod_name = env.text("WKUBE_POD_NAME")
-    if chosen is not None:
-        name, instance_id = "MM_INSTANCE_ID", chosen
-    elif pod_name is not None:
-        name, instance_id = "WKUBE_POD_NAME", pod_name[-POD_ID_LENGTH:]
-    elif env.is_set("KUBERNETES_SERVICE_HOST"):
-        raise ConfigError(
-            "WKUBE_POD_NAME is not set; in Kubernetes set it to the pod's name "
-            "(fieldRef metadata.name), or set MM_INSTANCE_ID"
-        )
-    else:
-        return InstanceId(uuid.uuid4().hex[:POD_ID_LENGTH])
-    if any(c in ",/" or c.isspace() for c in instance_id):
-        raise wrong(name, instance_id, 'an instance id without ",", "/" and spaces')
-    return InstanceId(instance_id)
-
-
-def _advertise_host(env: Environment, *, alone: bool) -> tuple[str, tuple[str, ...]]:
-    names = ("MM_ADVERTISE_ADDRESS", "WATSON_SERVICE_ADDRESS", "WKUBE_POD_IPADDR")
-    host = env.text(*names)
-    if host is not None:
-        if any(c in "/," or c.isspace() for c in host) or host.count(":") == 1:
-            raise wrong(
-                next(name for name in names if env.is_set(name)),
-                host,
-                "a host name or an IP address, without a port",
-            )
-        host = host.removeprefix("[").removesuffix("]")
-        # An address of IPv6 in brackets, so that ":port" can follow.
-        return f"[{host}]" if ":" in host else host, ()
-    if env.is_set("KUBERNETES_SERVICE_HOST"):
-        raise ConfigError(
-            "WKUBE_POD_IPADDR is not set; in Kubernetes set it to the pod's address "
-            "(fieldRef status.podIP), or set MM_ADVERTISE_ADDRESS"
-        )
-    if alone:
-        return "127.0.0.1", ()
-    return "127.0.0.1", (
-        "MM_ADVERTISE_ADDRESS is not set: other instances are told 127.0.0.1, which only those "
-        "on this machine can reach",
-    )
-
-
-def _version(env: Environment) -> tuple[int, tuple[str, ...]]:
-    text = env.text_or_nothing("SERVICE_VERSION")
-    number = RELEASE_NUMBER if text is None else version_number(text)
-    if number is not None:
-        return number, ()
-    # As Java does: a version is no reason not to start. But without any, all loads would go to
-    # instances that say theirs.
-    return RELEASE_NUMBER, (
-        f'SERVICE_VERSION="{text}" has not the form <name>-YYYYMMDD-<number> or'
-        f" YYYYMMDD-HHMM[-<number>]: this instance counts as {RELEASE_VERSION}",
-    )
-
-
-class _Ports(NamedTuple):
-    grpc: int
-    peer: int
-    probe: int | None
-    prestop: int | None
-
-
-def _ports(env: Environment) -> _Ports:
-    names = "MM_SVC_GRPC_PORT", "MM_PEER_PORT", "MM_PROBE_PORT", "MM_PRESTOP_WAIT_PORT"
-    ports = _Ports(
-        env.port(names[0], "TAS_SVC_GRPC_PORT", default=8033, free_allowed=True),
-        env.port(names[1], default=8080, free_allowed=True),
-        env.port_or_none(names[2], default=8089),
-        env.port_or_none(names[3], default=8090),
-    )
-    for (first, port), (second, other) in combinations(zip(names, ports, strict=True), 2):
-        if port == other and port:
-            raise ConfigError(f"{first} and {second} are both {port}; they must differ")
-    return ports
 
 
 def _labels(env: Environment) -> tuple[str, ...]:

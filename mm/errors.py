@@ -182,7 +182,11 @@ class RuntimeUnavailableError(MeshError):
 
 
 class ConfigError(Exception):
-    """A setting is wrong; the text names the variable, its value and what is allowed."""
+    """Settings are wrong; each complaint names a variable, its value and what is allowed."""
+
+    def __init__(self, *complaints: str) -> None:
+        super().__init__("\n".join(complaints))
+        self.complaints = complaints
 
 
 class StartupError(Exception):

@@ -20,7 +20,7 @@ def dataplane_config(env: Environment) -> DataplaneConfig:
     name, path_name = "MM_DATAPLANE_CONFIG", "MM_DATAPLANE_CONFIG_PATH"
     env.not_both(name, path_name, "the JSON itself, or its file")
     text = env.text(name)
-    if text is None:
+    if not text:
         return DataplaneConfig()
     try:
         return parse_dataplane_config(text)
@@ -29,7 +29,8 @@ def dataplane_config(env: Environment) -> DataplaneConfig:
             '{"rpcConfigs": {"package.Service/Method": {"idExtractionPath": [1], '
             '"vModelId": false}}, "allowOtherRpcs": false}'
         )
-        raise wrong(name, text, f"JSON like {shape}; {exc}") from exc
+        env.refuse(wrong(name, text, f"JSON like {shape}; {exc}"))
+        return DataplaneConfig()
 
 
 def type_constraints(env: Environment) -> TypeConstraints:
@@ -37,23 +38,24 @@ def type_constraints(env: Environment) -> TypeConstraints:
     name, path_name = "MM_TYPE_CONSTRAINTS", "MM_TYPE_CONSTRAINTS_PATH"
     env.not_both(name, path_name, "the JSON itself, or its file")
     text = env.text(name)
-    if text is None:
+    if not text:
         return NO_CONSTRAINTS
     try:
         return parse_type_constraints(text)
     except ValueError as exc:
         shape = '{"type": {"required": ["label"], "preferred": ["label"]}}'
-        raise wrong(name, text, f"JSON like {shape}; {exc}") from exc
+        env.refuse(wrong(name, text, f"JSON like {shape}; {exc}"))
+        return NO_CONSTRAINTS
 
 
 def existing_file(env: Environment, *names: str) -> str:
     """Answer the path of a file that is there, empty if unset; its content may change later."""
     path = env.text(*names)
-    if path is None:
+    if not path:
         return ""
     name = next(each for each in names if env.is_set(each))
     if not Path(path).is_file():
-        raise wrong(name, path, "a file that exists")
+        env.refuse(wrong(name, path, "a file that exists"))
     return path
 
 
@@ -68,4 +70,5 @@ def static_models(env: Environment) -> tuple[StaticModel, ...]:
     except ValueError as exc:
         # The value itself is not repeated: a `key` in it may hold credentials.
         shape = '[{"modelId": "id", "modelInfo": {"type": "type", "path": "path"}}]'
-        raise ConfigError(f"{name} is not valid: {exc}; allowed: JSON like {shape}") from exc
+        env.refuse(ConfigError(f"{name} is not valid: {exc}; allowed: JSON like {shape}"))
+        return ()

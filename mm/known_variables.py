@@ -26,14 +26,22 @@ NOT_YET: Final = (
 #: Set in deployments of the Java mesh for things that this one does not have.
 MEANINGLESS: Final = (
     "CUSTOM_JVM_ARGS",
+    "GC_DIAG",
     "HEAP_SIZE_MB",
     "LL_PRIVATE_ENDPOINT",
     "LL_REGISTRY",
     "MAX_DIRECT_BUFS_MB",
     "MAX_GC_PAUSE",
+    "MEM_LIMIT_MB",
+    "MESOS_TASK_ID",
     "MM_INSTALL_PATH",
     "MM_SEND_DEST_ID",
     "MM_SERVICE_CLASS",
+    "NETTY_BUFFER_CHECKS",
+    "WKUBE_NODE_IP",
+    "WKUBE_NODE_NAME",
+    "WKUBE_SERVICE_NAME",
+    "WKUBE_SERVICE_PORT_NAME",
 )
 
 #: Asking for TLS and getting plain text would be worse than not starting.
@@ -54,5 +62,5 @@ TLS_NOT_YET: Final = (
     "TAS_SVC_GRPC_PRIVATE_KEY_PATH",
 )
 
-#: Read by other parts: the table's import, the `mm model` commands, the build.
-ELSEWHERE: Final = ("MM_ADDRESS", "MM_BUILD_DEBUG", "MM_TABLE")
+#: Read by other parts: the end of `mm serve`, `mm model`, the build, the table's import.
+ELSEWHERE: Final = ("LL_TERMINATION_MSG_PATH", "MM_ADDRESS", "MM_BUILD_DEBUG", "MM_TABLE")

@@ -44,14 +44,16 @@ class ScalingSettings:
 
 
 def scaling_settings(env: Environment) -> ScalingSettings:
-    """Read them, or raise ``ConfigError`` for the first that is wrong."""
+    """Read them."""
     names = "MM_MIN_SECOND_COPY_AGE_SECS", "MM_MAX_SECOND_COPY_AGE_SECS"
     ages_s = [
         env.integer(name, default=default_s, minimum=1, maximum=2**31 - 1, meaning="seconds")
         for name, default_s in zip(names, (420, 2400), strict=True)
     ]
     if ages_s[0] > ages_s[1]:
-        raise ConfigError(f"{names[0]} is {ages_s[0]}, which is more than {names[1]}, {ages_s[1]}")
+        env.refuse(
+            ConfigError(f"{names[0]} is {ages_s[0]}, which is more than {names[1]}, {ages_s[1]}")
+        )
     return ScalingSettings(
         rpm_threshold=env.integer(
             "MM_SCALEUP_RPM_THRESHOLD",

@@ -27,8 +27,10 @@ SETTINGS = (
     "mm.config",
     "mm.endpoints",
     "mm.environment",
+    "mm.identity_settings",
     "mm.json_settings",
     "mm.scaling_settings",
+    "mm.settings_reference",
     "mm.limits",
     "mm.known_variables",
 )

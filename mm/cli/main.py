@@ -22,6 +22,7 @@ from mm.errors import ConfigError
 #: Name -> (module with a `typer.Typer` named `app`, line in the list of commands).
 COMMANDS: Final = {
     "serve": ("mm.cli.serve", "Serve models: one instance of the mesh, beside a model runtime."),
+    "config": ("mm.cli.config", "Show what the settings of `mm serve` come to, or explain them."),
     "model": ("mm.cli.model", "Register, unregister, load and look at models of a mesh."),
     "vmodel": ("mm.cli.vmodel", "Give models a name that stays when the model is exchanged."),
     "runtime": ("mm.cli.runtime", "Run a ready-made model runtime."),
@@ -66,7 +67,8 @@ class MainGroup(typer.core.TyperGroup):
             error = expected_error(exc)
             if error is None:
                 raise
-            complain(_one_line(str(error)))
+            for line in error.complaints if isinstance(error, ConfigError) else (str(error),):
+                complain(_one_line(line))
             if isinstance(error, CommandError) and error.details:
                 typer.echo(error.details, err=True)
             code = _exit_code(error)

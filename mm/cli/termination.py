@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from mm.cli.errors import expected_error
+from mm.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +50,9 @@ def message_of(error: BaseException, *, has_started: bool) -> str:
     """Answer one line in the words of the Java mesh's launcher."""
     when = "Service failed post-startup" if has_started else "Service startup failed"
     expected = expected_error(error)
-    if expected is not None:
+    if isinstance(expected, ConfigError):
+        text = "; ".join(expected.complaints)
+    elif expected is not None:
         text = str(expected)
     else:
         while isinstance(error, BaseExceptionGroup):

@@ -97,11 +97,11 @@ def parse(kv_store: str) -> StoreTarget:
     kind, colon, rest = value.partition(":")
     if kind == "zookeeper" and colon:
         raise ConfigError(
-            f"{_VARIABLE}={kind}:{_masked(rest)}: ZooKeeper is not supported by mm; "
+            f"{_VARIABLE}={kind}:{masked(rest)}: ZooKeeper is not supported by mm; "
             f"migrate the registry to etcd first; {_ALLOWED}"
         )
     if kind != "etcd" or not colon:
-        shown = kind + colon + _masked(rest)
+        shown = kind + colon + masked(rest)
         raise ConfigError(f"{_VARIABLE}={shown}: unknown kind of store; {_ALLOWED}")
     if not rest:
         raise ConfigError(f"{_VARIABLE}={value}: nothing follows etcd: ; {_ALLOWED}")
@@ -119,7 +119,7 @@ def _is_file(path: Path) -> bool:
 
 
 def _from_inline(text: str) -> EtcdTarget:
-    origin = f"{_VARIABLE}=etcd:{_masked(text)}"
+    origin = f"{_VARIABLE}=etcd:{masked(text)}"
     endpoints_text, *parameters = text.split(";")
     if "/" in endpoints_text and "://" not in endpoints_text:
         raise ConfigError(
@@ -226,13 +226,13 @@ def _endpoint(text: str, origin: str) -> tuple[Endpoint, str | None]:
     match = _ENDPOINT.fullmatch(text)
     allowed = "allowed: [http://]host[:port], port 1 to 65535"
     if match is None:
-        raise ConfigError(f"{origin}: {_masked(text)!r} is not an endpoint; {allowed}")
+        raise ConfigError(f"{origin}: {masked(text)!r} is not an endpoint; {allowed}")
     port = int(match["port"]) if match["port"] is not None else DEFAULT_PORT
     if not 1 <= port <= 65535:
         raise ConfigError(f"{origin}: port {port} of {text!r} does not exist; {allowed}")
     return Endpoint(match["host"].strip("[]"), port), match["scheme"]
 
 
-def _masked(text: str) -> str:
+def masked(text: str) -> str:
     """Blank out user and password where somebody wrote them into the address, or behind it."""
     return _PARAMETER.sub(r"\1***", _USERINFO.sub("***@", text))
