@@ -46,8 +46,8 @@ def ask(port: int, path: str, method: str = "GET") -> tuple[int, bytes]:
 
 
 @pytest.fixture
-def mesh(kv_store: str, new_service_name: Callable[[], str]) -> Iterator[Mesh]:
-    settings = {**PORTS, "MM_SCALEUP_RPM_THRESHOLD": "1000000"}
+def mesh(dataplane: str, kv_store: str, new_service_name: Callable[[], str]) -> Iterator[Mesh]:
+    settings = {**PORTS, "MM_DATAPLANE": dataplane, "MM_SCALEUP_RPM_THRESHOLD": "1000000"}
     with mesh_of(kv_store, settings, new_service_name()) as mesh:
         yield mesh
 
