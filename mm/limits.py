@@ -166,6 +166,10 @@ class Limits:
     #: Loads that setVModel asked for and that did not begin yet, each a task and perhaps a question
     #: to another instance: a storm's worth of a second.
     vmodel_loads_begun_max: int = 1_000
+    #: A change that is not made by then fails, with or without ``sync``: after as long as a silent
+    #: connection to the store is kept. It takes two or three requests of ``store_timeout_s`` at
+    #: the worst, unless many wait or others are quicker again and again.
+    vmodel_change_s: float = 10.0
     #: setVModel with ``sync`` waits so long for the switch, if the call has no deadline; Java's
     #: value (spec core 6.2).
     vmodel_wait_s: float = 240.0

@@ -304,6 +304,7 @@ class PeerService:
 def _tell_vmodels(answer: peer.InstanceStatistics, now: InstanceStatistics) -> None:
     answer.vmodel_changes = now.counters.vmodel_changes
     answer.vmodel_conflicts = now.counters.vmodel_conflicts
+    answer.vmodel_changes_late = now.counters.vmodel_changes_late
     answer.vmodel_confirmations = now.counters.vmodel_confirmations
     answer.transitions_completed = now.counters.transitions_completed
     answer.transitions_failed = now.counters.transitions_failed

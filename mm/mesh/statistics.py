@@ -59,6 +59,8 @@ class Counters:
     #: Changes of vmodels that were written, and tries that lost to somebody else's change.
     vmodel_changes: int = 0
     vmodel_conflicts: int = 0
+    #: Changes that were told to have taken too long.
+    vmodel_changes_late: int = 0
     #: Reads of the store for answers about vmodels that write nothing; many share one.
     vmodel_confirmations: int = 0
     #: Transitions that ended, and that were said to have failed, while this instance led.

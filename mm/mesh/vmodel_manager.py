@@ -48,8 +48,9 @@ from mm.mesh.ports import Clock, ModelStatus
 from mm.mesh.registry import Registry
 from mm.mesh.seldom import FAILURES_LOUD_MAX, Seldom
 from mm.mesh.statistics import Counters
+from mm.mesh.vmodel_records import UnreadableVModelError
 from mm.mesh.vmodel_snapshots import VModelSnapshot, VModelSnapshots
-from mm.mesh.vmodel_writer import Outcome, UnreadableVModelError, VModelWriter
+from mm.mesh.vmodel_writer import Outcome, VModelWriter
 from mm.mesh.vmodels import VModels
 
 logger = logging.getLogger(__name__)
@@ -145,7 +146,6 @@ class VModelManager:
             request.vmodel_id,
             lambda vmodel, models: self._plan_set(request, vmodel, models),
             target_id=request.target_id,
-            fresh=bool(request.expected_target_id),
         )
         vmodel = outcome.vmodel
         assert vmodel is not None, "a set leaves one"
@@ -175,7 +175,7 @@ class VModelManager:
             )
         except UnreadableVModelError:
             logger.warning("vmodel %s is deleted although its record is unreadable", vmodel_id)
-            await self.writer.delete_unreadable(vmodel_id)
+            await self.writer.records.delete_unreadable(vmodel_id)
 
     async def status(self, vmodel_id: str, owner: str = "") -> VModelStatus:
         """Answer what the vmodel stands for; an unknown one, or another's, is NOT_FOUND."""

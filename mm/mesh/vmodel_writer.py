@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -26,14 +26,14 @@ from mm.config import Config
 from mm.core.ids import ModelId
 from mm.core.records import ModelRecord, VModelRecord
 from mm.core.vmodel_changes import ModelRecords, VModelChange, references
-from mm.errors import ContendedError, LimitError, MeshError, StatusCode, StoreUnavailableError
-from mm.mesh.confirmations import Confirmations, Entry
+from mm.errors import ContendedError, LimitError, MeshError, StoreUnavailableError
+from mm.mesh.confirmations import Confirmations
 from mm.mesh.keyed_locks import KeyedLocks
-from mm.mesh.mirror import Mirror
-from mm.mesh.ports import Check, Part, Store, Write
+from mm.mesh.ports import Store
 from mm.mesh.registry import Registry
 from mm.mesh.shared_turns import SharedTurns
 from mm.mesh.statistics import Counters
+from mm.mesh.vmodel_records import VModelRecords
 from mm.mesh.vmodels import VModels
 from mm.mesh.waiting import refuse_to_queue
 
@@ -52,15 +52,6 @@ TOGETHER_MAX: Final = 20
 TOGETHER_TRIES_MAX: Final = 8
 PAUSE_FIRST_S: Final = 0.001
 PAUSE_MAX_S: Final = 0.05
-
-
-class UnreadableVModelError(MeshError):
-    """What is stored is no record of a vmodel: nobody can tell which models it counts for."""
-
-    code = StatusCode.FAILED_PRECONDITION
-
-    def __init__(self, vmodel_id: str) -> None:
-        super().__init__(f"the record of vmodel {vmodel_id} is unreadable; delete it")
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,13 +107,14 @@ class VModelWriter:
         self._store = store
         self._registry = registry
         self._vmodels = vmodels
+        self._counters = counters
         self._rng = rng
         self.locks = KeyedLocks()
         self._turns: SharedTurns[_Job] = SharedTurns(self._take_turn, jobs_max=TOGETHER_MAX)
         self._slots = anyio.Semaphore(config.vmodel_changes_at_once_max)
         self._switch_slots = anyio.Semaphore(config.vmodel_switches_at_once_max)
         self._in_line_count = 0
-        self._counters = counters
+        self.records = VModelRecords(config, store, registry, vmodels, counters)
         self.confirmations = Confirmations(store, config, counters)
 
     async def change(
@@ -131,25 +123,35 @@ class VModelWriter:
         plan: Plan,
         *,
         target_id: ModelId | None = None,
-        fresh: bool = False,
     ) -> Outcome:
         """Do what the plan says. ``target_id``: a model that it needs besides those of the vmodel.
 
-        ``fresh``: the plan is to be asked with what the store has now, not with what is mirrored.
-        Raises ``StoreUnavailableError``, ``LimitError``, and what the plan raises.
+        Raises ``StoreUnavailableError`` (also if it takes too long), ``LimitError``, and what the
+        plan raises.
         """
-        if not fresh:
-            outcome = self._look(vmodel_id, plan, target_id)
-            if outcome is not None:
-                entries = self._entries(vmodel_id, outcome.models)
-                if not await self.confirmations.outdated(entries):
-                    return outcome
-                fresh = True  # the mirror is behind
+        limit_s = self._config.vmodel_change_s
+        with anyio.move_on_after(limit_s):
+            return await self._change_in_turn(vmodel_id, plan, target_id)
+        self._counters.vmodel_changes_late += 1
+        raise StoreUnavailableError(
+            f"vmodel {vmodel_id} could not be changed within {limit_s:g} s, because the store is"
+            " slow or many changes wait for it; it may be changed yet"
+        )
+
+    async def _change_in_turn(
+        self, vmodel_id: str, plan: Plan, target_id: ModelId | None
+    ) -> Outcome:
+        outcome = self._look(vmodel_id, plan, target_id)
+        if outcome is not None:
+            entries = self.records.entries(vmodel_id, outcome.models)
+            if not await self.confirmations.outdated(entries):
+                return outcome
+        is_old = outcome is not None
         self._enter_line()
         try:
             # Whoever has a turn waits for no lock.
             async with self.locks.hold(vmodel_id):
-                job = _Job(vmodel_id, plan, target_id, fresh)
+                job = _Job(vmodel_id, plan, target_id, fresh=is_old)
                 shared_id = self._most_referred(vmodel_id, target_id)
                 if shared_id is not None:
                     await self._turns.do(shared_id, job)
@@ -201,7 +203,7 @@ class VModelWriter:
                 return
             changes = {job.vmodel_id: each.change for job, each in outcomes.items() if each.change}
             try:
-                succeeded = await self._write(changes)
+                succeeded = await self.records.write(changes)
             except MeshError:
                 return  # each hears of it by itself
             if succeeded:
@@ -217,31 +219,21 @@ class VModelWriter:
         for job in jobs:
             vmodel = self._vmodels.get(job.vmodel_id)
             concerned = _concerned(vmodel, job.target_id)
-            if not job.is_open or job.fresh or not self._is_known(job.vmodel_id, concerned):
+            if not job.is_open or job.fresh or not self.records.are_known(job.vmodel_id, concerned):
                 continue
             try:
-                models = self._models(concerned, job.target_id)
+                models = self.records.models(concerned, job.target_id)
                 models = {key: left.get(key, record) for key, record in models.items()}
                 change = job.plan(vmodel, models)
             except MeshError:
                 continue
             # There is no room for conditions besides the writes.
-            entries = self._relied_on(job.vmodel_id, models, job.target_id)
+            entries = self.records.relied_on(job.vmodel_id, models, job.target_id)
             is_simple = {key_id for _, key_id in entries} <= {job.target_id}
             if change is not None and not change.miscounts and is_simple:
                 outcomes[job] = Outcome(vmodel, models, change)
                 left.update(change.models)
         return outcomes
-
-    def _is_known(self, vmodel_id: str, models: Collection[ModelId]) -> bool:
-        """Answer whether the mirrors have what there is to know of a change."""
-        is_readable = (self._vmodels.get(vmodel_id) is None) == (
-            self._vmodels.mirror.get(vmodel_id) is None
-        )
-        return is_readable and not (
-            self._vmodels.mirror.is_unconfirmed(vmodel_id)
-            or any(self._registry.mirror.is_unconfirmed(each) for each in models)
-        )
 
     async def switch(self, vmodel_id: str, plan: Plan) -> Outcome:
         """Do what the plan of a transition says; as many as there are may wait for their turn.
@@ -250,14 +242,9 @@ class VModelWriter:
         """
         refuse_to_queue(self._store, self._switch_slots.value == 0)
         async with self._switch_slots, self.locks.hold(vmodel_id):
-            entries = self._entries(vmodel_id, references(self._vmodels.get(vmodel_id)))
+            entries = self.records.entries(vmodel_id, references(self._vmodels.get(vmodel_id)))
             is_old = bool(await self.confirmations.outdated(entries))
             return await self._change(vmodel_id, plan, None, fresh=is_old)
-
-    def _entries(self, vmodel_id: str, model_ids: Iterable[ModelId] = ()) -> list[Entry]:
-        """Answer what an answer about a vmodel and these models is taken from."""
-        models = [(self._registry.mirror, str(each)) for each in sorted(model_ids)]
-        return [(self._vmodels.mirror, vmodel_id), *models]
 
     def _enter_line(self) -> None:
         if self._in_line_count >= self._config.vmodel_changes_waiting_max:
@@ -274,7 +261,7 @@ class VModelWriter:
         if vmodel is None and self._vmodels.mirror.get(vmodel_id) is not None:
             return None  # unreadable
         try:
-            models = self._models(_concerned(vmodel, target_id), target_id)
+            models = self.records.models(_concerned(vmodel, target_id), target_id)
             change = plan(vmodel, models)
         except MeshError:
             return None
@@ -284,14 +271,14 @@ class VModelWriter:
         self, vmodel_id: str, plan: Plan, target_id: ModelId | None, *, fresh: bool
     ) -> Outcome:
         for attempt in range(TRIES_MAX):
-            vmodel = await self._vmodel(vmodel_id, fresh=fresh)
+            vmodel = await self.records.vmodel(vmodel_id, fresh=fresh)
             item = self._vmodels.mirror.get(vmodel_id)
             concerned = _concerned(vmodel, target_id)
-            await self._update(self._registry.mirror, concerned, fresh=fresh)
+            await self.records.update_models(concerned, fresh=fresh)
             if self._vmodels.mirror.get(vmodel_id) is not item:
                 continue  # meanwhile
             try:
-                models = self._models(concerned, target_id)
+                models = self.records.models(concerned, target_id)
                 change = plan(vmodel, models)
             except MeshError:
                 if fresh:
@@ -306,8 +293,8 @@ class VModelWriter:
             if change.miscounts and not fresh:
                 fresh = True  # it may be that only the mirror is wrong
                 continue
-            if await self._write(
-                {vmodel_id: change}, self._relied_on(vmodel_id, models, target_id)
+            if await self.records.write(
+                {vmodel_id: change}, self.records.relied_on(vmodel_id, models, target_id)
             ):
                 for miscount in change.miscounts:
                     logger.warning("%s; put right", miscount)
@@ -318,130 +305,18 @@ class VModelWriter:
             f"vmodel {vmodel_id} or its models changed {TRIES_MAX} times while being changed"
         )
 
-    def _relied_on(
-        self, vmodel_id: str, models: ModelRecords, target_id: ModelId | None
-    ) -> list[Entry]:
-        """Answer what a plan is made from, and need not write: that a model is missing, and which
-        other vmodels count for the target when it comes back, as far as they are told. Any of that
-        may be wrong by now, or only here, and a reference that is counted wrong stays.
-        """
-        missing = [model_id for model_id, record in models.items() if record is None]
-        others = self._vmodels.references.of(target_id) if target_id in missing else ()
-        return [
-            *((self._registry.mirror, str(each)) for each in missing),
-            *((self._vmodels.mirror, str(each)) for each in others if each != vmodel_id),
-        ]
-
     async def _is_so_still(self, vmodel_id: str, vmodel: VModelRecord | None) -> bool:
         """Answer whether a vmodel is what it was before its models were read: else they may be gone
         because it does not name them any more, and nobody has said so here yet.
         """
-        return vmodel is None or not await self.confirmations.outdated(self._entries(vmodel_id))
+        entries = self.records.entries(vmodel_id)
+        return vmodel is None or not await self.confirmations.outdated(entries)
 
     async def _pause(self, attempt: int) -> None:
         pause_s = min(PAUSE_MAX_S, PAUSE_FIRST_S * 2**attempt)
         await anyio.sleep(self._rng.uniform(0, pause_s))
 
-    async def delete_unreadable(self, vmodel_id: str) -> None:
-        """Delete a record that cannot be read. Raises ``StoreUnavailableError``."""
-        self._require_writable()
-        item = await self._vmodels.mirror.read(vmodel_id)
-        if item is None or self._vmodels.get(vmodel_id) is not None:
-            return
-        result = await self._store.write(Write(item.key, None, if_revision=item.mod_revision))
-        if result.succeeded:
-            self._vmodels.mirror.deleted_by_us(vmodel_id, item.mod_revision)
-
-    # --- reading ---
-
-    async def _vmodel(self, vmodel_id: str, *, fresh: bool) -> VModelRecord | None:
-        mirror = self._vmodels.mirror
-        await self._update(mirror, [vmodel_id], fresh=fresh)
-        vmodel = self._vmodels.get(vmodel_id)
-        if vmodel is None and mirror.get(vmodel_id) is not None:
-            raise UnreadableVModelError(vmodel_id)
-        return vmodel
-
-    async def _update(self, mirror: Mirror, ids: Collection[str], *, fresh: bool) -> None:
-        """See that the mirror is right about these: about all with ``fresh``, or as far as it knows
-        that it is not.
-        """
-        wrong = [key_id for key_id in ids if fresh or mirror.is_unconfirmed(key_id)]
-        if not wrong:
-            return
-        failure: StoreUnavailableError | None = None
-
-        async def read(key_id: str) -> None:
-            nonlocal failure
-            try:
-                await mirror.read(key_id)
-            except StoreUnavailableError as exc:
-                failure = exc
-
-        async with anyio.create_task_group() as group:
-            for key_id in wrong:
-                group.start_soon(read, key_id)
-        if failure is not None:
-            raise failure
-
-    def _models(self, concerned: Collection[ModelId], target_id: ModelId | None) -> ModelRecords:
-        models: dict[ModelId, ModelRecord | None] = {}
-        for model_id in concerned:
-            models[model_id] = self._registry.get(model_id)
-            is_there = self._registry.mirror.get(model_id) is not None
-            if models[model_id] is None and is_there and model_id == target_id:
-                raise MeshError(
-                    f"the record of model {model_id} is unreadable; unregister it",
-                    code=StatusCode.FAILED_PRECONDITION,
-                )
-        return models
-
-    # --- writing ---
-
-    async def _write(
-        self, changes: Mapping[str, VModelChange], relied_on: Iterable[Entry] = ()
-    ) -> bool:
-        """Answer whether they are stored; else the mirrors have what stood in the way. Of several
-        changes of one model the last one counts: it was planned on those before.
-
-        ``relied_on``: what must be as mirrored, too.
-        """
-        self._require_writable()
-        values: dict[Entry, bytes | None] = {}
-        for vmodel_id, change in changes.items():
-            values[self._vmodels.mirror, vmodel_id] = _value(change.vmodel)
-            for model_id, record in change.models.items():
-                values[self._registry.mirror, model_id] = _value(record)
-        if None in values.values():
-            self._registry.refuse_if_emptied()
-        parts: dict[Entry, Part] = {}
-        for entry in (*values, *relied_on):
-            mirror, key_id = entry
-            key, item = mirror.key(key_id), mirror.get(key_id)
-            revision = 0 if item is None else item.mod_revision
-            is_written = entry in values
-            parts[entry] = (
-                Write(key, values[entry], revision) if is_written else Check(key, revision)
-            )
-        succeeded, items = await self._store.transact(list(parts.values()))
-        for ((mirror, key_id), part), item in zip(parts.items(), items, strict=True):
-            if item is not None:
-                mirror.written(item)
-            elif part.if_revision:
-                mirror.deleted_by_us(key_id, part.if_revision)
-        self._counters.vmodel_changes += succeeded * len(changes)
-        self._counters.vmodel_conflicts += not succeeded
-        return succeeded
-
-    def _require_writable(self) -> None:
-        if self._config.kv_read_only:
-            raise MeshError("model-mesh is in read-only mode", code=StatusCode.UNAVAILABLE)
-
 
 def _concerned(vmodel: VModelRecord | None, target_id: ModelId | None) -> list[ModelId]:
     """In the same order each time: simulations are repeated."""
     return sorted(references(vmodel) | ({target_id} if target_id is not None else set()))
-
-
-def _value(record: VModelRecord | ModelRecord | None) -> bytes | None:
-    return None if record is None else record.encode()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 import anyio
@@ -12,7 +13,13 @@ from mm.core.records import ModelRecord, VModelRecord
 from mm.core.vmodel_changes import SetVModel
 from mm.edge.management import status_message
 from mm.edge.vmodel_management import encode_status
-from mm.errors import InvalidRequestError, MeshError, ModelReferencedError, NoRoomError
+from mm.errors import (
+    InvalidRequestError,
+    MeshError,
+    ModelReferencedError,
+    NoRoomError,
+    StatusCode,
+)
 from mm.mesh.models import EnsureRequest
 from mm.mesh.ports import ModelStatus, Write
 from mm.mesh.vmodel_manager import VModelStatus
@@ -175,6 +182,34 @@ async def test_without_sync_the_answer_has_one_bound(monkeypatch: pytest.MonkeyP
             assert anyio.current_time() - began_s <= 0.1
             assert status.active is not None
             assert status.active.status == "LOADING"
+
+
+@pytest.mark.virtual_time
+async def test_a_change_that_a_slow_store_does_not_make_is_told_after_a_while() -> None:
+    """Whoever does it, or waits for who does it for him; and it can be made again."""
+    async with running_cluster("a", plan=FAST) as cluster:
+        a = cluster["a"]
+        await set_vmodel(a, "m", "old")
+        await cluster.settle()
+
+        async def expect_late(call: Callable[[], Awaitable[object]]) -> None:
+            began_s = anyio.current_time()
+            with pytest.raises(MeshError, match="could not be changed within 10 s") as caught:
+                await call()
+            assert caught.value.code == StatusCode.UNAVAILABLE
+            assert anyio.current_time() - began_s == pytest.approx(10.0)
+
+        a.store._call_delay_s = 60.0
+        async with anyio.create_task_group() as group:
+            for name in "uvw":  # changed
+                group.start_soon(expect_late, lambda v=name: set_vmodel(a, "m", v))  # type: ignore
+            group.start_soon(expect_late, lambda: set_vmodel(a, "m", "old"))  # as it is
+            group.start_soon(expect_late, lambda: a.node.vmodels.delete("old"))
+        assert a.node.parts.counters.vmodel_changes_late == 5
+        a.store._call_delay_s = 0.0
+        for name in "uvw":
+            await set_vmodel(a, "m", name)
+        assert cluster.records()[M].references == 4
 
 
 @pytest.mark.virtual_time

@@ -286,6 +286,11 @@ class InstanceStatistics(betterproto2.Message):
 
     vmodel_conflicts: "int" = betterproto2.field(91, betterproto2.TYPE_UINT64)
 
+    vmodel_changes_late: "int" = betterproto2.field(103, betterproto2.TYPE_UINT64)
+    """
+    A counter: changes of vmodels that were told to have taken too long.
+    """
+
     transitions_completed: "int" = betterproto2.field(92, betterproto2.TYPE_UINT64)
 
     transitions_failed: "int" = betterproto2.field(93, betterproto2.TYPE_UINT64)
