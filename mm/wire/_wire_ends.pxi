@@ -139,6 +139,8 @@ cdef void up_broke(call_t *call, conn_t *conn, uint32_t code, bint is_lost) noex
     if is_lost or is_refused:
         if is_lost:
             n = snprintf(text, sizeof(text), b"connection to %.160s lost", conn.target.name)
+        elif code == NGHTTP2_REFUSED_STREAM:
+            n = snprintf(text, sizeof(text), b"stream refused (REFUSED_STREAM)")
         else:
             n = snprintf(text, sizeof(text), b"%.160s refused the stream", conn.target.name)
         arena_text(call, &call.fault, text, n)
@@ -147,8 +149,12 @@ cdef void up_broke(call_t *call, conn_t *conn, uint32_t code, bint is_lost) noex
         else:
             call_fail(call, 14, <const uint8_t *>text, n)
         return
-    n = snprintf(text, sizeof(text), b"the upstream ended the call: stream reset (%s)",
-                 code_name(code))
+    if code < CODE_NAMES_COUNT:
+        n = snprintf(text, sizeof(text), b"the upstream ended the call: stream reset (%s)",
+                     CODE_NAMES[code])
+    else:
+        n = snprintf(text, sizeof(text), b"the upstream ended the call: stream reset (code %u)",
+                     code)
     call_fail(call, status_of_reset(code), <const uint8_t *>text, n)
 
 
@@ -184,9 +190,3 @@ CODE_NAMES[:] = [
     b"STREAM_CLOSED", b"FRAME_SIZE_ERROR", b"REFUSED_STREAM", b"CANCEL", b"COMPRESSION_ERROR",
     b"CONNECT_ERROR", b"ENHANCE_YOUR_CALM", b"INADEQUATE_SECURITY", b"HTTP_1_1_REQUIRED",
 ]
-
-
-cdef const char *code_name(uint32_t code) noexcept nogil:
-    if code < CODE_NAMES_COUNT:
-        return CODE_NAMES[code]
-    return b"unknown code"

@@ -134,7 +134,7 @@ cdef void take_mesh(head_t *head, header_t *header) noexcept nogil:
         take_text(&head.bin_id, header)
     elif length == 8 and same(name, b"balanced", 8):
         head.is_balanced |= header.value_length == 4 and same(header.value, b"true", 4)
-    elif length > 5 and same(name, b"wire-", 5):
+    elif length >= 5 and same(name, b"wire-", 5):
         header.kind = STRIPPED
     elif length == 8 and same(name, b"hop-kind", 8):
         take_text(&head.hop_kind, header)
@@ -197,7 +197,7 @@ cdef bint take_request_header(
     head.regular_seen = 1
     if not is_token(header.name, name_length) or is_of_connection(header.name, name_length):
         head.is_odd = 1
-    elif name_length > 3 and same(header.name, b"mm-", 3):
+    elif name_length >= 3 and same(header.name, b"mm-", 3):
         header.kind = HELD_BACK
         take_mesh(head, header)
     else:
@@ -316,13 +316,13 @@ cdef bint take_answer_header(
     if not is_token(name, name_length) or is_of_connection(name, name_length):
         call.is_spoilt = 1
         return True
-    if name_length > 3 and same(name, b"mm-", 3):
+    if name_length >= 3 and same(name, b"mm-", 3):
         if call.lane >= LANE_MODEL:
             # Tier 2 has filtered already what it sends; this is its word to the wire.
             if name_length == 15 and same(name, b"mm-wire-pass-on", 15):
                 call.pass_on = 1
                 kind = STRIPPED
-        elif name_length > 7 and same(name, b"mm-hop-", 7):
+        elif name_length >= 7 and same(name, b"mm-hop-", 7):
             kind = STRIPPED
             if name_length == 11 and same(name, b"mm-hop-load", 11):
                 call.hop_load = read_number(value, value_length)

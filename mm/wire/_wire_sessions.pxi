@@ -252,6 +252,8 @@ cdef int client_frame(
         elif not is_informational(call):
             answer_headers_received(call)
     elif frame.hd.flags & NGHTTP2_FLAG_END_STREAM:
+        if call.has_response:
+            answer_begin(call)   # as it came: initial headers, then the failure
         call_fail(call, 13, <const uint8_t *>b"the response ended without a status", 35)
     return 0
 

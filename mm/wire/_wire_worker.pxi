@@ -399,7 +399,10 @@ cdef void worker_run(worker_t *w) noexcept nogil:
     clocks_read(w)
     w.wheel_ms = w.now_ms
     while not w.is_stopping:
-        wait_ms = 0 if w.dirty != NULL else timers_wait_ms(w)
+        wait_ms = timers_wait_ms(w)
+        # A command that came after the last look at them, and whose waking was read in that turn.
+        if w.dirty != NULL or load_u32(&w.has_commands, acquire):
+            wait_ms = 0
         # Offline while asleep: the table's writer need not wait for us.
         if w.reader >= 0:
             reader_offline(w.config.table, w.reader)
