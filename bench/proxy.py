@@ -87,7 +87,7 @@ async def serve_grpclib(upstream_port: int | None) -> int:
     return int(server._server.sockets[0].getsockname()[1])
 
 
-async def serve_mm(upstream_port: int) -> int:
+async def serve_mm(upstream_port: int, port: int) -> int:
     """Our proxy, with the shortest router there is."""
     from mm.config import Config
     from mm.core.calls import Call, LocalRoute, Outcome, Route
@@ -116,12 +116,13 @@ async def serve_mm(upstream_port: int) -> int:
         config=Config(service_name="b", kv_store="memory", instance_id=InstanceId("b")),
         external=True,
     )
-    return await GrpcServer(proxy, limits=EXTERNAL_LIMITS, external=True).start("127.0.0.1", 0)
+    server = GrpcServer(proxy, limits=EXTERNAL_LIMITS, external=True)
+    return await server.start("127.0.0.1", port)
 
 
-async def serve(kind: str, upstream_port: int) -> None:
+async def serve(kind: str, upstream_port: int, port: int = 0) -> None:
     if kind == "mm":
-        port = await serve_mm(upstream_port)
+        port = await serve_mm(upstream_port, port)
     else:
         port = await serve_grpclib(upstream_port if kind == "bare" else None)
     print(port, flush=True)
@@ -248,8 +249,8 @@ def main() -> int:
     if options.serve:
         import uvloop
 
-        kind, *port = options.serve
-        uvloop.run(serve(kind, int(port[0]) if port else 0))
+        kind, *ports = options.serve
+        uvloop.run(serve(kind, *map(int, ports or [0])))
     elif options.load:
         asyncio.run(call_many(int(options.load[0]), int(options.load[1])))
     else:
