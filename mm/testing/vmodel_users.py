@@ -136,8 +136,9 @@ class VModelUsers:
         await anyio.sleep(OLD_S_MAX)
         await self._expect_calls("nothing is answered by the model of before")
         self._check_counts()
-        await self._expect_recovery(VMODELS[0])
         await self._expect_succession(VMODELS[1])
+        # The last, for whoever asks later is told of the failures, unless a copy serves.
+        await self._expect_recovery(VMODELS[0])
         await self._expect_calls("a transition ends")
         self._check_counts()
         for vmodel_id in VMODELS:

@@ -14,12 +14,17 @@ import anyio.lowlevel
 import pytest
 from anyio.abc import TaskGroup
 
+from mm.core.records import VModelRecord
+from mm.core.vmodel_changes import ModelRecords, VModelChange
+from mm.mesh import transitions
 from mm.mesh.copies import Copies
 from mm.mesh.keeper import Keeper
 from mm.mesh.mirror import Mirror
 from mm.mesh.ports import Item
 from mm.mesh.registrar import Registrar
 from mm.mesh.registry import Registry
+from mm.mesh.transition_worker import TransitionWorker
+from mm.mesh.transitions import Transitions
 from mm.mesh.unloader import Unloader
 from mm.testing import simulator, workload
 from mm.testing.faults import Faults
@@ -103,6 +108,29 @@ def _keep_nothing(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(workload, "POLICIES_GAP_S", 0.5)
 
 
+def _keep_counting_the_old_model(patch: pytest.MonkeyPatch) -> None:
+    """Of a vmodel that has gone over to its target."""
+    plan_complete = transitions.plan_complete
+
+    def plan(vmodel: VModelRecord, models: ModelRecords) -> VModelChange | None:
+        change = plan_complete(vmodel, models)
+        if change is None:
+            return None
+        kept = {i: model for i, model in change.models.items() if i != vmodel.active_model_id}
+        return replace(change, models=kept)
+
+    patch.setattr(transitions, "plan_complete", plan)
+
+
+def _forget_who_is_blocked(patch: pytest.MonkeyPatch) -> None:
+    """A transition that could not go on is never tried again."""
+
+    async def pause(self: Transitions, worker: TransitionWorker, tries_count: int) -> None:
+        await anyio.sleep_forever()
+
+    patch.setattr(Transitions, "_pause", pause)
+
+
 def _crowd(patch: pytest.MonkeyPatch) -> None:
     """More clients, most of them where something is going on, and models that come and go."""
     patch.setattr(simulator, "CLIENTS_COUNT", 15)
@@ -126,6 +154,10 @@ class Break:
 
 def _world(instances_count: int, models_count: int, safety_s: float) -> Options:
     return Options(instances_count, models_count, safety_s)
+
+
+def _vmodels(instances_count: int, models_count: int, safety_s: float) -> Options:
+    return Options(instances_count, models_count, safety_s, vmodels_count=2)
 
 
 RIGHT = "after the faults all comes right"
@@ -165,6 +197,10 @@ BREAKS = (
         _world(2, 20, 20.0),
     ),
     Break(_keep_nothing, RIGHT, ("half_speed",), _world(3, 10, 10.0)),
+    Break(
+        _keep_counting_the_old_model, "the counts are right", ("half_speed",), _vmodels(2, 2, 10.0)
+    ),
+    Break(_forget_who_is_blocked, "a transition ends", ("half_speed",), _vmodels(2, 2, 5.0)),
 )
 
 

@@ -28,9 +28,15 @@ def test_nothing_is_violated(seed: int) -> None:
     assert run.faults_count > 0
 
 
-@pytest.mark.parametrize("seed", [1, 2])
-def test_vmodels_are_as_they_were_set(seed: int) -> None:
-    run = simulate(seed, Options(vmodels_count=4))
+#: A small world has as many changes of vmodels in a quarter of the time, with less beside them.
+SMALL = Options(instances_count=3, models_count=5, safety_s=30.0, vmodels_count=4)
+
+
+@pytest.mark.parametrize(
+    ("seed", "options"), [(1, Options(vmodels_count=4)), *((seed, SMALL) for seed in (2, 3, 4))]
+)
+def test_vmodels_are_as_they_were_set(seed: int, options: Options) -> None:
+    run = simulate(seed, options)
     if run.failure is not None:
         pytest.fail("\n".join(lines_of_failure(run)), pytrace=False)
     assert run.vmodel_answers["DEFINED"] > 10, run.vmodel_answers

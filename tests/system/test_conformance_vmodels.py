@@ -10,8 +10,10 @@ mode (``test_conformance_management``), a leader that dies (``test_transitions``
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -21,7 +23,8 @@ import pytest
 
 from mm.pb import mmesh
 from tests.system.etcd import Keys
-from tests.system.meshes import Instance, Mesh, mesh_of
+from tests.system.grpcio_runtime import Held, grpcio_runtime
+from tests.system.meshes import Instance, Mesh, mesh_of, record_of
 from tests.system.processes import eventually
 from tests.system.yardstick import yardstick_of
 
@@ -282,6 +285,44 @@ def test_failed_and_recovered(mesh: Mesh) -> None:
     delete_vmodel(b, "broken")
     assert b.status("better").status == Status.NOT_FOUND
     eventually(lambda: a.status("better").status == Status.NOT_FOUND)
+
+
+def test_a_target_that_failed_and_is_set_again(
+    dataplane: str, kv_store: str, new_service_name: Callable[[], str], keys: Keys
+) -> None:
+    """That alone changes nothing; once it can be loaded, it takes over without another word."""
+    damaged = threading.Event()
+    damaged.set()
+
+    def load(held: Held) -> None:
+        if held.path == "archive" and damaged.is_set():
+            held.context.abort(grpc.StatusCode.INTERNAL, "the archive is damaged")
+
+    with ExitStack() as stack:
+        settings = {"MM_DATAPLANE": dataplane}
+        mesh = stack.enter_context(mesh_of(kv_store, settings, new_service_name()))
+        mesh.limits = {"load_pause_first_s": 0.5}
+        path = mesh.socket_path("alone")
+        stack.enter_context(grpcio_runtime(f"unix:{path}")).before_load = load
+        alone = mesh.add_beside("alone", None, {"INTERNAL_GRPC_SOCKET_PATH": path})
+        set_vmodel(alone, "v", "old", "ok", sync=True, auto_delete_target_model=True, load_now=True)
+        set_new = partial(set_vmodel, alone, "v", "new", "archive", auto_delete_target_model=True)
+        set_new(sync=True)
+        versions = keys.versions(mesh.prefix("vmodels"))
+        for sync in (False, True):
+            status = set_new(sync=sync)
+            assert (status.status, status.active_model_id) == (VStatus.TRANSITION_FAILED, "old")
+            assert status.target_model_status is not None
+            assert status.target_model_status.errors[0].endswith("the archive is damaged")
+        assert keys.versions(mesh.prefix("vmodels")) == versions
+        damaged.clear()
+        set_new()
+        records = keys.wait(mesh.prefix("vmodels"), lambda r: '"amid":"new"' in r["v"])
+        assert records == {"v": '{"amid":"new","tmid":"new"}'}, "and it is no longer said to fail"
+        models = keys.table(mesh.prefix("registry"))
+        assert set(models) == {"new"}
+        assert record_of(models, "new")["refs"] == 1
+        assert status_of(alone, "v").status == VStatus.DEFINED
 
 
 def test_several_vmodels_in_one_call(mesh: Mesh) -> None:
