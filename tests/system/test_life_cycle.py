@@ -64,6 +64,8 @@ def test_interop_16_probes_from_the_first_second(mesh: Mesh) -> None:
     assert ask(port, "/live") == (200, b"")
     assert ask(port, "/ready") == (503, b"")
     program.wait_line("connected to etcd")
+    # Nothing that takes time comes before it.
+    assert "life_cycle: /live and /ready" in program.lines[0], program.output()
     assert [ask(port, each) for each in ("/live/", "/ready/")] == [(200, b""), (503, b"")]
     with grpcio_runtime(f"unix:{path}"):
         program.wait_line(READY)
