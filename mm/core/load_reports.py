@@ -48,6 +48,7 @@ class _Copy:
         "is_changed",
         "is_timed",
         "pushed_s",
+        "seen",
         "service_s",
     )
 
@@ -59,6 +60,8 @@ class _Copy:
         self.callers: set[InstanceId] = set()
         self.called_s: dict[InstanceId, float] = {}
         self.is_changed = False
+        #: The count when somebody looked last.
+        self.seen = _NOTHING
         #: One of its calls is being timed.
         self.is_timed = False
         self.service_s = 0.0
@@ -138,8 +141,30 @@ class LoadReports:
         copy = self._copies.get(model_id)
         if copy is not None:
             copy.is_timed = False
-            known_s = copy.service_s or service_s
-            copy.service_s = known_s + SERVICE_WEIGHT * (service_s - known_s)
+            self._took(copy, service_s)
+
+    def heard(
+        self, model_id: ModelId, peer: InstanceId, told: int | None, service_s: float | None
+    ) -> None:
+        """Calls of that peer came, and ended, that nobody told of one by one: of the wire."""
+        copy = self._copies.get(model_id) or self._watch(model_id, peer)
+        if copy is None:
+            return
+        copy.callers.add(peer)
+        copy.believed.setdefault(peer, _NOTHING)
+        if told is not None:
+            copy.believed[peer] = told
+        if service_s is not None:
+            self._took(copy, service_s)
+        self._note(model_id, copy)
+
+    def look(self, count_of: Callable[[ModelId], int]) -> None:
+        """Find out which counts have changed, where nobody tells of each call."""
+        for model_id, copy in self._copies.items():
+            count = count_of(model_id)
+            if count != copy.seen:
+                copy.seen = count
+                self._note(model_id, copy)
 
     def due(
         self, now_s: float, count_of: Callable[[ModelId], int]
@@ -202,6 +227,10 @@ class LoadReports:
             return None
         copy = self._copies[model_id] = _Copy()
         return copy
+
+    def _took(self, copy: _Copy, service_s: float) -> None:
+        known_s = copy.service_s or service_s
+        copy.service_s = known_s + SERVICE_WEIGHT * (service_s - known_s)
 
     def _note(self, model_id: ModelId, copy: _Copy) -> None:
         if not copy.is_changed:

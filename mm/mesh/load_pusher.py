@@ -54,6 +54,7 @@ class LoadPusher:
         self._under_way: set[InstanceId] = set()
         #: Peers that do not take pushes, until when.
         self._resting: dict[InstanceId, float] = {}
+        self._swept_s = 0.0
 
     def began(self, call: Call) -> None:
         """A call got the copy here."""
@@ -76,9 +77,27 @@ class LoadPusher:
         if self._reports.is_pending and not self._wanted.is_set():
             self._wanted.set()
 
+    def heard(
+        self, model_id: ModelId, sender: InstanceId, told: int | None, service_s: float | None
+    ) -> None:
+        """A peer called the copy here, by the wire; ``told``: what the last reply said."""
+        self._reports.heard(model_id, sender, told, service_s)
+
+    def look(self, now_s: float) -> bool:
+        """See to what changed by calls that nobody tells of; answers whether to look again soon.
+
+        While there is nobody to be told anything, there is no need to.
+        """
+        if now_s - self._swept_s >= RECENT_S:
+            self._swept_s = now_s
+            self._reports.sweep(now_s)
+        self._reports.look(self._table.in_flight)
+        if self._reports.is_pending:
+            self._wanted.set()
+        return bool(self.watched)
+
     async def run(self) -> None:
         """Push until cancelled. Peers wait for nobody but themselves: one push each at a time."""
-        swept_s = 0.0
         async with anyio.create_task_group() as group:
             while True:
                 if not self._reports.is_pending:
@@ -86,8 +105,8 @@ class LoadPusher:
                 self._wanted = anyio.Event()
                 now_s = anyio.current_time()
                 count = self._push_due(group, now_s)
-                if now_s - swept_s >= RECENT_S:
-                    swept_s = now_s
+                if now_s - self._swept_s >= RECENT_S:
+                    self._swept_s = now_s
                     self._reports.sweep(now_s)
                 pause_s = count / self._limits.load_pushes_per_s_max
                 await anyio.sleep(max(pause_s, self._limits.load_push_interval_min_s))

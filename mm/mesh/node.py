@@ -62,8 +62,8 @@ class Node:
         self._draining = False
         self._readiness: Readiness | None = None
         #: Told before the counters are read, so that whoever counts elsewhere can bring them up to
-        #: date.
-        self.on_read: Callable[[], None] | None = None
+        #: date; answers the calls that it has under way.
+        self.on_read: Callable[[], int] | None = None
         self.start_time_ms = ports.clock.now_ms()
 
     # --- life ---
@@ -257,9 +257,8 @@ class Node:
             pinned_units=parts.copies.table.kept_units,
         )
 
-    def _read(self) -> None:
-        if self.on_read is not None:
-            self.on_read()
+    def _read(self) -> int:
+        return 0 if self.on_read is None else self.on_read()
 
     @property
     def unready(self) -> Unready | None:
@@ -268,7 +267,7 @@ class Node:
 
     def statistics(self) -> InstanceStatistics:
         """Answer a snapshot of counters and gauges."""
-        self._read()
+        calls_elsewhere = self._read()
         parts = self.parts
         copies = list(parts.copies)
         look_ups = (parts.registry.look_ups, parts.vmodels.look_ups)
@@ -281,7 +280,7 @@ class Node:
             capacity_units=parts.accounting.capacity_units,
             used_units=parts.accounting.used_units,
             unloading_units=parts.accounting.unloading_units,
-            calls_in_flight=parts.router.routes_open,
+            calls_in_flight=parts.router.routes_open + calls_elsewhere,
             waiting_calls=parts.waiters.calls,
             waiting_bytes=parts.waiters.request_bytes,
             loads_running=parts.loader.running_count,

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
+from urllib.parse import unquote
 
 from mm.wire._wire import Worker
 from mm.wire.addresses import Target
@@ -113,6 +114,22 @@ class WireStatistics:
     accept_pauses: int
     #: Connections to others that were closed because nobody needed them.
     upstreams_idle: int
+    #: Calls of peers that ``take_reports`` tells nothing of: too many peers and models at once.
+    reports_dropped: int
+    #: Attempts made from the table alone that are under way.
+    hits_open: int
+
+
+@dataclass(frozen=True, slots=True)
+class PeerCalls:
+    """The calls of one peer for one model here, since one looked last."""
+
+    sender: str
+    model_id: str
+    #: Calls in flight, as the last reply told; None: there was none.
+    told: int | None
+    #: Mean time to a reply.
+    service_s: float | None
 
 
 class Wire:
@@ -172,6 +189,21 @@ class Wire:
         for worker in self._workers:
             for role, own in worker.take_missing():
                 self._connect_tier2(worker, Role(role), own)
+
+    def take_reports(self) -> list[PeerCalls]:
+        """Answer what peers called here since the last time; ``notice_fd`` says when there is
+        something.
+        """
+        return [
+            PeerCalls(
+                unquote(sender.decode()),
+                model_id.decode(),
+                None if told < 0 else told,
+                service_ns / answers / 1e9 if answers else None,
+            )
+            for worker in self._workers
+            for sender, model_id, _, answers, told, service_ns in worker.take_reports()
+        ]
 
     def _connect_tier2(self, worker: Worker, role: Role, own: bool) -> None:
         sock = self._new_tier2(role, own)

@@ -83,7 +83,13 @@ cdef enum:
     COUNT_RESETS_REFUSED = 15  # connections dropped because they reset too fast
     COUNT_ACCEPT_PAUSES = 16   # there was no file descriptor for a connection
     COUNT_UPSTREAMS_IDLE = 17  # closed because nobody needed them
-    COUNTS = 18
+    COUNT_REPORTS_DROPPED = 18  # calls of peers that no push tells of: too many peers and models
+    COUNT_HITS_OPEN = 19       # attempts of the wire under way, here and there
+    COUNTS = 20
+
+    # Pairs of a peer and a model that Python is told of in one look, and the bytes of their ids.
+    REPORTS_MAX = 1024
+    REPORT_BYTES = 224
 
     CALL_ARENA_BYTES = 2048
     TARGET_CONNS = 16
@@ -138,19 +144,14 @@ cdef struct text_t:
 
 # What a request's headers say to the wire.
 cdef struct head_t:
-    text_t path
-    text_t method
-    text_t content_type
-    text_t encoding
-    text_t accept_encoding
+    text_t path, method, content_type, encoding, accept_encoding
     text_t model_id          # or the vmodel's
     text_t hop_kind
+    text_t hop_from
     uint64_t timeout_ns      # of grpc-timeout, when there is one
     text_t bin_id
     uint16_t ids             # how many of each there are
-    uint16_t vmodel_ids
-    uint16_t bin_ids
-    uint16_t bin_vmodel_ids
+    uint16_t vmodel_ids, bin_ids, bin_vmodel_ids
     uint8_t legacy_ids       # tas-model-id: tier 2 reads those
     uint8_t is_vmodel        # what model_id names, once it is known
     uint8_t has_timeout
@@ -258,11 +259,7 @@ cdef struct call_t:
     uint64_t deadline_ns       # 0: none
     timer_t timer
     head_t head
-    headers_t request
-    headers_t response
-    headers_t trailers
-    headers_t held_response
-    headers_t held_trailers
+    headers_t request, response, trailers, held_response, held_trailers
     text_t model_id            # concrete, in the arena
     buffer_t body
     buffer_t answer
@@ -364,6 +361,18 @@ cdef struct config_t:
     text_t instance_name       # and as it is
 
 
+# The calls of one peer for one model here, since Python looked last.
+cdef struct report_t:
+    uint64_t service_ns        # from a call to its reply, of all answers
+    int64_t told               # calls in flight, in the last reply; -1: none yet
+    uint32_t calls
+    uint32_t answers
+    uint32_t hash
+    uint16_t sender_length
+    uint16_t id_length
+    uint8_t bytes[REPORT_BYTES]   # the peer's id, as its header has it, and the model's
+
+
 cdef struct listener_t:
     source_t source
     int fd
@@ -395,6 +404,11 @@ cdef struct worker_t:
     atomic_u64 counts[COUNTS]
     atomic_u32 *peers_open     # by instance index: calls under way there,
     atomic_u32 *peers_answers  # and answers since the start
+    pthread_mutex_t reports_lock   # for these:
+    report_t *reports
+    uint16_t *reports_index    # hashed: a place in `reports`, counted from 1
+    uint32_t reports_count
+    uint8_t reports_noticed    # Python knows that there are some
     # The worker's own.
     source_t mailbox
     int epoll_fd

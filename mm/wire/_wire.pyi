@@ -36,6 +36,11 @@ class Worker:
     def take_missing(self) -> list[tuple[int, bool]]:
         """Answer the tier 2 connections that are gone, as (role, own)."""
 
+    def take_reports(self) -> list[tuple[bytes, bytes, int, int, int, int]]:
+        """Answer (sender, model id, calls, answers, told or -1, service ns) of peers that called
+        since the last time.
+        """
+
     def counts(self) -> list[int]:
         """Answer the counters, in the order of ``WireStatistics``."""
 

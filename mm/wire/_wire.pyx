@@ -60,6 +60,7 @@ include "_wire_memory.pxi"
 include "_wire_timers.pxi"
 include "_wire_headers.pxi"
 include "_wire_inject.pxi"
+include "_wire_reports.pxi"
 include "_wire_build.pxi"
 include "_wire_routes.pxi"
 include "_wire_attempts.pxi"
@@ -260,6 +261,37 @@ cdef class Worker:
         """Answer the tier 2 connections that are gone, as (role, own)."""
         cdef uint32_t bits = swap_u32(&self.core.missing, 0, acquire)
         return [(place // 2, bool(place % 2)) for place in range(ROLES * 2) if bits >> place & 1]
+
+    def take_reports(self):
+        """Answer (sender, model id, calls, answers, told, service ns) of peers that called."""
+        cdef worker_t *w = self.core
+        cdef report_t *each
+        cdef uint32_t i, n
+        cdef list found = []
+        cdef report_t *copied
+        with nogil:
+            pthread_mutex_lock(&w.reports_lock)
+            n = w.reports_count
+            copied = <report_t *>malloc((n + 1) * sizeof(report_t))
+            if copied != NULL:
+                memcpy(copied, w.reports, n * sizeof(report_t))
+                w.reports_count = 0
+                w.reports_noticed = 0
+                memset(w.reports_index, 0, 2 * REPORTS_MAX * sizeof(uint16_t))
+            pthread_mutex_unlock(&w.reports_lock)
+        if copied == NULL:
+            raise MemoryError
+        try:
+            for i in range(n):
+                each = &copied[i]
+                found.append((
+                    each.bytes[:each.sender_length],
+                    each.bytes[each.sender_length:each.sender_length + each.id_length],
+                    each.calls, each.answers, each.told, each.service_ns,
+                ))
+        finally:
+            free(copied)
+        return found
 
     def counts(self):
         """Answer the counters, in the order of COUNT_*."""

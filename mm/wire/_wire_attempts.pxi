@@ -19,8 +19,10 @@ cdef void leave(call_t *call) noexcept nogil:
     if call.slot != NULL:
         unpin(call.slot)
         call.slot = NULL
+        count(w, COUNT_HITS_OPEN, <uint64_t>-1)
     if call.is_there:
         call.is_there = 0
+        count(w, COUNT_HITS_OPEN, <uint64_t>-1)
         # The worker is the only writer. relaxed: numbers.
         store_u32(&w.peers_open[index], load_u32(&w.peers_open[index], relaxed) - 1, relaxed)
         if call.has_trailers:

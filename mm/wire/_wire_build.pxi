@@ -244,6 +244,8 @@ cdef size_t build_answer(call_t *call, const headers_t *headers, bint with_load)
         # Besides this one, which is still pinned.
         length = snprintf(text, sizeof(text), b"%u", in_flight_of(call.slot) - 1)
         if arena_text(call, &kept, text, length):
+            if call.head.hop_kind.bytes != NULL:
+                report(call, in_flight_of(call.slot) - 1)
             put(&w.nv[n], b"mm-hop-load", 11, kept.bytes, kept.length, NGHTTP2_NV_FLAG_NO_INDEX)
             n += 1
     return n

@@ -165,6 +165,7 @@ cdef bint pin_again(call_t *call) noexcept nogil:
     if s == t.slots or not pin(s):
         return False
     call.slot = s
+    count(call.worker, COUNT_HITS_OPEN, 1)
     return True
 
 

@@ -138,6 +138,8 @@ cdef void take_mesh(head_t *head, header_t *header) noexcept nogil:
         header.kind = STRIPPED
     elif length == 8 and same(name, b"hop-kind", 8):
         take_text(&head.hop_kind, header)
+    elif length == 8 and same(name, b"hop-from", 8):
+        take_text(&head.hop_from, header)
     elif length == 9 and same(name, b"hop-tried", 9):
         head.is_tried = 1
     elif length == 12 and same(name, b"hop-redirect", 12):

@@ -150,6 +150,7 @@ cdef bint route(worker_t *w, call_t *call, const method_t *method, bint is_hop) 
     call.handle = <uint32_t>chosen
     call.may_redirect = is_here or has_other_peers(t, s)
     call.is_there = 1
+    count(w, COUNT_HITS_OPEN, 1)
     store_u32(&w.peers_open[chosen & 0xFFFF],
               load_u32(&w.peers_open[chosen & 0xFFFF], relaxed) + 1, relaxed)
     count(w, COUNT_THERE, 1)
@@ -187,9 +188,12 @@ cdef bint route_here(
         return False
     touch(s, w.wall_ms)
     call.slot = s
+    count(w, COUNT_HITS_OPEN, 1)
     call.copy_word = load_u32(&s.flags, relaxed)
     call.lane = LANE_HERE
     count(w, COUNT_HERE, 1)
+    if is_hop:
+        report(call, -1)
     attempt(call, w.runtime)
     return True
 

@@ -61,6 +61,34 @@ async def test_a_peer_that_called_hears_of_the_calls_of_others(
         assert dict(table.peer_loads("m"))[handle] == 0  # type: ignore[index]
 
 
+async def test_calls_that_nobody_tells_of_one_by_one_are_looked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The wire's: it says now and then which peers called, and the table knows the counts."""
+    async with running_cluster("a", "b", plan=FAST) as cluster:
+        await loaded_at(cluster, "b")
+        heard = listen(cluster, monkeypatch)
+        table, pusher = (getattr(cluster["b"].node.parts, each) for each in ("copies", "pusher"))
+        table = table.table
+        assert not pusher.look(anyio.current_time())
+        pusher.heard(ModelId("m"), InstanceId("a"), 0, 0.001)
+        assert pusher.look(anyio.current_time())
+        await anyio.sleep(0.1)
+        assert heard == []
+        for pins in (3, 7):
+            for _ in range(pins):
+                table.pin("m")
+            assert pusher.look(anyio.current_time())
+            await anyio.sleep(0.02)
+        assert [count for _, _, count in heard] == [3, 10]
+        for _ in range(10):
+            table.unpin("m")
+        pusher.look(anyio.current_time())
+        await anyio.sleep(3)
+        assert heard[-1][1:] == ("b", 0)
+        assert not pusher.look(anyio.current_time())
+
+
 async def test_pushes_come_at_most_every_5_ms_and_end_with_the_calls(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

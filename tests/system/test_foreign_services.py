@@ -21,6 +21,7 @@ from grpc_reflection.v1alpha import (  # type: ignore[import-untyped]
 import mm
 from tests.system.conftest import Pair
 from tests.system.meshes import channel_to, refusal
+from tests.system.processes import eventually
 
 pytestmark = pytest.mark.system
 
@@ -54,6 +55,17 @@ class ReflectedClient:
 def client(pair: Pair) -> Iterator[ReflectedClient]:
     with channel_to(pair.other.port) as channel:
         yield ReflectedClient(channel)
+
+
+def test_callers_hear_that_a_copy_is_free_again(pair: Pair) -> None:
+    held = pair.holder.predict_later("echo", "test:delay:ms=60000")
+    pair.holder.wait_in_flight(1)
+    pair.other.predict("echo")
+    before = pair.holder.statistics().loads_pushed
+    held.cancel()
+    eventually(
+        lambda: pair.holder.statistics().loads_pushed > before, what="the caller hears of it"
+    )
 
 
 def test_services(client: ReflectedClient) -> None:

@@ -21,7 +21,7 @@ from h2.events import (
 from mm.core.calls import Outcome
 from mm.core.headers import HeaderList
 from mm.edge.h2.messages import frame_message
-from mm.wire import Role
+from mm.wire import PeerCalls, Role
 from mm.wire.addresses import Target, inet_sockaddr
 from tests.edge.raw_h2 import PATIENCE_S, PeerClosedError, RawPeer, connect, listen
 from tests.wire.frames import OK, answer, begin, request
@@ -326,6 +326,25 @@ async def test_a_peer_is_told_how_busy_the_copy_is() -> None:
         peer.h2.reset_stream(hanging)
         peer.flush()
         await stand.settle(calls_open=0)
+
+
+async def test_what_peers_call_and_hear_is_told_for_the_pushes() -> None:
+    hop = ((b"mm-hop-kind", b"hit-only"), (b"mm-hop-from", b"a%2Cb"))
+    async with serve_wire(role=Role.PEER) as stand, connect(stand.port) as peer:
+        hanging = peer.begin(request(b"/t.S/Hang", *hop))
+        await stand.settle(calls_here=1, hits_open=1)
+        assert stand.wire.take_reports() == [PeerCalls("a,b", "m", None, None)]
+        for _ in range(2):
+            await peer.wait_answer(begin(peer, request(b"/t.S/Unary", *hop)))
+        await peer.wait_answer(begin(peer, request(b"/t.S/Unary", hop[0])))
+        (told,) = stand.wire.take_reports()
+        assert (told.sender, told.model_id, told.told) == ("a,b", "m", 1)
+        assert told.service_s is not None
+        assert 0 < told.service_s < PATIENCE_S
+        assert stand.wire.take_reports() == []
+        peer.h2.reset_stream(hanging)
+        peer.flush()
+        await stand.settle(calls_open=0, hits_open=0)
 
 
 async def test_what_a_peer_says_of_its_copy_is_known() -> None:
