@@ -30,6 +30,7 @@ from mm.environment import Environment
 from mm.errors import ConfigError
 from mm.known_variables import ELSEWHERE, MEANINGLESS, NOT_YET, TLS_NOT_YET
 from mm.limits import MIB, Limits
+from mm.metrics_settings import MetricsSettings, metrics_settings
 from mm.scaling_settings import ScalingSettings, copy_calls_max, scaling_settings
 
 #: Threads of the wire: readers that a table has places for, with some to spare.
@@ -151,6 +152,8 @@ class Config(Limits):
     #: MM_LOG_LEVEL.
     log_level: LogLevel = "info"
 
+    metrics: MetricsSettings = field(default_factory=MetricsSettings)
+
     #: What was odd about the environment; `log_warnings` says it once.
     warnings: tuple[str, ...] = ()
 
@@ -190,6 +193,7 @@ class Config(Limits):
         advertise_host, address_warnings = identity_settings.advertise_host(env, alone=alone)
         ports = identity_settings.ports(env)
         version, version_warnings = identity_settings.version(env)
+        metrics = metrics_settings(env)
         return cls(
             service_name=identity_settings.service_name(env, alone=alone),
             kv_store=kv_store,
@@ -248,7 +252,8 @@ class Config(Limits):
             shutdown_timeout_s=_shutdown_timeout_s(env),
             log_each_invoke=env.boolean("MM_LOG_EACH_INVOKE", default=False),
             log_level=_log_level(env),
-            warnings=address_warnings + version_warnings + _unused_labels(env) + _unused(env),
+            metrics=metrics,
+            warnings=address_warnings + version_warnings + metrics.warnings + _unused(env),
         )
 
 
@@ -326,4 +331,4 @@ def _unused(env: Environment) -> tuple[str, ...]:
         warnings.append(f"has no meaning here, and is ignored: {', '.join(meaningless)}")
     if unknown:
         warnings.append(f"unknown, and ignored (misspelt?): {', '.join(unknown)}")
-    return tuple(warnings)
+    return (*_unused_labels(env), *warnings)

@@ -9,13 +9,8 @@ from typing import Final
 
 #: Variables of the Java mesh that will mean something here, but do not yet.
 NOT_YET: Final = (
-    "MM_INFO_METRICS",
     "MM_LEGACY_ERRORS",
-    "MM_LOG_PROMETHEUS_REQS",
     "MM_LOG_REQUEST_HEADERS",
-    "MM_METRICS",
-    "MM_METRICS_PROMETHEUS_PORT",
-    "MM_METRICS_STATSD_PORT",
     "MM_PAYLOAD_PROCESSORS",
     "MM_PAYLOAD_PROCESSORS_CAPACITY",
     "MM_PAYLOAD_PROCESSORS_THREADS",
@@ -35,6 +30,8 @@ MEANINGLESS: Final = (
     "MEM_LIMIT_MB",
     "MESOS_TASK_ID",
     "MM_INSTALL_PATH",
+    "MM_METRICS_PROMETHEUS_PORT",
+    "MM_METRICS_STATSD_PORT",
     "MM_SEND_DEST_ID",
     "MM_SERVICE_CLASS",
     "NETTY_BUFFER_CHECKS",

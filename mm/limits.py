@@ -289,3 +289,14 @@ class Limits:
     probe_surplus_bytes_max: int = 64 * 1024
     #: After the answer, for the client to close the connection.
     probe_linger_s: float = 1.0
+
+    # --- metrics ------------------------------------------------------------------------------
+
+    #: Methods that have series of their own; calls of others are counted together. A runtime has
+    #: some ten, but whoever may call may make names up, and each would stay for good.
+    metric_methods_max: int = 256
+    #: Models that have series of their own where that is asked for (`per_model_metrics`), each some
+    #: 30 KB of every scrape. Of one more, those called or loaded the longest ago are dropped.
+    metric_models_max: int = 1000
+    #: A page of metrics to be taken by whoever asked for it; Prometheus gives up after 10 s.
+    metric_page_s: float = 10.0

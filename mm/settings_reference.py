@@ -324,6 +324,31 @@ SECTIONS: Final[tuple[tuple[str, tuple[Setting, ...]], ...]] = (
         ),
     ),
     (
+        "Metrics",
+        (
+            _setting(
+                "MM_METRICS",
+                lambda c: c.metrics,
+                "How [metrics](metrics.md) are told: a page for Prometheus, packets for StatsD, or"
+                " nothing.",
+                "statsd:port=8126",
+                "`disabled`, `prometheus` or `statsd`, with `:NAME=VALUE[;NAME=VALUE…]`",
+            ),
+            _setting(
+                "MM_INFO_METRICS",
+                lambda c: c.metrics.info.name if c.metrics.info else "",
+                "One more gauge that is always 1, with labels from the environment; of Prometheus.",
+                "none",
+                "`NAME;LABEL=VARIABLE[,LABEL=VARIABLE…]`, four labels at most",
+            ),
+            _setting(
+                "MM_LOG_PROMETHEUS_REQS",
+                lambda c: c.metrics.logs_requests,
+                "One line in the log for each scrape.",
+            ),
+        ),
+    ),
+    (
         "Life cycle and logs",
         (
             _setting(

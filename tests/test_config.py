@@ -347,11 +347,11 @@ class TestDataplaneConfig:
 
 def test_odd_variables_are_named_once(caplog: pytest.LogCaptureFixture) -> None:
     config = read(
-        MM_METRICS="disabled", MM_SEND_DEST_ID="true", MM_TYPO="1", MM_TABLE="", OTHER="1"
+        MM_LOG_REQUEST_HEADERS="a", MM_SEND_DEST_ID="true", MM_TYPO="1", MM_TABLE="", OTHER="1"
     )
     config.log_warnings(logging.getLogger("test"))
     assert [record.message for record in caplog.records] == [
-        "not supported yet, and ignored: MM_METRICS",
+        "not supported yet, and ignored: MM_LOG_REQUEST_HEADERS",
         "has no meaning here, and is ignored: MM_SEND_DEST_ID",
         "unknown, and ignored (misspelt?): MM_TYPO",
     ]

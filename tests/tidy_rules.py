@@ -32,6 +32,7 @@ SETTINGS = (
     "mm.scaling_settings",
     "mm.settings_reference",
     "mm.limits",
+    "mm.metrics_settings",
     "mm.known_variables",
 )
 

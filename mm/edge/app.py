@@ -40,6 +40,7 @@ from mm.edge.life_cycle import LifeCycle
 from mm.edge.listing import add_listing
 from mm.edge.management import Management
 from mm.edge.memory_store import MemoryStore
+from mm.edge.metrics import Metrics, call_meter
 from mm.edge.peers import GrpcPeers, PeerService
 from mm.edge.policy_management import PolicyManagement
 from mm.edge.proxy import Proxy
@@ -140,6 +141,7 @@ class Instance:
         self._serving_channel: Channel | None = None
         self._proxies: list[Proxy] = []
         self._wired: Wired | None = None
+        self._meter = call_meter(config)
         self.serving = False
 
     async def run(self, stopping: anyio.Event) -> None:
@@ -166,6 +168,7 @@ class Instance:
             peer_service.add_statistics(self._peer_services)
             node.parts.dynamic.follow(LOG_LEVEL, _LogLevel().set)
             external_server, services = self._serve_node(node)
+            await stack.enter_async_context(self._metrics(node).shown())
             static_models = StaticModels(config, node.models, node.vmodels)
             await stack.enter_async_context(
                 files.followed(
@@ -206,6 +209,12 @@ class Instance:
         """Where inferences go; known once the runtime is ready."""
         return self._config.runtime_serving_endpoint or self._runtime.endpoint
 
+    def _metrics(self, node: Node) -> Metrics:
+        sources = () if self._meter is None else (self._meter,)
+        if self._wired is None:
+            return Metrics(self._config, node, sources)
+        return Metrics(self._config, node, sources, self._wired.statistics)
+
     def _is_ready(self) -> bool:
         return self.serving and self._health.serving
 
@@ -226,6 +235,7 @@ class Instance:
                 peers=self._channels,
                 config=config,
                 external=external,
+                meter=self._meter,
             )
             self._proxies.append(proxy)
             table.fallback = proxy

@@ -52,6 +52,7 @@ class Attempt:
 
     __slots__ = (
         "_meter",
+        "code",
         "done",
         "held_headers",
         "held_trailers",
@@ -71,6 +72,8 @@ class Attempt:
         self.done: asyncio.Future[None] = proxied.loop.create_future()
         self.outcome: Outcome | None = None
         self.text = ""
+        #: What it ended with; without an answer, that there was none.
+        self.code: int = StatusCode.UNAVAILABLE
         self.refused = False
         self.held_trailers: HeaderList | None = None
         self.injector: Injector | None = None
@@ -127,6 +130,7 @@ class Attempt:
         if initial:
             self._note_load(trailers)
         status = read_status(trailers)
+        self.code = StatusCode.UNKNOWN if status.code is None else status.code
         outcome = Outcome.ANSWERED if status.code == 0 else judge(self.route, status)
         self.text = status.message
         if isinstance(self.route, PeerRoute) and status.hop_state is not None:
@@ -137,7 +141,7 @@ class Attempt:
             self.held_trailers = trailers
         else:
             self._release_headers()
-            proxied.answer_trailers(trailers, outcome)
+            proxied.answer_trailers(trailers, self.code, outcome)
         self._finish(outcome)
 
     def data_sent(self, size: int) -> None:
@@ -157,9 +161,15 @@ class Attempt:
             self._finish(Outcome.UNREACHABLE)
         else:
             code = _RESET_CODES.get(ErrorCodes(fault.code)) if fault.code < 14 else None
+            self.code = code or StatusCode.INTERNAL
             text = f"the upstream ended the call: {fault.text}"
-            proxied.incoming.send_status(code or StatusCode.INTERNAL, text)
+            proxied.incoming.send_status(self.code, text)
             self._finish(Outcome.ANSWERED)
+
+    @property
+    def messages_bytes(self) -> int:
+        """What the messages of the answer have, so far."""
+        return self._meter.messages_bytes
 
     def _release_headers(self) -> None:
         headers = self.held_headers
@@ -175,6 +185,7 @@ class Attempt:
 
     def _spoil(self, code: int, text: str) -> None:
         """Answer in place of an upstream whose answer cannot be passed on."""
+        self.code = code
         self.proxied.incoming.send_status(code, text)
         self._finish(Outcome.ANSWERED)
 

@@ -1,8 +1,8 @@
-"""A small HTTP/1.1 server for questions that a status answers: probes and hooks.
+"""A small HTTP/1.1 server for questions without a body: probes, hooks and pages of metrics.
 
-Owns the bytes and their bounds. It reads the head of one request a connection, looks at the path
-alone, answers without a body and closes: so kubelet asks, and nothing that a body, a second request
-or a proxy in between could mean is ever parsed. What the paths mean is ``life_cycle``'s.
+Owns the bytes and their bounds. It reads the head of one request a connection, answers and closes:
+so kubelet and Prometheus ask, and nothing that a body, a second request or a proxy in between could
+mean is ever parsed. What the paths mean is ``life_cycle``'s and ``metrics``'.
 """
 
 from __future__ import annotations
@@ -10,9 +10,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Awaitable, Callable
+import ssl
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Final, cast
+from urllib.parse import parse_qs
 
 from mm.edge.h2.server import listening_socket
 from mm.limits import Limits
@@ -20,11 +23,45 @@ from mm.limits import Limits
 logger = logging.getLogger(__name__)
 
 #: A method is any token: the Java mesh answered them all alike (around 20.1).
-_REQUEST_LINE: Final = re.compile(rb"[!#-'*+\-.^-z|~0-9A-Z]{1,32} (/[!-~]*) HTTP/1\.[01]")
+_REQUEST_LINE: Final = re.compile(rb"([!#-'*+\-.^-z|~0-9A-Z]{1,32}) (/[!-~]*) HTTP/1\.[01]")
 _HEAD_END: Final = b"\r\n\r\n"
 
-#: From a path, without query and without a slash at its end, to the status.
-Answer = Callable[[str], Awaitable[HTTPStatus]]
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is asked for."""
+
+    method: str
+    #: Without query, and without a slash at its end.
+    path: str
+    query_text: str
+    #: The lines after the first.
+    header_lines: tuple[bytes, ...]
+
+    @property
+    def query(self) -> Mapping[str, list[str]]:
+        """All values by name."""
+        return parse_qs(self.query_text)
+
+    def header(self, name: str) -> str:
+        """Answer the value of a header, its name in lower case; empty without one."""
+        for line in self.header_lines:
+            found, _, value = line.partition(b":")
+            if found.strip().lower() == name.encode():
+                return value.strip().decode("latin-1")
+        return ""
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """An answer; most are a status alone."""
+
+    status: HTTPStatus
+    body: bytes = b""
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+Answer = Callable[[Request], Awaitable[Response]]
 
 
 class HttpServer:
@@ -36,9 +73,10 @@ class HttpServer:
     an instance takes to stop.
     """
 
-    def __init__(self, answer: Answer, limits: Limits) -> None:
+    def __init__(self, answer: Answer, limits: Limits, tls: ssl.SSLContext | None = None) -> None:
         self.answer = answer
         self.limits = limits
+        self.tls = tls
         #: In the order in which they came.
         self.connections: dict[_Connection, None] = {}
         self._listener: asyncio.Server | None = None
@@ -48,7 +86,14 @@ class HttpServer:
         """Listen, and answer the port; raises ``OSError``."""
         sock = listening_socket(host, port)
         loop = asyncio.get_running_loop()
-        self._listener = await loop.create_server(lambda: _Connection(self), sock=sock)
+        limits = self.limits
+        self._listener = await loop.create_server(
+            lambda: _Connection(self),
+            sock=sock,
+            ssl=self.tls,
+            ssl_handshake_timeout=limits.probe_request_s if self.tls else None,
+            ssl_shutdown_timeout=limits.probe_linger_s if self.tls else None,
+        )
         return int(sock.getsockname()[1])
 
     async def stop(self) -> None:
@@ -131,7 +176,7 @@ class _Connection(asyncio.Protocol):
     def eof_received(self) -> bool:
         # Whoever left looks like one that only asks nothing more. An answer that there is already
         # is sent; nobody's place is kept for longer.
-        if self.has_asked:
+        if self.has_asked and self._server.tls is None:
             self._timer = self._loop.call_later(self._server.limits.probe_linger_s, self.drop)
             return True
         self._transport.close()
@@ -147,33 +192,51 @@ class _Connection(asyncio.Protocol):
 
     def _read(self, head: bytes) -> None:
         self._head.clear()
-        match = _REQUEST_LINE.fullmatch(head.split(b"\r\n", 1)[0])
+        first, *lines = head.split(b"\r\n")
+        match = _REQUEST_LINE.fullmatch(first)
         if match is None:
             self._reply(HTTPStatus.BAD_REQUEST)
             return
         self._timer.cancel()
-        path = match[1].decode("ascii").split("?", 1)[0]
-        self._answering = self._loop.create_task(self._answer(path.removesuffix("/") or "/"))
+        path, _, query = match[2].decode("ascii").partition("?")
+        request = Request(
+            match[1].decode("ascii"), path.removesuffix("/") or "/", query, tuple(lines)
+        )
+        self._answering = self._loop.create_task(self._answer(request))
 
-    async def _answer(self, path: str) -> None:
+    async def _answer(self, request: Request) -> None:
         try:
-            status = await self._server.answer(path)
+            response = await self._server.answer(request)
         except Exception:
             # One question that goes wrong must not end what serves models; it is told.
-            logger.exception("no answer to a request for %s", path)
-            status = HTTPStatus.INTERNAL_SERVER_ERROR
-        self._reply(status)
+            logger.exception("no answer to a request for %s", request.path)
+            response = Response(HTTPStatus.INTERNAL_SERVER_ERROR)
+        self._reply(
+            response.status, response.headers, response.body, no_body=request.method == "HEAD"
+        )
 
-    def _reply(self, status: HTTPStatus) -> None:
+    def _reply(
+        self,
+        status: HTTPStatus,
+        headers: tuple[tuple[str, str], ...] = (),
+        body: bytes = b"",
+        *,
+        no_body: bool = False,
+    ) -> None:
         if self._has_answered or self._transport.is_closing():
             return
         self._has_answered = True
         self._timer.cancel()
-        self._transport.write(
-            f"HTTP/1.1 {status.value} {status.phrase}\r\n"
-            "Content-Length: 0\r\nConnection: close\r\n\r\n".encode("ascii")
-        )
+        head = [
+            f"HTTP/1.1 {status.value} {status.phrase}",
+            f"Content-Length: {len(body)}",
+            *(f"{name}: {value}" for name, value in headers),
+            "Connection: close\r\n\r\n",
+        ]
+        self._transport.write("\r\n".join(head).encode("ascii") + (b"" if no_body else body))
         if self._transport.can_write_eof():
             self._transport.write_eof()
         # The client closes when it has read this; one that does not is not waited for.
-        self._timer = self._loop.call_later(self._server.limits.probe_linger_s, self.drop)
+        limits = self._server.limits
+        wait_s = limits.metric_page_s if body else limits.probe_linger_s
+        self._timer = self._loop.call_later(wait_s, self.drop)

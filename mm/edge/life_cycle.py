@@ -17,7 +17,7 @@ import anyio
 
 from mm.config import Config
 from mm.edge.binding import open_listener
-from mm.edge.http_server import HttpServer
+from mm.edge.http_server import HttpServer, Request, Response
 
 logger = logging.getLogger(__name__)
 
@@ -65,19 +65,19 @@ class LifeCycle:
         paths = "/live and /ready" if server is self._probes else "/prestop"
         logger.info("%s on port %d", paths, port)
 
-    async def _probe(self, path: str) -> HTTPStatus:
-        match path:
+    async def _probe(self, request: Request) -> Response:
+        match request.path:
             case "/live":
-                return HTTPStatus.OK
+                return Response(HTTPStatus.OK)
             case "/ready":
                 ready = self._is_ready()
-                return HTTPStatus.OK if ready else HTTPStatus.SERVICE_UNAVAILABLE
+                return Response(HTTPStatus.OK if ready else HTTPStatus.SERVICE_UNAVAILABLE)
             case _:
-                return HTTPStatus.NOT_FOUND
+                return Response(HTTPStatus.NOT_FOUND)
 
-    async def _hook(self, path: str) -> HTTPStatus:
-        if path != "/prestop":
-            return HTTPStatus.NOT_FOUND
+    async def _hook(self, request: Request) -> Response:
+        if request.path != "/prestop":
+            return Response(HTTPStatus.NOT_FOUND)
         self._hooks_count += 1
         level = logging.INFO if self._hooks_count <= _HOOKS_LOGGED_MAX else logging.DEBUG
         logger.log(level, "a container waits at /prestop for this instance to end")
@@ -85,4 +85,4 @@ class LifeCycle:
             await self._ended.wait()
         if scope.cancelled_caught:
             logger.warning("a container waited at /prestop for longer than a stop can take")
-        return HTTPStatus.OK
+        return Response(HTTPStatus.OK)

@@ -64,6 +64,7 @@ class MultiCall:
     async def run(self) -> None:
         """Ask every model and send the merged answer. Raises ``MeshError``."""
         message = await read_request(self._incoming)
+        self._incoming.request_bytes = len(message)
         positions = iter(range(len(self._ids)))
         workers = min(self._proxy.config.multi_parallelism, len(self._ids))
         try:
@@ -122,6 +123,7 @@ class MultiCall:
         while True:
             route = await router.route(call)
             answer: Answer | None = None
+            began_s = self._incoming.link.loop.time()
             try:
                 answer = await self._exchange(route, message)
             except ChannelFullError:
@@ -130,6 +132,7 @@ class MultiCall:
             except UnreachableError as error:
                 outcome, status = Outcome.UNREACHABLE, Status(14, error.message)
             except BaseException:
+                self._measure(call, route, StatusCode.CANCELLED, began_s)
                 router.finished(call, route, Outcome.ABANDONED)
                 raise
             else:
@@ -138,6 +141,8 @@ class MultiCall:
                     router.report_state(call, route, status.hop_state)
                 if isinstance(route, PeerRoute) and outcome is not Outcome.ANSWERED:
                     call.hear_retry(status.retry_after_ms)
+            code = StatusCode.UNKNOWN if status.code is None else status.code
+            self._measure(call, route, code, began_s)
             again = router.finished(call, route, outcome, status.message)
             if answer is not None and status.code == StatusCode.OK:
                 return answer
@@ -147,6 +152,13 @@ class MultiCall:
                 if answer is not None and answer.trailers is not None:
                     raise CallError(status.code or 2, status.message, answer.trailers)
                 raise call.failure or RuntimeUnavailableError(status.message)
+
+    def _measure(self, call: Call, route: Route, code: int, began_s: float) -> None:
+        """Count a call of the runtime here."""
+        meter = self._proxy.meter
+        if meter is not None and isinstance(route, LocalRoute):
+            taken_s = self._incoming.link.loop.time() - began_s
+            meter.invoked(call.method, code, taken_s, route.model_id, "")
 
     async def _exchange(self, route: Route, message: bytes) -> Answer:
         channel = self._proxy.channel(route)
@@ -179,6 +191,7 @@ class MultiCall:
         merged = b"".join(part for answer in answers for part in answer.plain_messages())
         headers = _merge(answer.headers for answer in answers)
         trailers = _merge(answer.trailers or [] for answer in answers)
+        self._incoming.response_bytes = len(merged)
         self._incoming.send_headers(headers)
         self._incoming.stream.send_data(frame_message(merged))
         self._incoming.send_status(StatusCode.OK, extra=trailers)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from h2.errors import ErrorCodes
 from hpack.struct import NeverIndexedHeaderTuple
 
-from mm.core.calls import Call, Outcome, PeerRoute, Route
+from mm.core.calls import Call, LocalRoute, Outcome, PeerRoute, Route
 from mm.core.headers import (
     HeaderList,
     format_timeout,
@@ -104,12 +104,17 @@ class ProxiedCall:
         "incoming",
         "loop",
         "proxy",
+        "vmodel_id",
     )
 
-    def __init__(self, proxy: Proxy, incoming: IncomingCall, call: Call) -> None:
+    def __init__(
+        self, proxy: Proxy, incoming: IncomingCall, call: Call, vmodel_id: str = ""
+    ) -> None:
         self.proxy = proxy
         self.incoming = incoming
         self.call = call
+        #: By which the client named the model.
+        self.vmodel_id = vmodel_id
         self.loop = incoming.link.loop
         self._attempt: Attempt | None = None
         self._ended = False
@@ -130,6 +135,7 @@ class ProxiedCall:
         route = await self._ask()
         while True:
             attempt: Attempt | None = None
+            began_s = self.loop.time()
             try:
                 attempt = await self._begin_attempt(route)
                 await attempt.done
@@ -138,14 +144,19 @@ class ProxiedCall:
                 raise
             except UnreachableError as error:
                 outcome, text = Outcome.UNREACHABLE, error.message
+                self._measure(route, StatusCode.UNAVAILABLE, began_s)
             except BaseException:
                 # The client left or ran out of time, or the request itself is at fault.
+                if self._attempt is not None:
+                    code = self.incoming.status_code or StatusCode.CANCELLED
+                    self._measure(route, code, began_s)
                 self._abandon(route)
                 raise
             else:
                 assert attempt is not None
                 assert attempt.outcome is not None
                 outcome, text = attempt.outcome, attempt.text
+                self._measure(route, attempt.code, began_s)
                 if attempt.refused and self.may_repeat and refusals < _REFUSALS_MAX:
                     refusals += 1
                     continue
@@ -202,6 +213,13 @@ class ProxiedCall:
         self._send_pieces(attempt)
         return attempt
 
+    def _measure(self, route: Route, code: int, began_s: float) -> None:
+        """Count an attempt at the runtime here."""
+        meter = self.proxy.meter
+        if meter is not None and isinstance(route, LocalRoute):
+            taken_s = self.loop.time() - began_s
+            meter.invoked(self.call.method, code, taken_s, route.model_id, self.vmodel_id)
+
     def _abandon(self, route: Route) -> None:
         if self._attempt is not None:
             self._attempt.stream.reset(ErrorCodes.CANCEL)
@@ -217,7 +235,7 @@ class ProxiedCall:
         if attempt is not None and attempt.held_trailers is not None:
             if attempt.held_headers is not None:
                 self.answer_headers(attempt.held_headers)
-            self.answer_trailers(attempt.held_trailers, outcome)
+            self.answer_trailers(attempt.held_trailers, attempt.code, outcome)
             return
         error = self.call.failure or RuntimeUnavailableError(text)
         if incoming.headers_sent:
@@ -230,6 +248,9 @@ class ProxiedCall:
     def close(self) -> None:
         """Let go of the last attempt, which holds this call."""
         self._park(False)
+        self.incoming.request_bytes = self._meter.messages_bytes
+        if self._attempt is not None:
+            self.incoming.response_bytes = self._attempt.messages_bytes
         self._attempt = None
         self._pieces.clear()
 
@@ -344,14 +365,16 @@ class ProxiedCall:
         self._park(False)
         self.incoming.send_raw_headers(without_mesh_headers(headers))
 
-    def answer_trailers(self, trailers: HeaderList, outcome: Outcome = Outcome.ANSWERED) -> None:
+    def answer_trailers(
+        self, trailers: HeaderList, code: int, outcome: Outcome = Outcome.ANSWERED
+    ) -> None:
         """End the answer."""
         if not self.incoming.headers_sent:
             self.note_load()
         trailers = without_mesh_headers(trailers, PREFIX)
         if outcome is not Outcome.ANSWERED and not self.proxy.external:
             trailers = [*trailers, (RESULT, outcome.value.encode())]
-        self.incoming.send_raw_trailers(trailers)
+        self.incoming.send_raw_trailers(trailers, code)
 
     def note_load(self) -> None:
         """Tell a peer, with the first headers, how busy the copy is (docs/peer-protocol.md)."""

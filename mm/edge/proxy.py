@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 
 from mm.config import Config
+from mm.core.call_meter import CallMeter
 from mm.core.calls import MOVES_MAX, Call, Hop, LocalRoute, Route
 from mm.core.dataplane import RpcConfig
 from mm.core.headers import IdKind, check_id, is_balanced, read_ids
@@ -22,7 +23,13 @@ from mm.edge.h2.messages import ENCODINGS_READ, MessageSplitter, TooMuchHeldErro
 from mm.edge.multi import MultiCall
 from mm.edge.pipe import ProxiedCall
 from mm.edge.wire_words import goes_on, read_tried
-from mm.errors import InvalidRequestError, MeshError, MethodRefusedError, ModelNotFoundError
+from mm.errors import (
+    InvalidRequestError,
+    MeshError,
+    MethodRefusedError,
+    ModelNotFoundError,
+    StatusCode,
+)
 from mm.mesh.permissions import MANAGEMENT_SERVICES
 from mm.mesh.ports import Router
 
@@ -34,7 +41,9 @@ class Proxy:
     """The handler of all calls that are not the mesh's own, on one listener.
 
     ``external``: clients call here, so hop headers are ignored and none go out. Else peers do.
-    ``config`` may be replaced while calls run: each call takes it once.
+    ``config`` may be replaced while calls run: each call takes it once. Calls of clients are
+    measured as soon as it is known which model they are for: what is refused before that is no
+    inference (around 6.1).
     """
 
     def __init__(
@@ -45,12 +54,15 @@ class Proxy:
         peers: ChannelPool,
         config: Config,
         external: bool,
+        meter: CallMeter | None = None,
     ) -> None:
         self.router = router
         self.runtime = runtime
         self.peers = peers
         self.config = config
         self.external = external
+        #: None: nobody wants to know of calls.
+        self.meter = meter
         self.message_bytes_max = config.message_bytes_max
         self.retry_buffer_bytes_max = config.retry_buffer_bytes_max
 
@@ -69,18 +81,49 @@ class Proxy:
         rpc = self.config.dataplane_config.rpc(method)
         if rpc is None:
             raise MethodRefusedError("")
+        began_s = incoming.link.loop.time()
         kind, ids = await self._find_ids(incoming, rpc)
+        if self.meter is None:
+            await self._serve_client(incoming, kind, ids)
+            return
+        code: int = StatusCode.INTERNAL
+        try:
+            await self._serve_client(incoming, kind, ids)
+        except MeshError as error:
+            code = error.code
+            raise
+        except asyncio.CancelledError:
+            code = StatusCode.CANCELLED
+            raise
+        finally:
+            if incoming.status_code is not None:
+                code = incoming.status_code
+            is_one, is_vmodel = len(ids) == 1, kind is IdKind.VMODEL
+            self.meter.answered(
+                method,
+                code,
+                incoming.link.loop.time() - began_s,
+                incoming.request_bytes,
+                incoming.response_bytes,
+                incoming.model_id if is_one else "",
+                ids[0] if is_one and is_vmodel else "",
+            )
+
+    async def _serve_client(self, incoming: IncomingCall, kind: IdKind, ids: list[str]) -> None:
+        """Serve a call of a client, for one model or several."""
         if len(ids) > 1:
             await MultiCall(self, incoming, kind, ids).run()
             return
         vmodel_id = ids[0] if kind is IdKind.VMODEL else None
         model_id = ModelId(ids[0]) if vmodel_id is None else await self.router.resolve(vmodel_id)
-        call = Call(model_id, method=method, balanced=is_balanced(head.mesh))
+        incoming.model_id = model_id
+        balanced = is_balanced(incoming.head.mesh)
+        call = Call(model_id, method=incoming.method, balanced=balanced)
         await self._serve(incoming, call, vmodel_id)
 
     async def _serve(self, incoming: IncomingCall, call: Call, vmodel_id: str | None) -> None:
         call.deadline_s = incoming.deadline_s
-        proxied = ProxiedCall(self, incoming, call)
+        proxied = ProxiedCall(self, incoming, call, vmodel_id or "")
         incoming.read_by(proxied)
         missing: set[ModelId] = set()
         tried = read_tried(incoming.head.mesh) if incoming.link.is_wire else None

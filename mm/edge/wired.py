@@ -29,7 +29,7 @@ from mm.endpoints import Endpoint, UnixEndpoint
 from mm.mesh.ports import RuntimeParameters
 from mm.mesh.seldom import Seldom
 from mm.table import Table
-from mm.wire import Method, MethodFlag, Role, Wire, WireSettings
+from mm.wire import Method, MethodFlag, Role, Wire, WireSettings, WireStatistics
 from mm.wire.addresses import Target, inet_sockaddr, unix_sockaddr
 
 if TYPE_CHECKING:
@@ -273,6 +273,10 @@ class Wired:
         counters.forwards += now.calls_there - there
         self._counted = (now.calls_here, now.calls_there)
         return now.hits_open
+
+    def statistics(self) -> WireStatistics:
+        """Answer what the threads counted since the start."""
+        return self._wire.statistics()
 
     # --- the end -------------------------------------------------------------------------------
 

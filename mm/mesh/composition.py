@@ -26,6 +26,7 @@ from mm.mesh.first_loads import FirstLoads
 from mm.mesh.janitor import Janitor
 from mm.mesh.load_pusher import LoadPusher
 from mm.mesh.loader import Loader
+from mm.mesh.measures import Measures
 from mm.mesh.members import Members
 from mm.mesh.models import Models
 from mm.mesh.pins import Pins
@@ -62,6 +63,7 @@ class Parts:
 
     parameters: RuntimeParameters
     counters: Counters
+    measures: Measures
     busyness: Busyness
     registry: Registry
     vmodels: VModels
@@ -130,6 +132,7 @@ def compose(
     return Parts(
         parameters=parameters,
         counters=counters,
+        measures=copies.measures,
         busyness=Busyness(),
         registry=registry,
         vmodels=vmodels,
@@ -192,11 +195,12 @@ def _copies(
         clock=ports.clock,
         limits=config,
         counters=counters,
+        measures=Measures(config.metrics.models_max(config)),
         load_times=load_times,
         by_cost=CostEviction(table.last_used, ports.rng) if config.eviction == "cost" else None,
     )
     if parameters.limit_model_concurrency:
-        copies.call_limits = CallLimits(config.copy_calls_max, counters)
+        copies.call_limits = CallLimits(config.copy_calls_max, counters, copies.measures)
     return copies
 
 

@@ -12,6 +12,7 @@ import anyio
 
 from mm.errors import QueueFullError
 from mm.mesh.local_copy import LocalCopy
+from mm.mesh.measures import Measures
 from mm.mesh.statistics import Counters
 
 #: Calls that one copy has and keeps waiting when `copy_calls_max` is 0: for each that it takes at a
@@ -60,9 +61,10 @@ class CallLimits:
     Invariant: there are slots of a copy here exactly while it runs calls.
     """
 
-    def __init__(self, copy_calls_max: int, counters: Counters) -> None:
+    def __init__(self, copy_calls_max: int, counters: Counters, measures: Measures) -> None:
         self._copy_calls_max = copy_calls_max
         self._counters = counters
+        self._measures = measures
         #: By the number of the copy's load.
         self._slots: dict[int, _Slots] = {}
 
@@ -77,12 +79,14 @@ class CallLimits:
             slots = self._slots[copy.load_id] = self._slots_of(copy)
         if slots.running_count < slots.slots_max:
             slots.running_count += 1
+            self._measures.slot_wait_ms.observe(0, copy.model_id)
             return True
         if slots.is_full:
             self._counters.calls_overloaded += 1
             raise QueueFullError("Model queue overload")
         waiting = _Waiting()
         slots.line[waiting] = None
+        began_s = anyio.current_time()
         try:
             await waiting.woken.wait()
         except BaseException:
@@ -93,6 +97,9 @@ class CallLimits:
         if waiting.has_slot and not copy.serves:
             self.leave(copy.load_id)
             return False
+        if waiting.has_slot:
+            waited_ms = 1000 * (anyio.current_time() - began_s)
+            self._measures.slot_wait_ms.observe(waited_ms, copy.model_id)
         return waiting.has_slot
 
     def leave(self, load_id: int) -> None:

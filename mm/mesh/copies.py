@@ -27,6 +27,7 @@ from mm.limits import Limits
 from mm.mesh.concurrency import CallLimits
 from mm.mesh.gates import AdmissionGate, SpaceGate
 from mm.mesh.local_copy import ANSWERED_FLAG, LOAD_SHIFT, LocalCopy, Phase
+from mm.mesh.measures import Measures
 from mm.mesh.promises import Promises
 from mm.mesh.registrar import Registrar
 from mm.mesh.room import UNDER_WAY_MS, Room
@@ -63,6 +64,7 @@ class Copies:
         clock: Clock,
         limits: Limits,
         counters: Counters,
+        measures: Measures,
         load_times: LoadTimes,
         by_cost: CostEviction | None = None,
     ) -> None:
@@ -70,6 +72,7 @@ class Copies:
         self.accounting = accounting
         self.registrar = registrar
         self.counters = counters
+        self.measures = measures
         self.clock = clock
         self.space = SpaceGate(accounting)
         # What is kept is as if it were not there: loads share what others can be evicted from.
@@ -82,6 +85,7 @@ class Copies:
             accounting,
             runtime,
             counters,
+            measures,
             limits,
             on_freed=self.space.wake,
             on_capacity=self._capacity_changed,
@@ -361,6 +365,9 @@ class Copies:
             self.counters.pins_evicted += copy.is_kept
             logger.debug("model %s evicted, last used at %d ms", copy.model_id, victim.last_used_ms)
             self._note_last_use(copy, victim)
+            if copy.serves:
+                age_ms = max(0, self.clock.now_ms() - copy.last_used_ms)
+                self.measures.eviction_age_ms.observe(age_ms, copy.model_id)
             self._leave(copy, None)
         if copies:
             self.space.wake()

@@ -15,6 +15,10 @@ class InstanceIndex:
     def __contains__(self, model_id: object) -> bool:
         return model_id in self._instances
 
+    def __len__(self) -> int:
+        """The models that name any instance."""
+        return len(self._instances)
+
     def models(self, instance_id: InstanceId) -> frozenset[ModelId]:
         """Answer the models that name the instance."""
         return frozenset(self._models.get(instance_id, ()))

@@ -33,6 +33,7 @@ from mm.errors import (
 from mm.mesh.copies import Copies
 from mm.mesh.first_loads import FirstLoads
 from mm.mesh.local_copy import AWAITED, CopyGoneError, LocalCopy, Phase
+from mm.mesh.measures import Measure
 from mm.mesh.ports import Loaded, Runtime, RuntimeCallError, RuntimeParameters
 from mm.mesh.registrar import CopyElsewhereError, Registrar
 from mm.mesh.seldom import FAILURES_LOUD_MAX, Seldom
@@ -60,6 +61,7 @@ class Loader:
         first_loads: FirstLoads,
     ) -> None:
         self._copies = copies
+        self._measures = copies.measures
         self._registrar = registrar
         self._runtime = runtime
         self._parameters = parameters
@@ -205,6 +207,7 @@ class Loader:
         self._refuse_if_too_old(copy, size_units)
         await self._registrar.register(copy, basis)
         copy.started.set()
+        queued_s = anyio.current_time()
         with anyio.move_on_after(self._config.space_wait_s) as waited:
             await self._copies.admission.admit(copy, size_units)
         if waited.cancelled_caught:
@@ -217,6 +220,7 @@ class Loader:
         if waited.cancelled_caught:
             raise NoRoomError(f"model {copy.model_id} is still being unloaded here")
         async with self._turns.turn(copy, lambda: copy.priority):
+            self._note(self._measures.load_wait_ms, queued_s, copy)
             if is_guess:
                 await self._improve(copy)
             await self._claim_space(copy)
@@ -234,6 +238,11 @@ class Loader:
         if size_bytes:
             self._sizes.add(copy.info.model_type, size_units)
         self._copies.measured(copy, size_units)
+        told_bytes = size_bytes or copy.weight_units * UNIT_BYTES
+        self._measures.loaded_bytes.observe(told_bytes, copy.model_id)
+
+    def _note(self, measure: Measure, began_s: float, copy: LocalCopy) -> None:
+        measure.observe(1000 * (anyio.current_time() - began_s), copy.model_id)
 
     def _refuse_if_too_old(self, copy: LocalCopy, size_units: int) -> None:
         if self._copies.is_too_old(copy, size_units):
@@ -306,7 +315,9 @@ class Loader:
         self._registrar.progressed(copy)
         try:
             with anyio.fail_after(self.load_timeout_s):
-                return await self._runtime.load(copy.model_id, copy.info)
+                loaded = await self._runtime.load(copy.model_id, copy.info)
+            self._note(self._measures.load_ms, copy.loading_since_s, copy)
+            return loaded
         except TimeoutError:
             message = f"Load of model {copy.model_id} timed out after {self.load_timeout_s:g}s"
             raise LoadRefusedError(message, timed_out=True) from None
@@ -319,9 +330,12 @@ class Loader:
 
     async def _measure(self, copy: LocalCopy) -> int:
         """Answer the loaded size in bytes, 0 to keep the prediction. Calls are served meanwhile."""
+        began_s = anyio.current_time()
         try:
             with anyio.fail_after(self._config.model_size_timeout_s):
-                return await self._runtime.model_size(copy.model_id)
+                size_bytes = await self._runtime.model_size(copy.model_id)
+            self._note(self._measures.sizing_ms, began_s, copy)
+            return size_bytes
         except (TimeoutError, RuntimeCallError, RuntimeUnavailableError) as exc:
             logger.log(
                 self._measures_told.level(anyio.current_time()),

@@ -136,6 +136,16 @@ class Registry:
         found = _LAST_USE.search(item.value)
         return 0 if found is None else int(found[1])
 
+    @property
+    def held_count(self) -> int:
+        """Models of which a copy is registered."""
+        return len(self._holders)
+
+    @property
+    def failed_count(self) -> int:
+        """Models with a failed load recorded."""
+        return len(self._failed)
+
     def failed_at(self, instance_id: InstanceId) -> frozenset[ModelId]:
         """Answer the models with a failed load recorded at ``instance_id``."""
         return self._failed.models(instance_id)

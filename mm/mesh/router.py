@@ -11,6 +11,8 @@ import random
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 
+import anyio
+
 from mm.config import Config
 from mm.core.calls import REFUSALS_MAX, Call, Hop, LocalRoute, Outcome, PeerRoute, Route
 from mm.core.ids import InstanceId, ModelId
@@ -32,6 +34,7 @@ from mm.mesh.hop_routes import HopRoutes
 from mm.mesh.load_pusher import LoadPusher
 from mm.mesh.loader import Loader
 from mm.mesh.local_copy import LocalCopy
+from mm.mesh.measures import MISS_MIN_MS
 from mm.mesh.members import Members
 from mm.mesh.outcomes import Outcomes
 from mm.mesh.permissions import Permissions
@@ -393,6 +396,7 @@ class Router:
         if call.method and not copy.settled.is_set():
             self._loader.ensure_awaited(copy)
             call.has_waited = True
+        began_s = anyio.current_time()
         await self._waiters.wait(copy, call)
         if copy.failure is not None:
             call.failure = load_failure(copy.failure)
@@ -408,6 +412,9 @@ class Router:
             return None
         call.excludes.discard(self._me)
         route = self._pin(call, copy)
+        waited_ms = 1000 * (anyio.current_time() - began_s)
+        if route is not None and call.method and waited_ms > MISS_MIN_MS:
+            self._copies.measures.miss_ms.observe(waited_ms, call.model_id)
         if route is None and call.waiting_since_s is not None and self._waiters.has_time(call):
             # It left before this call's turn: no view was wrong, and waiting has its own bound.
             call.attempts -= 1

@@ -16,6 +16,7 @@ from mm.core.accounting import UnloadAccounting
 from mm.core.ids import ModelId
 from mm.errors import LoadFailedError, RuntimeUnavailableError
 from mm.limits import Limits
+from mm.mesh.measures import Measures
 from mm.mesh.ports import Runtime, RuntimeCallError
 from mm.mesh.seldom import Seldom
 from mm.mesh.statistics import Counters
@@ -38,6 +39,7 @@ class Unloader:
         accounting: UnloadAccounting,
         runtime: Runtime,
         counters: Counters,
+        measures: Measures,
         limits: Limits,
         on_freed: Callable[[], None],
         on_capacity: Callable[[], None],
@@ -47,6 +49,7 @@ class Unloader:
         self._accounting = accounting
         self._runtime = runtime
         self._counters = counters
+        self._measures = measures
         self._limits = limits
         self._on_freed = on_freed
         self._on_capacity = on_capacity
@@ -185,15 +188,18 @@ class Unloader:
             try:
                 async with self._at_once:
                     self._wanted.discard(model_id)
+                    began_s = anyio.current_time()
                     with anyio.fail_after(self._limits.unload_timeout_s):
                         await self._runtime.unload(model_id)
             except (RuntimeCallError, RuntimeUnavailableError, TimeoutError) as exc:
                 tries += 1
+                self._measures.unload_tries_failed += 1
                 self._failed(model_id, weight_units, tries, exc)
                 is_short = tries == 1 or model_id in self._wanted
                 await self._rest(model_id, REST_MIN_S if is_short else self._limits.unload_retry_s)
             else:
                 break
+        self._measures.unload_ms.observe(1000 * (anyio.current_time() - began_s), model_id)
         if self._nudges:
             self._nudge_all()
         self._counters.unloads += 1

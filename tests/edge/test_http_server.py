@@ -14,7 +14,7 @@ from anyio.lowlevel import checkpoint
 
 from mm.config import Config
 from mm.core.ids import InstanceId
-from mm.edge.http_server import HttpServer
+from mm.edge.http_server import HttpServer, Request, Response
 from mm.edge.life_cycle import LifeCycle
 from mm.limits import Limits
 
@@ -83,12 +83,14 @@ async def send_on(writer: asyncio.StreamWriter) -> None:
 async def served(limits: Limits = PATIENT) -> AsyncIterator[Served]:
     end = anyio.Event()
 
-    async def answer(path: str) -> HTTPStatus:
+    async def answer(request: Request) -> Response:
+        path = request.path
         if path == "/long":
             await end.wait()
         if path == "/bug":
             raise KeyError(path)
-        return HTTPStatus.OK if path in ("/fine", "/long") else HTTPStatus.NOT_FOUND
+        is_known = path in ("/fine", "/long")
+        return Response(HTTPStatus.OK if is_known else HTTPStatus.NOT_FOUND)
 
     server = HttpServer(answer, limits)
     port = await server.start(HOST, 0)

@@ -9,6 +9,7 @@ import pytest
 
 from mm.core.cluster_statistics import ClusterStatistics
 from mm.core.ids import NEVER_MS, InstanceId
+from mm.edge.own_series import untold
 from mm.edge.peers import PeerService
 from mm.mesh.statistics import Counters, InstanceStatistics
 from mm.pb.mm import peer
@@ -75,3 +76,8 @@ async def test_partitions_are_told_by_what_they_must_not_host() -> None:
         peer.Partition(["t", "u"], 2, 200, 180, 7, 500),
         peer.Partition(["v"], 1, 100, 0, 0, 0),
     ]
+
+
+def test_every_number_has_a_series() -> None:
+    hint = "name it in mm/edge/own_series.py and docs/metrics.md (tests/edge/test_own_series.py)"
+    assert untold() == set(), hint

@@ -15,6 +15,7 @@ from mm.core.records import ModelInfo
 from mm.errors import QueueFullError, StatusCode
 from mm.mesh.concurrency import CallLimits
 from mm.mesh.local_copy import LocalCopy, Phase
+from mm.mesh.measures import Measures
 from mm.mesh.statistics import Counters
 from mm.testing.cluster import Cluster, Instance, running_cluster, until
 from mm.testing.fake_runtime import DEFAULT_PARAMETERS, ModelPlan
@@ -39,7 +40,7 @@ class Line:
 
     def __init__(self, concurrency_max: int, copy_calls_max: int = 0) -> None:
         self.copy = copy_of(concurrency_max)
-        self.limits = CallLimits(copy_calls_max, Counters())
+        self.limits = CallLimits(copy_calls_max, Counters(), Measures())
         self.entered: list[int] = []
         self.left: list[int] = []
 

@@ -51,6 +51,10 @@ class IncomingCall:
         "holds_stop",
         "initial_headers",
         "link",
+        "model_id",
+        "request_bytes",
+        "response_bytes",
+        "status_code",
         "status_sent",
         "stream",
         "task",
@@ -64,6 +68,13 @@ class IncomingCall:
         self.headers_sent = False
         #: The status was given to the stream; it leaves after what is queued before it.
         self.status_sent = False
+        #: The code of this status.
+        self.status_code: int | None = None
+        #: Whom it is for, as far as that is known and one.
+        self.model_id = ""
+        #: Of its messages, as far as somebody counted them.
+        self.request_bytes = 0
+        self.response_bytes = 0
         self.abandoned = False
         #: Whether a server that stops waits for this call; watches would never end by themselves.
         self.holds_stop = True
@@ -153,11 +164,11 @@ class IncomingCall:
             headers = headers + self.initial_headers
         self.stream.send_headers(headers)
 
-    def send_raw_trailers(self, trailers: HeaderList) -> None:
-        """End with trailers as another server made them."""
+    def send_raw_trailers(self, trailers: HeaderList, code: int) -> None:
+        """End with trailers as another server made them; they say ``code``."""
         if self.status_sent:
             return
-        self._status_follows()
+        self._status_follows(code)
         if not self.headers_sent:
             self.headers_sent = True
             if self.initial_headers:
@@ -168,7 +179,7 @@ class IncomingCall:
         """End with a status; without headers before it, trailers-only. Nothing if answered."""
         if self.status_sent:
             return
-        self._status_follows()
+        self._status_follows(code)
         trailers = [*status_trailers(code, message), *extra]
         if not self.headers_sent:
             self.headers_sent = True
@@ -229,8 +240,9 @@ class IncomingCall:
             self.send_status(StatusCode.DEADLINE_EXCEEDED, "deadline exceeded")
         self.task.cancel()
 
-    def _status_follows(self) -> None:
+    def _status_follows(self, code: int) -> None:
         self.status_sent = True
+        self.status_code = code
         if not self.stream.has_queue:
             self._stop_timer()
 

@@ -45,10 +45,19 @@ class MessageMeter:
     """Follows the messages in a stream without keeping them.
 
     Invariants: 1. ``at_boundary`` is True exactly when the bytes fed so far end with a whole
-    message. 2. ``count`` is the number of messages begun.
+    message. 2. ``count`` is the number of messages begun, ``messages_bytes`` what they have without
+    their prefixes.
     """
 
-    __slots__ = ("_head", "_left", "_length_max", "_what", "any_compressed", "count")
+    __slots__ = (
+        "_head",
+        "_left",
+        "_length_max",
+        "_what",
+        "any_compressed",
+        "count",
+        "messages_bytes",
+    )
 
     def __init__(self, what: str, length_max: int) -> None:
         self._what = what
@@ -56,6 +65,7 @@ class MessageMeter:
         self._head = b""
         self._left = 0
         self.count = 0
+        self.messages_bytes = 0
         self.any_compressed = False
 
     @property
@@ -89,6 +99,7 @@ class MessageMeter:
             if length > self._length_max:
                 raise MessageTooLargeError(self._what, length, self._length_max)
             self._left = length
+            self.messages_bytes += length
 
 
 class MessageSplitter:
