@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import queue
 import re
+import signal
 import socket
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
@@ -190,6 +191,30 @@ def test_interop_15_17_a_pod_ends_in_order(mesh: Mesh, tmp_path: Path) -> None:
     # Told again, or where there is none.
     assert subprocess.call([STOP_SCRIPT, "wait"], env={"MM_PROC": str(proc)}) == 0
     assert subprocess.call([STOP_SCRIPT], env={"MM_PROC": str(tmp_path / "77")}) == 0
+
+
+def test_one_that_does_not_hear_yet_is_waited_for(tmp_path: Path) -> None:
+    """Process 1 ignores SIGTERM until it has a handler; between two looks the script sleeps."""
+    target = subprocess.Popen(["/bin/sleep", str(LIMIT_S)])
+    own, looks = tmp_path / str(target.pid), tmp_path / "looks"
+    own.mkdir()
+    (own / "cmdline").write_bytes(b"python\0-m\0mm\0serve\0")
+    (own / "exe").symlink_to("/usr/bin/python3.11")
+    (own / "status").write_text("Name:\tmm\nSigCgt:\t0000000180000002\n")
+    sleep = tmp_path / "sleep"
+    sleep.write_text(
+        f"#!/bin/sh\nkill -0 {target.pid} && echo alive >>{looks}\n"
+        f'[ "$(wc -l <{looks})" -lt 3 ] || echo "SigCgt: 0000000180004002" >{own}/status\n'
+    )
+    sleep.chmod(0o755)
+    try:
+        env = {"MM_PROC": str(tmp_path), "PATH": f"{tmp_path}:/usr/bin:/bin"}
+        assert subprocess.call([STOP_SCRIPT], env=env, timeout=LIMIT_S) == 0
+        assert target.wait(LIMIT_S) == -signal.SIGTERM
+        assert looks.read_text().split() == ["alive"] * 3
+    finally:
+        target.kill()
+        target.wait(LIMIT_S)
 
 
 def test_two_that_could_be_meant_are_not_stopped(tmp_path: Path) -> None:
