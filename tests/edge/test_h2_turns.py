@@ -8,9 +8,11 @@ from contextlib import AsyncExitStack
 
 import pytest
 
+from mm.core.headers import HeaderList
 from mm.edge.h2.messages import frame_message
 from mm.edge.h2.turns import CALLS_A_TURN, PARKED_MAX
-from tests.edge.h2_echo import assert_serves, serve_echo
+from mm.edge.unary import ServiceTable
+from tests.edge.h2_echo import Echo, assert_serves, serve_echo
 from tests.edge.raw_h2 import REQUEST, RawPeer, connect
 
 pytestmark = pytest.mark.anyio
@@ -30,10 +32,10 @@ async def until(condition: Callable[[], bool]) -> int:
     return turns
 
 
-def send_burst(peer: RawPeer) -> None:
+def send_burst(peer: RawPeer, request: HeaderList = REQUEST) -> None:
     """Begin many calls in one write, without their messages."""
     for _ in range(BURST):
-        peer.h2.send_headers(peer.h2.get_next_available_stream_id(), REQUEST)
+        peer.h2.send_headers(peer.h2.get_next_available_stream_id(), request)
     peer.flush()
 
 
@@ -85,6 +87,36 @@ async def test_many_connections_with_a_few_new_calls_each_take_turns() -> None:
         assert len(server.queue) == len(crowd)
         turns = await until(lambda: echo.running == len(crowd))
         assert turns >= len(crowd) / 4
+
+
+async def test_those_who_manage_models_leave_calls_for_models_one_half_of_the_turns() -> None:
+    """However many connections they have: else each would have as much as the quiet one."""
+    async with serve_echo() as (server, port, echo), AsyncExitStack() as stack:
+        managing = Echo()
+        managing.gate = asyncio.Event()
+        table = ServiceTable(fallback=echo)
+        table.add("/manage", managing)
+        server.handler = table
+        peers = [await stack.enter_async_context(connect(port)) for _ in range(4)]
+        for peer in peers:
+            await assert_serves(peer)
+        manage = [(name, b"/manage" if name == b":path" else value) for name, value in REQUEST]
+        quiet = peers.pop()
+        for peer in peers:
+            for _ in range(PARKED_MAX + 1):
+                stream_id = peer.h2.get_next_available_stream_id()
+                peer.h2.send_headers(stream_id, manage)
+                peer.send(stream_id, frame_message(b""), end=True)
+        before = len(peers) * (PARKED_MAX + 1)
+        await until(lambda: managing.running == before and not server.queue)
+        for peer in peers:
+            send_burst(peer, manage)
+        send_burst(quiet)
+        await until(lambda: echo.running == BURST)
+        assert managing.running - before < 1.5 * BURST
+        managing.gate.set()
+        await until(lambda: managing.running == len(peers) * BURST)  # those have no message
+        assert {link.parked_count for link in server.links} == {0, BURST}
 
 
 def address_of(peer: RawPeer) -> str:

@@ -66,7 +66,7 @@ class ServerLink(Link):
         self._resets_counted_s = time.monotonic()
         self._handshake: asyncio.TimerHandle | None = None
         self._rests = False
-        #: Calls whose handler waits for something before it can begin, such as a load.
+        #: Calls that wait for a load before they can begin, and those of the mesh's own.
         self.parked_count = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -88,7 +88,7 @@ class ServerLink(Link):
         self.server.link_lost(self)
 
     def is_crowded(self) -> bool:
-        """Answer whether many calls wait here: more of the kind are likely to come."""
+        """Answer whether many calls are here that may wait: more of the kind are likely to come."""
         return self.parked_count > PARKED_MAX
 
     def fall_behind(self) -> None:

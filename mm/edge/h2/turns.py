@@ -4,8 +4,8 @@ A read may hold hundreds of calls. Served in one go they would keep the event lo
 hundreds of calls take, and with it every other connection. So a connection with more than a few
 waits in a queue, with its reading paused, and one of the queue has its turn in each turn of the
 event loop: a call on a quiet connection never stands behind more than a few of others. The same
-goes for connections with many calls that wait: a dozen of them with one new call each make a burst
-too.
+goes for connections with many calls that wait for loads or manage models: a dozen of them with one
+new call each make a burst too.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 #: read and to be sent on; the fewer, the more often the event loop looks around, which costs a
 #: tenth of that.
 CALLS_A_TURN: Final = 2
-#: Calls that wait on one connection from which on its new ones always wait for their turn.
+#: Calls of that kind on one connection from which on its new ones always wait for their turn.
 PARKED_MAX: Final = 4
 
 
@@ -29,9 +29,9 @@ class TurnQueue:
     """Connections of one server that wait for their turn, first come first served.
 
     Two queues, and in each turn one connection of each: those with many calls that wait for loads
-    are likely to bring more of them, and leave half of the time to the others. Bounded by the
-    connections of the server. One that has caught up stays for one more turn, its reading resumed:
-    else many that are busy would each begin with a turn at once.
+    or manage models are likely to bring more of them, and leave half of the time to the others.
+    Bounded by the connections of the server. One that has caught up stays for one more turn, its
+    reading resumed: else many that are busy would each begin with a turn at once.
     """
 
     def __init__(self) -> None:
