@@ -2,11 +2,12 @@
 
     python bench/proxy.py [--quick]
 
-Three servers before one constant upstream (``bench/upstream.c``, or a Python one without a C
+Four servers before one constant upstream (``bench/upstream.c``, or a Python one without a C
 compiler and nghttp2): grpclib answering by itself ("echo"), the plainest proxy that grpclib's own
 server and client streams allow ("bare"), and ``mm.edge.proxy`` with a router that always answers
-"here" ("mm"). They take turns; medians are printed, with the CPU that a call costs each process.
-The goal is a rate of at least 0.7 of the bare proxy's (issue 3).
+"here", without metrics ("unmeasured") and with ("mm"). They take turns; medians are printed, with
+the CPU that a call costs each process. The goal is a rate of at least 0.7 of the bare proxy's
+(issue 3).
 """
 
 from __future__ import annotations
@@ -87,9 +88,10 @@ async def serve_grpclib(upstream_port: int | None) -> int:
     return int(server._server.sockets[0].getsockname()[1])
 
 
-async def serve_mm(upstream_port: int, port: int) -> int:
+async def serve_mm(upstream_port: int, port: int, *, measures: bool) -> int:
     """Our proxy, with the shortest router there is."""
     from mm.config import Config
+    from mm.core.call_meter import CallMeter
     from mm.core.calls import Call, LocalRoute, Outcome, Route
     from mm.core.ids import InstanceId
     from mm.edge.h2 import (
@@ -115,14 +117,15 @@ async def serve_mm(upstream_port: int, port: int) -> int:
         peers=ChannelPool(PEER_LIMITS),
         config=Config(service_name="b", kv_store="memory", instance_id=InstanceId("b")),
         external=True,
+        meter=CallMeter(methods_max=256) if measures else None,
     )
     server = GrpcServer(proxy, limits=EXTERNAL_LIMITS, external=True)
     return await server.start("127.0.0.1", port)
 
 
 async def serve(kind: str, upstream_port: int, port: int = 0) -> None:
-    if kind == "mm":
-        port = await serve_mm(upstream_port, port)
+    if kind in ("mm", "unmeasured"):
+        port = await serve_mm(upstream_port, port, measures=kind == "mm")
     else:
         port = await serve_grpclib(upstream_port if kind == "bare" else None)
     print(port, flush=True)
@@ -212,7 +215,7 @@ def run_python_load(port: int, calls: int) -> float:
 
 def measure(rounds: int, calls: int) -> int:
     load = run_h2load if shutil.which("h2load") else run_python_load
-    kinds = ("echo", "bare", "mm")
+    kinds = ("echo", "bare", "unmeasured", "mm")
     rates: dict[str, list[float]] = {kind: [] for kind in kinds}
     costs: dict[str, list[float]] = {kind: [] for kind in kinds}
     with run_upstream() as (upstream_port, language):
@@ -229,7 +232,12 @@ def measure(rounds: int, calls: int) -> int:
                     rates[kind].append(rate)
                     costs[kind].append(cost_us)
     print(f"{'':28}{'calls/s':>10}{'CPU us a call':>16}")
-    names = {"echo": "grpclib echo", "bare": "bare grpclib proxy", "mm": "mm, Python data plane"}
+    names = {
+        "echo": "grpclib echo",
+        "bare": "bare grpclib proxy",
+        "unmeasured": "mm without metrics",
+        "mm": "mm, Python data plane",
+    }
     for kind in kinds:
         rate, cost = statistics.median(rates[kind]), statistics.median(costs[kind])
         print(f"{names[kind]:28}{rate:10.0f}{cost:16.0f}")

@@ -7,10 +7,11 @@ Owns the four series of calls, and the seam between data planes: each yields wha
 from __future__ import annotations
 
 import enum
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple, Protocol
 
-from mm.core.histograms import MESSAGE_BYTES, TIME_MS, Bounds, Histogram, HistogramTable
+from mm.core.histograms import MESSAGE_BYTES, TIME_MS, Histogram
 from mm.errors import StatusCode
 
 #: Of methods beyond the bound; whoever calls here may make up as many as he likes.
@@ -27,12 +28,6 @@ class CallSeries(enum.Enum):
     #: Messages of these.
     REQUEST_BYTES = "request"
     RESPONSE_BYTES = "response"
-
-    @property
-    def bounds(self) -> Bounds:
-        """The bounds of its histograms."""
-        is_time = self in (CallSeries.INVOKED_MS, CallSeries.ANSWERED_MS)
-        return TIME_MS if is_time else MESSAGE_BYTES
 
 
 class CallKey(NamedTuple):
@@ -65,29 +60,29 @@ def add_up(sources: Iterable[CallSource]) -> dict[CallSeries, dict[CallKey, Hist
     return sums
 
 
-class CallMeter:
-    """Counts the calls of the data plane in Python; each costs a few additions.
+#: Of one key: the four series, in the order of ``CallSeries``.
+_Row = tuple[Histogram, Histogram, Histogram, Histogram]
 
-    ``models_max``: by model as well, for so many keys of each series; 0: not by model.
+
+class CallMeter:
+    """Counts the calls of the data plane in Python; each costs some microseconds.
+
+    ``models_max``: by model as well, for so many keys, of which those go that were not called the
+    longest; 0: not by model.
     """
 
     def __init__(self, *, methods_max: int, models_max: int = 0) -> None:
         self._methods_max = methods_max
-        self._by_model = models_max > 0
+        self._models_max = models_max
         self._methods: set[str] = set()
-        self._tables: dict[CallSeries, HistogramTable[CallKey]] = {
-            series: HistogramTable(series.bounds, models_max) for series in CallSeries
-        }
-        self._invoked = self._tables[CallSeries.INVOKED_MS]
-        self._answered = self._tables[CallSeries.ANSWERED_MS]
-        self._requests = self._tables[CallSeries.REQUEST_BYTES]
-        self._responses = self._tables[CallSeries.RESPONSE_BYTES]
+        #: By the parts of a ``CallKey``, without the models where nobody wants them.
+        self._rows: OrderedDict[tuple[str, int] | tuple[str, int, str, str], _Row] = OrderedDict()
 
     def invoked(
         self, method: str, code: int, taken_s: float, model_id: str, vmodel_id: str
     ) -> None:
         """The runtime answered a call, or failed to."""
-        self._invoked.at(self._key(method, code, model_id, vmodel_id)).observe(1000 * taken_s)
+        self._row(method, code, model_id, vmodel_id)[0].observe(1000 * taken_s)
 
     def answered(
         self,
@@ -100,19 +95,31 @@ class CallMeter:
         vmodel_id: str,
     ) -> None:
         """A client has its answer, whatever it is, or will not have one."""
-        key = self._key(method, code, model_id, vmodel_id)
-        self._answered.at(key).observe(1000 * taken_s)
-        self._requests.at(key).observe(request_bytes)
+        _, times, requests, responses = self._row(method, code, model_id, vmodel_id)
+        times.observe(1000 * taken_s)
+        requests.observe(request_bytes)
         if code == StatusCode.OK:
-            self._responses.at(key).observe(response_bytes)
+            responses.observe(response_bytes)
 
     def call_histograms(self) -> Iterator[tuple[CallSeries, CallKey, Histogram]]:
         """See ``CallSource``."""
-        for series, table in self._tables.items():
-            for key, counted in table.items():
-                yield series, key, counted
+        for parts, row in self._rows.items():
+            key = CallKey(*parts)
+            for series, counted in zip(CallSeries, row, strict=True):
+                if counted.count:
+                    yield series, key, counted
 
-    def _key(self, method: str, code: int, model_id: str, vmodel_id: str) -> CallKey:
+    def _row(self, method: str, code: int, model_id: str, vmodel_id: str) -> _Row:
+        if self._models_max:
+            row = self._rows.get((method, code, model_id, vmodel_id))
+            if row is not None:
+                self._rows.move_to_end((method, code, model_id, vmodel_id))
+        else:
+            row = self._rows.get((method, code))
+        return row or self._new_row(method, code, model_id, vmodel_id)
+
+    def _new_row(self, method: str, code: int, model_id: str, vmodel_id: str) -> _Row:
+        """Make a row, under a key that is as bounded as keys have to be."""
         if method not in self._methods:
             if len(self._methods) < self._methods_max:
                 self._methods.add(method)
@@ -120,6 +127,13 @@ class CallMeter:
                 method = OTHER_METHODS
         if not 0 <= code <= StatusCode.UNAUTHENTICATED:
             code = StatusCode.UNKNOWN
-        if self._by_model:
-            return CallKey(method, code, model_id, vmodel_id)
-        return CallKey(method, code)
+        by_model = (method, int(code), model_id, vmodel_id)
+        key = by_model if self._models_max else by_model[:2]
+        row = self._rows.get(key)
+        if row is None:
+            times, sizes = (TIME_MS, TIME_MS), (MESSAGE_BYTES, MESSAGE_BYTES)
+            first, second, third, fourth = map(Histogram, (*times, *sizes))
+            row = self._rows[key] = (first, second, third, fourth)
+            if self._models_max and len(self._rows) > self._models_max:
+                self._rows.popitem(last=False)
+        return row
