@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import math
+import operator
 import os
 import socket
 import threading
@@ -118,6 +120,30 @@ class WireStatistics:
     reports_dropped: int
     #: Attempts made from the table alone that are under way.
     hits_open: int
+
+
+def _bucket_bounds_s() -> tuple[float, ...]:
+    bounds_us = [2 * each for each in range(1, 5)]
+    for exponent in range(3, 27):
+        bounds_us += [(5 + part) << (exponent - 2) for part in range(4)]
+    return (*(each / 1e6 for each in bounds_us[:-1]), math.inf)
+
+
+#: Durations below the first of these are in the first bucket, and so on: four to a doubling.
+BUCKET_BOUNDS_S: Final = _bucket_bounds_s()
+
+
+@dataclass(frozen=True, slots=True)
+class MethodStatistics:
+    """What the calls of a method at a kind of listener came to, whichever tier served them."""
+
+    #: By the number of the status that the client got; 1 also for those that went away.
+    codes: tuple[int, ...]
+    #: From the headers to the end, by BUCKET_BOUNDS_S.
+    durations: tuple[int, ...]
+    duration_us: int
+    request_bytes: int
+    response_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,6 +262,19 @@ class Wire:
         each = [worker.counts() for worker in self._workers]
         return WireStatistics(*(sum(values) for values in zip(*each, strict=True)))
 
+    def methods(self) -> dict[tuple[Role, str], MethodStatistics]:
+        """Answer what calls came to by listener and path, all threads together.
+
+        Under "" stand those of paths that are too long, or came when there were too many.
+        """
+        found: dict[tuple[Role, str], MethodStatistics] = {}
+        for worker in self._workers:
+            for role, path, codes, durations, *sums in worker.methods():
+                now = MethodStatistics(tuple(codes), tuple(durations), *sums)
+                key = Role(role), path.decode("ascii", "replace")
+                found[key] = _added(found[key], now) if key in found else now
+        return found
+
     def peer_traffic(self, handles: Iterable[int]) -> dict[int, tuple[int, int]]:
         """Answer the calls under way to each instance, and the answers that came since the start.
 
@@ -248,3 +287,13 @@ class Wire:
             handle: (sum(one[0] for one in of_it), sum(one[1] for one in of_it))
             for handle, of_it in zip(handles, zip(*each, strict=True), strict=True)
         }
+
+
+def _added(one: MethodStatistics, other: MethodStatistics) -> MethodStatistics:
+    return MethodStatistics(
+        tuple(map(operator.add, one.codes, other.codes)),
+        tuple(map(operator.add, one.durations, other.durations)),
+        one.duration_us + other.duration_us,
+        one.request_bytes + other.request_bytes,
+        one.response_bytes + other.response_bytes,
+    )

@@ -22,6 +22,7 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from mm._lru cimport slot_t, table_t
 from mm._lru_atomics cimport atomic_u32, atomic_u64
+from mm.wire._wire_counters cimport COUNTS, method_counts_t, report_t
 from mm.wire.nghttp2 cimport nghttp2_nv, nghttp2_session
 from mm.wire.system cimport pthread_mutex_t, sockaddr_storage
 
@@ -63,33 +64,6 @@ cdef enum:
     METHOD_DENIED = 4          # not in the data-plane configuration's list
     METHOD_EXTRACTS_VMODEL = 8  # the id in its message is a vmodel's
     METHOD_REFUSED_HERE = 16   # the runtime does not allow it
-
-    # Counters of a worker; `Wire.statistics` names them.
-    COUNT_CONNECTIONS = 0      # accepted
-    COUNT_CONNECTIONS_OPEN = 1
-    COUNT_CALLS = 2
-    COUNT_CALLS_OPEN = 3
-    COUNT_HERE = 4             # answered by the runtime beside
-    COUNT_THERE = 5            # sent to another instance
-    COUNT_SPLICED_MODEL = 6
-    COUNT_SPLICED_OWN = 7
-    COUNT_REPLAYED = 8         # given to tier 2 after an attempt here
-    COUNT_BYTES_IN = 9
-    COUNT_BYTES_OUT = 10
-    COUNT_DEADLINES = 11
-    COUNT_CANCELLED = 12
-    COUNT_UPSTREAMS_OPEN = 13
-    COUNT_CONNECT_FAILURES = 14
-    COUNT_RESETS_REFUSED = 15  # connections dropped because they reset too fast
-    COUNT_ACCEPT_PAUSES = 16   # there was no file descriptor for a connection
-    COUNT_UPSTREAMS_IDLE = 17  # closed because nobody needed them
-    COUNT_REPORTS_DROPPED = 18  # calls of peers that no push tells of: too many peers and models
-    COUNT_HITS_OPEN = 19       # attempts of the wire under way, here and there
-    COUNTS = 20
-
-    # Pairs of a peer and a model that Python is told of in one look, and the bytes of their ids.
-    REPORTS_MAX = 1024
-    REPORT_BYTES = 224
 
     CALL_ARENA_BYTES = 2048
     TARGET_CONNS = 16
@@ -217,8 +191,7 @@ cdef struct call_t:
     # Until this turn is over.
     call_t *turn_next
     uint8_t in_turn
-    int32_t down_id
-    int32_t up_id
+    int32_t down_id, up_id
     uint8_t role               # of the listener
     uint8_t lane
     # Request.
@@ -301,6 +274,7 @@ cdef struct conn_t:
     uint32_t streams_max
     target_t *target           # of a connection of ours
     method_t *method           # of the last call: the next is likely of the same
+    method_counts_t *counts    # of the last one that ended
     buffer_t out               # what the socket did not take
     timer_t timer
     uint64_t heard_ms
@@ -361,18 +335,6 @@ cdef struct config_t:
     text_t instance_name       # and as it is
 
 
-# The calls of one peer for one model here, since Python looked last.
-cdef struct report_t:
-    uint64_t service_ns        # from a call to its reply, of all answers
-    int64_t told               # calls in flight, in the last reply; -1: none yet
-    uint32_t calls
-    uint32_t answers
-    uint32_t hash
-    uint16_t sender_length
-    uint16_t id_length
-    uint8_t bytes[REPORT_BYTES]   # the peer's id, as its header has it, and the model's
-
-
 cdef struct listener_t:
     source_t source
     int fd
@@ -404,19 +366,21 @@ cdef struct worker_t:
     atomic_u64 counts[COUNTS]
     atomic_u32 *peers_open     # by instance index: calls under way there,
     atomic_u32 *peers_answers  # and answers since the start
+    atomic_u32 methods_count
+    method_counts_t *methods   # written once each but for numbers
     pthread_mutex_t reports_lock   # for these:
     report_t *reports
     uint16_t *reports_index    # hashed: a place in `reports`, counted from 1
     uint32_t reports_count
     uint8_t reports_noticed    # Python knows that there are some
     # The worker's own.
+    uint16_t *methods_index    # hashed: a place in `methods`
     source_t mailbox
     int epoll_fd
     int reader                 # number at the table, -1 before there is one
     uint8_t is_stopping
     uint8_t is_draining
-    uint64_t now_ns
-    uint64_t now_ms
+    uint64_t now_ns, now_ms
     int64_t wall_ms
     uint64_t random
     config_t *config

@@ -44,5 +44,10 @@ class Worker:
     def counts(self) -> list[int]:
         """Answer the counters, in the order of ``WireStatistics``."""
 
+    def methods(
+        self,
+    ) -> list[tuple[int, bytes, list[int], list[int], int, int, int]]:
+        """Answer (role, path, calls by status, by duration, us, bytes in, bytes out) of each."""
+
     def peer_traffic(self, handles: list[int]) -> list[tuple[int, int]]:
         """Answer, for each handle, the calls under way there and the answers since the start."""

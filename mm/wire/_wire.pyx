@@ -53,6 +53,7 @@ from mm._lru_atomics cimport (
     store_u64,
     swap_u32,
 )
+from mm.wire._wire_counters cimport *
 from mm.wire.nghttp2 cimport *
 from mm.wire.system cimport *
 
@@ -61,6 +62,7 @@ include "_wire_timers.pxi"
 include "_wire_headers.pxi"
 include "_wire_inject.pxi"
 include "_wire_reports.pxi"
+include "_wire_statistics.pxi"
 include "_wire_build.pxi"
 include "_wire_routes.pxi"
 include "_wire_attempts.pxi"
@@ -296,6 +298,24 @@ cdef class Worker:
     def counts(self):
         """Answer the counters, in the order of COUNT_*."""
         return [load_u64(&self.core.counts[i], relaxed) for i in range(COUNTS)]
+
+    def methods(self):
+        """Answer (role, path, calls by status, by duration, us, bytes in, bytes out) of each."""
+        cdef method_counts_t *each
+        cdef uint32_t i, j
+        cdef list found = []
+        for i in range(load_u32(&self.core.methods_count, acquire)):
+            each = &self.core.methods[i]
+            found.append((
+                each.role,
+                each.path[:each.path_length],
+                [load_u64(&each.codes[j], relaxed) for j in range(<uint32_t>CODES)],
+                [load_u64(&each.buckets[j], relaxed) for j in range(<uint32_t>BUCKETS)],
+                load_u64(&each.duration_us, relaxed),
+                load_u64(&each.request_bytes, relaxed),
+                load_u64(&each.response_bytes, relaxed),
+            ))
+        return found
 
     def peer_traffic(self, list handles):
         """Answer, for each handle, the calls under way there and the answers since the start."""

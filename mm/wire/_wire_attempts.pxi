@@ -158,6 +158,7 @@ cdef void answer_with_held(call_t *call) noexcept nogil:
     call.response = call.held_response
     call.trailers = call.held_trailers
     call.has_held = 0
+    call.status = call.tried_status
     call.has_response = call.held_has_response
     for i in range(trailers.count):
         header = &trailers.items[i]

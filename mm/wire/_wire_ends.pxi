@@ -24,6 +24,7 @@ cdef void call_fail(
     if call.answer_ended or call.down == NULL:
         return
     call.answer_ended = 1
+    call.status = status
     timer_stop(call.worker, &call.timer)
     if call.waits_for != NULL:
         target_unwait(call)
@@ -78,6 +79,7 @@ cdef void down_closed(call_t *call) noexcept nogil:
     call.down = NULL
     conn.streams -= 1
     count(call.worker, COUNT_CALLS_OPEN, <uint64_t>-1)
+    call_counted(call, conn)
     if received > call.body_passed:
         give_back(conn, 0, received - call.body_passed, True)
         call.body_passed = received

@@ -32,8 +32,8 @@ cdef worker_t *worker_new(uint64_t seed, int notice_fd) except NULL:
     w.accept_timer.kind = TIMER_ACCEPT
     event.events = EPOLLIN
     event.data.ptr = &w.mailbox
-    if (not reports_new(w) or w.input == NULL or w.peers == NULL or w.peers_open == NULL
-            or w.peers_answers == NULL or w.wake_fd < 0 or w.epoll_fd < 0
+    if (not reports_new(w) or not statistics_new(w) or w.input == NULL or w.peers == NULL
+            or w.peers_open == NULL or w.peers_answers == NULL or w.wake_fd < 0 or w.epoll_fd < 0
             or not nv_reserve(w, 64) or not buffer_reserve(&w.gather, GATHER_BYTES + 65536)
             or epoll_ctl(w.epoll_fd, EPOLL_CTL_ADD, w.wake_fd, &event) != 0):
         worker_free(w)
@@ -84,6 +84,8 @@ cdef void worker_free(worker_t *w) noexcept:
     free(w.peers_open)
     free(w.peers_answers)
     reports_free(w)
+    free(w.methods)
+    free(w.methods_index)
     free(w.input)
     free(w.nv)
     buffer_free(&w.gather)

@@ -59,3 +59,6 @@ cdef extern from "pthread.h" nogil:
     int pthread_mutex_destroy(pthread_mutex_t *)
     int pthread_mutex_lock(pthread_mutex_t *)
     int pthread_mutex_unlock(pthread_mutex_t *)
+
+cdef extern from *:
+    int leading_zeros "__builtin_clzll" (unsigned long long) noexcept nogil
