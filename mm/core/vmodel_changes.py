@@ -13,7 +13,8 @@ became of it in between.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Final
 
 from mm.core.first_use import first_use_ms
 from mm.core.ids import ModelId
@@ -22,6 +23,12 @@ from mm.errors import ModelExistsError, ModelNotFoundError, TargetConflictError
 
 #: Models by id; None for one that does not exist.
 ModelRecords = Mapping[ModelId, ModelRecord | None]
+#: How many other vmodels name a model, as far as is known; one that is not here: none.
+OtherReferences = Mapping[ModelId, int]
+
+#: ``refs`` is an int32 for Java (spec core 1.6), and one more must still be one. There are never so
+#: many vmodels: whoever wrote more was mistaken.
+REFERENCES_MAX: Final = 2**31 - 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +53,8 @@ class Facts:
 
     now_ms: int
     target_is_loaded: bool
-    #: Other vmodels that name the target: if that is gone, and comes back, they count.
-    others_count: int = 0
+    #: If the target is gone, and comes back, they count.
+    others: OtherReferences = field(default_factory=dict)
     #: MM_DEFAULT_VMODEL_OWNER: of a vmodel that is created without one.
     default_owner: str = ""
 
@@ -56,12 +63,13 @@ class Facts:
 class VModelChange:
     """What is to be stored, in one transaction; None deletes.
 
-    ``miscounts`` says which counts were found to be wrong, and are put right by this.
+    ``miscounts`` says which counts were found to be wrong, and are put right by this. It relies on
+    what is known of other vmodels, so that has to be made sure of first.
     """
 
     vmodel: VModelRecord | None
     models: ModelRecords
-    miscounts: tuple[str, ...] = ()
+    miscounts: Mapping[ModelId, str] = field(default_factory=dict)
 
 
 def references(vmodel: VModelRecord | None) -> frozenset[ModelId]:
@@ -111,26 +119,31 @@ def plan_set(
     if target is None:
         assert request.info is not None, "checked"
         target = ModelRecord(
-            request.info, auto_delete=request.auto_delete, references=facts.others_count
+            request.info,
+            auto_delete=request.auto_delete,
+            references=facts.others.get(request.target_id, 0),
         )
-    return _with_counts(vmodel, wanted, {**models, request.target_id: target.used(used_ms)}, models)
+    changed = {**models, request.target_id: target.used(used_ms)}
+    return _with_counts(vmodel, wanted, changed, models, facts.others)
 
 
 def plan_delete(
-    owner: str, vmodel: VModelRecord | None, models: ModelRecords
+    owner: str, vmodel: VModelRecord | None, models: ModelRecords, others: OtherReferences
 ) -> VModelChange | None:
     """Answer what deleteVModel changes, None if there is nothing to delete (spec core 6.3)."""
     if vmodel is None or not is_owner(owner, vmodel):
         return None
-    return _with_counts(vmodel, None, models, models)
+    return _with_counts(vmodel, None, models, models, others)
 
 
-def plan_complete(vmodel: VModelRecord, models: ModelRecords) -> VModelChange | None:
+def plan_complete(
+    vmodel: VModelRecord, models: ModelRecords, others: OtherReferences
+) -> VModelChange | None:
     """Answer how the target becomes the active model, None if it is already (spec core 6.5)."""
     if not is_in_transition(vmodel):
         return None
     wanted = replace(vmodel, active_model_id=vmodel.target_model_id, failed=False)
-    return _with_counts(vmodel, wanted, models, models)
+    return _with_counts(vmodel, wanted, models, models, others)
 
 
 def plan_failed(vmodel: VModelRecord, models: ModelRecords, *, failed: bool) -> VModelChange | None:
@@ -139,7 +152,7 @@ def plan_failed(vmodel: VModelRecord, models: ModelRecords, *, failed: bool) -> 
     """
     if vmodel.failed == failed or not is_in_transition(vmodel):
         return None
-    return _with_counts(vmodel, replace(vmodel, failed=failed), models, models)
+    return _with_counts(vmodel, replace(vmodel, failed=failed), models, models, {})
 
 
 # --- behind them ---
@@ -202,27 +215,33 @@ def _with_counts(
     after: VModelRecord | None,
     models: ModelRecords,
     stored: ModelRecords,
+    others: OtherReferences,
 ) -> VModelChange:
     """Answer the change from one vmodel record to the next, with the counts of all its models.
 
-    A count can only be wrong if somebody else wrote it. One that is below what this vmodel alone
-    adds to it becomes just that; no model is deleted on the word of such a count.
+    A count can only be wrong if somebody else wrote it: one that cannot be, or that this vmodel
+    alone makes up although others name the model, too. It becomes what is known of; no model is
+    deleted on the word of such a count. Its record is written even if the number comes out the
+    same: whoever counts at that moment takes an unchanged record for unchanged references.
     """
     writes = dict(models)
-    miscounts = []
+    miscounts = {}
     held, wanted = references(before), references(after)
     for model_id in sorted(held | wanted):
         record = models[model_id]
         if record is None:
             continue  # it is gone, whoever deleted it
-        is_new = stored[model_id] is None
-        count, least = record.references, int(model_id in held and not is_new)
-        if count < least:
-            miscounts.append(f"model {model_id} had {count} references, at least {least} was right")
-        left = max(count, least) - least + (model_id in wanted)
-        if not left and record.auto_delete and count >= least:
-            writes[model_id] = None
-        elif left != count:
-            writes[model_id] = replace(record, references=left)
-    changed = {i: record for i, record in writes.items() if record != stored[i]}
-    return VModelChange(after, changed, tuple(miscounts))
+        own = int(model_id in held and stored[model_id] is not None)
+        known, count = own + others.get(model_id, 0), record.references
+        is_last = count == own and model_id not in wanted
+        if not own <= count <= REFERENCES_MAX or (is_last and known > own):
+            miscounts[model_id] = (
+                f"model {model_id} had {count} references, at least {known} was right"
+            )
+            count, is_last = known, False
+        left = count - own + (model_id in wanted)
+        writes[model_id] = (
+            None if is_last and record.auto_delete else replace(record, references=left)
+        )
+    changed = {i: record for i, record in writes.items() if record != stored[i] or i in miscounts}
+    return VModelChange(after, changed, miscounts)

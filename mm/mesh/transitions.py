@@ -384,7 +384,10 @@ class Transitions:
             if vmodel is None or Pair.of(vmodel) != pair:
                 return None
             seen = self._judge(worker, *(models[each] for each in pair))
-            return plan_complete(vmodel, models) if next_step(seen) is Step.SWITCH else None
+            if next_step(seen) is not Step.SWITCH:
+                return None
+            others = self._vmodels.references.others(vmodel_id, models)
+            return plan_complete(vmodel, models, others)
 
         outcome = await self._writer.switch(vmodel_id, plan)
         return outcome.change is not None or Pair.of(outcome.vmodel) != pair

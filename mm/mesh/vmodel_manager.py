@@ -24,6 +24,7 @@ from mm.core.records import ModelRecord, VModelRecord
 from mm.core.vmodel_changes import (
     Facts,
     ModelRecords,
+    OtherReferences,
     SetVModel,
     VModelChange,
     is_in_transition,
@@ -171,7 +172,10 @@ class VModelManager:
             check_id_length(vmodel_id, self._config)
         try:
             await self.writer.change(
-                vmodel_id, lambda vmodel, models: plan_delete(owner, vmodel, models)
+                vmodel_id,
+                lambda vmodel, models: plan_delete(
+                    owner, vmodel, models, self._others(vmodel_id, models)
+                ),
             )
         except UnreadableVModelError:
             logger.warning("vmodel %s is deleted although its record is unreadable", vmodel_id)
@@ -210,9 +214,7 @@ class VModelManager:
         facts = Facts(
             now_ms=self._clock.now_ms(),
             target_is_loaded=may_switch and self._is_loaded(request.target_id, target),
-            others_count=self._vmodels.references.count(
-                request.target_id, besides=request.vmodel_id
-            ),
+            others=self._others(request.vmodel_id, models),
             default_owner=self._config.default_vmodel_owner,
         )
         change = plan_set(request, vmodel, models, facts)
@@ -221,6 +223,9 @@ class VModelManager:
         if change is not None and target is None and request.info is not None:
             check_new_model(request.target_id, request.info, self._registry, self._config)
         return change
+
+    def _others(self, vmodel_id: str, models: ModelRecords) -> OtherReferences:
+        return self._vmodels.references.others(vmodel_id, models)
 
     def _is_loaded(self, model_id: ModelId, record: ModelRecord | None) -> bool:
         if record is None:

@@ -6,10 +6,12 @@ record, which is what counts (``refs``), unless that is gone or wrong; this tell
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final
 
 from mm.core.ids import ModelId, VModelId
 from mm.core.records import VModelRecord
+from mm.core.vmodel_changes import OtherReferences
 
 #: Of the vmodels that refer to one model so many are told: whoever wants all lists the vmodels.
 TOLD_MAX: Final = 100
@@ -26,6 +28,10 @@ class VModelReferences:
         """Answer how many vmodels refer to a model, one of them not counted."""
         vmodels = self._vmodels.get(model_id, set())
         return len(vmodels) - (besides in vmodels)
+
+    def others(self, vmodel_id: str, models: Iterable[ModelId]) -> OtherReferences:
+        """Answer how many vmodels refer to each of these models besides one."""
+        return {each: self.count(each, besides=vmodel_id) for each in models}
 
     def of(self, model_id: ModelId) -> tuple[VModelId, ...]:
         """Answer the vmodels that refer to a model, by id; not more than ``TOLD_MAX``."""

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -270,12 +270,14 @@ class VModelWriter:
     async def _change(
         self, vmodel_id: str, plan: Plan, target_id: ModelId | None, *, fresh: bool
     ) -> Outcome:
+        suspects: Collection[ModelId] = ()
         for attempt in range(TRIES_MAX):
             vmodel = await self.records.vmodel(vmodel_id, fresh=fresh)
             item = self._vmodels.mirror.get(vmodel_id)
             concerned = _concerned(vmodel, target_id)
             await self.records.update_models(concerned, fresh=fresh)
-            if self._vmodels.mirror.get(vmodel_id) is not item:
+            is_sure = await self._look_at_references(suspects)
+            if self._vmodels.mirror.get(vmodel_id) is not item or not is_sure:
                 continue  # meanwhile
             try:
                 models = self.records.models(concerned, target_id)
@@ -290,20 +292,30 @@ class VModelWriter:
                     return Outcome(vmodel, models, None)
                 fresh = True
                 continue
-            if change.miscounts and not fresh:
-                fresh = True  # it may be that only the mirror is wrong
+            if not change.miscounts.keys() <= set(suspects):
+                fresh, suspects = True, change.miscounts.keys()  # only the mirror may be wrong
                 continue
             if await self.records.write(
                 {vmodel_id: change}, self.records.relied_on(vmodel_id, models, target_id)
             ):
-                for miscount in change.miscounts:
+                for miscount in change.miscounts.values():
                     logger.warning("%s; put right", miscount)
                 return Outcome(vmodel, models, change)
-            fresh = False  # the conflict told
+            fresh, suspects = False, ()  # the conflict told
             await self._pause(attempt)
         raise ContendedError(
             f"vmodel {vmodel_id} or its models changed {TRIES_MAX} times while being changed"
         )
+
+    async def _look_at_references(self, suspects: Collection[ModelId]) -> bool:
+        """See that it is known who refers to these models; answer whether they stayed the same
+        meanwhile: nobody comes to refer to a model, or ceases to, without writing its record.
+        """
+        mirror = self._registry.mirror
+        items = [mirror.get(each) for each in suspects]
+        for model_id in suspects:
+            await self._vmodels.look_at_references(model_id)
+        return all(mirror.get(i) is item for i, item in zip(suspects, items, strict=True))
 
     async def _is_so_still(self, vmodel_id: str, vmodel: VModelRecord | None) -> bool:
         """Answer whether a vmodel is what it was before its models were read: else they may be gone

@@ -185,7 +185,7 @@ def test_refusals_for_one_that_does_not_exist() -> None:
 def test_a_target_that_vanished_comes_back() -> None:
     found = change(A, VModelRecord(A, A), {}, info=INFO)
     assert found is not None
-    assert found.miscounts == ()
+    assert not found.miscounts
     record = found.models[A]
     assert record is not None
     assert record.references == 1
@@ -196,9 +196,9 @@ def test_a_target_that_vanished_comes_back() -> None:
 
 def test_complete_and_failed() -> None:
     models: dict[ModelId, ModelRecord | None] = {A: model(auto_delete=True), B: model()}
-    found = plan_complete(VModelRecord(A, B, "o", failed=True), models)
+    found = plan_complete(VModelRecord(A, B, "o", failed=True), models, {})
     assert found == VModelChange(VModelRecord(B, B, "o"), {A: None})
-    assert plan_complete(VModelRecord(B, B), models) is None
+    assert plan_complete(VModelRecord(B, B), models, {}) is None
     found = plan_failed(VModelRecord(A, B), models, failed=True)
     assert found == VModelChange(VModelRecord(A, B, failed=True), {})
     assert plan_failed(VModelRecord(A, B), models, failed=False) is None
@@ -211,10 +211,10 @@ def test_complete_and_failed() -> None:
 @pytest.mark.parametrize("count", [0, -3])
 def test_a_count_that_is_too_low(count: int) -> None:
     wrong = model(references=count, auto_delete=True)
-    gone = plan_delete("", VModelRecord(A, A), {A: wrong})
+    gone = plan_delete("", VModelRecord(A, A), {A: wrong}, {})
     assert gone is not None
-    assert gone.models == ({A: replace(wrong, references=0)} if count else {}), "not deleted"
-    assert gone.miscounts == (f"model a had {count} references, at least 1 was right",)
+    assert gone.models == {A: replace(wrong, references=0)}, "written, and not deleted"
+    assert gone.miscounts == {A: f"model a had {count} references, at least 1 was right"}
     added = change(A, None, {A: wrong})
     assert added is not None
     assert added.models[A] is not None
@@ -223,6 +223,30 @@ def test_a_count_that_is_too_low(count: int) -> None:
     assert kept is not None
     assert kept.models[A] is not None
     assert kept.models[A].references == 1
+
+
+@pytest.mark.parametrize("count", [0, 1, -3, 2**31 - 1, 2**63 - 1])
+def test_a_count_that_others_belie(count: int) -> None:
+    """Nobody loses a model, nor a record its form, for what somebody wrote by hand."""
+    wrong = model(references=count, auto_delete=True)
+    left = plan_delete("", VModelRecord(A, A), {A: wrong}, {A: 2})
+    completed = plan_complete(VModelRecord(A, B), {A: wrong, B: model()}, {A: 2})
+    for found in (left, completed):
+        assert found is not None
+        assert found.models == {A: replace(wrong, references=2)}
+        assert found.miscounts == {A: f"model a had {count} references, at least 3 was right"}
+
+
+@pytest.mark.parametrize("count", [2**31 - 1, 2**63 - 1, -(2**63)])
+def test_a_count_that_cannot_be_is_not_added_to(count: int) -> None:
+    added = change(A, None, {A: model(references=count)}, facts=replace(FACTS, others={A: 2}))
+    assert added is not None
+    assert added.models[A] is not None
+    assert added.models[A].references == 3
+    assert added.miscounts
+    most = change(A, None, {A: model(references=2**31 - 2)})
+    assert most is not None
+    assert not most.miscounts
 
 
 @dataclass
@@ -252,7 +276,7 @@ class ReferencesMachine(RuleBasedStateMachine):
     def _apply(self, name: str, found: VModelChange | None) -> None:
         if found is None:
             return
-        assert found.miscounts == ()
+        assert not found.miscounts
         before = self._referred()
         for model_id, record in found.models.items():
             if record is None:
@@ -267,9 +291,9 @@ class ReferencesMachine(RuleBasedStateMachine):
             if self.expected[model_id].auto_delete:
                 del self.expected[model_id]
 
-    def _referred(self) -> dict[ModelId, int]:
+    def _referred(self, besides: str = "") -> dict[ModelId, int]:
         found: dict[ModelId, int] = {}
-        for vmodel in self.vmodels.values():
+        for vmodel in (each for name, each in self.vmodels.items() if name != besides):
             for model_id in {vmodel.active_model_id, vmodel.target_model_id}:
                 found[model_id] = found.get(model_id, 0) + 1
         return found
@@ -291,7 +315,10 @@ class ReferencesMachine(RuleBasedStateMachine):
         known = self._known()
         try:
             found = plan_set(
-                request, self.vmodels.get(name), known, Facts(NOW_MS, target_is_loaded=loaded)
+                request,
+                self.vmodels.get(name),
+                known,
+                Facts(NOW_MS, target_is_loaded=loaded, others=self._referred(name)),
             )
         except ModelNotFoundError:
             assert known[model_id] is None
@@ -303,13 +330,15 @@ class ReferencesMachine(RuleBasedStateMachine):
 
     @rule(name=names)
     def delete(self, name: str) -> None:
-        self._apply(name, plan_delete("", self.vmodels.get(name), self._known()))
+        others = self._referred(name)
+        self._apply(name, plan_delete("", self.vmodels.get(name), self._known(), others))
         assert name not in self.vmodels
 
     @rule(name=names)
     def complete(self, name: str) -> None:
         if name in self.vmodels:
-            self._apply(name, plan_complete(self.vmodels[name], self._known()))
+            others = self._referred(name)
+            self._apply(name, plan_complete(self.vmodels[name], self._known(), others))
             assert self.vmodels[name].active_model_id == self.vmodels[name].target_model_id
 
     @rule(name=names, failed=st.booleans())

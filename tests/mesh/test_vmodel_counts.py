@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 import anyio
 import pytest
@@ -13,7 +14,7 @@ from mm.core.ids import ModelId
 from mm.core.records import ModelRecord, VModelRecord
 from mm.core.vmodel_changes import references
 from mm.mesh.ports import Item, Part, Write
-from mm.testing.cluster import INFO, PREFIX, Cluster, running_cluster
+from mm.testing.cluster import INFO, PREFIX, Cluster, running_cluster, until
 from tests.mesh.calls import FAST
 from tests.mesh.test_vmodel_manager import counts, set_vmodel, store, stored
 
@@ -90,6 +91,111 @@ async def test_a_missing_model_that_comes_back_as_it_is_left_does_not_count_it()
         )
         await set_vmodel(cluster["a"], "n")
         assert counts(cluster) == {"m": 1, "n": 1}
+
+
+@pytest.mark.parametrize("count", [0, 1, -3])
+async def test_a_low_count_does_not_let_go_of_a_model_in_use(count: int) -> None:
+    """The number comes to none, whatever it was before: others who name the model are asked for."""
+    async with running_cluster("a", plan=FAST) as cluster:
+        a = cluster["a"]
+        for name in "uv":
+            await set_vmodel(a, "m", name, auto_delete=True)
+        await cluster.settle()
+        await miscount(cluster, count)
+        await set_vmodel(a, "m", "w")
+        await a.node.vmodels.delete("w")
+        await a.node.vmodels.delete("u")
+        assert counts(cluster) == {"m": 1}, "v still names it"
+        await a.node.vmodels.delete("v")
+        assert counts(cluster) == {}
+
+
+@pytest.mark.parametrize("count", [2**31 - 1, 2**63 - 1])
+async def test_a_count_that_cannot_be_is_put_right_by_the_next_change(count: int) -> None:
+    """One more would be none of Java's numbers, or leave a record that nobody can read."""
+    async with running_cluster("a", plan=FAST) as cluster:
+        a = cluster["a"]
+        await set_vmodel(a, "m", "u")
+        await miscount(cluster, count)
+        await set_vmodel(a, "m", "v")
+        assert counts(cluster) == {"m": 2}
+
+
+@pytest.mark.virtual_time
+async def test_who_is_only_thought_to_name_a_model_does_not_keep_it() -> None:
+    """The mirror of the vmodels may be behind that of the models."""
+    async with running_cluster("a", plan=FAST) as cluster:
+        a = cluster["a"]
+        cluster.watch_delay_s = 60.0
+        b = await cluster.start("b", is_known_by_all=False)
+        for name in "uvw":
+            await set_vmodel(a, "m", name, auto_delete=True)
+        await b.node.parts.vmodels.mirror.read("u")
+        await b.node.parts.vmodels.mirror.read("v")
+        for name in "uw":
+            await a.node.vmodels.delete(name)
+        await b.node.vmodels.delete("v")
+        assert counts(cluster) == {}
+
+
+@pytest.mark.virtual_time
+async def test_who_leaves_while_it_is_looked_for_does_not_count() -> None:
+    """A number taken for wrong is put right only if the model is as it was before the look."""
+    async with running_cluster("a", "b", plan=FAST) as cluster:
+        a = cluster["a"]
+        for name in "uv":
+            await set_vmodel(a, "m", name, auto_delete=True)
+        await cluster.settle()
+        await miscount(cluster, 1)
+        look = a.node.parts.vmodels.look_at_references
+        looks = []
+
+        async def look_late(model_id: ModelId) -> None:
+            await look(model_id)
+            if not looks:
+                # Somebody who counts right leaves; only the mirror of the models tells of it yet.
+                cluster.server.transact(
+                    [
+                        Write(f"{PREFIX}/vmodels/u", None, None),
+                        Write(f"{PREFIX}/registry/m", record_of_one, None),
+                    ]
+                )
+                item = cluster.server.get(f"{PREFIX}/registry/m")
+                assert item is not None
+                a.node.parts.registry.mirror.written(item)
+            looks.append(model_id)
+
+        record_of_one = cluster.records()[ModelId("m")].encode()
+        a.node.parts.vmodels.look_at_references = look_late  # type: ignore[method-assign]
+        await a.node.vmodels.delete("v")
+        assert looks
+        assert counts(cluster) == {}
+
+
+async def test_a_wrong_count_that_stays_the_same_is_written_all_the_same() -> None:
+    """Whoever counts again at that moment relies on the record: it would be given back a reference
+    that has just gone.
+    """
+    async with running_cluster("a", plan=FAST) as cluster:
+        a = cluster["a"]
+        await set_vmodel(a, "m")
+        await miscount(cluster, 0)
+        table = f"{PREFIX}/registry/m"
+        before = cluster.server.get(table)
+        await a.node.vmodels.delete("v")
+        after = cluster.server.get(table)
+        assert before is not None
+        assert after is not None
+        assert (after.value, after.mod_revision > before.mod_revision) == (before.value, True)
+
+
+async def miscount(cluster: Cluster, count: int) -> None:
+    """Write a number by hand, and have everybody know of it."""
+    wrong = replace(cluster.records()[ModelId("m")], references=count)
+    cluster.server.transact([Write(f"{PREFIX}/registry/m", wrong.encode(), if_revision=None)])
+    for each in cluster.serving:
+        registry = each.node.parts.registry
+        await until(lambda r=registry: r.get(ModelId("m")).references == count)  # type: ignore
 
 
 @pytest.mark.virtual_time
