@@ -9,8 +9,8 @@ from mm.testing import invariants, steadiness
 from mm.testing.simulator import simulate
 from mm.testing.steadiness import turns
 
-#: A run that has the last part.
-STEADY_SEED = 1
+#: Runs that have the last part. Which copies come and go in it is chance: it shows in one of them.
+STEADY_SEEDS = (49, 97, 1)
 
 
 def test_turns_are_told_from_what_rises_or_falls() -> None:
@@ -33,6 +33,7 @@ def test_copies_that_come_and_go_under_even_load_are_seen(monkeypatch: pytest.Mo
     monkeypatch.setattr(steadiness, "BEGIN_S", 20.0)
     monkeypatch.setattr(steadiness, "STEADY_S", 100.0)
     monkeypatch.setattr(invariants, "HELD_S", 0.0)
-    failure = simulate(STEADY_SEED).failure
+    failures = (simulate(seed).failure for seed in STEADY_SEEDS)
+    failure = next((each for each in failures if each is not None), None)
     assert failure is not None
     assert failure.text.startswith("copies do not come and go under even load"), failure.text
