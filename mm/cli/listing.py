@@ -69,6 +69,8 @@ def print_changes(
 
     ``request`` lists what is watched: one id, or those with a prefix.
     """
+    if key_id and prefix:
+        raise CommandError("give an ID or --prefix, not both", exit_code=MISUSED)
     printer = ChangePrinter(output)
 
     def show(entry: Any) -> None:

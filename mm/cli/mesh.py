@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
 import anyio
@@ -17,6 +17,7 @@ import typer
 
 from mm.cli.errors import (
     FAILED,
+    INTERRUPTED,
     MISUSED,
     NOT_FOUND,
     TIME_LIMIT,
@@ -129,6 +130,24 @@ async def connected(
         ) from exc
     finally:
         channel.close()
+
+
+@contextmanager
+def ways_out(ways: Mapping[int, str]) -> Iterator[None]:
+    """Say also what may be done about a failure, by its exit code: what a mesh answers does not
+    speak of commands.
+    """
+    try:
+        yield
+    except CommandError as exc:
+        if exc.exit_code not in ways:
+            raise
+        text = f"{exc}; {ways[exc.exit_code]}"
+        raise CommandError(text, exit_code=exc.exit_code, details=exc.details) from exc
+    except KeyboardInterrupt:
+        if INTERRUPTED in ways:
+            typer.echo(f"mm: interrupted; {ways[INTERRUPTED]}", err=True)
+        raise
 
 
 def _reason(exc: OSError) -> str:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from mm.cli.errors import EXIT_CODES_HELP
+from mm.cli.errors import EXIT_CODES_HELP, REFUSED
 from mm.cli.listing import Kind, name_of, print_changes, print_list, wanted_status
 from mm.cli.mesh import (
     ADDRESS_HELP,
@@ -25,6 +25,7 @@ from mm.cli.mesh import (
     connected,
     exit_by_status,
     pages,
+    ways_out,
 )
 from mm.cli.model_policy import policy
 from mm.cli.output import (
@@ -32,6 +33,7 @@ from mm.cli.output import (
     Output,
     emit_one,
     in_one_line,
+    quoted,
     shown,
     shown_size,
     shown_time,
@@ -129,7 +131,9 @@ def unregister(
       mm model unregister iris
     """
     request = UnregisterModelRequest(model_id=model_id)
-    ask(address, timeout, lambda stub: stub.unregister_model(request, timeout=timeout))
+    way = f"set or delete the vmodels first that `mm model get {quoted(model_id)}` tells of"
+    with ways_out({REFUSED: way}):
+        ask(address, timeout, lambda stub: stub.unregister_model(request, timeout=timeout))
     emit_one(output, {"id": model_id}, f"{shown(model_id)}: unregistered")
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 import json
 import os
+import shlex
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -57,6 +58,11 @@ def emit_one(form: Format, value: Mapping[str, Any], text: str) -> None:
 def shown(text: str) -> str:
     """Answer a text from outside without what would do something to a terminal."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def quoted(text: str) -> str:
+    """Answer a text as a shell takes it for one word, in what people may type."""
+    return shlex.quote(shown(text))
 
 
 def in_one_line(text: str) -> str:

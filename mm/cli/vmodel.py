@@ -11,7 +11,15 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from mm.cli.errors import EXIT_CODES_HELP, MISUSED, REFUSED, CommandError
+from mm.cli.errors import (
+    EXIT_CODES_HELP,
+    INTERRUPTED,
+    MISUSED,
+    NOT_FOUND,
+    REFUSED,
+    TIME_LIMIT,
+    CommandError,
+)
 from mm.cli.listing import Kind, name_of, print_changes, print_list, wanted_status
 from mm.cli.mesh import (
     ADDRESS_HELP,
@@ -22,9 +30,10 @@ from mm.cli.mesh import (
     ask,
     ask_and_look,
     exit_by_status,
+    ways_out,
 )
 from mm.cli.model import DEFAULT_TYPE, model_lines, model_value
-from mm.cli.output import Format, Output, emit_one, in_one_line, shown
+from mm.cli.output import Format, Output, emit_one, in_one_line, quoted, shown
 from mm.pb.mmesh import (
     DeleteVModelRequest,
     EnsureLoadedRequest,
@@ -125,11 +134,23 @@ def set_vmodel(
         sync=wait,
     )
 
-    status = _set(request, address, timeout)
+    with ways_out(_ways_out(request)):
+        status = _set(request, address, timeout)
     if wait:
         _show_end(vmodel_id, target_id, status, output)
     else:
         _show(vmodel_id, status, output)
+
+
+def _ways_out(request: SetVModelRequest) -> dict[int, str]:
+    vmodel, target = quoted(request.v_model_id), quoted(request.target_model_id)
+    ways = {REFUSED: f"`mm vmodel get {vmodel}` and `mm model get {target}` tell what is there"}
+    if request.model_info is None and not request.update_only:
+        ways[NOT_FOUND] = f"register it (`mm model register {target}`), or give its --path, too"
+    if request.sync:
+        way = f"what is set goes on without this command: `mm vmodel get {vmodel}` tells how far"
+        ways[TIME_LIMIT] = ways[INTERRUPTED] = way
+    return ways
 
 
 def _set(request: SetVModelRequest, address: str, timeout: float) -> VModelStatusInfo:
@@ -291,6 +312,14 @@ def _show_end(vmodel_id: str, target_id: str, status: VModelStatusInfo, output: 
     is_ours = target_id == status.active_model_id or (
         has_failed and target_id == status.target_model_id
     )
+    if has_failed and is_ours:
+        _emit(vmodel_id, status, output)
+        active_id = status.active_model_id
+        raise CommandError(
+            f"vmodel {shown(vmodel_id)} stays with {shown(active_id)}: {shown(target_id)} cannot be"
+            " loaded; the mesh goes on trying, and"
+            f" `mm vmodel set {quoted(vmodel_id)} {quoted(active_id)}` has it give up"
+        )
     if is_gone or is_ours:
         _show(vmodel_id, status, output)
         return

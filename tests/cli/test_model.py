@@ -100,7 +100,8 @@ def test_a_refusal_is_one_line_with_its_code(mesh: FakeMesh) -> None:
     assert run(mesh, "unregister", "iris") == (
         4,
         "",
-        "mm: FAILED_PRECONDITION: Model iris has referents\n",
+        "mm: FAILED_PRECONDITION: Model iris has referents;"
+        " set or delete the vmodels first that `mm model get iris` tells of\n",
     )
 
 

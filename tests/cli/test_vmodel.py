@@ -122,7 +122,11 @@ def test_a_target_that_cannot_be_loaded(mesh: FakeMesh) -> None:
     )
     mesh.answer.target_model_status.errors = ["broken"]
     code, out, err = run(mesh, "set", "v", "m2", "--wait")
-    assert (code, err) == (1, "")
+    assert code == 1
+    assert err == (
+        "mm: vmodel v stays with m1: m2 cannot be loaded; the mesh goes on trying, and"
+        " `mm vmodel set v m1` has it give up\n"
+    )
     assert out == (
         "v: TRANSITION_FAILED\n  active m1: LOADED\n  target m2: LOADING_FAILED\n"
         "    error: broken\n"
@@ -212,7 +216,52 @@ def test_one_of_another_owner_is_not_said_to_be_deleted(mesh: FakeMesh, other: s
 def test_another_owner_is_a_refusal(mesh: FakeMesh) -> None:
     mesh.answer = GRPCError(Status.ALREADY_EXISTS, "vmodel v already exists")
     code, out, err = run(mesh, "set", "v", "m")
-    assert (code, out, err) == (4, "", "mm: ALREADY_EXISTS: vmodel v already exists\n")
+    assert (code, out) == (4, "")
+    assert err == (
+        "mm: ALREADY_EXISTS: vmodel v already exists;"
+        " `mm vmodel get v` and `mm model get m` tell what is there\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "args", "way"),
+    [
+        (Status.NOT_FOUND, 3, (), "register it (`mm model register 'a b'`), or give its --path"),
+        (Status.NOT_FOUND, 3, ("--update-only",), ""),
+        (Status.NOT_FOUND, 3, ("--path", "p"), ""),
+        (Status.DEADLINE_EXCEEDED, 5, (), ""),
+        (Status.DEADLINE_EXCEEDED, 5, ("--wait",), "goes on without this command: `mm vmodel get"),
+    ],
+)
+def test_a_failure_tells_the_way_out(
+    mesh: FakeMesh, status: Status, code: int, args: tuple[str, ...], way: str
+) -> None:
+    mesh.answer = GRPCError(status, "no")
+    found, out, err = run(mesh, "set", "v", "a b", *args)
+    assert (found, out) == (code, "")
+    assert way in err
+    assert way or err == f"mm: {status.name}: no\n"
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_whoever_interrupts_a_wait_is_told_that_it_goes_on(
+    mesh: FakeMesh, monkeypatch: pytest.MonkeyPatch, *, waits: bool
+) -> None:
+    def interrupt(*_args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mm.cli.vmodel.ask_and_look", interrupt)
+    code, out, err = run(mesh, "set", "v", "m", *(["--wait"] if waits else []))
+    assert (code, out) == (130, "")
+    told = "mm: interrupted; what is set goes on without this command: `mm vmodel get v` tells"
+    assert err.startswith(told) if waits else not err
+
+
+@pytest.mark.parametrize("kind", ["model", "vmodel"])
+def test_a_watch_of_an_id_and_a_prefix(mesh: FakeMesh, kind: str) -> None:
+    found = run_command(mesh, kind, "watch", "v", "--prefix", "w")
+    assert found == (2, "", "mm: give an ID or --prefix, not both\n")
+    assert not mesh.requests
 
 
 def entry(vmodel_id: str, active: str, target: str = "", **changes: Any) -> mmesh.ListedVModel:
