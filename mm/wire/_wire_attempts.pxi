@@ -12,6 +12,16 @@ cdef void call_settle(call_t *call) noexcept nogil:
         call_free(call)
 
 
+cdef void enter_there(call_t *call) noexcept nogil:
+    """Count among the calls at a peer, until `leave`."""
+    cdef worker_t *w = call.worker
+    cdef uint32_t index = call.handle & 0xFFFF
+    call.is_there = 1
+    count(w, COUNT_HITS_OPEN, 1)
+    # The worker is the only writer. relaxed: numbers.
+    store_u32(&w.peers_open[index], load_u32(&w.peers_open[index], relaxed) + 1, relaxed)
+
+
 cdef void leave(call_t *call) noexcept nogil:
     """The attempt is over: let go of the copy, or of the place among the calls at a peer."""
     cdef worker_t *w = call.worker

@@ -136,6 +136,8 @@ cdef void up_broke(call_t *call, conn_t *conn, uint32_t code, bint is_lost) noex
         headers_clear(&call.response)
         call.has_response = 0
         if call.lane != LANE_HERE or pin_again(call):
+            if call.lane == LANE_THERE:
+                enter_there(call)
             attempt(call, call.target)
             return
     if is_lost or is_refused:

@@ -149,10 +149,7 @@ cdef bint route(worker_t *w, call_t *call, const method_t *method, bint is_hop) 
     call.lane = LANE_THERE
     call.handle = <uint32_t>chosen
     call.may_redirect = is_here or has_other_peers(t, s)
-    call.is_there = 1
-    count(w, COUNT_HITS_OPEN, 1)
-    store_u32(&w.peers_open[chosen & 0xFFFF],
-              load_u32(&w.peers_open[chosen & 0xFFFF], relaxed) + 1, relaxed)
+    enter_there(call)
     count(w, COUNT_THERE, 1)
     attempt(call, target)
     return True

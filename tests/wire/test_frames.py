@@ -81,6 +81,26 @@ async def test_a_stream_that_was_refused_is_sent_again() -> None:
             assert (await client.wait_answer(begin(client)))[1] == frame_message(b"again")
 
 
+async def test_a_call_that_a_peer_refused_and_gets_again_is_counted_there() -> None:
+    async def serve(peer: RawPeer) -> None:
+        peer.start()
+        peer.h2.reset_stream(await ended(peer), ErrorCodes.REFUSED_STREAM)
+        peer.flush()
+        again = await ended(peer)
+        seen.append((here.counts.hits_open, here.wire.peer_traffic([handle])[handle]))
+        answer(peer, again, b"again")
+        await peer.wait_closed()
+
+    seen: list[tuple[int, tuple[int, int]]] = []
+    async with listen(serve) as (address, _), serve_wire() as here, connect(here.port) as client:
+        here.table.set_state("m", 0)  # type: ignore[arg-type]
+        handle = here.add_peer("m", await port_of(address))
+        assert (await client.wait_answer(begin(client)))[1] == frame_message(b"again")
+        assert seen == [(1, (1, 0))]
+        await here.settle(hits_open=0, calls_there=1)
+        assert here.wire.peer_traffic([handle]) == {handle: (0, 1)}
+
+
 async def test_after_a_goaway_calls_go_to_another_connection() -> None:
     async def serve(peer: RawPeer) -> None:
         peer.start()
