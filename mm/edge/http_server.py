@@ -92,7 +92,7 @@ class HttpServer:
             sock=sock,
             ssl=self.tls,
             ssl_handshake_timeout=limits.probe_request_s if self.tls else None,
-            ssl_shutdown_timeout=limits.probe_linger_s if self.tls else None,
+            ssl_shutdown_timeout=limits.metric_page_s if self.tls else None,
         )
         return int(sock.getsockname()[1])
 
@@ -236,6 +236,9 @@ class _Connection(asyncio.Protocol):
         self._transport.write("\r\n".join(head).encode("ascii") + (b"" if no_body else body))
         if self._transport.can_write_eof():
             self._transport.write_eof()
+        else:
+            # TLS knows no half of a connection: it is closed when all has been sent.
+            self._transport.close()
         # The client closes when it has read this; one that does not is not waited for.
         limits = self._server.limits
         wait_s = limits.metric_page_s if body else limits.probe_linger_s

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import gzip
 import logging
+import ssl
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from http import HTTPStatus
@@ -29,6 +30,13 @@ logger = logging.getLogger(__name__)
 
 #: Where the page is, as in Java.
 PATHS: Final = frozenset(("/", "/metrics"))
+
+
+def _tls(host: str) -> ssl.SSLContext:
+    # Takes a tenth of a second to import, which most instances have no use for.
+    from mm.edge.self_signed import self_signed_context
+
+    return self_signed_context(host)
 
 
 def call_meter(config: Config) -> CallMeter | None:
@@ -51,7 +59,7 @@ class Metrics:
         config: Config,
         node: Node,
         sources: tuple[CallSource, ...],
-        wire_statistics: Callable[[], object] = lambda: None,
+        wire_statistics: Callable[[], object] | None = None,
     ) -> None:
         self._config = config
         self._settings = config.metrics
@@ -62,6 +70,11 @@ class Metrics:
     @asynccontextmanager
     async def shown(self) -> AsyncIterator[None]:
         """Tell of the instance; raises ``StartupError`` if the port cannot be had."""
+        if self._wire_statistics is not None and self._settings.kind != "disabled":
+            logger.warning(
+                "MM_DATAPLANE=wire: the histograms of calls have none of those that the wire serves"
+                " alone; their numbers are in mm_wire_..."
+            )
         match self._settings.kind:
             case "prometheus":
                 async with self._listening():
@@ -77,10 +90,7 @@ class Metrics:
         config, settings = self._config, self._settings
         tls = None
         if settings.is_https:
-            # Takes a tenth of a second to import, which most instances have no use for.
-            from mm.edge.self_signed import self_signed_context
-
-            tls = self_signed_context(config.advertise_host)
+            tls = await asyncio.to_thread(_tls, config.advertise_host)
         server = HttpServer(self._answer, config, tls)
         port = await open_listener(server, config.bind_host, settings.port, "MM_METRICS")
         scheme = "https" if settings.is_https else "http"
@@ -107,7 +117,8 @@ class Metrics:
     def families(self) -> Iterator[Family]:
         """Answer all series that the page shows."""
         yield from self._java.families()
-        yield from own_families(self._node.statistics(), self._wire_statistics())
+        wire = None if self._wire_statistics is None else self._wire_statistics()
+        yield from own_families(self._node.statistics(), wire)
         info = self._settings.info
         if info is not None:
             yield Family(info.name, "gauge", "Info Metric", (Sample(1, info.labels),))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
@@ -16,11 +17,14 @@ from mm.config import Config
 from mm.core.ids import InstanceId
 from mm.edge.http_server import HttpServer, Request, Response
 from mm.edge.life_cycle import LifeCycle
+from mm.edge.self_signed import self_signed_context
 from mm.limits import Limits
 
 pytestmark = pytest.mark.anyio
 
 HOST = "127.0.0.1"
+#: More than sockets hold.
+PAGE = bytes(range(256)) * 4 * 8192
 #: Ends what hangs.
 LIMIT_S = 60.0
 #: No time of the server's own is to end anything, unless a test is about it.
@@ -80,19 +84,26 @@ async def send_on(writer: asyncio.StreamWriter) -> None:
 
 
 @asynccontextmanager
-async def served(limits: Limits = PATIENT) -> AsyncIterator[Served]:
+async def served(
+    limits: Limits = PATIENT, tls: ssl.SSLContext | None = None
+) -> AsyncIterator[Served]:
     end = anyio.Event()
 
     async def answer(request: Request) -> Response:
         path = request.path
         if path == "/long":
             await end.wait()
+        if path == "/page":
+            return Response(HTTPStatus.OK, PAGE, (("Content-Type", "text/plain"),))
+        if path == "/echo":
+            text = f"{sorted(request.query.items())} {request.header('x-one')}"
+            return Response(HTTPStatus.OK, text.encode())
         if path == "/bug":
             raise KeyError(path)
         is_known = path in ("/fine", "/long")
         return Response(HTTPStatus.OK if is_known else HTTPStatus.NOT_FOUND)
 
-    server = HttpServer(answer, limits)
+    server = HttpServer(answer, limits, tls)
     port = await server.start(HOST, 0)
     try:
         yield Served(server, port, end)
@@ -280,3 +291,51 @@ async def test_a_hook_waits_no_longer_than_two_stops(caplog: pytest.LogCaptureFi
     async with LifeCycle(config, lambda: True).shown():
         assert await ask(port_of(caplog, "/prestop"), "/prestop") == 200
     assert "for longer than a stop can take" in caplog.text
+
+
+def trusting() -> ssl.SSLContext:
+    """A client that verifies nothing, as Prometheus is told to be."""
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return context
+
+
+@pytest.fixture(scope="module")
+def tls() -> ssl.SSLContext:
+    return self_signed_context(HOST)
+
+
+@pytest.mark.parametrize("is_tls", [False, True])
+async def test_a_page_comes_whole(is_tls: bool, tls: ssl.SSLContext) -> None:
+    async with served(tls=tls if is_tls else None) as stand:
+        reader, writer = await asyncio.open_connection(
+            HOST, stand.port, ssl=trusting() if is_tls else None, limit=2**16
+        )
+        writer.write(b"GET /page HTTP/1.1\r\n\r\n")
+        head = await reader.readuntil(b"\r\n\r\n")
+        assert b"Content-Length: %d\r\nContent-Type: text/plain\r\n" % len(PAGE) in head
+        # Whoever reads to the end finds one, over TLS, too.
+        assert await asyncio.wait_for(reader.read(), LIMIT_S) == PAGE
+        writer.close()
+
+
+async def test_head_has_the_length_and_no_body() -> None:
+    async with served() as stand:
+        answer = await stand.ask(b"HEAD /page HTTP/1.1\r\n\r\n")
+        assert answer.endswith(b"Connection: close\r\n\r\n")
+        assert b"Content-Length: %d\r\n" % len(PAGE) in answer
+
+
+async def test_the_query_and_headers_are_told() -> None:
+    async with served() as stand:
+        answer = await stand.ask(b"GET /echo/?n[]=a&n%5B%5D=b HTTP/1.1\r\nX-One:  1 \r\n\r\n")
+        assert answer.endswith(b"\r\n\r\n[('n[]', ['a', 'b'])] 1")
+
+
+async def test_who_does_not_speak_tls_is_cut_off(tls: ssl.SSLContext) -> None:
+    async with served(tls=tls) as stand:
+        reader, writer = await asyncio.open_connection(HOST, stand.port)
+        writer.write(b"GET /page HTTP/1.1\r\n\r\n")
+        with suppress(ConnectionError):
+            assert b"HTTP" not in await asyncio.wait_for(reader.read(), LIMIT_S)
+        writer.close()
