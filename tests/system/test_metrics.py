@@ -280,3 +280,17 @@ def test_https_by_model_and_the_info_metric(
     assert page['modelmesh_loadmodel_milliseconds_count{modelId="m",vModelId="",}'] == 1
     assert page['mesh_info{slot="7",group="a\\"b",}'] == 1
     assert page["modelmesh_instance_models_total"] == 1
+
+
+def test_the_wire_is_told_of(kv_store: str, new_service_name: Callable[[], str]) -> None:
+    metrics = "prometheus:port=0;scheme=http"
+    with measured(kv_store, new_service_name(), metrics, MM_DATAPLANE="wire") as mesh:
+        instance = mesh.add("i-1")
+        instance.register("m", load_now=True, sync=True)
+        for _ in range(5):
+            instance.predict("m")
+        page = Scraper(instance).page()
+    assert page["mm_wire_calls_total"] >= 5
+    assert page["mm_wire_calls_here_total"] + page["mm_wire_spliced_model_total"] == 5
+    assert page["mm_hits_total"] == 5, "whoever carried them"
+    assert page["mm_wire_connections_open"] >= 1
