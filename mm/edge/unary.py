@@ -179,23 +179,23 @@ class ServiceTable:
         if found is not None and not (
             found[1] and self.fallback is not None and carries_id(call.head.mesh)
         ):
-            await _serve_parked(found[0], call)
+            await _serve_own(found[0], call)
         elif self.fallback is not None:
             await self.fallback(call)
         else:
             raise MethodRefusedError(f"Method not found: {call.method[1:]}")
 
 
-async def _serve_parked(handler: Handler, call: IncomingCall) -> None:
+async def _serve_own(handler: Handler, call: IncomingCall) -> None:
     """Serve a call of the mesh's own. A client with many of them leaves the calls for models of
     others one half of the turns, as one does whose calls wait for loads: a controller that sets
     all it knows again is in no hurry.
     """
-    call.link.parked_count += 1
+    call.link.own_count += 1
     try:
         await handler(call)
     finally:
-        call.link.parked_count -= 1
+        call.link.own_count -= 1
 
 
 def parse_message(message_type: type[Request], data: bytes) -> Request:

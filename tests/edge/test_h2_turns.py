@@ -116,7 +116,7 @@ async def test_those_who_manage_models_leave_calls_for_models_one_half_of_the_tu
         assert managing.running - before < 1.5 * BURST
         managing.gate.set()
         await until(lambda: managing.running == len(peers) * BURST)  # those have no message
-        assert {link.parked_count for link in server.links} == {0, BURST}
+        assert {link.own_count for link in server.links} == {0, BURST}
 
 
 def address_of(peer: RawPeer) -> str:

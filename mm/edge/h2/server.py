@@ -66,8 +66,10 @@ class ServerLink(Link):
         self._resets_counted_s = time.monotonic()
         self._handshake: asyncio.TimerHandle | None = None
         self._rests = False
-        #: Calls that wait for a load before they can begin, and those of the mesh's own.
+        #: Calls whose handler waits for something before it can begin, such as a load.
         self.parked_count = 0
+        #: Calls of the mesh's own, such as those that manage models.
+        self.own_count = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the connection, unless there are too many."""
@@ -88,8 +90,14 @@ class ServerLink(Link):
         self.server.link_lost(self)
 
     def is_crowded(self) -> bool:
-        """Answer whether many calls are here that may wait: more of the kind are likely to come."""
+        """Answer whether many calls wait here: more of the kind are likely to come."""
         return self.parked_count > PARKED_MAX
+
+    def is_in_no_hurry(self) -> bool:
+        """Answer whether, if it is behind, it leaves one half of the turns to others. Calls of the
+        mesh's own wait for turns only then: to do so always costs a sixth of their rate.
+        """
+        return self.own_count > PARKED_MAX or self.is_crowded()
 
     def fall_behind(self) -> None:
         """Wait for the next turn among all connections that have more than one turn takes."""

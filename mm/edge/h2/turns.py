@@ -4,8 +4,8 @@ A read may hold hundreds of calls. Served in one go they would keep the event lo
 hundreds of calls take, and with it every other connection. So a connection with more than a few
 waits in a queue, with its reading paused, and one of the queue has its turn in each turn of the
 event loop: a call on a quiet connection never stands behind more than a few of others. The same
-goes for connections with many calls that wait for loads or manage models: a dozen of them with one
-new call each make a burst too.
+goes for connections with many calls that wait for loads: a dozen of them with one new call each
+make a burst too.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 #: read and to be sent on; the fewer, the more often the event loop looks around, which costs a
 #: tenth of that.
 CALLS_A_TURN: Final = 2
-#: Calls of that kind on one connection from which on its new ones always wait for their turn.
+#: Calls that wait on one connection from which on its new ones always wait for their turn.
 PARKED_MAX: Final = 4
 
 
@@ -36,15 +36,15 @@ class TurnQueue:
 
     def __init__(self) -> None:
         self._quick: deque[ServerLink] = deque()
-        self._crowded: deque[ServerLink] = deque()
+        self._patient: deque[ServerLink] = deque()
         self._is_scheduled = False
 
     def __len__(self) -> int:
-        return len(self._quick) + len(self._crowded)
+        return len(self._quick) + len(self._patient)
 
     def add(self, link: ServerLink) -> None:
         """Put a connection at the end."""
-        (self._crowded if link.is_crowded() else self._quick).append(link)
+        (self._patient if link.is_in_no_hurry() else self._quick).append(link)
         self._schedule()
 
     def _schedule(self) -> None:
@@ -54,7 +54,7 @@ class TurnQueue:
 
     def _turn(self) -> None:
         self._is_scheduled = False
-        for link in [queue.popleft() for queue in (self._quick, self._crowded) if queue]:
+        for link in [queue.popleft() for queue in (self._quick, self._patient) if queue]:
             if not link.lost and link.take_queued_turn():
                 self.add(link)
         self._schedule()
