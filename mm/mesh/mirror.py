@@ -199,6 +199,15 @@ class Mirror:
             return  # the watch has told of it, and of its deletion
         self._put(item)
 
+    def answered(self, key_id: str, mod_revision: int, item: Item | None) -> None:
+        """Take over what a transaction left, or what stood in its way, of an entry that was taken
+        to have this revision; 0: not to be there.
+        """
+        if item is not None:
+            self.written(item)
+        elif mod_revision:
+            self.deleted_by_us(key_id, mod_revision)
+
     def deleted_by_us(self, key_id: str, mod_revision: int) -> None:
         """Forget an entry that this process deleted, or found deleted, when it had this revision.
 

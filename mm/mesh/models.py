@@ -31,6 +31,7 @@ from mm.errors import (
     StatusCode,
     StoreUnavailableError,
 )
+from mm.mesh.confirmations import Entry
 from mm.mesh.copies import Copies
 from mm.mesh.id_checks import check_model_id
 from mm.mesh.local_copy import LocalCopy
@@ -199,11 +200,13 @@ class Models:
         last_used_ms: int,
         policy: ModelPolicy = NO_POLICY,
     ) -> bool:
-        if self._registry.get(model_id) is None:
-            await self._vmodels.look_at_references(model_id)
         now_ms = self._clock.now_ms()
         used_ms = min(last_used_ms, now_ms) or first_use_ms(now_ms, load_now=load_now)
         created = False
+
+        def named_by() -> list[Entry]:
+            mirror = self._vmodels.mirror
+            return [(mirror, each) for each in self._vmodels.references.of(model_id)]
 
         def change(record: ModelRecord | None) -> ModelRecord:
             changed = wanted(record)
@@ -216,7 +219,7 @@ class Models:
             created = record is None
             if record is None:
                 check_new_model(model_id, info, self._registry, self._config)
-                # Vmodels may name one that vanished.
+                # Vmodels may name one that vanished, or seem to: the store checks that they do.
                 count = self._vmodels.references.count(model_id)
                 record = ModelRecord(info, last_used_ms=used_ms, references=count)
                 return self._policies.applied(model_id, record, policy)
@@ -230,12 +233,12 @@ class Models:
 
         try:
             try:
-                await self._registry.update(model_id, change)
+                await self._registry.update(model_id, change, relied_on=named_by)
             except ModelExistsError:
                 created = False
             if not created:
                 # The mirror may be a moment behind an unregistration: the store has the last word.
-                await self._registry.update(model_id, change, fresh=True)
+                await self._registry.update(model_id, change, fresh=True, relied_on=named_by)
         except RecordError as exc:
             raise MeshError(str(exc), code=StatusCode.FAILED_PRECONDITION) from exc
         return created

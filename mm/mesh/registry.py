@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import anyio
 
@@ -17,12 +17,13 @@ from mm.core.ids import NEVER_MS, InstanceId, ModelId
 from mm.core.records import ModelRecord, RecordError
 from mm.errors import ContendedError, StoreUnavailableError
 from mm.limits import Limits
+from mm.mesh.confirmations import Entry
 from mm.mesh.instance_index import InstanceIndex
 from mm.mesh.look_ups import LookUps
 from mm.mesh.mirror import Mirror
 from mm.mesh.parsed_records import ParsedRecords
 from mm.mesh.policy_index import PolicyIndex
-from mm.mesh.ports import Item, Store, Write
+from mm.mesh.ports import Check, Item, Store, Write, WriteResult
 
 logger = logging.getLogger(__name__)
 
@@ -155,12 +156,18 @@ class Registry:
         return self._failed.instances()
 
     async def update(
-        self, model_id: ModelId, change: Change, *, fresh: bool = False
+        self,
+        model_id: ModelId,
+        change: Change,
+        *,
+        fresh: bool = False,
+        relied_on: Callable[[], Iterable[Entry]] = tuple,
     ) -> ModelRecord | None:
         """Apply ``change`` by compare-and-set and answer the record as it then is.
 
         Starts from the mirror, or with ``fresh`` from the store; on a conflict the change is asked
-        again with what stands there. Raises ``StoreUnavailableError``, ``RecordError`` and what
+        again with what stands there. ``relied_on`` answers what else must be as mirrored when a
+        record is created. Raises ``StoreUnavailableError``, ``RecordError`` and what
         ``change`` raises.
         """
         key = self._mirror.key(model_id)
@@ -182,7 +189,8 @@ class Registry:
                 item = self._mirror.get(model_id)
                 continue
             value = None if wanted is None else wanted.encode()
-            result = await self._store.write(Write(key, value, if_revision=revision))
+            write = Write(key, value, if_revision=revision)
+            result = await self._write(write, relied_on() if present is None else ())
             item = result.item
             if item is not None:
                 if result.succeeded and wanted is not None:
@@ -195,6 +203,19 @@ class Registry:
         raise ContendedError(
             f"the record of model {model_id} changed {CAS_TRIES_MAX} times while being changed"
         )
+
+    async def _write(self, write: Write, relied_on: Iterable[Entry]) -> WriteResult:
+        entries = [(mirror, key_id, mirror.get(key_id)) for mirror, key_id in relied_on]
+        if not entries:
+            return await self._store.write(write)
+        checks = [
+            Check(mirror.key(key_id), 0 if item is None else item.mod_revision)
+            for mirror, key_id, item in entries
+        ]
+        succeeded, items = await self._store.transact([write, *checks])
+        for (mirror, key_id, _), check, item in zip(entries, checks, items[1:], strict=True):
+            mirror.answered(key_id, check.if_revision, item)
+        return WriteResult(succeeded, items[0])
 
     def refuse_if_emptied(self) -> None:
         """Raise soon after the store lost everything: who has not noticed yet would restore what we

@@ -162,10 +162,7 @@ class VModelRecords:
             )
         succeeded, items = await self._store.transact(list(parts.values()))
         for ((mirror, key_id), part), item in zip(parts.items(), items, strict=True):
-            if item is not None:
-                mirror.written(item)
-            elif part.if_revision:
-                mirror.deleted_by_us(key_id, part.if_revision)
+            mirror.answered(key_id, part.if_revision or 0, item)
         self._counters.vmodel_changes += succeeded * len(changes)
         self._counters.vmodel_conflicts += not succeeded
         return succeeded

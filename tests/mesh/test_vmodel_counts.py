@@ -139,6 +139,28 @@ async def test_who_is_only_thought_to_name_a_model_does_not_keep_it() -> None:
 
 
 @pytest.mark.virtual_time
+@pytest.mark.parametrize("is_known", [True, False])
+async def test_who_registers_a_model_counts_no_vmodel_that_is_gone(is_known: bool) -> None:
+    """Whether or not the model is thought to be there, the mirrors are behind its deletion."""
+    async with running_cluster("a", plan=FAST) as cluster:
+        cluster.watch_delay_s = 5.0
+        a, b = cluster["a"], await cluster.start("b")
+        for name in "uvw":
+            await set_vmodel(a, "m", name, auto_delete=True)
+        vmodels, registry = b.node.parts.vmodels, b.node.parts.registry
+        await until(lambda: len(vmodels) == 3 and registry.get(ModelId("m")) is not None)
+        for name in "uvw":
+            await a.node.vmodels.delete(name)
+        if not is_known:
+            await registry.mirror.read("m")
+        assert (registry.get(ModelId("m")) is not None) == is_known
+        assert len(vmodels) == 3
+        await b.register("m")
+        assert counts(cluster) == {"m": 0}
+        await b.node.models.unregister(ModelId("m"))
+
+
+@pytest.mark.virtual_time
 async def test_who_leaves_while_it_is_looked_for_does_not_count() -> None:
     """A number taken for wrong is put right only if the model is as it was before the look."""
     async with running_cluster("a", "b", plan=FAST) as cluster:
