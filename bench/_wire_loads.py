@@ -23,6 +23,10 @@ UNARY_BYTES, REPLY_BYTES = 205, 10
 BUSY = 0.95
 
 
+class NotMeasuredError(Exception):
+    """Something else than what was to be measured set the figures; the text says what."""
+
+
 @dataclass(frozen=True, slots=True)
 class Load:
     """What a client does."""
