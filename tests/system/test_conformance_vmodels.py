@@ -4,8 +4,9 @@ VModelsTest.vModelsTest is ``test_vmodels``, vModelOwnerTest ``test_owner``; Zoo
 the same two over a store that is not supported. Of the gaps in section 23, here: the default owner,
 force, TRANSITION_FAILED and recovery, delete with autoDelete, odd ids. Elsewhere: several vmodels
 in a call, ids as ``-bin``, both kinds of id at once (``test_conformance_vmodel_calls``), read-only
-mode (``test_conformance_management``), a leader that dies (``test_transitions``), corrupt records
-(``test_corrupt_records``).
+mode (``test_conformance_management``), a leader that dies (``test_transitions``), streams
+(``test_vmodel_switches``), corrupt records (``test_corrupt_records``), wrong counts and missing
+models (``test_vmodel_repairs``).
 """
 
 from __future__ import annotations
