@@ -28,7 +28,9 @@ PAGE = bytes(range(256)) * 4 * 8192
 #: Ends what hangs.
 LIMIT_S = 60.0
 #: No time of the server's own is to end anything, unless a test is about it.
-PATIENT = replace(Limits(), probe_request_s=LIMIT_S, probe_linger_s=LIMIT_S)
+PATIENT = replace(
+    Limits(), probe_request_s=LIMIT_S, probe_linger_s=LIMIT_S, metric_page_s=2 * LIMIT_S
+)
 
 
 @dataclass
