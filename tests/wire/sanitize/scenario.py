@@ -14,7 +14,7 @@ import sys
 from mm._lru import Table
 from mm.edge.h2 import EXTERNAL_LIMITS, GrpcServer, IncomingCall
 from mm.edge.h2.messages import frame_message
-from mm.edge.h2.server import bind_socket
+from mm.edge.h2.server import listening_socket
 from mm.edge.wired import Tier2
 from mm.errors import MeshError, StatusCode
 from mm.table import CopyState
@@ -86,7 +86,7 @@ async def run(upstream_port: int, steps: int) -> int:
     settings = WireSettings(table=table, methods={b"/t.S/Echo": Method(injection_path=(1,))})
     wire.start(WireSettings(table=table))
     wire.set_runtime(Target("upstream", inet_sockaddr("127.0.0.1", upstream_port)))
-    listener = bind_socket("127.0.0.1", 0)
+    listener = listening_socket("127.0.0.1", 0)
     port = listener.getsockname()[1]
     wire.listen(listener, Role.EXTERNAL)
     disturber = asyncio.ensure_future(disturb(table, wire, settings, chance))
