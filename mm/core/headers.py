@@ -29,6 +29,11 @@ HEADER_OVERHEAD_BYTES: Final = 32
 #: than 8 KiB of headers, and of these the two forms take 6 then, and those of clients what is left.
 PLAIN_ID_BYTES_MAX: Final = 2500
 
+#: A status text as it is sent. It may name ids of clients, of any length; gRPC's C core refuses
+#: trailers above 8 KiB, and the caller then hears of that instead of what was wrong.
+MESSAGE_BYTES_MAX: Final = 4096
+_OMISSION: Final = " [...] "
+
 #: What the wire says to tier 2 of a call; from anybody else it strips such headers.
 WIRE_PREFIX: Final = b"mm-wire-"
 
@@ -342,7 +347,17 @@ _PLAIN: Final = bytes(byte for byte in range(0x20, 0x7F) if byte != 0x25)
 
 
 def encode_message(message: str) -> bytes:
-    """Percent-encode ``grpc-message``."""
+    """Percent-encode ``grpc-message``; of a long one both ends are told."""
+    encoded = _quoted(message)
+    kept_count = len(message)
+    while len(encoded) > MESSAGE_BYTES_MAX:
+        kept_count = min(kept_count - 1, kept_count * MESSAGE_BYTES_MAX // len(encoded))
+        half_count = max(1, kept_count // 2)
+        encoded = _quoted(message[:half_count] + _OMISSION + message[-half_count:])
+    return encoded
+
+
+def _quoted(message: str) -> bytes:
     return quote_from_bytes(message.encode("utf-8", "replace"), safe=_PLAIN).encode()
 
 

@@ -10,6 +10,7 @@ from typing import Final
 
 from mm.errors import InvalidRequestError
 from mm.limits import Limits
+from mm.mesh.mirror import Mirror
 
 #: With these the Java mesh tells anybody who asks for their status what an instance holds.
 DEBUG_IDS: Final = frozenset({"***LOGCACHE***", "***GETSTATE***"})
@@ -30,6 +31,12 @@ def check_vmodel_id(vmodel_id: str) -> None:
     """Raise ``InvalidRequestError`` for what cannot be the id of a vmodel."""
     if not vmodel_id:
         raise InvalidRequestError("must provide non-empty vModelId")
+
+
+def check_length_of_new(key_id: str, mirror: Mirror, limits: Limits) -> None:
+    """Raise ``InvalidRequestError`` for an id that is not there, and too long to be."""
+    if mirror.get(key_id) is None:
+        check_id_length(key_id, limits)
 
 
 def check_id_length(key_id: str, limits: Limits) -> None:

@@ -33,7 +33,7 @@ from mm.errors import (
 )
 from mm.mesh.confirmations import Entry
 from mm.mesh.copies import Copies
-from mm.mesh.id_checks import check_model_id
+from mm.mesh.id_checks import check_length_of_new, check_model_id
 from mm.mesh.local_copy import LocalCopy
 from mm.mesh.new_models import check_new_model, check_type
 from mm.mesh.policies import Policies, PolicyState
@@ -126,6 +126,7 @@ class Models:
     async def unregister(self, model_id: ModelId) -> None:
         """Delete the record; instances that hold a copy unload it. An unknown id is a success."""
         check_model_id(model_id)
+        check_length_of_new(model_id, self._registry.mirror, self._config)
         references = self._vmodels.references
         if references.count(model_id):
             record = await self._registry.read(model_id)

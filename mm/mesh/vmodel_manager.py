@@ -42,7 +42,7 @@ from mm.errors import (
     StoreUnavailableError,
 )
 from mm.mesh.composition import Parts, Ports
-from mm.mesh.id_checks import check_id_length, check_model_id, check_vmodel_id
+from mm.mesh.id_checks import check_length_of_new, check_model_id, check_vmodel_id
 from mm.mesh.models import EnsureRequest, Models
 from mm.mesh.new_models import check_new_model, check_type
 from mm.mesh.ports import Clock, ModelStatus
@@ -141,6 +141,10 @@ class VModelManager:
         if not request.target_id:
             raise InvalidRequestError("must provide non-empty targetModelId")
         check_model_id(request.target_id)
+        # What nothing can have is asked of nobody: the store bears less than a message holds.
+        check_length_of_new(request.vmodel_id, self._vmodels.mirror, self._config)
+        for model_id in (request.target_id, request.expected_target_id):
+            check_length_of_new(model_id, self._registry.mirror, self._config)
         if request.info is not None:
             check_type(request.info)
         outcome = await self.writer.change(
@@ -168,8 +172,7 @@ class VModelManager:
     async def delete(self, vmodel_id: str, owner: str = "") -> None:
         """Delete the vmodel, and models that nobody else refers to if they are of that kind."""
         check_vmodel_id(vmodel_id)
-        if self._vmodels.mirror.get(vmodel_id) is None:  # one that is there is deleted anyway
-            check_id_length(vmodel_id, self._config)
+        check_length_of_new(vmodel_id, self._vmodels.mirror, self._config)
         try:
             await self.writer.change(
                 vmodel_id,
@@ -234,7 +237,6 @@ class VModelManager:
 
     def _check_new(self, request: SetVModel) -> None:
         config, count = self._config, len(self._vmodels)
-        check_id_length(request.vmodel_id, config)
         length = len(request.owner.encode())
         if length > config.type_bytes_max:
             raise InvalidRequestError(

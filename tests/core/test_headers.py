@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import base64
+from urllib.parse import quote
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mm.core.headers import (
+    MESSAGE_BYTES_MAX,
     HeaderList,
     IdKind,
     MalformedHeadersError,
@@ -235,6 +237,23 @@ def test_when_a_retry_makes_sense_is_read() -> None:
 def test_strange_messages_are_read() -> None:
     assert read_status([(b"grpc-message", b"%zz%e4")]).message == "%zz�"
     assert encode_message("100 %\n") == b"100 %25%0A"
+
+
+@pytest.mark.parametrize("filling", ["x", "\u00e9", "\U0001f600", "%", "x\u00e9"])
+@pytest.mark.parametrize("length", [100, 5_000, 300_000])
+def test_of_a_long_status_text_both_ends_are_told(filling: str, length: int) -> None:
+    message = f"vmodel {filling * length} already exists"
+    encoded = encode_message(message)
+    assert len(encoded) <= MESSAGE_BYTES_MAX
+    told = read_status([(b"grpc-status", b"1"), (b"grpc-message", encoded)]).message
+    if len(quote(message, safe=" ")) <= MESSAGE_BYTES_MAX:
+        assert told == message
+    else:
+        begin, end = told.split(" [...] ")
+        assert message.startswith(begin)
+        assert message.endswith(end)
+        assert len(encoded) > MESSAGE_BYTES_MAX * 2 // 3
+        assert end.endswith("already exists")
 
 
 def test_mesh_headers_are_dropped_and_clean_lists_are_not_copied() -> None:

@@ -12,6 +12,7 @@ from mm.core.ids import InstanceId, ModelId
 from mm.core.records import ModelRecord, VModelRecord
 from mm.core.vmodel_changes import SetVModel
 from mm.edge.management import status_message
+from mm.edge.memory_store import Fault
 from mm.edge.vmodel_management import encode_status
 from mm.errors import (
     InvalidRequestError,
@@ -143,6 +144,24 @@ async def test_a_long_id_that_is_there_can_be_deleted() -> None:
         await vmodels.delete(long)
         assert cluster.server.get(f"{PREFIX}/vmodels/{long}") is None
         assert cluster.records()[M].references == 0
+
+
+async def test_ids_that_nothing_can_have_are_asked_of_nobody() -> None:
+    """Not even a store that would not bear them."""
+    async with running_cluster("a", plan=FAST) as cluster:
+        a, long = cluster["a"], "\u00e9" * 2049
+        await set_vmodel(a, "m")
+        calls: tuple[Callable[[], Awaitable[object]], ...] = (
+            lambda: a.node.vmodels.set(SetVModel(long, M, update_only=True)),
+            lambda: a.node.vmodels.set(SetVModel("v", ModelId(long))),
+            lambda: a.node.vmodels.set(SetVModel("v", M, expected_target_id=long)),
+            lambda: a.node.vmodels.delete(long),
+            lambda: a.node.models.unregister(ModelId(long)),
+        )
+        a.store.set_fault(Fault.REFUSED)
+        for call in calls:
+            with pytest.raises(InvalidRequestError, match="at most 4096 bytes, this one 4098"):
+                await call()
 
 
 async def test_times_that_cannot_be_are_told_as_none() -> None:
