@@ -112,8 +112,8 @@ def _keep_counting_the_old_model(patch: pytest.MonkeyPatch) -> None:
     """Of a vmodel that has gone over to its target."""
     plan_complete = transitions.plan_complete
 
-    def plan(vmodel: VModelRecord, models: ModelRecords) -> VModelChange | None:
-        change = plan_complete(vmodel, models)
+    def plan(vmodel: VModelRecord, models: ModelRecords, *facts: Any) -> VModelChange | None:
+        change = plan_complete(vmodel, models, *facts)
         if change is None:
             return None
         kept = {i: model for i, model in change.models.items() if i != vmodel.active_model_id}
