@@ -185,10 +185,11 @@ class VModelWriter:
             await self._do_together(jobs)
             for job in jobs:
                 if job.is_open:
-                    await self._do(job)
+                    await self._do(job, is_queue=len(jobs) > 1)
 
-    async def _do(self, job: _Job) -> None:
+    async def _do(self, job: _Job, *, is_queue: bool = False) -> None:
         try:
+            refuse_to_queue(self._store, is_queue)
             job.outcome = await self._change(
                 job.vmodel_id, job.plan, job.target_id, fresh=job.fresh
             )
@@ -203,7 +204,12 @@ class VModelWriter:
                 return
             changes = {job.vmodel_id: each.change for job, each in outcomes.items() if each.change}
             try:
+                refuse_to_queue(self._store, is_queue=True)
                 succeeded = await self.records.write(changes)
+            except StoreUnavailableError as exc:
+                for job in outcomes:
+                    job.failure = exc.another()
+                return
             except MeshError:
                 return  # each hears of it by itself
             if succeeded:

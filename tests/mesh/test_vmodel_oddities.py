@@ -20,6 +20,7 @@ from mm.errors import (
     ModelReferencedError,
     NoRoomError,
     StatusCode,
+    StoreUnavailableError,
 )
 from mm.mesh.models import EnsureRequest
 from mm.mesh.ports import ModelStatus, Write
@@ -334,3 +335,26 @@ async def test_a_set_that_was_overtaken_is_no_error(monkeypatch: pytest.MonkeyPa
         assert (status.status, status.active_model_id) == ("DEFINED", "m")
         assert status.active == ModelStatus("NOT_LOADED")
         assert not cluster.records()
+
+
+@pytest.mark.virtual_time
+async def test_many_that_come_to_one_model_are_told_soon_that_the_store_is_silent() -> None:
+    async with running_cluster("a", plan=FAST) as cluster:
+        a = cluster["a"]
+        await set_vmodel(a, "m", "u")
+        a.store.set_fault(Fault.SILENT)
+        told_s = []
+        begin_s = anyio.current_time()
+
+        async def change(number: int) -> None:
+            with pytest.raises(StoreUnavailableError, match=r"did not answer|cannot be reached"):
+                await set_vmodel(a, "m", f"v{number}")
+            told_s.append(anyio.current_time() - begin_s)
+
+        async with anyio.create_task_group() as group:
+            for number in range(200):
+                group.start_soon(change, number)
+        assert max(told_s) <= a.config.store_timeout_s
+        a.store.set_fault(None)
+        await until(lambda: a.store.connected)
+        await set_vmodel(a, "m", "w")
