@@ -15,6 +15,7 @@ REFUSED: Final = 4
 TIME_LIMIT: Final = 5
 UNREACHABLE: Final = 6
 TRY_LATER: Final = 7
+UNWRITTEN: Final = 8
 INTERRUPTED: Final = 130
 READER_LEFT: Final = 141
 
@@ -23,7 +24,8 @@ EXIT_CODES_HELP: Final = (
     "Exit codes: 0 done; 1 it failed, or the model cannot be loaded; 2 the call is wrong; 3 there"
     " is no such model or vmodel; 4 refused, because something else is registered there or it is"
     " in use; 5 not within --timeout; 6 the instance cannot be reached; 7 it answers that it cannot"
-    " do it now, for lack of room or of etcd, for example: try later; 130 Ctrl-C."
+    " do it now, for lack of room or of etcd, or because it only reads (KV_READ_ONLY): try later;"
+    " 8 the output cannot be written; 130 Ctrl-C."
 )
 
 _CODES: Final = {

@@ -9,13 +9,18 @@ import asyncio
 import enum
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
+
+import typer
 
 from mm.cli.errors import MISUSED, CommandError
 from mm.cli.mesh import PAGE_SIZE, connected, pages, watching
 from mm.cli.output import ChangePrinter, Format, ListPrinter
+from mm.cli.values import count
 
 E = TypeVar("E", bound=enum.IntEnum)
+
+Limit = Annotated[int, typer.Option(metavar="N", parser=count, help="At most so many; 0 for all.")]
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,13 +10,15 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Sequence
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, cast
 
 import typer
 import typer.core
 import typer.main
 
 from mm.cli.errors import FAILED, INTERRUPTED, MISUSED, CommandError, expected_error
+from mm.cli.output import remark, show_anything
+from mm.cli.values import check_utf8
 from mm.errors import ConfigError
 
 #: Name -> (module with a `typer.Typer` named `app`, line in the list of commands).
@@ -29,6 +31,9 @@ COMMANDS: Final = {
     "demo": ("mm.cli.demo", "See it work: three instances, real models, checked answers."),
     "sim": ("mm.cli.sim", "Prove the mesh in simulated clusters, or print a scenario's figures."),
 }
+
+#: Commands whose arguments a mesh is told.
+_TELLING: Final = ("model", "vmodel")
 
 #: What typer raises for a wrong call; its base has no public name in every version.
 _UsageError: Final[Any] = typer.BadParameter.__base__
@@ -51,7 +56,11 @@ class MainGroup(typer.core.TyperGroup):
     def main(self, args: Sequence[str] | None = None, *rest: Any, **extra: Any) -> Any:
         """Run, print an expected error as one line, and exit with the code of the outcome."""
         extra |= {"prog_name": "mm", "standalone_mode": False}
+        args = sys.argv[1:] if args is None else list(args)
+        show_anything()
         try:
+            if args and args[0] in _TELLING:
+                check_utf8(args)
             code = super().main(args, *rest, **extra)
         except typer.Abort:
             code = INTERRUPTED
@@ -61,8 +70,7 @@ class MainGroup(typer.core.TyperGroup):
             if message.startswith("Usage:"):  # called with nothing at all: here is the help
                 typer.echo(message, err=True)
             else:
-                path = exc.ctx.command_path if exc.ctx is not None else "mm"
-                complain(f"{_one_line(message)} (see `{path} --help`)")
+                complain(f"{_one_line(message)} (see `{self._path(args)} --help`)")
         except Exception as exc:
             error = expected_error(exc)
             if error is None:
@@ -70,9 +78,19 @@ class MainGroup(typer.core.TyperGroup):
             for line in error.complaints if isinstance(error, ConfigError) else (str(error),):
                 complain(_one_line(line))
             if isinstance(error, CommandError) and error.details:
-                typer.echo(error.details, err=True)
+                remark(error.details)
             code = _exit_code(error)
         sys.exit(code if isinstance(code, int) else 0)
+
+    def _path(self, args: Sequence[str]) -> str:
+        """Answer the name of the command that was meant; errors of the parser do not tell it."""
+        names, command = ["mm"], cast(Any, self)
+        for arg in args:
+            command = getattr(command, "commands", {}).get(arg)
+            if command is None:
+                break
+            names.append(arg)
+        return " ".join(names)
 
 
 def _exit_code(error: Exception) -> int:
@@ -83,7 +101,7 @@ def _exit_code(error: Exception) -> int:
 
 def complain(message: str) -> None:
     """Print an error the way every command does."""
-    typer.echo(f"mm: {message}", err=True)
+    remark(f"mm: {message}")
 
 
 def _one_line(text: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
@@ -25,10 +26,14 @@ from mm.cli.errors import (
     CommandError,
     exit_code_of,
 )
+from mm.cli.output import remark
+from mm.cli.values import seconds
+from mm.errors import StatusCode
 from mm.pb.mmesh import ModelMeshStub
 
 if TYPE_CHECKING:
     from grpclib.client import Channel
+    from grpclib.exceptions import GRPCError
 
 DEFAULT_ADDRESS: Final = "localhost:8033"
 DEFAULT_PORT: Final = 8033
@@ -53,7 +58,7 @@ Address = Annotated[
 ]
 Timeout = Annotated[
     float,
-    typer.Option(metavar="SECONDS", min=0.001, help="How long to wait for the answer."),
+    typer.Option(metavar="SECONDS", parser=seconds, help="How long to wait for the answer."),
 ]
 
 
@@ -72,11 +77,19 @@ def parse_address(address: str) -> tuple[str, int]:
     port = int(port_text) if port_text.isascii() and port_text.isdigit() else None
     if not port_text:
         port = DEFAULT_PORT
-    if not well_formed or port is None or not 0 < port < 65536 or "/" in host or " " in host:
+    if not (well_formed and _is_host(host)) or port is None or not 0 < port < 65536:
         raise CommandError(
             f"{address!r} is no address; allowed: host[:port], port 1 to 65535", exit_code=MISUSED
         )
     return host or "localhost", port
+
+
+def _is_host(host: str) -> bool:
+    try:
+        host.encode("idna")  # as it is looked up
+    except UnicodeError:
+        return False
+    return "/" not in host and " " not in host
 
 
 def ask(address: str, timeout_s: float, make: Callable[[ModelMeshStub], Awaitable[T]]) -> T:
@@ -107,25 +120,32 @@ async def connected(
         _http2_max_pings_without_data=0,
         _http2_min_sent_ping_interval_without_data=KEEPALIVE_S / 2,
     )
-    channel = Channel(*parse_address(address), config=pings)
+    host, port = parse_address(address)
+    place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    channel = Channel(host, port, config=pings)
     try:
         async with asyncio.timeout(timeout_s if for_all else None):
             yield channel
     except GRPCError as exc:
-        raise CommandError(
-            f"{exc.status.name}: {exc.message or 'no message'}",
-            exit_code=exit_code_of(exc.status.value),
-        ) from exc
+        text = f"{exc.status.name}: {exc.message or 'no message'}"
+        if _is_elsewhere(exc):
+            raise CommandError(
+                f"{place} is not the client port of an mm instance (MM_SVC_GRPC_PORT,"
+                f" {DEFAULT_PORT} by default), or it is one of the Java mesh, which does not know"
+                f" list, watch and policies: {text}",
+                exit_code=UNREACHABLE,
+            ) from exc
+        raise CommandError(text, exit_code=exit_code_of(exc.status.value)) from exc
     except TimeoutError as exc:
-        text = f"no answer from {address} within {timeout_s:g} s"
+        text = f"no answer from {place} within {timeout_s:g} s"
         raise CommandError(text, exit_code=TIME_LIMIT) from exc
     except (StreamTerminatedError, ProtocolError) as exc:
         raise CommandError(
-            f"the connection to {address} broke: {exc}", exit_code=UNREACHABLE
+            f"the connection to {place} broke: {exc}", exit_code=UNREACHABLE
         ) from exc
     except OSError as exc:
         raise CommandError(
-            f"cannot connect to {address}: {_reason(exc)} (is `mm serve` running there?)",
+            f"cannot connect to {place}: {_reason(exc)} (is `mm serve` running there?)",
             exit_code=UNREACHABLE,
         ) from exc
     finally:
@@ -146,11 +166,22 @@ def ways_out(ways: Mapping[int, str]) -> Iterator[None]:
         raise CommandError(text, exit_code=exc.exit_code, details=exc.details) from exc
     except KeyboardInterrupt:
         if INTERRUPTED in ways:
-            typer.echo(f"mm: interrupted; {ways[INTERRUPTED]}", err=True)
+            remark(f"mm: interrupted; {ways[INTERRUPTED]}")
         raise
 
 
+def _is_elsewhere(exc: GRPCError) -> bool:
+    """Whether this is what peer ports, runtimes and etcd answer, and what knows no such method."""
+    if exc.status.value == StatusCode.UNIMPLEMENTED:
+        return True
+    # A mesh takes methods that it does not know for calls of models.
+    is_invalid = exc.status.value == StatusCode.INVALID_ARGUMENT
+    return is_invalid and "mm-model-id" in (exc.message or "")
+
+
 def _reason(exc: OSError) -> str:
+    if isinstance(exc, socket.gaierror):
+        return (exc.strerror or str(exc)).lower()  # its numbers are its own
     if exc.errno is not None and exc.errno > 0:
         return os.strerror(exc.errno).lower()
     # A name with several addresses: asyncio tells what became of each in one text.
@@ -195,7 +226,7 @@ async def _with_looks(
             except expected:
                 return  # so does what is waited for, and that is told
             if text != told:
-                typer.echo(text, err=True)
+                remark(text)
                 told = text
 
     failure: Exception | None = None

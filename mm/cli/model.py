@@ -13,7 +13,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from mm.cli.errors import EXIT_CODES_HELP, REFUSED
-from mm.cli.listing import Kind, name_of, print_changes, print_list, wanted_status
+from mm.cli.listing import Kind, Limit, name_of, print_changes, print_list, wanted_status
 from mm.cli.mesh import (
     ADDRESS_HELP,
     DEFAULT_ADDRESS,
@@ -38,6 +38,7 @@ from mm.cli.output import (
     shown_size,
     shown_time,
 )
+from mm.cli.values import count
 from mm.pb.mmesh import (
     EnsureLoadedRequest,
     GetStatusRequest,
@@ -86,7 +87,10 @@ def register(
     ),
     wait: Annotated[bool, typer.Option("--wait", help="Load it now and wait until it is.")] = False,
     min_copies: Annotated[
-        int, typer.Option(metavar="N", help="Keep at least so many copies, called or not.")
+        int,
+        typer.Option(
+            metavar="N", parser=count, help="Keep at least so many copies, called or not."
+        ),
     ] = 0,
     pinned: Annotated[
         bool, typer.Option("--pinned", help="Never evict its copies for other models.")
@@ -222,7 +226,7 @@ def list_models(
     with_status: Annotated[
         str, typer.Option("--status", help="Only models with it: LOADED, for example.")
     ] = "",
-    limit: Annotated[int, typer.Option(min=0, help="At most so many; 0 for all.")] = 0,
+    limit: Limit = 0,
     address: Address = DEFAULT_ADDRESS,
     timeout: Timeout = 30.0,
     output: Output = Format.TABLE,

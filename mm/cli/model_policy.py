@@ -11,6 +11,7 @@ import typer
 
 from mm.cli.mesh import DEFAULT_ADDRESS, Address, Timeout, ask
 from mm.cli.output import Format, Output, emit_one, shown
+from mm.cli.values import count
 from mm.pb.mmesh import ModelPolicyInfo, SetModelPolicyRequest
 
 
@@ -18,7 +19,9 @@ def policy(
     model_id: Annotated[str, typer.Argument(metavar="ID", help="The model's id.")],
     min_copies: Annotated[
         int | None,
-        typer.Option(metavar="N", help="Keep at least so many copies, called or not; 0: none."),
+        typer.Option(
+            metavar="N", parser=count, help="Keep at least so many copies, called or not; 0: none."
+        ),
     ] = None,
     pinned: Annotated[
         bool | None,
@@ -30,7 +33,7 @@ def policy(
 ) -> None:
     """Say how many copies of a model are kept, and whether they are pinned; with no option, tell.
 
-    What the mesh cannot keep to is refused (exit code 1), with the limit and the way out.
+    What the mesh cannot keep to is refused (exit code 4), with the limit and the way out.
 
     \b
     Examples:

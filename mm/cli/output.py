@@ -6,7 +6,9 @@ as they go: an entry is forgotten when it is printed.
 
 from __future__ import annotations
 
+import contextlib
 import enum
+import io
 import json
 import os
 import shlex
@@ -17,7 +19,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mm.cli.errors import READER_LEFT
+from mm.cli.errors import READER_LEFT, UNWRITTEN, CommandError
 from mm.cli.yaml_text import to_yaml
 
 
@@ -29,22 +31,50 @@ class Format(enum.StrEnum):
     YAML = "yaml"
 
 
+def _format(text: str) -> Format:
+    try:
+        return Format(text)
+    except ValueError:
+        allowed = ", ".join(Format)
+        raise typer.BadParameter(f"{text!r} is no format; allowed: {allowed}") from None
+
+
 Output = Annotated[
     Format,
     typer.Option(
-        "--output", "-o", help="For people (table), or for programs (json, yaml).", metavar="FORMAT"
+        "--output",
+        "-o",
+        help="For people (table), or for programs (json, yaml).",
+        metavar="FORMAT",
+        parser=_format,
     ),
 ]
 
 
 def emit(text: str) -> None:
-    """Print a line at once; ends the command if nobody reads any more."""
+    """Print a line at once; ends the command if that cannot be done, or nobody reads any more."""
     try:
         typer.echo(text)
-    except BrokenPipeError:
+    except OSError as exc:
         # Python tells of it again when it closes the stream.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise typer.Exit(READER_LEFT) from None
+        if isinstance(exc, BrokenPipeError):
+            raise typer.Exit(READER_LEFT) from None
+        reason = (exc.strerror or str(exc)).lower()
+        raise CommandError(f"cannot write the output: {reason}", exit_code=UNWRITTEN) from exc
+
+
+def remark(text: str) -> None:
+    """Print a line beside the output. Where that goes nowhere, the command goes on."""
+    with contextlib.suppress(OSError):
+        typer.echo(text, err=True)
+
+
+def show_anything() -> None:
+    """From here on, what the terminal's encoding cannot show is printed as its escape."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def emit_one(form: Format, value: Mapping[str, Any], text: str) -> None:
@@ -112,7 +142,7 @@ class ListPrinter:
         elif not self.count and self._form is Format.YAML:
             emit("[]")
         elif not self.count:
-            typer.echo(f"no {what}", err=True)
+            remark(f"no {what}")
 
     def _rows(self, rows: Sequence[Sequence[str]]) -> None:
         """The first page decides how wide the columns are."""

@@ -20,7 +20,7 @@ from mm.cli.errors import (
     TIME_LIMIT,
     CommandError,
 )
-from mm.cli.listing import Kind, name_of, print_changes, print_list, wanted_status
+from mm.cli.listing import Kind, Limit, name_of, print_changes, print_list, wanted_status
 from mm.cli.mesh import (
     ADDRESS_HELP,
     DEFAULT_ADDRESS,
@@ -246,7 +246,7 @@ def list_vmodels(
     with_status: Annotated[
         str, typer.Option("--status", help="Only vmodels with it: TRANSITIONING, for example.")
     ] = "",
-    limit: Annotated[int, typer.Option(min=0, help="At most so many; 0 for all.")] = 0,
+    limit: Limit = 0,
     address: Address = DEFAULT_ADDRESS,
     timeout: Timeout = 30.0,
     output: Output = Format.TABLE,

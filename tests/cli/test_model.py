@@ -150,7 +150,9 @@ def test_addresses(text: str, parsed: tuple[str, int]) -> None:
     assert parse_address(text) == parsed
 
 
-@pytest.mark.parametrize("text", ["", "host:0", "host:65536", "host:x", "[::1", "[::1]9", "a/b:1"])
+@pytest.mark.parametrize(
+    "text", ["", "host:0", "host:65536", "host:x", "[::1", "[::1]9", "a/b:1", "a..b", "\udcff"]
+)
 def test_addresses_that_are_none(text: str) -> None:
     with pytest.raises(CommandError, match="is no address") as caught:
         parse_address(text)
