@@ -23,6 +23,8 @@ class TransitionWorker:
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
     #: Set, and replaced, when a record that it depends on changed.
     woken: anyio.Event = field(default_factory=anyio.Event)
+    #: To be left as soon as the target could take over; None: it does not wait for a slot.
+    line: anyio.CancelScope | None = None
     #: Where copies of the target were asked for, and when, until the record tells of them.
     asked_s: dict[InstanceId, float] = field(default_factory=dict)
     #: Askings for a further copy in a row that came to nothing.

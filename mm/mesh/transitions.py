@@ -194,8 +194,16 @@ class Transitions:
         self._news = anyio.Event()
 
     def _model_changed(self, model_id: ModelId, _record: ModelRecord | None) -> None:
+        switches: dict[Pair, bool] = {}  # many may have the same
         for vmodel_id in self._watching.get(model_id, ()):
-            self._workers[vmodel_id].wake()
+            worker = self._workers[vmodel_id]
+            worker.wake()
+            if worker.line is None:
+                continue
+            if worker.pair not in switches:
+                switches[worker.pair] = next_step(self._look(worker)) is Step.SWITCH
+            if switches[worker.pair]:
+                worker.line.cancel()
 
     def _record_changed(self, key_id: str, item: Item | None) -> None:
         if item is not None:
@@ -212,9 +220,12 @@ class Transitions:
                     step = next_step(self._look(worker))
                     if step is Step.SWITCH and await self._switch(vmodel_id, worker):
                         break  # without a slot: nothing is loaded
-                    async with self._slots:
-                        await self._carry_out(vmodel_id, worker)
-                    break
+                    with anyio.CancelScope() as worker.line:
+                        async with self._slots:
+                            worker.line = None
+                            await self._carry_out(vmodel_id, worker)
+                        break
+                    continue
                 except (_BlockedError, MeshError) as exc:
                     if vmodel_id not in self._blocked:
                         logger.warning("vmodel %s stays with its model: %s", vmodel_id, exc)
