@@ -55,7 +55,8 @@ def existing_file(env: Environment, *names: str) -> str:
         return ""
     name = next(each for each in names if env.is_set(each))
     if not Path(path).is_file():
-        env.refuse(wrong(name, path, "a file that exists"))
+        directory = ", not a directory" if Path(path).is_dir() else ""
+        env.refuse(wrong(name, path, f"a file that exists{directory}"))
     return path
 
 

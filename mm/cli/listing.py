@@ -15,7 +15,7 @@ import typer
 
 from mm.cli.errors import MISUSED, CommandError
 from mm.cli.mesh import PAGE_SIZE, connected, pages, watching
-from mm.cli.output import ChangePrinter, Format, ListPrinter
+from mm.cli.output import ChangePrinter, Format, ListPrinter, remark, shown
 from mm.cli.values import count
 
 E = TypeVar("E", bound=enum.IntEnum)
@@ -64,7 +64,7 @@ def print_list(
 def print_changes(
     kind: Kind,
     request: Any,
-    key_id: str,
+    key_id: str | None,
     prefix: str,
     address: str,
     timeout_s: float,
@@ -74,6 +74,8 @@ def print_changes(
 
     ``request`` lists what is watched: one id, or those with a prefix.
     """
+    if key_id == "":
+        raise CommandError("'' is no ID to watch; allowed: an ID, or none", exit_code=MISUSED)
     if key_id and prefix:
         raise CommandError("give an ID or --prefix, not both", exit_code=MISUSED)
     printer = ChangePrinter(output)
@@ -83,19 +85,22 @@ def print_changes(
         printer.change(kind.id_of(entry), value, cells[: kind.change_columns_count])
 
     def present(page: Any) -> Iterator[Any]:
-        return (e for e in getattr(page, kind.plural) if key_id in ("", kind.id_of(e)))
+        return (e for e in getattr(page, kind.plural) if key_id in (None, kind.id_of(e)))
 
     async def follow() -> None:
         async with (
             connected(address, timeout_s, for_all=False) as channel,
             watching(
-                channel, kind.watch_method, kind.entry_name, key_id, prefix, timeout_s
+                channel, kind.watch_method, kind.entry_name, key_id or "", prefix, timeout_s
             ) as changes,
         ):
             async for page in pages(channel, kind.list_method, kind.page_name, request, timeout_s):
-                for entry in present(page):
+                entries = list(present(page))
+                for entry in entries:
                     show(entry)
                 if key_id:
+                    if not entries:
+                        remark(f"no {kind.plural.removesuffix('s')} {shown(key_id)} yet")
                     break
             async for entry in changes:
                 show(entry)

@@ -233,7 +233,8 @@ def list_models(
 ) -> None:
     """List the models of the mesh by id, page by page, as an instance knows them.
 
-    Loads nothing and asks nobody else. --timeout is for each page.
+    Loads nothing and asks nobody else. What was never called counts as used some hours before it
+    was registered. --timeout is for each page.
 
     \b
     Examples:
@@ -247,7 +248,7 @@ def list_models(
 
 @app.command()
 def watch(
-    model_id: Annotated[str, typer.Argument(metavar="[ID]", help="Only this model.")] = "",
+    model_id: Annotated[str | None, typer.Argument(metavar="[ID]", help="Only this model.")] = None,
     prefix: Annotated[str, typer.Option(help="Only ids that begin with it.")] = "",
     address: Address = DEFAULT_ADDRESS,
     timeout: Timeout = 30.0,
@@ -412,6 +413,9 @@ def model_lines(model_id: str, info: ModelStatusInfo, details: Sequence[str] = (
         # Of a Java mesh, whose records do not tell loading from loaded: it would only alarm people.
         is_told = copy.copy_status != ModelStatusInfoModelStatus.UNKNOWN
         state = f": {_name_of(copy.copy_status)}" if is_told else ""
-        lines.append(f"  copy on {shown(copy.location)}{state} since {shown_time(copy.time)}")
+        # The load's begin is what records hold of a copy; of a failure, when it was.
+        has_failed = copy.copy_status == ModelStatusInfoModelStatus.LOADING_FAILED
+        when = f"{' since' if has_failed else ', load begun'} {shown_time(copy.time)}"
+        lines.append(f"  copy on {shown(copy.location)}{state}{when}")
     lines.extend(f"  error: {shown(error)}" for error in info.errors)
     return lines

@@ -110,7 +110,9 @@ def shown_time(time_ms: int) -> str:
 
 
 def shown_size(size_bytes: int) -> str:
-    """Answer a size in MiB; empty if it is not known."""
+    """Answer a size in MiB, or KiB if it is small; empty if it is not known."""
+    if 0 < size_bytes < 2**20:
+        return f"{size_bytes / 2**10:.1f} KiB"
     return f"{size_bytes / 2**20:.1f} MiB" if size_bytes else ""
 
 

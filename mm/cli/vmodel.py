@@ -68,6 +68,14 @@ Id = Annotated[str, typer.Argument(metavar="ID", help="The vmodel's id.")]
 Owner = Annotated[
     str, typer.Option(help="Whose vmodel it is; one of somebody else is left alone. Empty: any.")
 ]
+Expected = Annotated[
+    str,
+    typer.Option(
+        metavar="CURRENT",
+        help="Only if CURRENT or MODEL is the target now, else exit code 4. One that does not"
+        " exist is made only if CURRENT is MODEL.",
+    ),
+]
 
 
 @app.command("set")
@@ -84,9 +92,7 @@ def set_vmodel(
         typer.Option("--auto-delete", help="Registered here, it goes when no vmodel names it."),
     ] = False,
     owner: Owner = "",
-    expect: Annotated[
-        str, typer.Option(metavar="MODEL", help="Only if this is the target now, else exit code 4.")
-    ] = "",
+    expect: Expected = "",
     update_only: Annotated[
         bool, typer.Option("--update-only", help="Only if there is such a vmodel, else code 3.")
     ] = False,
@@ -267,7 +273,9 @@ def list_vmodels(
 
 @app.command()
 def watch(
-    vmodel_id: Annotated[str, typer.Argument(metavar="[ID]", help="Only this vmodel.")] = "",
+    vmodel_id: Annotated[
+        str | None, typer.Argument(metavar="[ID]", help="Only this vmodel.")
+    ] = None,
     prefix: Annotated[str, typer.Option(help="Only ids that begin with it.")] = "",
     address: Address = DEFAULT_ADDRESS,
     timeout: Timeout = 30.0,

@@ -6,7 +6,7 @@ them is ``mm.mesh.static_models``'s.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -34,6 +34,8 @@ class StaticModel:
     is_awaited: bool = False
     #: Where it is written, for errors: "entry 3 of MM_AUTO_REGISTER_MODELS".
     place: str = field(default="", compare=False)
+    #: Properties that it has, and that mean nothing: misspelt, most likely.
+    unknown_properties: tuple[str, ...] = field(default=(), compare=False)
 
     def __str__(self) -> str:
         vmodel = f' of vmodel "{self.vmodel_id[:_SHOWN_MAX]}"' if self.vmodel_id else ""
@@ -82,6 +84,9 @@ class _EntryJson(msgspec.Struct, rename="camel"):
     ensure_loaded: bool | None = None
 
 
+_PROPERTIES: Final = frozenset(_EntryJson.__struct_encode_fields__)
+
+
 def parse_static_models(text: str | bytes, source: str) -> tuple[StaticModel, ...]:
     """Read a list; ``source`` names it. Raises ``ValueError`` that says which entry is wrong, and
     why, without a word of any ``key``.
@@ -103,6 +108,8 @@ def _model(entry: object, place: str) -> StaticModel:
     problem = ""
     if not raw.model_id:
         problem = "modelId is missing"
+    elif raw.model_info is None:
+        problem = "modelInfo is missing"
     elif not info.type:
         problem = "modelInfo.type is missing"
     elif raw.retain_after_transition and not raw.vmodel_id:
@@ -118,7 +125,19 @@ def _model(entry: object, place: str) -> StaticModel:
         is_retained=bool(raw.retain_after_transition),
         is_awaited=bool(raw.ensure_loaded),
         place=place,
+        unknown_properties=tuple(_unknown_properties(entry)),
     )
+
+
+def _unknown_properties(entry: object) -> Iterator[str]:
+    """The names of an entry that nobody reads; never their values."""
+    assert isinstance(entry, dict)
+    for name in entry:
+        if name not in _PROPERTIES:
+            yield name[:_SHOWN_MAX]
+    for name in entry.get("modelInfo") or ():
+        if name not in _InfoJson.__struct_fields__:
+            yield f"modelInfo.{name[:_SHOWN_MAX]}"
 
 
 def joined(*lists: Iterable[StaticModel]) -> tuple[StaticModel, ...]:

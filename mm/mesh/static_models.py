@@ -54,6 +54,7 @@ class StaticModels:
         entries = self._known
         if not entries:
             return
+        _warn_of_unknown_properties(entries)
         if self._config.kv_read_only:
             logger.warning(
                 "%d static models are not registered: the store is read-only (KV_READ_ONLY)",
@@ -103,6 +104,7 @@ class StaticModels:
         """Register what is new; answers what is to be loaded of it."""
         entries = self._wanted
         news = changes(self._known, entries)
+        _warn_of_unknown_properties(news.wanted)
         self._known = entries
         for entry in news.removed:
             logger.info(
@@ -183,6 +185,13 @@ class StaticModels:
                 if scope.cancelled_caught:
                     logger.info("still waiting for %s: %s", entry, reason)
         raise StartupError(f"{entry} is not loaded after {limit_s:g} s: {reason}")
+
+
+def _warn_of_unknown_properties(entries: Sequence[StaticModel]) -> None:
+    for entry in entries:
+        if entry.unknown_properties:
+            names = ", ".join(entry.unknown_properties)
+            logger.warning("%s: these mean nothing, and are not read: %s", entry, names)
 
 
 def _reason(entry: StaticModel, status: ModelStatus) -> str:

@@ -228,7 +228,10 @@ class Transitions:
                     continue
                 except (_BlockedError, MeshError) as exc:
                     if vmodel_id not in self._blocked:
-                        logger.warning("vmodel %s stays with its model: %s", vmodel_id, exc)
+                        logger.warning(
+                            "vmodel %s stays with its model: %s (it serves %s, and is set to %s)",
+                            vmodel_id, exc, worker.pair.active_id, worker.pair.target_id,
+                        )  # fmt: skip
                 self._blocked.add(vmodel_id)
                 tries_count += 1
                 await self._pause(worker, tries_count)

@@ -54,7 +54,7 @@ def test_status_shows_copies(mesh: FakeMesh) -> None:
     mesh.answer = ModelStatusInfo(status=S.LOADED, model_copy_infos=[copy])
     code, out, err = run(mesh, "status", "iris")
     assert (code, err) == (0, "")
-    assert out.startswith("iris: LOADED\n  copy on one: LOADED since 19")
+    assert out.startswith("iris: LOADED\n  copy on one: LOADED, load begun 19")
 
 
 def test_status_of_an_unknown_model_fails(mesh: FakeMesh) -> None:
@@ -253,6 +253,24 @@ def test_watch_prints_what_is_there_and_then_what_changes(mesh: FakeMesh) -> Non
     ]  # fmt: skip
     assert (code, err) == (0, "")
     assert mesh.requests[0] == mmesh.WatchRequest(id="m")
+
+
+def test_a_watch_of_an_empty_id(mesh: FakeMesh) -> None:
+    code, _out, err = run(mesh, "watch", "")
+    assert (code, err) == (2, "mm: '' is no ID to watch; allowed: an ID, or none\n")
+    assert not mesh.requests
+
+
+def test_a_watch_says_that_there_is_no_such_model_yet(mesh: FakeMesh) -> None:
+    mesh.answers["listModels"] = page(listed("m2"))
+    mesh.answers["watchModels"] = []
+    assert run(mesh, "watch", "m") == (0, "", "no model m yet\n")
+
+
+def test_a_small_model_has_a_size(mesh: FakeMesh) -> None:
+    mesh.answers["getModelStatus"] = ModelStatusInfo(status=S.LOADED)
+    mesh.answers["listModels"] = page(listed("m", size_bytes=1536))
+    assert "  size 1.5 KiB\n" in run(mesh, "get", "m")[1]
 
 
 def test_nothing_from_outside_moves_the_cursor(mesh: FakeMesh) -> None:

@@ -45,6 +45,14 @@ def test_everything_that_an_entry_can_say() -> None:
     assert parse() == ()
 
 
+def test_what_is_misspelt_is_known() -> None:
+    info = {"type": "t", "keys": "secret"}
+    (found,) = parse({"modelId": "m", "modelInfo": info, "ensureloaded": True})
+    assert not found.is_awaited
+    assert found.unknown_properties == ("ensureloaded", "modelInfo.keys")
+    assert parse(M)[0].unknown_properties == ()
+
+
 @pytest.mark.parametrize(
     ("entry", "complaint"),
     [
@@ -52,7 +60,7 @@ def test_everything_that_an_entry_can_say() -> None:
         ({"modelInfo": {"type": "t"}}, r"entry 2 of LIST: modelId is missing"),
         ({**M, "modelId": ""}, r'entry 2 of LIST \(model ""\): modelId is missing'),
         ({**M, "modelId": 3}, r"entry 2 of LIST: Expected `str \| null`, got `int` - .*modelId"),
-        ({"modelId": "x"}, r'entry 2 of LIST \(model "x"\): modelInfo.type is missing'),
+        ({"modelId": "x"}, r'entry 2 of LIST \(model "x"\): modelInfo is missing'),
         ({"modelId": "x", "modelInfo": {"path": "p"}}, r'\(model "x"\): modelInfo.type is missing'),
         ({**M, "ensureLoaded": "yes"}, r'entry 2 of LIST \(model "m"\): Expected `bool'),
         ({**M, "retainAfterTransition": True}, r"retainAfterTransition is for entries with a vMod"),

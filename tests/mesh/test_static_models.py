@@ -104,6 +104,16 @@ async def test_a_load_that_fails_ends_the_start() -> None:
             await static_models(cluster["a"], entry("m", is_awaited=True)).register_first()
 
 
+async def test_properties_that_mean_nothing_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    async with running_cluster(plan=FAST) as cluster:
+        a = await cluster.start("a")
+        async with following(a, [entry("m", unknown_properties=("ensureloaded",))]) as static:
+            static.tell([entry("m"), entry("n", unknown_properties=("keys",))])
+            await anyio.wait_all_tasks_blocked()
+    assert 'entry 1 of X (model "m"): these mean nothing, and are not read: ens' in log_of(caplog)
+    assert 'entry 1 of X (model "n"): these mean nothing, and are not read: keys' in log_of(caplog)
+
+
 async def test_a_read_only_mesh_registers_nothing(caplog: pytest.LogCaptureFixture) -> None:
     async with running_cluster(plan=FAST, kv_read_only=True) as cluster:
         a = await cluster.start("a")
