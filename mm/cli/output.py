@@ -14,13 +14,17 @@ import os
 import shlex
 import sys
 import time
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 
 from mm.cli.errors import READER_LEFT, UNWRITTEN, CommandError
 from mm.cli.yaml_text import to_yaml
+
+#: Of a cell, a table shows this much; JSON and YAML show all.
+CELL_CHARS_MAX: Final = 100
 
 
 class Format(enum.StrEnum):
@@ -116,6 +120,23 @@ def shown_size(size_bytes: int) -> str:
     return f"{size_bytes / 2**20:.1f} MiB" if size_bytes else ""
 
 
+def _width(text: str) -> int:
+    """Answer how many columns of a terminal a text takes."""
+    if text.isascii():
+        return len(text)
+    return sum(
+        0 if unicodedata.combining(c) else 1 + (unicodedata.east_asian_width(c) in "WF")
+        for c in text
+    )
+
+
+def _short(text: str) -> str:
+    """Answer a cell with its end left out if it is too wide: an id may have 4 KiB."""
+    if len(text) <= CELL_CHARS_MAX:
+        return text
+    return f"{text[: CELL_CHARS_MAX - 1]}…"
+
+
 class ListPrinter:
     """A list that is printed page by page."""
 
@@ -129,7 +150,7 @@ class ListPrinter:
         """Print entries: each as a value, and as the cells of a row."""
         entries = list(values)
         if self._form is Format.TABLE and entries:
-            self._rows([[shown(cell) or "-" for cell in cells] for _, cells in entries])
+            self._rows([[_short(shown(cell)) or "-" for cell in cells] for _, cells in entries])
         for value, _ in entries:
             if self._form is Format.JSON:
                 emit(("," if self.count else "[") + json.dumps(value))
@@ -150,9 +171,10 @@ class ListPrinter:
         """The first page decides how wide the columns are."""
         if not self._widths:
             rows = [self._columns, *rows]
-            self._widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
+            self._widths = [max(map(_width, cells)) for cells in zip(*rows, strict=True)]
         for row in rows:
-            padded = [cell.ljust(width) for cell, width in zip(row, self._widths, strict=True)]
+            cells = zip(row, self._widths, strict=True)
+            padded = [cell + " " * (width - _width(cell)) for cell, width in cells]
             emit("  ".join(padded).rstrip())
 
 

@@ -255,6 +255,20 @@ def test_watch_prints_what_is_there_and_then_what_changes(mesh: FakeMesh) -> Non
     assert mesh.requests[0] == mmesh.WatchRequest(id="m")
 
 
+def test_a_table_stays_a_table_with_any_ids(mesh: FakeMesh) -> None:
+    """Wide characters take two columns, and 4 KiB would take fifty lines."""
+    wide, long = "\u6a21\u578b", "m" * 4096
+    models = page(listed(wide), listed(long))
+    mesh.answer = models
+    lines = run(mesh, "list")[1].splitlines()
+    column = lines[0].index("STATUS")
+    assert lines[1].index("LOADED") == column - len(wide)
+    assert lines[2].startswith(f"{'m' * 99}…  LOADED")
+    assert lines[2].index("LOADED") == column == 102
+    told = json.loads(run(mesh, "list", "-o", "json")[1])
+    assert [each["id"] for each in told] == [wide, long]
+
+
 def test_a_watch_of_an_empty_id(mesh: FakeMesh) -> None:
     code, _out, err = run(mesh, "watch", "")
     assert (code, err) == (2, "mm: '' is no ID to watch; allowed: an ID, or none\n")
