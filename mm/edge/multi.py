@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from mm.core.calls import MOVES_MAX, Call, LocalRoute, Outcome, PeerRoute, Route
+from mm.core.calls import Call, LocalRoute, Outcome, PeerRoute, Route
 from mm.core.headers import (
     Header,
     HeaderList,
@@ -29,6 +29,7 @@ from mm.edge.h2.client import ChannelFullError, UnreachableError
 from mm.edge.h2.incoming import IncomingCall
 from mm.edge.h2.messages import ENCODINGS_READ, MessageTooLargeError, frame_message
 from mm.edge.h2.stream import FaultKind
+from mm.edge.moves import Moves
 from mm.edge.pipe import upstream_headers
 from mm.edge.unary import Answer, CallError, exchange, read_request
 from mm.errors import MeshError, ModelNotFoundError, RuntimeUnavailableError, StatusCode
@@ -107,16 +108,15 @@ class MultiCall:
             deadline_s=incoming.deadline_s,
             balanced=is_balanced(incoming.head.mesh),
         )
-        missing: set[ModelId] = set()
+        moves = Moves(router, given_id if is_vmodel else None)
         while True:
             try:
                 return await self._ask_model(call, message)
-            except ModelNotFoundError:
-                if not is_vmodel or len(missing) == MOVES_MAX:
+            except MeshError as error:
+                moved = await moves.follow(call, error)
+                if moved is None:
                     raise
-            # The vmodel's model went away between two looks: we go where it went.
-            missing.add(call.model_id)
-            call = call.moved_to(await router.resolve(given_id, missing))
+                call = moved
 
     async def _ask_model(self, call: Call, message: bytes) -> Answer:
         router = self._proxy.router

@@ -11,7 +11,7 @@ import asyncio
 
 from mm.config import Config
 from mm.core.call_meter import CallMeter
-from mm.core.calls import MOVES_MAX, Call, Hop, LocalRoute, Route
+from mm.core.calls import Call, Hop, LocalRoute, Route
 from mm.core.dataplane import RpcConfig
 from mm.core.headers import IdKind, check_id, is_balanced, read_ids
 from mm.core.hop_headers import HopRequest, read_hop_request
@@ -20,6 +20,7 @@ from mm.core.protobuf_ids import extract_id
 from mm.edge.h2.client import Channel, ChannelPool
 from mm.edge.h2.incoming import IncomingCall
 from mm.edge.h2.messages import ENCODINGS_READ, MessageSplitter, TooMuchHeldError, decompress
+from mm.edge.moves import Moves
 from mm.edge.multi import MultiCall
 from mm.edge.pipe import ProxiedCall
 from mm.edge.wire_words import goes_on, read_tried
@@ -27,7 +28,6 @@ from mm.errors import (
     InvalidRequestError,
     MeshError,
     MethodRefusedError,
-    ModelNotFoundError,
     StatusCode,
 )
 from mm.mesh.permissions import MANAGEMENT_SERVICES
@@ -125,7 +125,7 @@ class Proxy:
         call.deadline_s = incoming.deadline_s
         proxied = ProxiedCall(self, incoming, call, vmodel_id or "")
         incoming.read_by(proxied)
-        missing: set[ModelId] = set()
+        moves = Moves(self.router, vmodel_id)
         tried = read_tried(incoming.head.mesh) if incoming.link.is_wire else None
         try:
             while True:
@@ -136,13 +136,11 @@ class Proxy:
                             return
                     await proxied.run()
                     return
-                except ModelNotFoundError:
-                    if vmodel_id is None or not proxied.may_repeat or len(missing) == MOVES_MAX:
+                except MeshError as error:
+                    moved = await moves.follow(call, error) if proxied.may_repeat else None
+                    if moved is None:
                         raise
-                # The vmodel's model went away between two looks: we go where it went.
-                missing.add(proxied.call.model_id)
-                model_id = await self.router.resolve(vmodel_id, missing)
-                proxied.call = proxied.call.moved_to(model_id)
+                    call = proxied.call = moved
         except MeshError:
             proxied.note_load()
             raise
