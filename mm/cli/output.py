@@ -78,7 +78,10 @@ def show_anything() -> None:
     """From here on, what the terminal's encoding cannot show is printed as its escape."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+            # It takes effect, then asks where the stream is: one that was a file when this process
+            # was forked, and is a pipe now, cannot tell, and need not.
+            with contextlib.suppress(OSError):
+                stream.reconfigure(errors="backslashreplace")
 
 
 def emit_one(form: Format, value: Mapping[str, Any], text: str) -> None:
