@@ -6,6 +6,7 @@ is measured is the business of `mesh.py`, `waiting.py` and `churn.py`.
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import os
 import sys
@@ -31,6 +32,14 @@ CALL_TIMEOUT_S = 30.0
 RECONNECT_AT_ONCE = [
     (f"grpc.{which}_reconnect_backoff_ms", 50) for which in ("initial", "min", "max")
 ]
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add what all of these scripts take."""
+    parser.add_argument("--quick", action="store_true", help="smaller numbers")
+    parser.add_argument(
+        "--dataplane", choices=("python", "wire"), default="python", help="who serves hits [python]"
+    )
 
 
 def cpu_s(pid: int) -> float:

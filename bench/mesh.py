@@ -20,7 +20,7 @@ from pathlib import Path
 import aetcd
 import anyio
 import grpc.aio
-from _instance import CALL_TIMEOUT_S, Instance, at_once, instance_of, percentile
+from _instance import CALL_TIMEOUT_S, Instance, add_options, at_once, instance_of, percentile
 
 from mm.edge.embedded_etcd import EmbeddedEtcd, embedded_etcd
 from mm.pb import mmesh
@@ -108,10 +108,14 @@ async def measure_cold(instance: Instance, sizes: Sizes) -> tuple[list[float], l
     return cold, warm
 
 
-async def run(sizes: Sizes) -> None:
+async def run(sizes: Sizes, dataplane: str) -> None:
     """Measure and print everything."""
     with tempfile.TemporaryDirectory(prefix="mm-bench-") as name:
-        async with embedded_etcd() as etcd, instance_of(etcd, Path(name)) as instance:
+        settings = {"MM_DATAPLANE": dataplane}
+        async with (
+            embedded_etcd() as etcd,
+            instance_of(etcd, Path(name), settings=settings) as instance,
+        ):
             start_s = await measure_starts(instance, sizes)
             print(f"start to serving, 0 models          {start_s:8.2f} s    (goal 2 s)")
             print(f"RSS idle                            {instance.rss_mib():8.0f} MiB  (goal 120)")
@@ -147,10 +151,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--quick", action="store_true", help="smaller numbers")
+    add_options(parser)
     arguments = parser.parse_args()
     try:
-        anyio.run(run, QUICK if arguments.quick else FULL)
+        anyio.run(run, QUICK if arguments.quick else FULL, arguments.dataplane)
     except KeyboardInterrupt:
         sys.exit(130)
 
