@@ -70,6 +70,8 @@ class WatchedFile(Generic[T]):
         self._seen: tuple[int, ...] | None = None
         #: What holds now.
         self._content: bytes | None = None
+        #: What holds has still to be said.
+        self._is_new = False
         #: What was last said about a file that cannot be used: each change is worth one line.
         self._said: _Look | None = None
 
@@ -78,6 +80,7 @@ class WatchedFile(Generic[T]):
         with anyio.move_on_after(START_WAIT_S):
             while True:
                 found = await self.changed()
+                self._say_what_holds()
                 if found is not None:
                     return found
                 await anyio.sleep(POLL_S)
@@ -98,6 +101,7 @@ class WatchedFile(Generic[T]):
             found = await self.changed()
             if found is not None:
                 tell(found)
+            self._say_what_holds()
 
     async def changed(self) -> T | None:
         """Answer new contents; None if nothing changed, or to nothing that can be used."""
@@ -112,11 +116,16 @@ class WatchedFile(Generic[T]):
                 logger.warning("%s file %s: %s%s", self._name, self._path, look.problem, holds)
             self._said = look
         elif look.content is not None:
-            if found is not None or self._said is not None:
-                logger.info("%s file %s is in use", self._name, self._path)
+            self._is_new = found is not None or self._said is not None
             self._said = None
             self._content = look.content
         return found
+
+    def _say_what_holds(self) -> None:
+        """Not before it does: somebody may wait for the line."""
+        if self._is_new:
+            self._is_new = False
+            logger.info("%s file %s is in use", self._name, self._path)
 
     async def _read(self) -> tuple[_Look, T | None]:
         look = await anyio.to_thread.run_sync(_look, self._path, self._seen, abandon_on_cancel=True)

@@ -74,7 +74,8 @@ class Demands:
         #: What is in demand, of models that this instance decides about.
         self.hot: dict[ModelId, Demand] = {}
         self._told: dict[ModelId, dict[InstanceId, _Told]] = {}
-        self._looked_s = 0.0
+        #: None before the first look: the clock has no beginning that means anything.
+        self._looked_s: float | None = None
         #: Peers that are being told, and those that do not listen, until when.
         self._under_way: set[InstanceId] = set()
         self._resting: dict[InstanceId, float] = {}
@@ -98,7 +99,8 @@ class Demands:
     def look(self, group: TaskGroup) -> None:
         """Look at all copies here, and tell the others of theirs."""
         now_s = anyio.current_time()
-        elapsed_s = now_s - self._looked_s
+        looked_s = self._looked_s
+        elapsed_s = self._limits.demand_interval_s if looked_s is None else now_s - looked_s
         self._looked_s = now_s
         now_ms = self._copies.clock.now_ms()
         calls_min = self._calls_min(elapsed_s)

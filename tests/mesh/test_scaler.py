@@ -79,6 +79,18 @@ async def test_a_model_gets_as_many_copies_as_it_is_called_for() -> None:
         cluster["a"].node.parts.copies.check_invariants()
 
 
+async def test_a_call_in_flight_at_the_first_look_is_no_demand() -> None:
+    """However long ago the clock began, which is when the machine started."""
+    async with running_cluster(plan=FAST) as cluster:
+        cluster.call_s = 0.5
+        await anyio.sleep(86_400)
+        await cluster.start("a")
+        await cluster["a"].register("m")
+        await cluster.start("b")
+        await call(cluster, 3.0, 10, at="a")
+        assert ready(cluster) == {"a"} or ready(cluster) == {"b"}
+
+
 async def test_the_one_who_decides_hears_of_calls_that_it_does_not_see() -> None:
     async with running_cluster(*"abcd", plan=LOADS, **SLOW_PACE) as cluster:
         await loaded_at(cluster, "a", "b")
