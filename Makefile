@@ -11,8 +11,8 @@ BIN := $(VENV)/bin
 PY := $(BIN)/python
 ARGS ?=
 # Processes that share the tests, a file each, in the order of tests/conftest.py. Half of the time a
-# test waits for other processes, so that three keep two cores busy.
-TEST_WORKERS ?= 3
+# test waits for other processes: with three a fifth of two cores was idle.
+TEST_WORKERS ?= 4
 # What `lint`, `fmt` and the types look at.
 SOURCES := mm tests bench setup.py proto
 

@@ -37,7 +37,6 @@ _ON_BOTH = frozenset(
         "conformance_missing_model",
         "conformance_single",
         "conformance_vmodel_calls",
-        "drain",
         "foreign_calls",
         "foreign_services",
         "refusals",
