@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from mm.config import Config
-from mm.core.dataplane import DataplaneConfig, RpcConfig, parse_dataplane_config
+from mm.core.dataplane import DataplaneConfig, RpcConfig
 from mm.core.ids import InstanceId
 from mm.core.load_failures import FailureRules
 from mm.endpoints import TcpEndpoint, UnixEndpoint
@@ -318,9 +318,6 @@ class TestDataplaneConfig:
         both = {"MM_DATAPLANE_CONFIG": "{}", "MM_DATAPLANE_CONFIG_PATH": str(file)}
         assert "MM_DATAPLANE_CONFIG and MM_DATAPLANE_CONFIG_PATH" in error_of(MEMORY | both)
 
-    def test_an_empty_object_denies_everything(self) -> None:
-        assert parse_dataplane_config("{}").rpc("/a.B/C") is None
-
     @pytest.mark.parametrize(
         ("text", "complaint"),
         [
@@ -337,6 +334,8 @@ class TestDataplaneConfig:
                 '"a.B/C": a path has at most 100 field numbers',
             ),
             ('{"allowOtherRpcs": "no"}', "Expected `bool`"),
+            ('{"rpcConfigs": {"a.B/C": {}, "a.B/C": {}}}', '"a.B/C" is there twice'),
+            ('{"allowOtherRpcs": true, "allowOtherRpcs": true}', '"allowOtherRpcs" is there twice'),
         ],
     )
     def test_wrong(self, text: str, complaint: str) -> None:

@@ -12,7 +12,7 @@ from typing import Annotated, Final
 import typer
 
 from mm import identity_settings
-from mm.cli.output import Format, ListPrinter, Output, emit
+from mm.cli.output import Format, ListPrinter, Output, emit, remark
 from mm.config import Config
 from mm.edge import kv_config
 from mm.environment import Environment, Kind
@@ -72,8 +72,8 @@ def config(
     printer = ListPrinter(output, ("VARIABLE", "VALUE", "UNIT", "SOURCE"))
     printer.page(_row(setting, found, kinds.get(setting.names[0])) for setting in SETTINGS)
     printer.end("settings")
-    for warning in found.warnings:
-        typer.echo(f"mm: {warning}", err=True)
+    for warning in (*found.warnings, *found.dataplane_config.remarks):
+        remark(f"mm: {warning}")
 
 
 def _kinds() -> Mapping[str, Kind]:

@@ -12,7 +12,7 @@ from types import MappingProxyType
 
 import msgspec
 
-from mm.core.json_input import decode_entries, decode_json
+from mm.core.json_input import check_said_once, decode_entries, decode_json
 
 #: Field numbers of protobuf are 29 bits wide.
 FIELD_NUMBER_MAX = 2**29 - 1
@@ -35,6 +35,8 @@ class DataplaneConfig:
 
     rpcs: Mapping[str, RpcConfig] = field(default_factory=lambda: MappingProxyType({}))
     allow_other_rpcs: bool = True
+    #: What is allowed, and most likely not meant: for the log.
+    remarks: tuple[str, ...] = field(default=(), compare=False)
 
     def rpc(self, method: str) -> RpcConfig | None:
         """Answer how to treat "/package.Service/Method"; None when it is not served."""
@@ -62,11 +64,14 @@ class _ConfigJson(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
 def parse_dataplane_config(text: str | bytes) -> DataplaneConfig:
     """Read the JSON of the Java mesh; raises ``ValueError`` that names what is wrong with it.
 
-    Strict: an unknown property is an error, because a misspelt one would open or close methods.
+    Strict: an unknown property is an error, because a misspelt one would open or close methods, and
+    so is a method that is there twice, of which only one entry would hold.
     """
     raw = decode_json(text, _ConfigJson)
-    rpcs = {}
-    for method, rpc in decode_entries(raw.rpc_configs, _RpcJson).items():
+    entries = decode_entries(raw.rpc_configs, _RpcJson)
+    check_said_once(text)
+    rpcs, remarks = {}, []
+    for method, rpc in entries.items():
         service, _, name = method.partition("/")
         if not service or not name or "/" in name:
             raise ValueError(f'"{method}" is not of the form "package.Service/Method"')
@@ -76,8 +81,13 @@ def parse_dataplane_config(text: str | bytes) -> DataplaneConfig:
         for number in path:
             if not 1 <= number <= FIELD_NUMBER_MAX:
                 raise ValueError(f'"{method}": {number} is not a protobuf field number')
+        if not path and rpc.vmodel_id:
+            remarks.append(f'"{method}": vModelId means nothing without an idExtractionPath')
+        elif rpc.id_extraction_path == ():
+            remarks.append(f'"{method}": idExtractionPath is empty, so ids come from headers')
         rpcs[method] = RpcConfig(id_extraction_path=path, is_vmodel_id=rpc.vmodel_id)
     return DataplaneConfig(
         rpcs=MappingProxyType(rpcs),
         allow_other_rpcs=raw.allow_other_rpcs,
+        remarks=tuple(remarks),
     )

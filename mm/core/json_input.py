@@ -6,9 +6,10 @@ records of the store are ``mm.core.record_json``'s.
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Mapping
-from typing import Final, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, TypeVar
 
 import msgspec
 
@@ -45,6 +46,22 @@ def decode_entries(entries: Mapping[str, msgspec.Raw], form: type[T]) -> dict[st
         except ValueError as exc:
             raise ValueError(f'"{name}": {exc}') from exc
     return decoded
+
+
+def check_said_once(content: str | bytes) -> None:
+    """Raise ``ValueError`` that names what one object of a text says twice; readers take the last,
+    silently. For texts that ``decode_json`` has read: nothing else is looked at.
+    """
+    json.loads(content, object_pairs_hook=_said_once)
+
+
+def _said_once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f'"{name}" is there twice')
+        found[name] = value
+    return found
 
 
 def _place(encoded: bytes, at: int) -> str:

@@ -51,6 +51,7 @@ class SettingsFiles:
             # Without it either every method would be open or none; the Java mesh starts all the
             # same, and fails every call.
             config = replace(config, dataplane_config=await self._dataplane.first())
+        _log_remarks(config.dataplane_config)  # of the variable, if there is no file
         if self._constraints is not None:
             config = replace(config, type_constraints=await self._first_constraints())
         if self._static_models is not None:
@@ -77,11 +78,21 @@ class SettingsFiles:
         static_models: Callable[[tuple[StaticModel, ...]], None],
     ) -> AsyncIterator[None]:
         """Tell of every change, as long as the context is open."""
+
+        def configure(config: DataplaneConfig) -> None:
+            _log_remarks(config)
+            dataplane(config)
+
         async with AsyncExitStack() as stack:
             if self._constraints is not None:
                 await stack.enter_async_context(self._constraints.followed(constraints))
             if self._dataplane is not None:
-                await stack.enter_async_context(self._dataplane.followed(dataplane))
+                await stack.enter_async_context(self._dataplane.followed(configure))
             if self._static_models is not None:
                 await stack.enter_async_context(self._static_models.followed(static_models))
             yield
+
+
+def _log_remarks(config: DataplaneConfig) -> None:
+    for remark in config.remarks:
+        logger.warning("data-plane configuration: %s", remark)

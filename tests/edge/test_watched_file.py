@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import logging
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
 
+from mm.config import Config
 from mm.core.constraints import TypeConstraints, parse_type_constraints
+from mm.core.dataplane import DataplaneConfig
 from mm.core.json_input import JSON_BYTES_MAX
 from mm.edge import watched_file
+from mm.edge.settings_files import SettingsFiles
 from mm.edge.watched_file import BadFileError, WatchedFile
 
 pytestmark = pytest.mark.anyio
@@ -23,7 +27,8 @@ pytestmark = pytest.mark.anyio
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("POLL_S", "SECOND_LOOK_S"):
         monkeypatch.setattr(watched_file, name, 0.01)
-    monkeypatch.setattr(watched_file, "START_WAIT_S", 0.2)
+    # Where a start is to succeed, it may take as long as a busy machine needs.
+    monkeypatch.setattr(watched_file, "START_WAIT_S", 60.0)
     # Whatever the machine does between two lines of a test, a file just written is fresh.
     monkeypatch.setattr(watched_file, "FRESH_S", 300.0)
 
@@ -210,7 +215,10 @@ def write_after_look(monkeypatch: pytest.MonkeyPatch, path: Path, content: str) 
     monkeypatch.setattr(watched_file, "_look", look_and_write)
 
 
-async def test_a_start_without_a_good_file_names_it(tmp_path: Path, warnings: Warnings) -> None:
+async def test_a_start_without_a_good_file_names_it(
+    tmp_path: Path, warnings: Warnings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watched_file, "START_WAIT_S", 1.0)
     path = tmp_path / "constraints"
     for content, problem in ((None, "no such file or directory"), ('{\n"t": 1}', '"t": Expected')):
         if content is not None:
@@ -230,7 +238,6 @@ async def test_a_start_waits_for_a_file_that_is_put_right(
 ) -> None:
     path = tmp_path / "constraints"
     path.write_text("")
-    monkeypatch.setattr(watched_file, "START_WAIT_S", 60.0)
     write_after_look(monkeypatch, path, text("a"))
     assert label(await watched(path).first()) == "a"
 
@@ -247,3 +254,31 @@ async def test_whoever_listens_hears_of_every_change(tmp_path: Path) -> None:
                 for each in ("b", "c"):
                     path.write_text(text(each))
                     assert label(await heard.receive()) == each
+
+
+ODD = '{"rpcConfigs": {"a.B/C": {"vModelId": true}}}'
+ODD_REMARK = 'data-plane configuration: "a.B/C": vModelId means nothing without an idExtractionPath'
+
+
+async def test_what_a_data_plane_configuration_hardly_means_is_in_the_log(
+    tmp_path: Path, warnings: Warnings
+) -> None:
+    """At the start, from the variable or the file, and at each change."""
+    config = Config.from_environment({"KV_STORE": "memory", "MM_DATAPLANE_CONFIG": ODD})
+    await SettingsFiles(config).read_into(config)
+    assert warnings.take() == [ODD_REMARK]
+
+    path = tmp_path / "dataplane"
+    path.write_text(ODD)
+    config = replace(config, dataplane_config=DataplaneConfig(), dataplane_config_path=str(path))
+    files = SettingsFiles(config)
+    assert (await files.read_into(config)).dataplane_config.rpc("/a.B/C")
+    assert warnings.take() == [ODD_REMARK]
+    told = anyio.Event()
+    async with files.followed(
+        constraints=lambda _: None, dataplane=lambda _: told.set(), static_models=lambda _: None
+    ):
+        path.write_text(ODD.replace("}}}", '}}, "allowOtherRpcs": true}'))
+        with anyio.fail_after(10):
+            await told.wait()
+    assert warnings.take() == [ODD_REMARK]
