@@ -5,35 +5,33 @@ and writes nothing that would tell, asks here first. All that ask at the moment 
 revisions, and while it is under way the next ones gather: so a storm of such questions costs the
 store a request now and then, and no write.
 
-Those of a group go on one after the other, not all in the moment of the answer: what each does next
-takes part of a millisecond, and calls for models would stand behind all of it.
+The read is nobody's own: a caller that leaves only stops waiting. Else callers whose time is short
+could keep all others from ever being told.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Final, TypeAlias
 
 import anyio
 
 from mm.errors import LimitError, StoreUnavailableError
 from mm.limits import Limits
+from mm.mesh.crowd import Crowd
 from mm.mesh.mirror import Mirror
 from mm.mesh.ports import REVISIONS_MAX, Store
 from mm.mesh.statistics import Counters
 from mm.mesh.waiting import refuse_to_queue
 
-#: Reads under way at a time: with one, the next group is the larger the slower the store is.
-_AT_ONCE: Final = 1
 #: After a group of so many the next one is not sent sooner than this: a read costs as much as
 #: several answers, and a store that is quick would get one for every few calls of a storm. Who asks
 #: again and again alone is not held up.
 _STORM_COUNT: Final = 4
 _GATHER_S: Final = 0.01
-#: Of a group so many go on at once; whoever has gone on lets one more go.
-_LET_GO_AT_ONCE: Final = 2
+_STOPS: Final = "this instance stops"
 #: An id, and the mirror that should have what the store has under it.
 Entry: TypeAlias = tuple[Mirror, str]
 
@@ -42,42 +40,25 @@ Entry: TypeAlias = tuple[Mirror, str]
 class _Group:
     """Keys asked for together; a later group begins when this one is sent, or full."""
 
+    #: Another one was under way when it began.
+    has_waited: bool
     keys: dict[str, None] = field(default_factory=dict)
-    #: Those who wait for the one that asks, in order.
-    waiters: dict[anyio.Event, None] = field(default_factory=dict)
-    is_over: bool = False
-    #: None at the end without a failure: whoever asked for all gave up.
-    revisions: dict[str, int] | None = None
+    callers: Crowd = field(default_factory=Crowd)
+    revisions: dict[str, int] = field(default_factory=dict)
     failure: StoreUnavailableError | None = None
 
     def has_room(self, keys: Sequence[str]) -> bool:
         """Answer whether these can be asked for, too."""
         return len(self.keys) + sum(key not in self.keys for key in keys) <= REVISIONS_MAX
 
-    async def wait(self) -> None:
-        """Wait until it is over, and for one's turn."""
-        turn = anyio.Event()
-        self.waiters[turn] = None
-        try:
-            await turn.wait()
-        finally:
-            self.waiters.pop(turn, None)
-            if self.is_over:
-                self._let_go(1)
-
-    def end(self) -> None:
-        """There is an answer, or will be none."""
-        self.is_over = True
-        self._let_go(_LET_GO_AT_ONCE)
-
-    def _let_go(self, count: int) -> None:
-        for turn in list(islice(self.waiters, count)):
-            del self.waiters[turn]
-            turn.set()
+    def fail(self, failure: StoreUnavailableError) -> None:
+        """There will be no answer."""
+        self.failure = failure
+        self.callers.end()
 
 
 class Confirmations:
-    """The first of a group asks for all of it; if it gives up, another one does.
+    """One read at a time: so the next group is the larger the slower the store is.
 
     Invariant: what is answered was so at a moment between question and answer, because nobody
     joins a group that is sent.
@@ -87,8 +68,10 @@ class Confirmations:
         self._store = store
         self._waiting_max = limits.vmodel_changes_waiting_max
         self._counters = counters
-        self._turns = anyio.Semaphore(_AT_ONCE)
-        self._gathering: _Group | None = None
+        #: Not sent yet; the last one may be joined.
+        self._groups: deque[_Group] = deque()
+        self._news = anyio.Event()
+        self._is_asking = self._is_over = False
         self._waiting_count = 0
         self._next_s = 0.0
 
@@ -105,7 +88,7 @@ class Confirmations:
                 f"{self._waiting_count} calls wait for the store already, the limit; retry later",
                 retry_after_ms=1000,
             )
-        refuse_to_queue(self._store, self._turns.value == 0)
+        refuse_to_queue(self._store, self._is_asking)
         self._waiting_count += 1
         try:
             revisions = await self._revisions(keys)
@@ -118,42 +101,54 @@ class Confirmations:
         ]
 
     async def _revisions(self, keys: Sequence[str]) -> dict[str, int]:
-        while True:
-            group = self._gathering
-            if group is not None and group.has_room(keys):
-                group.keys.update(dict.fromkeys(keys))
-                await group.wait()
-            else:
-                group = self._gathering = _Group(dict.fromkeys(keys))
-                await self._ask(group)
-            if group.failure is not None:
-                raise group.failure.another()
-            if group.revisions is not None:
-                return group.revisions
+        if self._is_over:
+            raise StoreUnavailableError(_STOPS)
+        group = self._groups[-1] if self._groups else None
+        if group is None or not group.has_room(keys):
+            group = _Group(has_waited=self._is_asking or bool(self._groups))
+            self._groups.append(group)
+            self._news.set()
+        group.keys.update(dict.fromkeys(keys))
+        await group.callers.wait()
+        if group.failure is not None:
+            raise group.failure.another()
+        return group.revisions
+
+    async def run(self) -> None:
+        """Ask for all of them until cancelled."""
+        try:
+            while True:
+                while self._groups:
+                    if self._next_s > (now_s := anyio.current_time()):
+                        await anyio.sleep(self._next_s - now_s)
+                    await self._ask(self._groups.popleft())
+                self._news = anyio.Event()
+                await self._news.wait()
+        finally:
+            self._is_over = True
+            for group in self._groups:
+                group.fail(StoreUnavailableError(_STOPS))
 
     async def _ask(self, group: _Group) -> None:
-        has_to_wait = self._turns.value == 0
+        if not group.callers:
+            return  # all of them gave up
+        if len(group.callers) >= _STORM_COUNT:
+            self._next_s = anyio.current_time() + _GATHER_S
+        self._is_asking = True
         try:
-            async with self._turns:
-                if self._next_s > (now_s := anyio.current_time()):
-                    await anyio.sleep(self._next_s - now_s)
-                self._close(group)
-                if len(group.waiters) + 1 >= _STORM_COUNT:
-                    self._next_s = anyio.current_time() + _GATHER_S
-                refuse_to_queue(self._store, has_to_wait)
-                self._counters.vmodel_confirmations += 1
-                keys = list(group.keys)
-                revisions = await self._store.revisions(keys)
-                group.revisions = dict(zip(keys, revisions, strict=True))
+            refuse_to_queue(self._store, group.has_waited)
+            self._counters.vmodel_confirmations += 1
+            keys = list(group.keys)
+            revisions = await self._store.revisions(keys)
+            group.revisions = dict(zip(keys, revisions, strict=True))
         except StoreUnavailableError as exc:
             group.failure = exc
+        except BaseException:
+            group.failure = StoreUnavailableError(_STOPS)
+            raise
         finally:
-            self._close(group)
-            group.end()
-
-    def _close(self, group: _Group) -> None:
-        if self._gathering is group:
-            self._gathering = None
+            self._is_asking = False
+            group.callers.end()
 
 
 def _known_revision(mirror: Mirror, key_id: str) -> int | None:

@@ -120,6 +120,7 @@ class VModelManager:
     def open(self, group: TaskGroup) -> None:
         """Name the task group for loads that outlive their calls: the node's."""
         self._group = group
+        self.writer.open(group)
 
     # --- the three calls ---
 

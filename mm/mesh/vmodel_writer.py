@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import anyio
+from anyio.abc import TaskGroup
 
 from mm.config import Config
 from mm.core.ids import ModelId
@@ -116,6 +117,13 @@ class VModelWriter:
         self._in_line_count = 0
         self.records = VModelRecords(config, store, registry, vmodels, counters)
         self.confirmations = Confirmations(store, config, counters)
+        #: The leader's own: however many clients ask, and stand in line, it has not to.
+        self._switch_confirmations = Confirmations(store, config, counters)
+
+    def open(self, group: TaskGroup) -> None:
+        """Name the task group for reads that outlive their calls: the node's."""
+        group.start_soon(self.confirmations.run)
+        group.start_soon(self._switch_confirmations.run)
 
     async def change(
         self,
@@ -190,9 +198,7 @@ class VModelWriter:
     async def _do(self, job: _Job, *, is_queue: bool = False) -> None:
         try:
             refuse_to_queue(self._store, is_queue)
-            job.outcome = await self._change(
-                job.vmodel_id, job.plan, job.target_id, fresh=job.fresh
-            )
+            job.outcome = await self._change(job, self.confirmations)
         except MeshError as exc:
             job.failure = exc
 
@@ -247,10 +253,12 @@ class VModelWriter:
         What it depends on is not all written, so the store has to say that it is as mirrored here.
         """
         refuse_to_queue(self._store, self._switch_slots.value == 0)
-        async with self._switch_slots, self.locks.hold(vmodel_id):
+        # Whoever has a slot waits for no lock: clients may stand in line for that.
+        async with self.locks.hold(vmodel_id), self._switch_slots:
+            confirmations = self._switch_confirmations
             entries = self.records.entries(vmodel_id, references(self._vmodels.get(vmodel_id)))
-            is_old = bool(await self.confirmations.outdated(entries))
-            return await self._change(vmodel_id, plan, None, fresh=is_old)
+            is_old = bool(await confirmations.outdated(entries))
+            return await self._change(_Job(vmodel_id, plan, None, fresh=is_old), confirmations)
 
     def _enter_line(self) -> None:
         if self._in_line_count >= self._config.vmodel_changes_waiting_max:
@@ -273,9 +281,8 @@ class VModelWriter:
             return None
         return Outcome(vmodel, models, None) if change is None else None
 
-    async def _change(
-        self, vmodel_id: str, plan: Plan, target_id: ModelId | None, *, fresh: bool
-    ) -> Outcome:
+    async def _change(self, job: _Job, confirmations: Confirmations) -> Outcome:
+        vmodel_id, target_id, fresh = job.vmodel_id, job.target_id, job.fresh
         suspects: Collection[ModelId] = ()
         for attempt in range(TRIES_MAX):
             vmodel = await self.records.vmodel(vmodel_id, fresh=fresh)
@@ -287,14 +294,17 @@ class VModelWriter:
                 continue  # meanwhile
             try:
                 models = self.records.models(concerned, target_id)
-                change = plan(vmodel, models)
+                change = job.plan(vmodel, models)
             except MeshError:
                 if fresh:
                     raise
                 fresh = True
                 continue
             if change is None:
-                if fresh and await self._is_so_still(vmodel_id, vmodel):
+                # Its models may be gone because it does not name them any more, and nobody has
+                # said so here yet: so it has to be what it was before they were read.
+                entries = self.records.entries(vmodel_id)
+                if fresh and (vmodel is None or not await confirmations.outdated(entries)):
                     return Outcome(vmodel, models, None)
                 fresh = True
                 continue
@@ -322,13 +332,6 @@ class VModelWriter:
         for model_id in suspects:
             await self._vmodels.look_at_references(model_id)
         return all(mirror.get(i) is item for i, item in zip(suspects, items, strict=True))
-
-    async def _is_so_still(self, vmodel_id: str, vmodel: VModelRecord | None) -> bool:
-        """Answer whether a vmodel is what it was before its models were read: else they may be gone
-        because it does not name them any more, and nobody has said so here yet.
-        """
-        entries = self.records.entries(vmodel_id)
-        return vmodel is None or not await self.confirmations.outdated(entries)
 
     async def _pause(self, attempt: int) -> None:
         pause_s = min(PAUSE_MAX_S, PAUSE_FIRST_S * 2**attempt)
