@@ -18,6 +18,7 @@ import anyio
 from anyio.abc import TaskStatus
 
 from mm.config import Config
+from mm.core.call_meter import CallSource
 from mm.core.dataplane import DataplaneConfig
 from mm.core.dynamic_settings import LOG_LEVEL, Value
 from mm.edge.binding import open_listener
@@ -210,10 +211,10 @@ class Instance:
         return self._config.runtime_serving_endpoint or self._runtime.endpoint
 
     def _metrics(self, node: Node) -> Metrics:
-        sources = () if self._meter is None else (self._meter,)
+        sources: tuple[CallSource, ...] = () if self._meter is None else (self._meter,)
         if self._wired is None:
             return Metrics(self._config, node, sources)
-        return Metrics(self._config, node, sources, self._wired.statistics)
+        return Metrics(self._config, node, (*sources, self._wired.calls), self._wired.statistics)
 
     def _is_ready(self) -> bool:
         return self.serving and self._health.serving

@@ -70,11 +70,6 @@ class Metrics:
     @asynccontextmanager
     async def shown(self) -> AsyncIterator[None]:
         """Tell of the instance; raises ``StartupError`` if the port cannot be had."""
-        if self._wire_statistics is not None and self._settings.kind != "disabled":
-            logger.warning(
-                "MM_DATAPLANE=wire: the histograms of calls have none of those that the wire serves"
-                " alone; their numbers are in mm_wire_..."
-            )
         match self._settings.kind:
             case "prometheus":
                 async with self._listening():

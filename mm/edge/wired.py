@@ -25,6 +25,7 @@ from mm.core.records import VModelRecord
 from mm.edge.binding import Listener
 from mm.edge.h2.server import GrpcServer, listening_socket
 from mm.edge.unary import ServiceTable
+from mm.edge.wire_calls import WireCalls, measures_of
 from mm.endpoints import Endpoint, UnixEndpoint
 from mm.mesh.ports import RuntimeParameters
 from mm.mesh.seldom import Seldom
@@ -103,7 +104,8 @@ class Wired:
         self._complaints = Seldom()
         self._logs_each = config.log_each_invoke
         self._tasks: list[asyncio.Task[None]] = []
-        self._wire = Wire(config.wire_threads, self._tier2.connect)
+        self._wire = Wire(config.wire_threads, self._tier2.connect, measures_of(config))
+        self.calls = WireCalls(self._wire.calls)
         self._wire.start(self._settings())
         asyncio.get_running_loop().add_reader(self._wire.notice_fd, self._noticed)
 

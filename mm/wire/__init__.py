@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import enum
-import math
-import operator
 import os
 import socket
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote
@@ -122,28 +120,41 @@ class WireStatistics:
     hits_open: int
 
 
-def _bucket_bounds_s() -> tuple[float, ...]:
-    bounds_us = [2 * each for each in range(1, 5)]
-    for exponent in range(3, 27):
-        bounds_us += [(5 + part) << (exponent - 2) for part in range(4)]
-    return (*(each / 1e6 for each in bounds_us[:-1]), math.inf)
+@dataclass(frozen=True, slots=True)
+class Measures:
+    """How calls are measured: bounds of the buckets, the last of which has none."""
 
-
-#: Durations below the first of these are in the first bucket, and so on: four to a doubling.
-BUCKET_BOUNDS_S: Final = _bucket_bounds_s()
+    bounds_us: tuple[int, ...]
+    bounds_bytes: tuple[int, ...]
+    #: By model as well, for so many rows of a thread, of which those go that were not used the
+    #: longest; 0: not by model.
+    models_max: int = 0
 
 
 @dataclass(frozen=True, slots=True)
-class MethodStatistics:
-    """What the calls of a method at a kind of listener came to, whichever tier served them."""
+class Measured:
+    """How many values fell into each bucket, and what they came to there."""
 
-    #: By the number of the status that the client got; 1 also for those that went away.
-    codes: tuple[int, ...]
-    #: From the headers to the end, by BUCKET_BOUNDS_S.
-    durations: tuple[int, ...]
-    duration_us: int
-    request_bytes: int
-    response_bytes: int
+    counts: list[int]
+    sums: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class CallNumbers:
+    """What calls of a method came to that ended with a status and that the wire served, in the
+    series of ``mm.core.call_meter.CallSeries``.
+    """
+
+    #: Empty: all those that there is no place for.
+    path: str
+    status: int
+    #: Empty without models.
+    model_id: str
+    vmodel_id: str
+    invoked_us: Measured
+    answered_us: Measured
+    request_bytes: Measured
+    response_bytes: Measured
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,11 +177,14 @@ class Wire:
     """
 
     def __init__(
-        self, threads_count: int, new_tier2: Callable[[Role, bool], socket.socket]
+        self,
+        threads_count: int,
+        new_tier2: Callable[[Role, bool], socket.socket],
+        measures: Measures | None = None,
     ) -> None:
         #: Readable when ``mend`` should be called.
         self.notice_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._workers = [Worker(self.notice_fd) for _ in range(threads_count)]
+        self._workers = [Worker(self.notice_fd, measures) for _ in range(threads_count)]
         self._threads: list[threading.Thread] = []
         self._listeners: list[socket.socket] = []
         self._new_tier2 = new_tier2
@@ -262,18 +276,17 @@ class Wire:
         each = [worker.counts() for worker in self._workers]
         return WireStatistics(*(sum(values) for values in zip(*each, strict=True)))
 
-    def methods(self) -> dict[tuple[Role, str], MethodStatistics]:
-        """Answer what calls came to by listener and path, all threads together.
-
-        Under "" stand those of paths that are too long, or came when there were too many.
-        """
-        found: dict[tuple[Role, str], MethodStatistics] = {}
+    def calls(self) -> Iterator[CallNumbers]:
+        """Answer what calls came to, each thread by itself; nothing without ``measures``."""
         for worker in self._workers:
-            for role, path, codes, durations, *sums in worker.methods():
-                now = MethodStatistics(tuple(codes), tuple(durations), *sums)
-                key = Role(role), path.decode("ascii", "replace")
-                found[key] = _added(found[key], now) if key in found else now
-        return found
+            for path, status, model_id, vmodel_id, *numbers in worker.calls():
+                yield CallNumbers(
+                    path.decode("ascii", "replace"),
+                    status,
+                    model_id.decode("utf-8", "replace"),
+                    vmodel_id.decode("utf-8", "replace"),
+                    *map(Measured, numbers[::2], numbers[1::2]),
+                )
 
     def peer_traffic(self, handles: Iterable[int]) -> dict[int, tuple[int, int]]:
         """Answer the calls under way to each instance, and the answers that came since the start.
@@ -287,13 +300,3 @@ class Wire:
             handle: (sum(one[0] for one in of_it), sum(one[1] for one in of_it))
             for handle, of_it in zip(handles, zip(*each, strict=True), strict=True)
         }
-
-
-def _added(one: MethodStatistics, other: MethodStatistics) -> MethodStatistics:
-    return MethodStatistics(
-        tuple(map(operator.add, one.codes, other.codes)),
-        tuple(map(operator.add, one.durations, other.durations)),
-        one.duration_us + other.duration_us,
-        one.request_bytes + other.request_bytes,
-        one.response_bytes + other.response_bytes,
-    )

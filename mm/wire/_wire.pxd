@@ -22,7 +22,7 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from mm._lru cimport slot_t, table_t
 from mm._lru_atomics cimport atomic_u32, atomic_u64
-from mm.wire._wire_counters cimport COUNTS, method_counts_t, report_t
+from mm.wire._wire_counters cimport COUNTS, report_t, row_t, rows_t
 from mm.wire.nghttp2 cimport nghttp2_nv, nghttp2_session
 from mm.wire.system cimport pthread_mutex_t, sockaddr_storage
 
@@ -150,6 +150,7 @@ cdef struct timer_t:
 # Follows the messages of a stream.
 cdef struct meter_t:
     uint64_t left
+    uint64_t total             # bytes of messages, without what is before each
     uint8_t head[5]
     uint8_t head_length
 
@@ -229,6 +230,7 @@ cdef struct call_t:
     uint32_t copy_word         # the slot's flags when it was pinned
     target_t *target
     uint64_t arrived_ns
+    uint64_t attempted_ns
     uint64_t deadline_ns       # 0: none
     timer_t timer
     head_t head
@@ -274,7 +276,7 @@ cdef struct conn_t:
     uint32_t streams_max
     target_t *target           # of a connection of ours
     method_t *method           # of the last call: the next is likely of the same
-    method_counts_t *counts    # of the last one that ended
+    row_t *row                 # of the last one that was measured
     buffer_t out               # what the socket did not take
     timer_t timer
     uint64_t heard_ms
@@ -366,14 +368,18 @@ cdef struct worker_t:
     atomic_u64 counts[COUNTS]
     atomic_u32 *peers_open     # by instance index: calls under way there,
     atomic_u32 *peers_answers  # and answers since the start
-    atomic_u32 methods_count
-    method_counts_t *methods   # written once each but for numbers
+    pthread_mutex_t rows_lock  # for which rows there are, not for their numbers:
+    row_t **rows
+    uint32_t rows_count
+    text_t *methods            # the first stands for all others
+    uint32_t methods_count
     pthread_mutex_t reports_lock   # for these:
     report_t *reports
     uint16_t *reports_index    # hashed: a place in `reports`, counted from 1
     uint32_t reports_count
     uint8_t reports_noticed    # Python knows that there are some
     # The worker's own.
+    rows_t by                  # rows, by what they are of
     uint16_t *methods_index    # hashed: a place in `methods`
     source_t mailbox
     int epoll_fd

@@ -1,14 +1,15 @@
 """One thread's worth of wire; ``mm.wire.Wire`` is its one user."""
 
 from collections.abc import Iterable
+from typing import Any
 
-from mm.wire import WireSettings
+from mm.wire import Measures, WireSettings
 from mm.wire.addresses import Target
 
 class Worker:
     """Methods may be called from any thread but the one that is in ``run``."""
 
-    def __init__(self, notice_fd: int) -> None: ...
+    def __init__(self, notice_fd: int, measures: Measures | None) -> None: ...
     def run(self) -> None:
         """Serve until ``stop``; the GIL is not held."""
 
@@ -44,10 +45,10 @@ class Worker:
     def counts(self) -> list[int]:
         """Answer the counters, in the order of ``WireStatistics``."""
 
-    def methods(
-        self,
-    ) -> list[tuple[int, bytes, list[int], list[int], int, int, int]]:
-        """Answer (role, path, calls by status, by duration, us, bytes in, bytes out) of each."""
+    def calls(self) -> list[tuple[Any, ...]]:
+        """Answer (path, status, model id, vmodel id), then each of the series as two lists: how
+        many values fell into each bucket, and what they came to.
+        """
 
     def peer_traffic(self, handles: list[int]) -> list[tuple[int, int]]:
         """Answer, for each handle, the calls under way there and the answers since the start."""

@@ -173,14 +173,46 @@ cdef config_t *config_new(object told) except NULL:
     return config
 
 
+cdef object read_numbers(atomic_u64 *numbers, int count_):
+    return [load_u64(&numbers[i], relaxed) for i in range(count_)]
+
+
+cdef object row_told(worker_t *w, row_t *row):
+    """Lay out a row for Python; under the lock."""
+    cdef text_t *path = &w.methods[row.method]
+    return (
+        path.bytes[:path.length] if path.length else b"",
+        row.code,
+        row.ids[:row.model_length],
+        row.ids[row.model_length:row.model_length + row.vmodel_length],
+        read_numbers(row.invoked.counts, TIME_BUCKETS),
+        read_numbers(row.invoked.sums, TIME_BUCKETS),
+        read_numbers(row.answered.counts, TIME_BUCKETS),
+        read_numbers(row.answered.sums, TIME_BUCKETS),
+        read_numbers(row.requests.counts, SIZE_BUCKETS),
+        read_numbers(row.requests.sums, SIZE_BUCKETS),
+        read_numbers(row.responses.counts, SIZE_BUCKETS),
+        read_numbers(row.responses.sums, SIZE_BUCKETS),
+    )
+
+
 cdef class Worker:
     """One thread's worth of wire. Methods may be called from any thread but ``run``'s."""
 
     cdef worker_t *core
     cdef object table   # kept alive: the thread reads it
 
-    def __cinit__(self, int notice_fd):
-        self.core = worker_new(int.from_bytes(os.urandom(8), "little"), notice_fd)
+    def __cinit__(self, int notice_fd, measures):
+        cdef worker_t *w = worker_new(
+            int.from_bytes(os.urandom(8), "little"), notice_fd,
+            0 if measures is None else measures.models_max or METHODS_MAX * CODES,
+            measures is not None and measures.models_max > 0)
+        self.core = w
+        if measures is not None:
+            for i, bound in enumerate(measures.bounds_us[:TIME_BUCKETS - 1]):
+                w.by.times[i] = bound
+            for i, bound in enumerate(measures.bounds_bytes[:SIZE_BUCKETS - 1]):
+                w.by.sizes[i] = bound
 
     def __dealloc__(self):
         if self.core != NULL:
@@ -299,22 +331,23 @@ cdef class Worker:
         """Answer the counters, in the order of COUNT_*."""
         return [load_u64(&self.core.counts[i], relaxed) for i in range(COUNTS)]
 
-    def methods(self):
-        """Answer (role, path, calls by status, by duration, us, bytes in, bytes out) of each."""
-        cdef method_counts_t *each
-        cdef uint32_t i, j
+    def calls(self):
+        """Answer (path, status, model id, vmodel id, then each of the series as two lists: how many
+        values fell into each bucket, and what they came to).
+        """
         cdef list found = []
-        for i in range(load_u32(&self.core.methods_count, acquire)):
-            each = &self.core.methods[i]
-            found.append((
-                each.role,
-                each.path[:each.path_length],
-                [load_u64(&each.codes[j], relaxed) for j in range(<uint32_t>CODES)],
-                [load_u64(&each.buckets[j], relaxed) for j in range(<uint32_t>BUCKETS)],
-                load_u64(&each.duration_us, relaxed),
-                load_u64(&each.request_bytes, relaxed),
-                load_u64(&each.response_bytes, relaxed),
-            ))
+        cdef uint32_t at = 0
+        while at < self.core.rows_count:
+            # A few at a time: the thread waits for us only where it begins a row.
+            pthread_mutex_lock(&self.core.rows_lock)
+            try:
+                while at < self.core.rows_count:
+                    found.append(row_told(self.core, self.core.rows[at]))
+                    at += 1
+                    if at % 16 == 0:
+                        break
+            finally:
+                pthread_mutex_unlock(&self.core.rows_lock)
         return found
 
     def peer_traffic(self, list handles):

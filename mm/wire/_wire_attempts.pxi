@@ -45,6 +45,7 @@ cdef void attempt(call_t *call, target_t *target) noexcept nogil:
     cdef worker_t *w = call.worker
     cdef conn_t *conn
     call.target = target
+    call.attempted_ns = w.now_ns
     if target == NULL:
         set_fault(call, b"tier 2 is not there")
         attempt_failed(call)
@@ -110,6 +111,7 @@ cdef void submit(call_t *call, conn_t *conn) noexcept nogil:
 
 cdef void attempt_failed(call_t *call) noexcept nogil:
     """Nobody was reached. May free the call."""
+    invoked_count(call, UNAVAILABLE)
     leave(call)
     if call.down == NULL:
         call_settle(call)

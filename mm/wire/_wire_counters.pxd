@@ -28,24 +28,53 @@ cdef enum:
     COUNT_HITS_OPEN = 19       # attempts of the wire under way, here and there
     COUNTS = 20
 
-    METHODS_MAX = 256
-    METHOD_PATH_BYTES = 160
+    METHODS_MAX = 257          # told apart, and one place for all others
+    METHOD_PATH_BYTES = 1000   # of longer ones: with the others
     CODES = 17                 # of gRPC
-    BUCKETS = 100              # up to a minute and a half
+    TIME_BUCKETS = 20          # as many as mm.core.histograms has bounds, and one beyond
+    SIZE_BUCKETS = 9
 
     # Pairs of a peer and a model that Python is told of in one look, and the bytes of their ids.
     REPORTS_MAX = 1024
     REPORT_BYTES = 224
 
 
-# What calls of one method at one kind of listener came to (_wire_statistics.pxi).
-cdef struct method_counts_t:
-    atomic_u64 codes[CODES]
-    atomic_u64 buckets[BUCKETS]   # of durations
-    atomic_u64 duration_us, request_bytes, response_bytes
-    uint32_t path_length
-    uint8_t role
-    uint8_t path[METHOD_PATH_BYTES]
+# How many values fell between which bounds, and what they came to (`worker_t.bounds`).
+cdef struct times_t:
+    atomic_u64 counts[TIME_BUCKETS]
+    atomic_u64 sums[TIME_BUCKETS]     # of microseconds
+
+
+cdef struct sizes_t:
+    atomic_u64 counts[SIZE_BUCKETS]
+    atomic_u64 sums[SIZE_BUCKETS]     # of bytes
+
+
+# What calls of one method that ended with one status came to; of one model, if that is wanted
+# (_wire_statistics.pxi).
+cdef struct row_t:
+    times_t invoked, answered
+    sizes_t requests, responses
+    row_t *next                # in its chain
+    row_t *older               # used before it, and after it: only with models
+    row_t *newer
+    uint8_t *ids               # the model's, then the vmodel's
+    uint32_t model_length, vmodel_length
+    uint32_t hash
+    uint16_t method            # its place among the worker's methods
+    uint8_t code
+
+
+# What the rows of a worker are found by; the thread's own.
+cdef struct rows_t:
+    row_t **chains             # hashed
+    row_t *oldest
+    row_t *newest
+    uint32_t size              # of `chains`, a power of two
+    uint32_t rows_max          # 0: nothing is measured
+    uint8_t by_model
+    uint64_t times[TIME_BUCKETS]   # bounds
+    uint64_t sizes[SIZE_BUCKETS]
 
 
 # The calls of one peer for one model here, since Python looked last.

@@ -79,7 +79,7 @@ cdef void down_closed(call_t *call) noexcept nogil:
     call.down = NULL
     conn.streams -= 1
     count(call.worker, COUNT_CALLS_OPEN, <uint64_t>-1)
-    call_counted(call, conn)
+    answered_count(call, conn)
     if received > call.body_passed:
         give_back(conn, 0, received - call.body_passed, True)
         call.body_passed = received
@@ -116,6 +116,7 @@ cdef void up_closed(call_t *call, uint32_t code, bint is_lost) noexcept nogil:
         call.answer_passed = received
     if conn.is_draining and conn.calls == NULL:
         mark_dirty(conn)
+    invoked_count(call, attempt_status(call, code, is_lost))
     leave(call)
     if call.down == NULL:
         call_settle(call)
@@ -123,6 +124,17 @@ cdef void up_closed(call_t *call, uint32_t code, bint is_lost) noexcept nogil:
         replay(call)
     elif not call.answer_ended:
         up_broke(call, conn, code, is_lost)
+
+
+cdef int32_t attempt_status(const call_t *call, uint32_t code, bint is_lost) noexcept nogil:
+    """Answer what an attempt came to."""
+    if call.answer_ended:
+        return call.status
+    if call.down == NULL:
+        return CANCELLED
+    if is_lost or code == NGHTTP2_REFUSED_STREAM or not call.up_sent:
+        return UNAVAILABLE
+    return status_of_reset(code)
 
 
 cdef void up_broke(call_t *call, conn_t *conn, uint32_t code, bint is_lost) noexcept nogil:

@@ -37,6 +37,7 @@ cdef int64_t meter_feed(
             if announced > length_max:
                 return <int64_t>announced
             m.left = announced
+            m.total += announced
     return -1
 
 

@@ -10,7 +10,9 @@ cdef enum:
     FLUSH_PASSES = 4
 
 
-cdef worker_t *worker_new(uint64_t seed, int notice_fd) except NULL:
+cdef worker_t *worker_new(
+    uint64_t seed, int notice_fd, uint32_t rows_max, bint by_model
+) except NULL:
     """Make a worker that does not run yet; Python owns it and frees it."""
     cdef worker_t *w = <worker_t *>calloc(1, sizeof(worker_t))
     cdef epoll_event event
@@ -32,8 +34,9 @@ cdef worker_t *worker_new(uint64_t seed, int notice_fd) except NULL:
     w.accept_timer.kind = TIMER_ACCEPT
     event.events = EPOLLIN
     event.data.ptr = &w.mailbox
-    if (not reports_new(w) or not statistics_new(w) or w.input == NULL or w.peers == NULL
-            or w.peers_open == NULL or w.peers_answers == NULL or w.wake_fd < 0 or w.epoll_fd < 0
+    if (not reports_new(w) or not statistics_new(w, rows_max, by_model)
+            or w.input == NULL or w.peers == NULL or w.peers_open == NULL
+            or w.peers_answers == NULL or w.wake_fd < 0 or w.epoll_fd < 0
             or not nv_reserve(w, 64) or not buffer_reserve(&w.gather, GATHER_BYTES + 65536)
             or epoll_ctl(w.epoll_fd, EPOLL_CTL_ADD, w.wake_fd, &event) != 0):
         worker_free(w)
@@ -84,8 +87,7 @@ cdef void worker_free(worker_t *w) noexcept:
     free(w.peers_open)
     free(w.peers_answers)
     reports_free(w)
-    free(w.methods)
-    free(w.methods_index)
+    statistics_free(w)
     free(w.input)
     free(w.nv)
     buffer_free(&w.gather)

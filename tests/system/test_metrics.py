@@ -106,12 +106,13 @@ def measured(kv_store: str, service_name: str, metrics: str, **settings: str) ->
 
 @pytest.fixture(scope="module")
 def called(
-    kv_store: str, new_service_name: Callable[[], str]
+    dataplane: str, kv_store: str, new_service_name: Callable[[], str]
 ) -> Iterator[tuple[Instance, Scraper]]:
     """One instance after these calls: 30 small predicts of one model and 10 large ones, 2 of a
     model that is not registered, a load that fails, an unload.
     """
-    with measured(kv_store, new_service_name(), "prometheus:port=0;scheme=http") as mesh:
+    metrics, plane = "prometheus:port=0;scheme=http", {"MM_DATAPLANE": dataplane}
+    with measured(kv_store, new_service_name(), metrics, **plane) as mesh:
         instance = mesh.add("i-1")
         scraper = Scraper(instance)
         instance.register("m", "SIZE_100000000_30_0")
@@ -130,6 +131,8 @@ def called(
         instance.unregister("gone")
         scraper.wait_for("modelmesh_unloadmodel_milliseconds_count", 2)
         scraper.wait_for("modelmesh_models_managed_total", 2)
+        # The wire counts a call as its last byte leaves.
+        scraper.wait_for(predicts("modelmesh_api_request_milliseconds", "count"), 40)
         yield instance, scraper
 
 

@@ -27,6 +27,7 @@ from mm.edge.h2 import (
 )
 from mm.edge.h2.server import listening_socket
 from mm.edge.proxy import Proxy
+from mm.edge.wire_calls import measures_of
 from mm.edge.wired import Tier2
 from mm.table import CopyState, Table
 from mm.wire import Role, Wire, WireSettings, WireStatistics
@@ -108,7 +109,12 @@ async def until(holds: Callable[[], bool]) -> None:
 
 @asynccontextmanager
 async def serve_wire(
-    *, role: Role = Role.EXTERNAL, runtime_port: int | None = None, threads: int = 1, **config: Any
+    *,
+    role: Role = Role.EXTERNAL,
+    runtime_port: int | None = None,
+    threads: int = 1,
+    models_max: int = 0,
+    **config: Any,
 ) -> AsyncIterator[WireStand]:
     """A runtime and a wire before it; model "m" is ready here."""
     external = role is Role.EXTERNAL
@@ -123,7 +129,9 @@ async def serve_wire(
         limits = EXTERNAL_LIMITS if external else PEER_LIMITS
         server = GrpcServer(proxy, limits=limits, external=external)
         tier2 = Tier2({role: server})
-        wire = Wire(threads, tier2.connect)
+        measures = measures_of(make_config(**config))
+        assert measures is not None
+        wire = Wire(threads, tier2.connect, replace(measures, models_max=models_max))
         settings = WireSettings(table=table, instance=b"me", **_wire_settings(config))
         wire.start(settings)
         listener = listening_socket("127.0.0.1", 0)
