@@ -15,6 +15,10 @@
 #   stream is closed.
 # * A session is never deleted inside its own callbacks, and never sent or received on there:
 #   callbacks only submit, and mark connections dirty. Sending is `flush`, at the end of the turn.
+# * What `pack` lays out points at bytes of calls, and of the input that the turn has read, until it
+#   is written: calls that end meanwhile stay until then (`call_free`), and no buffer moves, because
+#   only what is received makes one grow or compacts it. Pieces (see there) point at the input for
+#   the rest of the turn, at whose end what has not left is copied.
 # * The pinned slot of a call stays valid until it is unpinned (see _lru.pxd); any other slot is
 #   looked up again in each turn.
 
@@ -69,6 +73,8 @@ cdef enum:
     TARGET_CONNS = 16
     WHEEL_SLOTS = 1024
     WHEEL_WORDS = 16           # of 64 bits
+    PARTS_MAX = 128            # of what is written at once
+    PIECES_MAX = 256           # of bodies that lie in the input
 
 
 cdef struct worker_t
@@ -88,6 +94,22 @@ cdef struct buffer_t:
     size_t length
     size_t at
     size_t capacity
+
+
+# A part of what is written at once: at a place of `gather`, which may move when it grows, or, with
+# `bytes`, of a body.
+cdef struct part_t:
+    const uint8_t *bytes
+    size_t at
+    size_t length
+
+
+# A piece of an answer's body that lies where it was read; its bytes come after those of `answer`.
+cdef struct piece_t:
+    piece_t *next
+    call_t *call               # NULL: it has left
+    const uint8_t *bytes
+    size_t length
 
 
 cdef struct chunk_t:
@@ -238,12 +260,13 @@ cdef struct call_t:
     text_t model_id            # concrete, in the arena
     buffer_t body
     buffer_t answer
+    piece_t *pieces
+    piece_t *pieces_last
+    size_t pieces_bytes
     # Of all bytes of the request, counted from its first: where `body` begins, and how many were
-    # given back to the client's window; the same of the answer.
+    # given back to the client's window.
     uint64_t body_base
     uint64_t body_passed
-    uint64_t answer_base
-    uint64_t answer_passed
     size_t held_bytes          # bytes of `body` that were sent and are kept
     meter_t request_meter
     meter_t answer_meter
@@ -410,7 +433,17 @@ cdef struct worker_t:
     nghttp2_nv *nv             # scratch
     uint32_t nv_capacity
     uint8_t *input
-    buffer_t gather            # scratch of `flush`
+    size_t input_at            # before it lie bytes that pieces point at
+    piece_t pieces[PIECES_MAX]
+    uint32_t pieces_count
+    # Scratch of `flush`: what is written at once, and calls that ended while it was laid out.
+    buffer_t gather
+    part_t parts[PARTS_MAX]
+    uint32_t parts_count
+    size_t packed_bytes
+    uint8_t is_packing
+    call_t *leaving
+    size_t spare_bytes         # of large buffers in `pool`
     timer_t *wheel[WHEEL_SLOTS]
     uint64_t wheel_bits[WHEEL_WORDS]
     uint64_t wheel_ms          # up to here it has run

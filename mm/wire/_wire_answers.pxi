@@ -76,7 +76,8 @@ cdef void answer_data_received(
         nghttp2_session_consume_connection(up.session, length)
         fail_too_long(call, b"response", too_long)
         return
-    if not call.has_response or not buffer_add(&call.answer, bytes, length):
+    buffer_drop(&call.answer)
+    if not call.has_response or not answer_add(call, bytes, length):
         nghttp2_session_consume_connection(up.session, length)
         call_fail(call, 13, <const uint8_t *>b"malformed response", 18)
         return
@@ -91,16 +92,11 @@ cdef void resume_answer(call_t *call) noexcept nogil:
         mark_dirty(call.down)
 
 
-cdef void answer_sent(call_t *call) noexcept nogil:
+cdef inline void answer_sent(call_t *call, size_t length) noexcept nogil:
     """Something of the answer has left: the upstream may send as much."""
-    cdef uint64_t total = call.answer_base + call.answer.at
-    cdef uint64_t more = total - call.answer_passed
-    cdef size_t before = call.answer.length
-    call.answer_passed = total
+    # What was here when its stream ended was given back then.
     if call.up != NULL:
-        give_back(call.up, call.up_id, more, call.answer_ended)
-    buffer_drop(&call.answer)
-    call.answer_base += before - call.answer.length
+        give_back(call.up, call.up_id, length, call.answer_ended)
 
 
 cdef ssize_t read_answer(
@@ -112,7 +108,7 @@ cdef ssize_t read_answer(
     cdef size_t left, count_
     if call == NULL:
         return NGHTTP2_ERR_TEMPORAL_CALLBACK_FAILURE
-    left = buffer_left(&call.answer)
+    left = answer_left(call)
     if left == 0 and not call.answer_ended:
         call.down_deferred = 1
         return NGHTTP2_ERR_DEFERRED

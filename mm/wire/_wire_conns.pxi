@@ -1,13 +1,14 @@
-# Connections: their sockets, what leaves in a turn, and how they end.
+# Connections: their sockets, what is read from them, and how they end.
 #
 # A turn of the worker reads what has come, then writes each connection that something was submitted
-# to once: `mark_dirty` puts it in the line, `flush` takes it out. A socket that takes no more stops
-# its session from packing frames, and so, by flow control, whoever sends to it.
+# to once (_wire_writing.pxi).
 
 cdef enum:
-    GATHER_BYTES = 262144       # written at once
-    INPUT_BYTES = 262144        # read at once
-    FLUSH_ROUNDS = 4            # in a turn; a large answer must not keep the others waiting
+    # What bodies point at stays in the input until the turn ends (_wire_pieces.pxi), so that a turn
+    # that reads more than one large piece needs more than it reads at once. Both together with
+    # what is written at once fit into the second cache of a core.
+    INPUT_BYTES = 262144
+    READ_BYTES = 131072         # at once
     STREAM_WINDOW_BYTES = 262144
     CONNECTION_WINDOW_BYTES = 67108864
     HANDSHAKE_MS = 10000
@@ -17,19 +18,6 @@ cdef enum:
     DRAIN_NOTICE_MS = 100       # between the first GOAWAY and the second
     RESETS_BURST = 1000
     RESETS_PER_S = 200
-
-
-cdef void mark_dirty(conn_t *conn) noexcept nogil:
-    cdef worker_t *w = conn.worker
-    if conn.is_dirty or conn.is_closed:
-        return
-    conn.is_dirty = 1
-    conn.dirty_next = NULL
-    if w.dirty_last != NULL:
-        w.dirty_last.dirty_next = conn
-    else:
-        w.dirty = conn
-    w.dirty_last = conn
 
 
 cdef conn_t *conn_new(worker_t *w, int fd, uint8_t role, target_t *target) noexcept nogil:
@@ -137,115 +125,16 @@ cdef void conn_watch(conn_t *conn) noexcept nogil:
     epoll_ctl(conn.worker.epoll_fd, EPOLL_CTL_MOD, conn.fd, &event)
 
 
-# --- writing --------------------------------------------------------------------------------------
-
-cdef bint write_some(conn_t *conn, buffer_t *from_) noexcept nogil:
-    """Write what the socket takes; False if the connection is lost."""
-    cdef ssize_t n
-    while buffer_left(from_) != 0:
-        n = send(conn.fd, from_.bytes + from_.at, buffer_left(from_), MSG_NOSIGNAL)
-        if n < 0:
-            if errno == EINTR:
-                continue
-            return errno == EAGAIN
-        from_.at += n
-        count(conn.worker, COUNT_BYTES_OUT, n)
-    return True
-
-
-cdef void flush(conn_t *conn) noexcept nogil:
-    """Pack and write what was submitted, as far as the socket and a turn allow."""
-    cdef worker_t *w = conn.worker
-    cdef buffer_t *gather = &w.gather
-    cdef int _round
-    if conn.is_closed or conn.is_connecting:
-        return
-    if buffer_left(&conn.out) != 0:
-        if not write_some(conn, &conn.out):
-            conn_close(conn)
-            return
-        if buffer_left(&conn.out) != 0:
-            return
-        buffer_free(&conn.out)
-        conn.is_blocked = 0
-        conn_watch(conn)
-    for _round in range(FLUSH_ROUNDS):
-        gather.at = gather.length = 0
-        if not pack(conn, gather) or not write_some(conn, gather):
-            conn_close(conn)
-            return
-        if buffer_left(gather) != 0:
-            if not buffer_add(&conn.out, gather.bytes + gather.at, buffer_left(gather)):
-                conn_close(conn)
-                return
-            conn.is_blocked = 1
-            conn_watch(conn)
-            return
-        if gather.length < GATHER_BYTES:
-            conn_finish(conn)
-            return
-    mark_dirty(conn)
-
-
-cdef bint pack(conn_t *conn, buffer_t *gather) noexcept nogil:
-    """Gather frames; False if the session is beyond help."""
-    cdef const uint8_t *bytes
-    cdef ssize_t n
-    while gather.length < GATHER_BYTES:
-        n = nghttp2_session_mem_send(conn.session, &bytes)
-        if n == 0:
-            return True
-        if n < 0 or not buffer_add(gather, bytes, n):
-            return False
-    return True
-
-
-cdef int send_data(
-    nghttp2_session *session, nghttp2_frame *frame, const uint8_t *head, size_t length,
-    nghttp2_data_source *_source, void *user
-) noexcept nogil:
-    """Move a piece of a body from its call into the frame that nghttp2 has begun."""
-    cdef conn_t *conn = <conn_t *>user
-    cdef buffer_t *gather = &conn.worker.gather
-    cdef call_t *call
-    cdef buffer_t *out
-    if gather.length >= GATHER_BYTES:
-        return NGHTTP2_ERR_WOULDBLOCK
-    call = <call_t *>nghttp2_session_get_stream_user_data(session, frame.hd.stream_id)
-    if call == NULL:
-        return NGHTTP2_ERR_TEMPORAL_CALLBACK_FAILURE
-    out = &call.answer
-    if not conn.is_server:
-        out = &call.body
-        if call.injector.suffix_length != 0 and call.lane == LANE_HERE:
-            out = &call.injector.out
-    if buffer_left(out) < length or not buffer_reserve(gather, 9 + length):
-        return NGHTTP2_ERR_TEMPORAL_CALLBACK_FAILURE
-    buffer_add(gather, head, 9)
-    buffer_add(gather, out.bytes + out.at, length)
-    out.at += length
-    if conn.is_server:
-        answer_sent(call)
-    else:
-        body_sent(call)
-    return 0
-
-
-cdef void conn_finish(conn_t *conn) noexcept nogil:
-    """All is written: close what has no more to say."""
-    if (nghttp2_session_want_read(conn.session) == 0
-            and nghttp2_session_want_write(conn.session) == 0):
-        conn_close(conn)
-    elif conn.is_draining and conn.calls == NULL and (not conn.is_server or conn.goaway_sent):
-        conn_close(conn)
-
-
 # --- reading --------------------------------------------------------------------------------------
 
 cdef void conn_readable(conn_t *conn) noexcept nogil:
     cdef worker_t *w = conn.worker
     cdef ssize_t n, used
-    n = recv(conn.fd, w.input, INPUT_BYTES, 0)
+    cdef uint32_t pieces
+    cdef uint8_t *input = input_place(w)
+    if conn.is_closed:   # room was made by writing
+        return
+    n = recv(conn.fd, input, READ_BYTES, 0)
     if n == 0 or (n < 0 and errno != EAGAIN and errno != EINTR):
         conn_close(conn)
         return
@@ -253,7 +142,10 @@ cdef void conn_readable(conn_t *conn) noexcept nogil:
         return
     conn.heard_ms = w.now_ms
     count(w, COUNT_BYTES_IN, n)
-    used = nghttp2_session_mem_recv(conn.session, w.input, n)
+    pieces = w.pieces_count
+    used = nghttp2_session_mem_recv(conn.session, input, n)
+    if w.pieces_count != pieces:
+        w.input_at += n
     if used < 0:
         # What the session still has to say is why (GOAWAY).
         flush(conn)

@@ -54,10 +54,10 @@ cdef void call_fail(
 cdef void call_expired(call_t *call) noexcept nogil:
     """The client's time is up."""
     cdef const char *text = b"deadline exceeded"
-    if call.down == NULL or (call.answer_ended and buffer_left(&call.answer) == 0):
+    if call.down == NULL or (call.answer_ended and answer_left(call) == 0):
         return
     count(call.worker, COUNT_DEADLINES, 1)
-    if buffer_left(&call.answer) != 0:
+    if answer_left(call) != 0:
         # It does not take what it asked for: no trailers would reach it either.
         nghttp2_submit_rst_stream(
             call.down.session, NGHTTP2_FLAG_NONE, call.down_id, NGHTTP2_CANCEL)
@@ -101,7 +101,6 @@ cdef void down_closed(call_t *call) noexcept nogil:
 cdef void up_closed(call_t *call, uint32_t code, bint is_lost) noexcept nogil:
     """The stream upstream is no more. May free the call."""
     cdef conn_t *conn = call.up
-    cdef uint64_t received = call.answer_base + call.answer.length
     if call.up_previous != NULL:
         call.up_previous.up_next = call.up_next
     else:
@@ -111,9 +110,8 @@ cdef void up_closed(call_t *call, uint32_t code, bint is_lost) noexcept nogil:
     call.up = NULL
     conn.streams -= 1
     conn.idle_since_ms = call.worker.now_ms
-    if received > call.answer_passed:
-        give_back(conn, 0, received - call.answer_passed, True)
-        call.answer_passed = received
+    if answer_left(call) != 0:
+        give_back(conn, 0, answer_left(call), True)
     if conn.is_draining and conn.calls == NULL:
         mark_dirty(conn)
     invoked_count(call, attempt_status(call, code, is_lost))

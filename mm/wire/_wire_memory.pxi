@@ -6,7 +6,10 @@
 
 cdef enum:
     POOL_MAX = 4096             # calls kept for reuse
-    POOLED_BUFFER_BYTES = 8192  # a buffer that has grown beyond this is freed with its call
+    POOLED_BUFFER_BYTES = 8192  # a buffer that has grown beyond this is large
+    # Large buffers kept with the calls in the pool. Memory that is freed and taken anew comes from
+    # the kernel page by page, which costs more than copying a message does.
+    SPARE_BYTES_MAX = 8388608
     BUFFER_BYTES_MIN = 1024
     CHUNK_BYTES_MIN = 4096
 
@@ -41,11 +44,16 @@ cdef inline size_t buffer_left(const buffer_t *b) noexcept nogil:
     return b.length - b.at
 
 
-cdef void buffer_drop(buffer_t *b) noexcept nogil:
-    """Forget what has gone on already."""
+cdef inline void buffer_rewind(buffer_t *b) noexcept nogil:
+    """Begin anew if everything has gone on. The bytes stay: what is packed may point at them."""
     if b.at == b.length:
         b.at = b.length = 0
-    elif b.at >= 65536 and b.at * 2 >= b.length:
+
+
+cdef void buffer_drop(buffer_t *b) noexcept nogil:
+    """Forget what has gone on already."""
+    buffer_rewind(b)
+    if b.at >= 65536 and b.at * 2 >= b.length:
         # Moving costs at most what has been written since the last move.
         memmove(b.bytes, b.bytes + b.at, b.length - b.at)
         b.length -= b.at
@@ -57,10 +65,19 @@ cdef void buffer_free(buffer_t *b) noexcept nogil:
     memset(b, 0, sizeof(buffer_t))
 
 
-cdef inline void buffer_reset(buffer_t *b) noexcept nogil:
+cdef inline void buffer_reset(worker_t *w, buffer_t *b) noexcept nogil:
+    """Empty a buffer whose call goes to the pool; frees a large one if there are enough."""
     if b.capacity > POOLED_BUFFER_BYTES:
-        buffer_free(b)
+        if w.spare_bytes + b.capacity > SPARE_BYTES_MAX:
+            buffer_free(b)
+        else:
+            w.spare_bytes += b.capacity
     b.length = b.at = 0
+
+
+cdef inline void buffer_unspare(worker_t *w, const buffer_t *b) noexcept nogil:
+    if b.capacity > POOLED_BUFFER_BYTES:
+        w.spare_bytes -= b.capacity
 
 
 # --- the arena: bytes that live as long as their call ---------------------------------------------
@@ -150,6 +167,10 @@ cdef call_t *call_new(worker_t *w) noexcept nogil:
         w.pool = call.pool_next
         w.pool_count -= 1
         call.pool_next = NULL
+        if w.spare_bytes != 0:
+            buffer_unspare(w, &call.body)
+            buffer_unspare(w, &call.answer)
+            buffer_unspare(w, &call.injector.out)
         return call
     call = <call_t *>calloc(1, sizeof(call_t))
     if call != NULL:
@@ -187,7 +208,7 @@ cdef void call_destroy(call_t *call) noexcept nogil:
 
 
 cdef void call_free(call_t *call) noexcept nogil:
-    """Give a call back that nothing names any more."""
+    """Give a call back that nothing names any more; what is being written may point at it."""
     cdef worker_t *w = call.worker
     cdef call_t *pool
     cdef headers_t lists[5]
@@ -195,6 +216,11 @@ cdef void call_free(call_t *call) noexcept nogil:
     cdef int i
     c_assert(call.down == NULL and call.up == NULL and call.waits_for == NULL)
     c_assert(call.slot == NULL and not call.in_turn and not call.timer.is_set)
+    if w.is_packing:
+        call.pool_next = w.leaving
+        w.leaving = call
+        return
+    pieces_drop(call)
     w.held_bytes -= call.held_bytes
     if w.pool_count >= POOL_MAX:
         call_destroy(call)
@@ -212,7 +238,7 @@ cdef void call_free(call_t *call) noexcept nogil:
     for i in range(5):
         headers_clear(&lists[i])
     for i in range(3):
-        buffer_reset(&buffers[i])
+        buffer_reset(w, &buffers[i])
     # Not the arena: what lies in there is written before it is read.
     memset(call, 0, <size_t>(<uint8_t *>&call.arena[0] - <uint8_t *>call))
     call.request = lists[0]

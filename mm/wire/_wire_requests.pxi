@@ -15,6 +15,8 @@ cdef void body_received(call_t *call, const uint8_t *bytes, size_t length) noexc
             else:
                 fail_too_long(call, b"request", too_long)
                 return
+    if not call.keeps:
+        body_compact(call)
     if not buffer_add(&call.body, bytes, length):
         call_fail(call, 8, <const uint8_t *>b"out of memory", 13)
         return
@@ -64,13 +66,20 @@ cdef void stop_keeping(call_t *call) noexcept nogil:
     call.keeps = 0
     call.worker.held_bytes -= call.held_bytes
     call.held_bytes = 0
-    body_compact(call)
 
 
 cdef void body_compact(call_t *call) noexcept nogil:
+    """Make room for more of the body; moves what is there."""
     cdef size_t before = call.body.length
     buffer_drop(&call.body)
     call.body_base += before - call.body.length
+
+
+cdef inline buffer_t *request_out(call_t *call) noexcept nogil:
+    """Answer where what is to be sent of a request lies."""
+    if call.injector.suffix_length != 0 and call.lane == LANE_HERE:
+        return &call.injector.out
+    return &call.body
 
 
 cdef void body_sent(call_t *call) noexcept nogil:
@@ -81,13 +90,14 @@ cdef void body_sent(call_t *call) noexcept nogil:
     if call.injector.suffix_length != 0 and call.lane == LANE_HERE:
         if buffer_left(&call.injector.out) != 0:
             return
-        buffer_drop(&call.injector.out)
+        buffer_rewind(&call.injector.out)
     if total > call.body_passed:
         more = total - call.body_passed
         call.body_passed = total
         give_back(call.down, call.down_id, more, call.request_ended)
     if not call.keeps:
-        body_compact(call)
+        call.body_base += call.body.length if call.body.at == call.body.length else 0
+        buffer_rewind(&call.body)
         return
     more = call.body.at - call.held_bytes if call.body.at > call.held_bytes else 0
     config = call.worker.config
@@ -115,14 +125,10 @@ cdef ssize_t read_request(
 ) noexcept nogil:
     """nghttp2 asks how much of a request's body there is to send (`send_data` moves it)."""
     cdef call_t *call = <call_t *>nghttp2_session_get_stream_user_data(session, id)
-    cdef buffer_t *out
     cdef size_t left
     if call == NULL or call.up_id != id:
         return NGHTTP2_ERR_TEMPORAL_CALLBACK_FAILURE
-    out = &call.body
-    if call.injector.suffix_length != 0 and call.lane == LANE_HERE:
-        out = &call.injector.out
-    left = buffer_left(out)
+    left = buffer_left(request_out(call))
     if left == 0:
         if call.request_ended:
             flags[0] |= NGHTTP2_DATA_FLAG_EOF

@@ -427,6 +427,7 @@ cdef void worker_run(worker_t *w) noexcept nogil:
                 listener_event(w, <listener_t *>source)
         timers_run(w)
         flush_all(w)
+        pieces_settle(w)
         bury(w)
     if w.reader >= 0:
         reader_offline(w.config.table, w.reader)

@@ -26,6 +26,12 @@ cdef extern from "sys/socket.h" nogil:
         unsigned short ss_family
     int SOCK_STREAM, SOCK_NONBLOCK, SOCK_CLOEXEC, SOL_SOCKET, SO_ERROR, MSG_NOSIGNAL
     int AF_INET, AF_INET6, AF_UNIX
+    struct iovec:
+        void *iov_base
+        size_t iov_len
+    struct msghdr:
+        iovec *msg_iov
+        size_t msg_iovlen
     int socket(int, int, int)
     int connect(int, const sockaddr *, socklen_t)
     int accept4(int, sockaddr *, socklen_t *, int)
@@ -33,6 +39,7 @@ cdef extern from "sys/socket.h" nogil:
     int setsockopt(int, int, int, const void *, socklen_t)
     ssize_t recv(int, void *, size_t, int)
     ssize_t send(int, const void *, size_t, int)
+    ssize_t sendmsg(int, const msghdr *, int)
 
 cdef extern from "netinet/in.h" nogil:
     int IPPROTO_TCP
