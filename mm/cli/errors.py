@@ -24,8 +24,9 @@ EXIT_CODES_HELP: Final = (
     "Exit codes: 0 done; 1 it failed, or the model cannot be loaded; 2 the call is wrong; 3 there"
     " is no such model or vmodel; 4 refused, because something else is registered there or it is"
     " in use; 5 not within --timeout; 6 the instance cannot be reached; 7 it answers that it cannot"
-    " do it now, for lack of room or of etcd, or because it only reads (KV_READ_ONLY): try later;"
-    " 8 the output cannot be written; 130 Ctrl-C."
+    " do it now, for lack of room or of etcd, because of a limit, or because it only reads"
+    " (KV_READ_ONLY): try later; 8 the output cannot be written; 130 Ctrl-C. What -o json and"
+    " -o yaml say: docs/command-line.md."
 )
 
 _CODES: Final = {
@@ -38,6 +39,8 @@ _CODES: Final = {
     StatusCode.UNAUTHENTICATED: REFUSED,
     StatusCode.DEADLINE_EXCEEDED: TIME_LIMIT,
     StatusCode.UNAVAILABLE: TRY_LATER,
+    # A limit of the mesh, which the text names.
+    StatusCode.RESOURCE_EXHAUSTED: TRY_LATER,
 }
 
 

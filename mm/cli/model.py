@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from operator import attrgetter
 from typing import Annotated, Any, Final
 
 import typer
 
 from mm.cli.errors import EXIT_CODES_HELP, REFUSED
-from mm.cli.listing import Kind, Limit, name_of, print_changes, print_list, wanted_status
+from mm.cli.listing import Limit, print_changes, print_list, wanted_status
 from mm.cli.mesh import (
     ADDRESS_HELP,
     DEFAULT_ADDRESS,
@@ -28,6 +27,14 @@ from mm.cli.mesh import (
     ways_out,
 )
 from mm.cli.model_policy import policy
+from mm.cli.model_values import (
+    KIND,
+    details,
+    listed_value,
+    model_lines,
+    status_name,
+    status_value,
+)
 from mm.cli.output import (
     Format,
     Output,
@@ -35,8 +42,6 @@ from mm.cli.output import (
     in_one_line,
     quoted,
     shown,
-    shown_size,
-    shown_time,
 )
 from mm.cli.values import count
 from mm.pb.mmesh import (
@@ -51,8 +56,6 @@ from mm.pb.mmesh import (
 )
 
 DEFAULT_TYPE: Final = "sklearn"
-COLUMNS: Final = ("MODEL", "STATUS", "COPIES", "SIZE", "LAST USED", "TYPE", "POLICY", "VMODELS",
-                  "PATH")  # fmt: skip
 
 app = typer.Typer(
     rich_markup_mode=None,
@@ -128,7 +131,9 @@ def unregister(
     timeout: Timeout = 30.0,
     output: Output = Format.TABLE,
 ) -> None:
-    """Remove a model and its copies from the mesh. Its files stay; an unknown id is no error.
+    """Remove a model and its copies from the mesh. Its files stay.
+
+    One that is not there is no error.
 
     \b
     Example:
@@ -136,9 +141,18 @@ def unregister(
     """
     request = UnregisterModelRequest(model_id=model_id)
     way = f"set or delete the vmodels first that `mm model get {quoted(model_id)}` tells of"
+
+    async def make(stub: ModelMeshStub) -> bool:
+        # The API answers the same whether or not there was one.
+        wanted = GetStatusRequest(model_id=model_id)
+        info = await stub.get_model_status(wanted, timeout=timeout)
+        await stub.unregister_model(request, timeout=timeout)
+        return info.status != ModelStatusInfoModelStatus.NOT_FOUND
+
     with ways_out({REFUSED: way}):
-        ask(address, timeout, lambda stub: stub.unregister_model(request, timeout=timeout))
-    emit_one(output, {"id": model_id}, f"{shown(model_id)}: unregistered")
+        existed = ask(address, timeout, make)
+    text = "unregistered" if existed else "there is no such model"
+    emit_one(output, {"id": model_id, "existed": existed}, f"{shown(model_id)}: {text}")
 
 
 @app.command()
@@ -206,7 +220,7 @@ def get(
             info = await ModelMeshStub(channel).get_model_status(request, timeout=timeout)
             wanted = _request(prefix=model_id)
             wanted.page_size = 1
-            async for page in pages(channel, _KIND.list_method, _KIND.page_name, wanted, timeout):
+            async for page in pages(channel, KIND.list_method, KIND.page_name, wanted, timeout):
                 return info, next((e for e in page.models if e.model_id == model_id), None)
         raise AssertionError("there is always a first page")
 
@@ -214,9 +228,9 @@ def get(
     if entry is None:
         _show(model_id, info, output)
         return
-    value = {**_value(entry), **model_value(info)}
-    emit_one(output, value, _as_text(model_id, info, _details(value)))
-    exit_by_status(_name_of(info.status))
+    value = listed_value(entry) | status_value(model_id, info)
+    emit_one(output, value, _as_text(model_id, info, details(value)))
+    exit_by_status(status_name(info.status))
 
 
 @app.command("list")
@@ -243,7 +257,7 @@ def list_models(
       mm model list --prefix fraud- --limit 20 -o json
     """
     request = _request(prefix, model_type, with_status)
-    print_list(_KIND, request, limit, address, timeout, output)
+    print_list(KIND, request, limit, address, timeout, output)
 
 
 @app.command()
@@ -265,7 +279,7 @@ def watch(
       mm model watch --prefix fraud- -o json
     """
     request = _request(model_id or prefix)
-    print_changes(_KIND, request, model_id, prefix, address, timeout, output)
+    print_changes(KIND, request, model_id, prefix, address, timeout, output)
 
 
 app.command()(policy)
@@ -298,124 +312,9 @@ def _waited_for(model_id: str, address: str, timeout: float, make: Any) -> Model
 
 
 def _show(model_id: str, info: ModelStatusInfo, output: Format) -> None:
-    emit_one(output, {"id": model_id, **model_value(info)}, _as_text(model_id, info))
-    exit_by_status(_name_of(info.status))
-
-
-def _name_of(status: int) -> str:
-    return name_of(ModelStatusInfoModelStatus, status)
-
-
-def model_value(info: ModelStatusInfo) -> dict[str, Any]:
-    """Answer a status as JSON and YAML tell it."""
-    return {
-        "status": _name_of(info.status),
-        "errors": list(info.errors),
-        "copies": [
-            {"instance": c.location, "status": _name_of(c.copy_status), "time_ms": c.time}
-            for c in info.model_copy_infos
-        ],
-    }
-
-
-def _value(entry: Any) -> dict[str, Any]:
-    """Answer a listed model as JSON and YAML tell it."""
-    info = entry.status
-    return {
-        "id": entry.model_id,
-        "type": entry.type,
-        "path": entry.path,
-        "status": _name_of(info.status),
-        "errors": list(info.errors),
-        "copies": [
-            {"instance": c.location, "status": _name_of(c.copyStatus), "time_ms": c.time}
-            for c in info.modelCopyInfos
-        ],
-        "last_used_ms": entry.last_used_ms,
-        "size_bytes": entry.size_bytes,
-        "min_copies": entry.min_copies,
-        "pinned": entry.pinned,
-        "references": entry.references,
-        "vmodels": list(entry.vmodel_ids),
-    }
-
-
-def _entry(entry: Any) -> tuple[dict[str, Any], Sequence[str]]:
-    value = _value(entry)
-    return value, (
-        value["id"],
-        value["status"],
-        _copies_text(value),
-        shown_size(value["size_bytes"]),
-        shown_time(value["last_used_ms"]) if value["last_used_ms"] else "",
-        value["type"],
-        _policy_text(value),
-        _vmodels_text(value),
-        value["path"],
-    )
-
-
-_KIND: Final = Kind(
-    plural="models",
-    list_method="listModels",
-    watch_method="watchModels",
-    page_name="mmesh.ListModelsResponse",
-    entry_name="mmesh.ListedModel",
-    columns=COLUMNS,
-    change_columns_count=4,
-    id_of=attrgetter("model_id"),
-    shown_as=_entry,
-)
-
-
-def _copies_text(value: dict[str, Any]) -> str:
-    states = [copy["status"] for copy in value["copies"]]
-    words = {"LOADED": "ready", "LOADING": "loading", "LOADING_FAILED": "failed"}
-    counts = {word: states.count(name) for name, word in words.items()}
-    counts["unknown"] = len(states) - sum(counts.values())
-    return ", ".join(f"{count} {word}" for word, count in counts.items() if count)
-
-
-def _policy_text(value: dict[str, Any]) -> str:
-    copies = f"min-copies {value['min_copies']}" if value["min_copies"] else ""
-    return ", ".join(filter(None, (copies, "pinned" if value["pinned"] else "")))
-
-
-def _vmodels_text(value: dict[str, Any]) -> str:
-    told = ", ".join(value["vmodels"])
-    return told if len(value["vmodels"]) < 100 else f"{told}, …"
-
-
-def _details(value: dict[str, Any]) -> list[str]:
-    used = shown_time(value["last_used_ms"]) if value["last_used_ms"] else ""
-    return [
-        f"  {name} {shown(text)}"
-        for name, text in (
-            ("type", value["type"]),
-            ("path", value["path"]),
-            ("size", shown_size(value["size_bytes"])),
-            ("last used", used),
-            ("policy:", _policy_text(value)),
-            ("vmodels:", _vmodels_text(value)),
-        )
-        if text
-    ]
+    emit_one(output, status_value(model_id, info), _as_text(model_id, info))
+    exit_by_status(status_name(info.status))
 
 
 def _as_text(model_id: str, info: ModelStatusInfo, details: Sequence[str] = ()) -> str:
     return "\n".join(model_lines(model_id, info, details))
-
-
-def model_lines(model_id: str, info: ModelStatusInfo, details: Sequence[str] = ()) -> list[str]:
-    """Answer a status as people read it."""
-    lines = [f"{shown(model_id)}: {_name_of(info.status)}", *details]
-    for copy in info.model_copy_infos:
-        # Of a Java mesh, whose records do not tell loading from loaded: it would only alarm people.
-        is_told = copy.copy_status != ModelStatusInfoModelStatus.UNKNOWN
-        state = f": {_name_of(copy.copy_status)}" if is_told else ""
-        # The load's begin is what records hold of a copy; of a failure, when it was.
-        has_failed = copy.copy_status == ModelStatusInfoModelStatus.LOADING_FAILED
-        when = f"{' since' if has_failed else ', load begun'} {shown_time(copy.time)}"
-        lines.append(f"  copy on {shown(copy.location)}{state}{when}")
-    lines.extend(f"  error: {shown(error)}" for error in info.errors)
-    return lines

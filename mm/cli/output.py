@@ -190,12 +190,13 @@ class ChangePrinter:
 
     def change(self, key_id: str, value: Mapping[str, Any], cells: Sequence[str]) -> None:
         """Print what became of an id."""
+        line = ""
         if self._form is Format.TABLE:
             text = "  ".join(shown(cell) for cell in cells if cell)
+            line = "  ".join(_short(shown(cell)) for cell in cells if cell)
         else:
             text = json.dumps(value) if self._form is Format.JSON else "---\n" + to_yaml(value)[:-1]
         if self._printed.get(key_id) == text:
             return
         self._printed[key_id] = text
-        now = f"{time.strftime('%H:%M:%S')}  " if self._form is Format.TABLE else ""
-        emit(now + text)
+        emit(f"{time.strftime('%H:%M:%S')}  {line}" if line else text)

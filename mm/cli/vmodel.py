@@ -5,9 +5,7 @@ Owns the commands and what they show of a vmodel; what the calls mean is spec co
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from operator import attrgetter
-from typing import Annotated, Any, Final
+from typing import Annotated, Any
 
 import typer
 
@@ -20,7 +18,7 @@ from mm.cli.errors import (
     TIME_LIMIT,
     CommandError,
 )
-from mm.cli.listing import Kind, Limit, name_of, print_changes, print_list, wanted_status
+from mm.cli.listing import Limit, print_changes, print_list, wanted_status
 from mm.cli.mesh import (
     ADDRESS_HELP,
     DEFAULT_ADDRESS,
@@ -32,8 +30,9 @@ from mm.cli.mesh import (
     exit_by_status,
     ways_out,
 )
-from mm.cli.model import DEFAULT_TYPE, model_lines, model_value
+from mm.cli.model import DEFAULT_TYPE
 from mm.cli.output import Format, Output, emit_one, in_one_line, quoted, shown
+from mm.cli.vmodel_values import KIND, status_name, vmodel_text, vmodel_value
 from mm.pb.mmesh import (
     DeleteVModelRequest,
     EnsureLoadedRequest,
@@ -44,8 +43,7 @@ from mm.pb.mmesh import (
     VModelStatusInfo,
     VModelStatusInfoVModelStatus,
 )
-
-COLUMNS: Final = ("VMODEL", "STATUS", "ACTIVE", "TARGET", "OWNER")
+from mm.pb.mmesh import ModelStatusInfoModelStatus as ModelStatus
 
 app = typer.Typer(
     rich_markup_mode=None,
@@ -73,7 +71,7 @@ Expected = Annotated[
     typer.Option(
         metavar="CURRENT",
         help="Only if CURRENT or MODEL is the target now, else exit code 4. One that does not"
-        " exist is made only if CURRENT is MODEL.",
+        " exist is made only if CURRENT is MODEL, and not with --update-only.",
     ),
 ]
 
@@ -171,7 +169,7 @@ def _set(request: SetVModelRequest, address: str, timeout: float) -> VModelStatu
         active = status.active_model_status
         if not request.sync or active is None or status.active_model_id != target_id:
             return status
-        if model_value(active)["status"] not in ("LOADED", "LOADING_FAILED"):
+        if active.status not in (ModelStatus.LOADED, ModelStatus.LOADING_FAILED):
             # The API waits for transitions, and for models that it registers.
             ensure = EnsureLoadedRequest(model_id=target_id, sync=True)
             try:
@@ -184,7 +182,7 @@ def _set(request: SetVModelRequest, address: str, timeout: float) -> VModelStatu
 
     async def look(stub: ModelMeshStub) -> str:
         status = await stub.get_v_model_status(wanted, timeout=timeout)
-        return in_one_line(_as_text(vmodel_id, status))
+        return in_one_line(vmodel_text(vmodel_id, status))
 
     return ask_and_look(address, timeout, make, look)
 
@@ -219,7 +217,7 @@ def delete(
 ) -> None:
     """Delete a vmodel, and models that were registered with --auto-delete if no other names them.
 
-    An unknown id is no error. One of another owner than --owner stays: exit code 4.
+    One that is not there is no error. One of another owner than --owner stays: exit code 4.
 
     \b
     Example:
@@ -227,22 +225,25 @@ def delete(
     """
     request = DeleteVModelRequest(v_model_id=vmodel_id, owner=owner)
 
-    async def make(stub: ModelMeshStub) -> VModelStatusInfo:
-        await stub.delete_v_model(request, timeout=timeout)
-        if not owner:
-            return VModelStatusInfo()
-        # The API answers the same whether or not it was theirs.
+    async def make(stub: ModelMeshStub) -> tuple[bool, VModelStatusInfo]:
+        # The API answers the same whether or not there was one, and whether or not it was theirs.
         wanted = GetVModelStatusRequest(v_model_id=vmodel_id)
-        return await stub.get_v_model_status(wanted, timeout=timeout)
+        before = await stub.get_v_model_status(wanted, timeout=timeout)
+        await stub.delete_v_model(request, timeout=timeout)
+        left = VModelStatusInfo()
+        if owner:
+            left = await stub.get_v_model_status(wanted, timeout=timeout)
+        return before.status != VModelStatusInfoVModelStatus.NOT_FOUND, left
 
-    left = ask(address, timeout, make)
+    existed, left = ask(address, timeout, make)
     if left.active_model_id and left.owner != owner:
         raise CommandError(
             f"vmodel {shown(vmodel_id)} stays: its owner is {left.owner!r}, not {owner!r};"
             " give that one, or no --owner",
             exit_code=REFUSED,
         )
-    emit_one(output, {"id": vmodel_id}, f"{shown(vmodel_id)}: deleted")
+    text = "deleted" if existed else "there is no such vmodel"
+    emit_one(output, {"id": vmodel_id, "existed": existed}, f"{shown(vmodel_id)}: {text}")
 
 
 @app.command("list")
@@ -268,7 +269,7 @@ def list_vmodels(
       mm vmodel list --prefix fraud- -o yaml
     """
     request = _request(prefix, owner, with_status)
-    print_list(_KIND, request, limit, address, timeout, output)
+    print_list(KIND, request, limit, address, timeout, output)
 
 
 @app.command()
@@ -292,7 +293,7 @@ def watch(
       mm vmodel watch --prefix fraud- -o json
     """
     request = _request(vmodel_id or prefix)
-    print_changes(_KIND, request, vmodel_id, prefix, address, timeout, output)
+    print_changes(KIND, request, vmodel_id, prefix, address, timeout, output)
 
 
 # --- asking and showing ---------------------------------------------------------------------------
@@ -309,7 +310,7 @@ def _request(prefix: str = "", owner: str = "", status_name: str = "") -> Any:
 
 def _show(vmodel_id: str, status: VModelStatusInfo, output: Format) -> None:
     _emit(vmodel_id, status, output)
-    exit_by_status(_name_of(status.status))
+    exit_by_status(status_name(status.status))
     exit_by_status("LOADING_FAILED" if _cannot_load(status) else "")
 
 
@@ -340,65 +341,9 @@ def _show_end(vmodel_id: str, target_id: str, status: VModelStatusInfo, output: 
 
 
 def _emit(vmodel_id: str, status: VModelStatusInfo, output: Format) -> None:
-    value = {
-        "id": vmodel_id,
-        "status": _name_of(status.status),
-        "owner": status.owner,
-        "active": _model_value(status.active_model_id, status.active_model_status),
-        "target": _model_value(status.target_model_id, status.target_model_status),
-    }
-    emit_one(output, value, _as_text(vmodel_id, status))
+    emit_one(output, vmodel_value(vmodel_id, status), vmodel_text(vmodel_id, status))
 
 
 def _cannot_load(status: VModelStatusInfo) -> bool:
     active = status.active_model_status
-    return active is not None and model_value(active)["status"] == "LOADING_FAILED"
-
-
-def _model_value(model_id: str, info: Any) -> dict[str, Any]:
-    return {"id": model_id} if info is None else {"id": model_id, **model_value(info)}
-
-
-def _as_text(vmodel_id: str, status: VModelStatusInfo) -> str:
-    owner = f", owner {shown(status.owner)}" if status.owner else ""
-    lines = [f"{shown(vmodel_id)}: {_name_of(status.status)}{owner}"]
-    models = (
-        ("active", status.active_model_id, status.active_model_status),
-        ("target", status.target_model_id, status.target_model_status),
-    )
-    for role, model_id, info in models:
-        # Of one that is not in transition the target is the active.
-        if info is not None and model_id:
-            first, *rest = model_lines(model_id, info)
-            lines += [f"  {role} {first}", *(f"  {line}" for line in rest)]
-    return "\n".join(lines)
-
-
-def _entry(entry: Any) -> tuple[dict[str, Any], Sequence[str]]:
-    name = _name_of(entry.status)
-    value = {
-        "id": entry.vmodel_id,
-        "status": name,
-        "active": entry.active_model_id,
-        "target": entry.target_model_id,
-        "owner": entry.owner,
-    }
-    target = entry.target_model_id if name != "DEFINED" else ""
-    return value, (entry.vmodel_id, name, entry.active_model_id, target, entry.owner)
-
-
-def _name_of(status: int) -> str:
-    return name_of(VModelStatusInfoVModelStatus, status)
-
-
-_KIND: Final = Kind(
-    plural="vmodels",
-    list_method="listVModels",
-    watch_method="watchVModels",
-    page_name="mmesh.ListVModelsResponse",
-    entry_name="mmesh.ListedVModel",
-    columns=COLUMNS,
-    change_columns_count=len(COLUMNS),
-    id_of=attrgetter("vmodel_id"),
-    shown_as=_entry,
-)
+    return active is not None and active.status == ModelStatus.LOADING_FAILED

@@ -90,8 +90,11 @@ def test_json_is_one_object_for_scripts(mesh: FakeMesh) -> None:
 
 
 def test_unregister(mesh: FakeMesh) -> None:
-    mesh.answer = UnregisterModelResponse()
+    mesh.answers["unregisterModel"] = UnregisterModelResponse()
     assert run(mesh, "unregister", "iris") == (0, "iris: unregistered\n", "")
+    assert mesh.request == UnregisterModelRequest(model_id="iris")
+    mesh.answer = ModelStatusInfo(status=S.NOT_FOUND)
+    assert run(mesh, "unregister", "iris") == (0, "iris: there is no such model\n", "")
     assert mesh.request == UnregisterModelRequest(model_id="iris")
 
 
@@ -233,7 +236,7 @@ def test_get_tells_all(mesh: FakeMesh) -> None:
     )
     code, out, _err = run(mesh, "get", "m", "-o", "yaml")
     assert code == 0
-    assert out.startswith("id: m\ntype: t\npath: a/b\nstatus: LOADED\nerrors: []\ncopies: []\n")
+    assert out.startswith("id: m\nstatus: LOADED\nerrors: []\ncopies: []\ntype: t\npath: a/b\n")
 
 
 def test_get_of_an_unknown_model(mesh: FakeMesh) -> None:
@@ -321,6 +324,7 @@ def test_a_wait_says_how_far_it_is(mesh: FakeMesh, monkeypatch: pytest.MonkeyPat
         (Status.INVALID_ARGUMENT, 2),
         (Status.DEADLINE_EXCEEDED, 5),
         (Status.UNAVAILABLE, 7),
+        (Status.RESOURCE_EXHAUSTED, 7),
         (Status.INTERNAL, 1),
     ],
 )
