@@ -6,7 +6,7 @@ import importlib.util
 import os
 import random
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -44,7 +44,8 @@ CLIENTS_PER_INSTANCE: Final = 3
 _REGISTRATIONS_MAX: Final = 32
 _REGISTER_TIMEOUT_S: Final = 30.0
 
-#: How long the traffic may go on beyond what was asked for, if models are not replaced fast enough.
+#: How long the traffic may go on beyond what was asked for, if models are not replaced fast enough
+#: or the instance that is back has not answered yet.
 _EXTRA_S_MAX: Final = 60.0
 
 _POLL_S: Final = 0.1
@@ -259,7 +260,16 @@ class _Demo:
         self._view.say(f"{victim.name} serves again")
         answered_before = self._tally.answered_by[victim.name]
         await anyio.sleep(max(traffic_s - back_s, traffic_s / 4))
-        await self._wait_evictions(statistics)
+        wanted = self._options.evictions_min
+        with anyio.move_on_after(_EXTRA_S_MAX):
+            await self._go_on_until(
+                f"there are {wanted} evictions", lambda: statistics.total.evictions >= wanted
+            )
+            # On a slow machine its first answer can take longer than a short demo.
+            await self._go_on_until(
+                f"{victim.name} has answered",
+                lambda: self._tally.answered_by[victim.name] > answered_before,
+            )
         self._outage = Outage(
             victim.name,
             killed_s,
@@ -267,14 +277,12 @@ class _Demo:
             self._tally.answered_by[victim.name] - answered_before,
         )
 
-    async def _wait_evictions(self, statistics: Statistics) -> None:
-        wanted = self._options.evictions_min
-        if statistics.total.evictions >= wanted:
+    async def _go_on_until(self, what: str, holds: Callable[[], bool]) -> None:
+        if holds():
             return
-        self._view.say(f"going on until there are {wanted} evictions")
-        with anyio.move_on_after(_EXTRA_S_MAX):
-            while statistics.total.evictions < wanted:  # noqa: ASYNC110 - polled counters
-                await anyio.sleep(_POLL_S)
+        self._view.say(f"going on until {what}")
+        while not holds():  # noqa: ASYNC110 - polled counters
+            await anyio.sleep(_POLL_S)
 
     def _conclude(self, outcome: Outcome, directory: PrivateDirectory) -> None:
         self._console.print(table(outcome))
