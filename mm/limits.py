@@ -173,6 +173,8 @@ class Limits:
     #: setVModel with ``sync`` waits so long for the switch, if the call has no deadline; Java's
     #: value (spec core 6.2).
     vmodel_wait_s: float = 240.0
+    #: So many of these wait at an instance: each holds its stream and some ten kilobytes.
+    vmodel_switches_waited_for_max: int = 5_000
     #: And without ``sync`` it waits for a load to begin until so long after it came: one usually
     #: has by then, and an answer that says where is worth more than one that is told at once. What
     #: the store took counts, so that all in all it is 100 ms at most.

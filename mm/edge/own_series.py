@@ -90,6 +90,7 @@ COUNTERS: Final = {
     "transitions_failed": "Transitions of vmodels that were said to have failed",
     "references_repaired": "Numbers of references that were wrong",
     "vmodel_loads_refused": "Loads that setVModel did not ask for, too many being begun",
+    "vmodel_waits_refused": "Sets of vmodels refused because too many waited for switches",
     "watches_begun": "Watches of models and vmodels begun",
     "watches_ended": "Watches of models and vmodels ended",
     "watches_refused": "Watches that were one too many",

@@ -312,6 +312,7 @@ def _tell_vmodels(answer: peer.InstanceStatistics, now: InstanceStatistics) -> N
     answer.transitions = now.transitions
     answer.transitions_blocked = now.transitions_blocked
     answer.vmodel_loads_refused = now.counters.vmodel_loads_refused
+    answer.vmodel_waits_refused = now.counters.vmodel_waits_refused
     answer.watches_begun = now.counters.watches_begun
     answer.watches_ended = now.counters.watches_ended
     answer.watches_refused = now.counters.watches_refused

@@ -70,6 +70,8 @@ class Counters:
     references_repaired: int = 0
     #: Loads that setVModel did not ask for, because too many were being begun.
     vmodel_loads_refused: int = 0
+    #: Sets with ``sync`` that were refused because too many waited for switches.
+    vmodel_waits_refused: int = 0
     #: Watches of models and vmodels, begun and ended; those that were one too many, and those that
     #: were ended because their clients read too slowly.
     watches_begun: int = 0

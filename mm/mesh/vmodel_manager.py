@@ -49,6 +49,7 @@ from mm.mesh.ports import Clock, ModelStatus
 from mm.mesh.registry import Registry
 from mm.mesh.seldom import FAILURES_LOUD_MAX, Seldom
 from mm.mesh.statistics import Counters
+from mm.mesh.switch_waits import SwitchWaits
 from mm.mesh.vmodel_records import UnreadableVModelError
 from mm.mesh.vmodel_snapshots import VModelSnapshot, VModelSnapshots
 from mm.mesh.vmodel_writer import Outcome, VModelWriter
@@ -112,6 +113,7 @@ class VModelManager:
         self._models = models
         self.writer = writer
         self._snapshots = VModelSnapshots(config, registry, vmodels, writer.confirmations)
+        self._switch_waits = SwitchWaits(vmodels, config, counters)
         self._clock = clock
         self._group: TaskGroup | None = None
         self._starts: dict[ModelId, _Start] = {}
@@ -148,6 +150,8 @@ class VModelManager:
             check_length_of_new(model_id, self._registry.mirror, self._config)
         if request.info is not None:
             check_type(request.info)
+        if sync:
+            self._switch_waits.refuse_if_full()
         outcome = await self.writer.change(
             request.vmodel_id,
             lambda vmodel, models: self._plan_set(request, vmodel, models),
@@ -253,17 +257,9 @@ class VModelManager:
     async def _wait_switched(self, request: SetVModel, limit: _Limit) -> VModelStatus:
         """Wait until the target serves, is said to have failed, or is no longer the target."""
 
-        async def switched() -> VModelRecord | None:
-            while True:
-                vmodel = self._vmodels.get(request.vmodel_id)
-                if vmodel is None or vmodel.failed or not is_in_transition(vmodel):
-                    return vmodel
-                if vmodel.target_model_id != request.target_id:
-                    return vmodel
-                await self._vmodels.wait_change(request.vmodel_id)
-
+        switched = self._switch_waits.wait(request.vmodel_id, request.target_id)
         what = f"vmodel {request.vmodel_id} to switch to model {request.target_id}"
-        vmodel = await limit.wait(switched(), what)
+        vmodel = await limit.wait(switched, what)
         if vmodel is None:
             return NO_VMODEL
         if is_in_transition(vmodel):

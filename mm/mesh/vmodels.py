@@ -1,6 +1,6 @@
 """The mirror of the vmodel records: which model is active, and what changed (spec core 2.15).
 
-Owns look-ups and waiting for changes. Changing them is ``vmodel_writer``'s.
+Owns look-ups. Changing them is ``vmodel_writer``'s.
 """
 
 from __future__ import annotations
@@ -46,8 +46,6 @@ class VModels:
         self._parsed = ParsedRecords(VModelRecord.decode)
         self.references = VModelReferences()
         self._listeners: list[VModelListener] = [self.references.changed]
-        #: Set at the next change of the vmodel; there while somebody waits.
-        self._waited_for: dict[str, anyio.Event] = {}
 
     def __len__(self) -> int:
         return len(self.mirror)
@@ -121,19 +119,7 @@ class VModels:
             code=StatusCode.INTERNAL,
         )
 
-    async def wait_change(self, vmodel_id: str) -> None:
-        """Return at the next change of the vmodel that is seen here."""
-        event = self._waited_for.setdefault(vmodel_id, anyio.Event())
-        try:
-            await event.wait()
-        finally:
-            if not event.statistics().tasks_waiting and self._waited_for.get(vmodel_id) is event:
-                del self._waited_for[vmodel_id]
-
     def _changed(self, vmodel_id: str, item: Item | None) -> None:
-        event = self._waited_for.pop(vmodel_id, None)
-        if event is not None:
-            event.set()
         if item is None:
             self._parsed.forget(vmodel_id)
         record = None if item is None else self._parsed.peek(vmodel_id, item)

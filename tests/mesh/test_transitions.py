@@ -433,4 +433,5 @@ async def test_waiters_at_every_instance_hear_of_it_and_none_is_left() -> None:
                 group.start_soon(wait, instance)
         assert answers == ["DEFINED"] * 9
         for each in cluster.serving:
-            assert not each.node.parts.vmodels._waited_for
+            assert not each.node.vmodels._switch_waits._waits
+            assert not each.node.vmodels._switch_waits._count

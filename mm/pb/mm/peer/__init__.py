@@ -310,6 +310,11 @@ class InstanceStatistics(betterproto2.Message):
     A counter: loads that setVModel did not ask for, because too many were being begun.
     """
 
+    vmodel_waits_refused: "int" = betterproto2.field(104, betterproto2.TYPE_UINT64)
+    """
+    A counter: sets with sync that were refused because too many waited for switches.
+    """
+
     transitions: "int" = betterproto2.field(94, betterproto2.TYPE_UINT64)
     """
     Gauges: vmodels in transition; and of those that this instance works on, because it leads, the ones that cannot go on.
