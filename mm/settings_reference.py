@@ -50,9 +50,10 @@ SECTIONS: Final[tuple[tuple[str, tuple[Setting, ...]], ...]] = (
                 "KV_STORE",
                 lambda c: c.kv_store,
                 "Where the registry is. `embedded` is an etcd of its own, for development; `memory`"
-                " lives and dies with one process. User and password stand in the JSON file.",
+                " lives and dies with one process. TLS, user and password stand in the JSON file,"
+                " which may change while instances run.",
                 "required",
-                "`etcd:host:port[,host:port…][;rootPrefix=…]`, `etcd:/path/to/file.json`,"
+                "`etcd:[https://]host:port[,host:port…][;rootPrefix=…]`, `etcd:/path/to/file.json`,"
                 " `embedded` or `memory`",
             ),
             _setting(

@@ -15,6 +15,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import anyio
+import anyio.to_thread
 from anyio.abc import TaskStatus
 
 from mm.config import Config
@@ -23,6 +24,7 @@ from mm.core.dataplane import DataplaneConfig
 from mm.core.dynamic_settings import LOG_LEVEL, Value
 from mm.edge.binding import open_listener
 from mm.edge.embedded_etcd import embedded_etcd
+from mm.edge.etcd_secret import EtcdSecret
 from mm.edge.etcd_store import EtcdStore
 from mm.edge.garbage import collect_quietly
 from mm.edge.h2 import (
@@ -36,7 +38,7 @@ from mm.edge.h2 import (
     TransportLimits,
 )
 from mm.edge.health import add_health
-from mm.edge.kv_config import Embedded, EtcdTarget, Memory, parse
+from mm.edge.kv_config import Embedded, EtcdTarget, Memory, parse, secret_path
 from mm.edge.life_cycle import LifeCycle
 from mm.edge.listing import add_listing
 from mm.edge.management import Management
@@ -294,6 +296,13 @@ class Instance:
 @asynccontextmanager
 async def open_store(config: Config) -> AsyncIterator[Store]:
     """Open what ``KV_STORE`` names."""
+    path = await anyio.to_thread.run_sync(secret_path, config.kv_store)
+    if path is not None:
+        secret = EtcdSecret(path)
+        target = await anyio.to_thread.run_sync(secret.read)
+        async with _etcd_store(target, config) as store, secret.followed(store.exchange):
+            yield store
+        return
     match parse(config.kv_store):
         case Memory():
             logger.info("KV_STORE=memory: the registry lives and dies with this process")

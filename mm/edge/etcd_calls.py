@@ -1,7 +1,7 @@
 """How every call into grpc.aio is made, and what its failures mean.
 
 Owns two things: the rule that no such call is awaited directly (design section 6), and the reading
-of etcd's error texts. What to do about a failure is decided in ``mm.edge.etcd_connection``.
+of etcd's error texts. What to do about a failure is decided in ``mm.edge.etcd_connector``.
 """
 
 from __future__ import annotations
@@ -179,6 +179,32 @@ async def drain() -> None:
 CONNECTION_REFUSED: Final = "connection refused"
 
 _NEVER_SENT: Final = re.compile(r"failed to connect|connection refused|not ready|dns resol", re.I)
+#: What grpc says of a handshake that failed -> what to say, with the way out.
+_TLS_WORDS: Final = (
+    (
+        re.compile(r"(?:CERTIFICATE_VERIFY_FAILED|BAD_SIGNATURE): ([a-z0-9 ,-]+)"),
+        'its certificate is not trusted ({}); attribute "certificate" or "certificate_file" is to'
+        " hold the one that signed it",
+    ),
+    (
+        re.compile(r"Hostname Verification Check failed"),
+        "its certificate bears another name than its endpoint; attribute"
+        ' "override_authority" is to hold that name',
+    ),
+    (
+        re.compile(r"ALERT_(BAD_CERTIFICATE|CERTIFICATE_REQUIRED|UNKNOWN_CA|CERTIFICATE_EXPIRED)"),
+        "it refuses our client certificate, or wants one; attributes"
+        ' "client_certificate" and "client_key", or the same with "_file", are to hold both',
+    ),
+    (
+        re.compile(r"WRONG_VERSION_NUMBER|Handshake read failed"),
+        "it does not speak TLS; with http:// before the endpoints neither do we",
+    ),
+    (
+        re.compile(r"failed to connect.*(?:Socket closed|Connection reset by peer)"),
+        "it closed the connection at once; if it wants TLS, write https:// before the endpoints",
+    ),
+)
 #: etcd's words -> what to do, what to say (empty: repeat etcd's words), whether it may be done.
 _WORDS: Final[tuple[tuple[str, CallFault, str, bool], ...]] = (
     ("invalid auth token", CallFault.TOKEN, "", False),
@@ -230,6 +256,9 @@ def _brief(code: rpc.StatusCode, details: str) -> str:
     """Take the one telling part out of grpc's nested texts."""
     if "Connection refused" in details:
         return CONNECTION_REFUSED
+    for words, telling in _TLS_WORDS:
+        if found := words.search(details):
+            return telling.format(*found.groups())
     if code is rpc.StatusCode.DEADLINE_EXCEEDED or "context deadline exceeded" in details:
         return "no answer in time"
     return f"{code.name}: {details}" if details else code.name

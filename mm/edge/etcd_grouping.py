@@ -14,7 +14,8 @@ from typing import Any, Final
 
 from aetcd import rpc
 
-from mm.edge.etcd_connection import Connection, Connector
+from mm.edge.etcd_connection import Connection
+from mm.edge.etcd_connector import Connector
 from mm.edge.etcd_history import EtcdHistory
 from mm.edge.etcd_txn import OPS_MAX, KeyCodec, WriteUnknownError, answers_of, request_of, result_of
 from mm.errors import StoreUnavailableError

@@ -15,7 +15,8 @@ from typing import Any, Final
 from aetcd import rpc
 
 from mm.edge.etcd_calls import CallError, CallFault
-from mm.edge.etcd_connection import Connection, Connector, Rpc
+from mm.edge.etcd_connection import Connection
+from mm.edge.etcd_connector import Connector, Rpc
 from mm.edge.etcd_txn import KeyCodec
 from mm.mesh.ports import Item
 

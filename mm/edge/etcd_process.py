@@ -93,6 +93,7 @@ class EtcdProcess:
     ``stop`` and ``start`` again keep data and port; ``pause`` and ``resume`` freeze it with its
     connections open. It is bound to the *thread* that starts it: the kernel kills it when that
     thread ends, however it ends. It inherits ``held_fd``, which so stays open while it lives.
+    With the scheme "https" the certificates are among ``extra_args``.
     """
 
     def __init__(
@@ -101,8 +102,10 @@ class EtcdProcess:
         directory: Path,
         extra_args: Sequence[str] = (),
         held_fd: int | None = None,
+        scheme: str = "http",
     ) -> None:
         self._directory = directory
+        self._scheme = scheme
         self._extra_args = tuple(extra_args)
         self._binary = binary
         self._held_fds = () if held_fd is None else (held_fd,)
@@ -184,7 +187,7 @@ class EtcdProcess:
         self._closing.set()
 
     def _launch(self) -> None:
-        client_url = f"http://127.0.0.1:{self._port}"
+        client_url = f"{self._scheme}://127.0.0.1:{self._port}"
         any_url = "http://127.0.0.1:0"
         args = [
             *("--name=mm", f"--data-dir={self._directory / 'data'}", "--logger=zap"),

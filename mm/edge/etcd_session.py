@@ -17,7 +17,8 @@ from aetcd import rpc
 
 from mm.core.jitter import jittered_s
 from mm.edge.etcd_calls import CallError, CallFault, Stream
-from mm.edge.etcd_connection import Connection, Connector
+from mm.edge.etcd_connection import Connection
+from mm.edge.etcd_connector import Connector
 from mm.errors import StoreUnavailableError
 from mm.mesh.ports import Session
 

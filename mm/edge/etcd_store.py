@@ -1,9 +1,9 @@
 """The store over etcd: ``mm.mesh.ports.Store`` for ``KV_STORE=etcd:...`` (spec core 1, design 6).
 
-Owns what is asked: reads, tables in pages, conditional writes. The parts: ``etcd_connection``
-(members, time limits, fail-over), ``etcd_history`` (whether it is still the same store),
-``etcd_txn`` and ``etcd_grouping`` (writes), ``etcd_watch`` and ``etcd_session`` (what lives longer
-than a call). aetcd supplies messages, stubs and the channel.
+Owns what is asked: reads, tables in pages, conditional writes. The parts: ``etcd_connection`` and
+``etcd_connector`` (members, TLS, time limits, fail-over), ``etcd_history`` (whether it is still the
+same store), ``etcd_txn`` and ``etcd_grouping`` (writes), ``etcd_watch`` and ``etcd_session`` (what
+lives longer than a call). aetcd supplies messages, stubs and the channel.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ import anyio.lowlevel
 from aetcd import rpc
 
 from mm.edge.etcd_calls import CallError, CallFault
-from mm.edge.etcd_connection import PROBE_KEY, Connection, Connector
+from mm.edge.etcd_connection import PROBE_KEY, Connection
+from mm.edge.etcd_connector import Connector
 from mm.edge.etcd_grouping import WriteGrouper
 from mm.edge.etcd_history import EtcdHistory
 from mm.edge.etcd_session import EtcdSession
@@ -106,6 +107,10 @@ class EtcdStore(Store):
     def out_of_space(self) -> bool:
         """Whether etcd refused a write for want of space, and has taken none since."""
         return self._connector.out_of_space
+
+    def exchange(self, target: EtcdTarget) -> None:
+        """Go over to other members or credentials, once they work; the root prefix stays."""
+        self._connector.exchange(target)
 
     async def check(self) -> None:
         """Return if the store answers, and could write: the read is linearizable."""

@@ -18,7 +18,8 @@ from typing import Any, Final
 from aetcd import rpc
 
 from mm.edge.etcd_calls import CallError, CallFault, Stream, fault_of_text
-from mm.edge.etcd_connection import Connection, Connector
+from mm.edge.etcd_connection import Connection
+from mm.edge.etcd_connector import Connector
 from mm.edge.etcd_history import EtcdHistory, Follower
 from mm.edge.etcd_txn import KeyCodec
 from mm.errors import StoreUnavailableError

@@ -11,7 +11,7 @@ from typing import Any
 
 from aetcd import rpc
 
-from mm.edge.etcd_connection import Connector
+from mm.edge.etcd_connector import Connector
 from mm.edge.etcd_session import RETRY_S, EtcdSession
 from mm.edge.kv_config import Endpoint, EtcdTarget
 from mm.errors import StoreUnavailableError

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from mm.edge.etcd_tls import EtcdTls, system_roots
 from mm.edge.kv_config import Embedded, Endpoint, EtcdTarget, Memory, parse
 from mm.errors import ConfigError
 
@@ -35,6 +36,10 @@ def _file(directory: Path, **attributes: object) -> str:
         ("etcd:a,a:2379", EtcdTarget((Endpoint("a"),))),
         ("etcd:a;rootPrefix=", EtcdTarget((Endpoint("a"),))),
         ("etcd:a;rootPrefix=p/q=r", EtcdTarget((Endpoint("a"),), root_prefix="p/q=r")),
+        (
+            "etcd:https://a,b:1",
+            EtcdTarget((Endpoint("a"), Endpoint("b", 1)), tls=EtcdTls(system_roots())),
+        ),
         ("embedded", Embedded()),
         (" memory ", Memory()),
     ],
@@ -53,7 +58,7 @@ def test_inline(text: str, target: object) -> None:
         ("zookeeper:zk:2181/x", ["KV_STORE=zookeeper:zk:2181/x", "not supported", "etcd"]),
         ("etcd:a:0", ["port 0", "1 to 65535"]),
         ("etcd:a:70000", ["port 70000", "1 to 65535"]),
-        ("etcd:a,,b", ["'' is not an endpoint", "[http://]host[:port]"]),
+        ("etcd:a,,b", ["'' is not an endpoint", "[http://|https://]host[:port]"]),
         ("etcd:a b", ["'a b' is not an endpoint"]),
         ("etcd:ftp://a", ["'ftp://a' is not an endpoint"]),
         ("etcd:a;prefix=x", ["unknown parameter 'prefix'", "rootPrefix=<prefix>"]),
@@ -61,8 +66,8 @@ def test_inline(text: str, target: object) -> None:
         ("etcd:a;rootPrefix=x;rootPrefix=y", ["given twice"]),
         ("etcd:/no/such/file", ["KV_STORE=etcd:/no/such/file", "no such file", "JSON file"]),
         ("etcd:" + "x_" * 2500, ["is not an endpoint"]),
-        ("etcd:https://a", ["TLS", "later release", "https://a"]),
-        ("etcd:a,https://b", ["TLS", "later release"]),
+        ("etcd:a,https://b", ["https://b:2379 contradicts the first endpoint", "before each"]),
+        ("etcd:https://a,http://b", ["http://b:2379 contradicts the first endpoint"]),
     ],
 )
 def test_inline_refused(text: str, parts: list[str]) -> None:
@@ -135,9 +140,9 @@ def test_file_with_unknown_attributes_is_read_with_a_warning(
         ({"endpoints": "a", "userid": "root"}, ['"password" is missing']),
         ({"endpoints": "a", "password": "hunter2"}, ['"userid" is missing']),
         ({"endpoints": "a", "userid": "root", "password": 7}, ['"password" is of type int']),
-        ({"endpoints": "https://a"}, ["TLS", "later release"]),
-        ({"endpoints": "a", "certificate": "PEM"}, ["TLS", "later release", "certificate"]),
-        ({"endpoints": "a", "certificate_file": "ca.pem"}, ["TLS", "certificate_file"]),
+        ({"endpoints": "http://a,https://b"}, ["https://b:2379 contradicts", '"endpoints"']),
+        ({"endpoints": "a", "override_authority": "a b"}, ["\"override_authority\" is 'a b'"]),
+        ({"endpoints": "a", "certificate": 7}, ['"certificate" is of type int']),
     ],
 )
 def test_file_refused(tmp_path: Path, attributes: dict[str, object], parts: list[str]) -> None:
