@@ -27,11 +27,11 @@ from mm.endpoints import (
     serving_endpoint,
 )
 from mm.environment import Environment
-from mm.errors import ConfigError
-from mm.known_variables import ELSEWHERE, MEANINGLESS, NOT_YET, TLS_NOT_YET
+from mm.known_variables import ELSEWHERE, MEANINGLESS, NOT_YET
 from mm.limits import MIB, Limits
 from mm.metrics_settings import MetricsSettings, metrics_settings
 from mm.scaling_settings import ScalingSettings, copy_calls_max, scaling_settings
+from mm.tls_settings import PLAIN_TEXT, TlsSettings, tls_settings
 
 #: Threads of the wire: readers that a table has places for, with some to spare.
 WIRE_THREADS_MAX: Final = 32
@@ -78,6 +78,8 @@ class Config(Limits):
     #: MM_PRESTOP_WAIT_PORT: `/prestop` over HTTP, which keeps the runtime's containers running
     #: until this instance has ended; None: nobody asks.
     prestop_port: int | None = 8090
+    #: MM_TLS_...: of both listeners, and of calls to other instances.
+    tls: TlsSettings = PLAIN_TEXT
     #: MM_ADVERTISE_ADDRESS, WATSON_SERVICE_ADDRESS or WKUBE_POD_IPADDR: where peers reach this
     #: instance, as a port can follow it: that of the peer listener as really bound.
     advertise_host: str = "127.0.0.1"
@@ -187,13 +189,13 @@ class Config(Limits):
     @classmethod
     def read(cls, env: Environment) -> Self:
         """Read every setting; of what is wrong ``env`` knows, and here are defaults instead."""
-        _refuse_tls(env)
         kv_store = identity_settings.kv_store(env)
         alone = kv_store in ("embedded", "memory")
         advertise_host, address_warnings = identity_settings.advertise_host(env, alone=alone)
         ports = identity_settings.ports(env)
         version, version_warnings = identity_settings.version(env)
         metrics = metrics_settings(env)
+        tls, tls_warnings = tls_settings(env)
         return cls(
             service_name=identity_settings.service_name(env, alone=alone),
             kv_store=kv_store,
@@ -207,6 +209,7 @@ class Config(Limits):
             peer_port=ports.peer,
             probe_port=ports.probe,
             prestop_port=ports.prestop,
+            tls=tls,
             advertise_host=advertise_host,
             version=version,
             location=env.text_or_nothing("MM_LOCATION") or advertise_host,
@@ -214,20 +217,8 @@ class Config(Limits):
             labels=_labels(env),
             runtime_endpoints=runtime_endpoints(env),
             runtime_serving_endpoint=serving_endpoint(env),
-            message_bytes_max=env.integer(
-                "MM_SVC_GRPC_MAX_MSG_SIZE",
-                default=16 * MIB,
-                minimum=1,
-                maximum=2**31 - 1,
-                meaning="bytes",
-            ),
-            headers_bytes_max=env.integer(
-                "MM_SVC_GRPC_MAX_HEADERS_SIZE",
-                default=8192,
-                minimum=1024,
-                maximum=16 * MIB,
-                meaning="bytes",
-            ),
+            message_bytes_max=_bytes(env, "MM_SVC_GRPC_MAX_MSG_SIZE", 16 * MIB, 1, 2**31 - 1),
+            headers_bytes_max=_bytes(env, "MM_SVC_GRPC_MAX_HEADERS_SIZE", 8192, 1024, 16 * MIB),
             multi_parallelism=env.integer(
                 "MM_MULTI_PARALLELISM", default=4, minimum=1, maximum=1000
             ),
@@ -253,7 +244,13 @@ class Config(Limits):
             log_each_invoke=env.boolean("MM_LOG_EACH_INVOKE", default=False),
             log_level=_log_level(env),
             metrics=metrics,
-            warnings=address_warnings + version_warnings + metrics.warnings + _unused(env),
+            warnings=(
+                *address_warnings,
+                *version_warnings,
+                *tls_warnings,
+                *metrics.warnings,
+                *_unused(env),
+            ),
         )
 
 
@@ -275,22 +272,15 @@ def _shutdown_timeout_s(env: Environment) -> float:
     return env.integer(name, **limits, meaning="milliseconds") / 1000
 
 
+def _bytes(env: Environment, name: str, default: int, minimum: int, maximum: int) -> int:
+    limits = {"default": default, "minimum": minimum, "maximum": maximum}
+    return env.integer(name, **limits, meaning="bytes")
+
+
 def _milliseconds(env: Environment, name: str, *, default: int, minimum: int) -> int:
     return env.integer(
         name, default=default, minimum=minimum, maximum=2**53, meaning="milliseconds"
     )
-
-
-def _refuse_tls(env: Environment) -> None:
-    for name in TLS_NOT_YET:
-        found = env.find(name)
-        # MM_ENABLE_SSL=false and friends ask for what there is: plain text.
-        if found is not None and found[1].strip().lower() not in ("false", "none", ""):
-            env.refuse(
-                ConfigError(
-                    f"{name} is set, but TLS is not supported yet; unset it to serve plain text"
-                )
-            )
 
 
 def _labels(env: Environment) -> tuple[str, ...]:

@@ -41,23 +41,5 @@ MEANINGLESS: Final = (
     "WKUBE_SERVICE_PORT_NAME",
 )
 
-#: Asking for TLS and getting plain text would be worse than not starting.
-TLS_NOT_YET: Final = (
-    "MM_ENABLE_SSL",
-    "MM_INTERNAL_TRUST_CERTS",
-    "MM_INTRACLUSTER_CLIENTAUTH",
-    "MM_SVC_GRPC_CA_CERT_PATH",
-    "MM_SVC_GRPC_PRIVATE_KEY_PASSPHRASE",
-    "MM_SVC_GRPC_PRIVATE_KEY_PATH",
-    "MM_TLS_CLIENT_AUTH",
-    "MM_TLS_KEY_CERT_PATH",
-    "MM_TLS_PRIVATE_KEY_PASSPHRASE",
-    "MM_TLS_PRIVATE_KEY_PATH",
-    "MM_TLS_TRUST_CERT_PATH",
-    "MM_TRUST_CERTS",
-    "TAS_SVC_GRPC_CA_CERT_PATH",
-    "TAS_SVC_GRPC_PRIVATE_KEY_PATH",
-)
-
 #: Read by other parts: the end of `mm serve`, `mm model`, the build, the table's import.
 ELSEWHERE: Final = ("LL_TERMINATION_MSG_PATH", "MM_ADDRESS", "MM_BUILD_DEBUG", "MM_TABLE")

@@ -70,6 +70,10 @@ class Limits:
     losses_believed_max: int = 2
     lost_again_s: float = 60.0
 
+    #: From a connection to the end of its TLS handshake, at all listeners: a client on the other
+    #: side of the world takes a second, one that says nothing holds a place among those allowed.
+    tls_handshake_s: float = 10.0
+
     # --- a load, and the memory that it takes -------------------------------------------------
 
     #: Waiting for evicted models to be unloaded. Unloads take seconds; three minutes mean that the

@@ -16,7 +16,7 @@ from mm.core.ids import InstanceId
 from mm.core.load_failures import FailureRules
 from mm.endpoints import TcpEndpoint, UnixEndpoint
 from mm.errors import ConfigError
-from mm.known_variables import ELSEWHERE, MEANINGLESS, NOT_YET, TLS_NOT_YET
+from mm.known_variables import ELSEWHERE, MEANINGLESS, NOT_YET
 from mm.limits import Limits
 
 MEMORY = {"KV_STORE": "memory"}
@@ -287,15 +287,6 @@ def test_both_listeners_on_one_port() -> None:
     assert text == "MM_SVC_GRPC_PORT and MM_PEER_PORT are both 8080; they must differ"
 
 
-@pytest.mark.parametrize("name", TLS_NOT_YET)
-def test_tls_is_refused_rather_than_left_out(name: str) -> None:
-    assert "TLS is not supported yet" in error_of(MEMORY | {name: "/etc/tls/key.pem"})
-
-
-def test_asking_for_no_tls_is_fine() -> None:
-    assert read(MM_ENABLE_SSL="false", MM_TLS_CLIENT_AUTH="NONE").warnings == ()
-
-
 class TestDataplaneConfig:
     JSON = (
         '{"rpcConfigs": {"tensorflow.serving.PredictionService/Predict":'
@@ -357,7 +348,7 @@ def test_odd_variables_are_named_once(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_no_variable_is_on_two_lists() -> None:
-    names = ELSEWHERE + NOT_YET + MEANINGLESS + TLS_NOT_YET
+    names = ELSEWHERE + NOT_YET + MEANINGLESS
     assert len(set(names)) == len(names)
 
 

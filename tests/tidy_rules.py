@@ -30,6 +30,7 @@ SETTINGS = (
     "mm.identity_settings",
     "mm.json_settings",
     "mm.scaling_settings",
+    "mm.tls_settings",
     "mm.settings_reference",
     "mm.limits",
     "mm.metrics_settings",

@@ -17,8 +17,9 @@ from mm.config import Config
 from mm.edge import kv_config
 from mm.environment import Environment, Kind
 from mm.errors import ConfigError
-from mm.known_variables import MEANINGLESS, NOT_YET, TLS_NOT_YET
+from mm.known_variables import MEANINGLESS, NOT_YET
 from mm.settings_reference import OTHERS, SECTIONS, SETTINGS, Setting
+from mm.tls_settings import tls_settings
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -39,11 +40,38 @@ _SHOWN_MAX: Final = 60
 
 
 def read_config(variables: Mapping[str, str]) -> Config:
-    """Read all settings; ``ConfigError`` has all that is wrong, also behind ``KV_STORE=etcd:``."""
+    """Read all settings; ``ConfigError`` has all that is wrong, also behind ``KV_STORE=etcd:`` and
+    in the files of TLS.
+    """
+    tls_complaints = _tls_complaints(variables)
     try:
-        return Config.from_environment(variables)
+        found = Config.from_environment(variables)
     except ConfigError as exc:
-        raise ConfigError(*exc.complaints, *_store_complaints(variables)) from None
+        complaints = (*exc.complaints, *tls_complaints, *_store_complaints(variables))
+        raise ConfigError(*complaints) from None
+    if tls_complaints:
+        raise ConfigError(*tls_complaints)
+    return found
+
+
+def _tls_complaints(variables: Mapping[str, str]) -> tuple[str, ...]:
+    env = Environment(variables)
+    settings, _ = tls_settings(env)
+    try:
+        env.check()
+    except ConfigError:
+        return ()  # told already
+    if not settings.key_path:
+        return ()
+    # Takes a tenth of a second to import, which most instances have no use for.
+    from mm.edge.tls import make_contexts
+    from mm.edge.tls_files import read_files
+
+    try:
+        make_contexts(settings, read_files(settings))
+    except ConfigError as exc:
+        return exc.complaints
+    return ()
 
 
 def _store_complaints(variables: Mapping[str, str]) -> tuple[str, ...]:
@@ -155,9 +183,6 @@ Will mean something, and does not yet: {not_yet}.
 Has no meaning here, where there is no JVM, no litelinks and no shell script around the process:
 {meaningless}.
 
-**TLS** is not supported yet, and whoever asks for it should not get plain text: these end the
-start, unless they say `false` or `NONE`: {tls}.
-
 System properties of the Java mesh (`-Dtas.…`, `-Dmm.…`) have the variables `MM_MIN_CHURN_AGE_MS`,
 `MM_MIN_SECOND_COPY_AGE_SECS` and `MM_MAX_SECOND_COPY_AGE_SECS`; the others are not needed.
 
@@ -173,9 +198,7 @@ def _lines(kinds: Mapping[str, Kind]) -> Iterator[str]:
         yield "| --- | --- | --- | --- |"
         for setting in settings:
             yield _line(setting, kinds.get(setting.names[0]))
-    yield _IGNORED.format(
-        not_yet=_names(NOT_YET), meaningless=_names(MEANINGLESS), tls=_names(TLS_NOT_YET)
-    )
+    yield _IGNORED.format(not_yet=_names(NOT_YET), meaningless=_names(MEANINGLESS))
     for name, meaning in OTHERS.items():
         yield f"* `{name}`: {meaning}."
 

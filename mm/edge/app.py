@@ -61,6 +61,7 @@ from mm.mesh.readiness import Readiness
 from mm.mesh.static_models import StaticModels
 
 if TYPE_CHECKING:
+    from mm.edge.tls import Tls, TlsStatistics
     from mm.edge.wired import Wired
 
 logger = logging.getLogger(__name__)
@@ -144,6 +145,7 @@ class Instance:
         self._serving_channel: Channel | None = None
         self._proxies: list[Proxy] = []
         self._wired: Wired | None = None
+        self._tls: Tls | None = None
         self._meter = call_meter(config)
         self.serving = False
 
@@ -155,6 +157,7 @@ class Instance:
             await stack.enter_async_context(LifeCycle(config, self._is_ready).shown())
             files = SettingsFiles(config)
             config = self._config = await files.read_into(config)
+            await self._secure(stack)
             store = await stack.enter_async_context(open_store(config))
             stack.push_async_callback(self._close)
             ports = Ports(
@@ -203,6 +206,18 @@ class Instance:
                 group.cancel_scope.cancel()
             await self._stop(node, external_server)
 
+    async def _secure(self, stack: AsyncExitStack) -> None:
+        """Have TLS before there is a listener, if it is asked for."""
+        if not self._config.tls.key_path:
+            return
+        # Takes a tenth of a second to import, which plain text has no use for.
+        from mm.edge.tls import open_tls
+
+        self._tls = await open_tls(self._config)
+        self._peer_server.tls = self._tls.peers
+        self._channels.tls = self._tls.to_peers
+        await stack.enter_async_context(self._tls.followed())
+
     async def _open(self, server: GrpcServer, port: int, variable: str) -> int:
         listener = server if self._wired is None else self._wired.before(server)
         return await open_listener(listener, self._config.bind_host, port, variable)
@@ -214,9 +229,13 @@ class Instance:
 
     def _metrics(self, node: Node) -> Metrics:
         sources: tuple[CallSource, ...] = () if self._meter is None else (self._meter,)
-        if self._wired is None:
-            return Metrics(self._config, node, sources)
-        return Metrics(self._config, node, (*sources, self._wired.calls), self._wired.statistics)
+        wire = None
+        if self._wired is not None:
+            sources, wire = (*sources, self._wired.calls), self._wired.statistics
+        return Metrics(self._config, node, sources, wire, self._tls_statistics)
+
+    def _tls_statistics(self) -> TlsStatistics | None:
+        return None if self._tls is None else self._tls.statistics
 
     def _is_ready(self) -> bool:
         return self.serving and self._health.serving
@@ -248,7 +267,8 @@ class Instance:
         self._health.set_serving(node.unready is None)
         add_reflection(services)
         limits = _limits(EXTERNAL_LIMITS, config, config.external_streams_max)
-        return GrpcServer(services, limits=limits, external=True), services
+        tls = None if self._tls is None else self._tls.clients
+        return GrpcServer(services, limits=limits, external=True, tls=tls), services
 
     def _set_dataplane(self, dataplane: DataplaneConfig) -> None:
         """Calls that come from now on go by it."""
@@ -321,6 +341,8 @@ def _etcd_store(target: EtcdTarget, config: Config) -> EtcdStore:
 
 
 def _begin_wire(config: Config) -> Wired:
+    if config.tls.key_path:
+        raise StartupError("TLS is not served by MM_DATAPLANE=wire yet; use MM_DATAPLANE=python")
     # Not at the top of the file: the Python data plane does without the extension.
     try:
         from mm.edge.wired import Wired

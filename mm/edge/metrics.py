@@ -51,7 +51,8 @@ def call_meter(config: Config) -> CallMeter | None:
 class Metrics:
     """Told from ``shown`` on, as long as that lasts.
 
-    ``sources`` are the data planes; ``wire_statistics`` answers those of the wire, if there is one.
+    ``sources`` are the data planes; ``wire_statistics`` answers those of the wire, if there is one,
+    ``tls_statistics`` those of TLS, if there is any.
     """
 
     def __init__(
@@ -60,11 +61,13 @@ class Metrics:
         node: Node,
         sources: tuple[CallSource, ...],
         wire_statistics: Callable[[], object] | None = None,
+        tls_statistics: Callable[[], object | None] = lambda: None,
     ) -> None:
         self._config = config
         self._settings = config.metrics
         self._node = node
         self._wire_statistics = wire_statistics
+        self._tls_statistics = tls_statistics
         self._java = JavaSeries(node, config.metrics, sources)
 
     @asynccontextmanager
@@ -113,7 +116,7 @@ class Metrics:
         """Answer all series that the page shows."""
         yield from self._java.families()
         wire = None if self._wire_statistics is None else self._wire_statistics()
-        yield from own_families(self._node.statistics(), wire)
+        yield from own_families(self._node.statistics(), wire, self._tls_statistics())
         info = self._settings.info
         if info is not None:
             yield Family(info.name, "gauge", "Info Metric", (Sample(1, info.labels),))

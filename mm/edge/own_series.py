@@ -121,6 +121,17 @@ WIRE_COUNTERS: Final = {
     "accept_pauses": "Times that there was no room for a connection",
     "resets_refused": "Connections dropped because they reset calls too fast",
 }
+#: Of TLS, where there is any (``mm.edge.tls.TlsStatistics``).
+TLS_GAUGES: Final = {
+    "files_refused": "1 if the files on disk cannot be used, and older ones hold",
+    "certificate_expiry_s": "When the certificate ends, in Unix time",
+}
+TLS_COUNTERS: Final = {
+    "handshakes": "Handshakes that were completed",
+    "handshakes_failed": "Handshakes that failed",
+    "handshakes_late": "Of these, those that took too long",
+    "exchanges": "Times that new files came into use",
+}
 #: Told in labels of ``mm_instance_info``, or by type, which has no bound.
 NO_SERIES: Final = frozenset({"instance_id", "unready_because", "partitions", "counters"})
 
@@ -132,8 +143,10 @@ _UNITS: Final = (
 )
 
 
-def own_families(now: InstanceStatistics, wire: object | None = None) -> Iterator[Family]:
-    """Answer all, as of now; with the statistics of the wire, if there is one."""
+def own_families(
+    now: InstanceStatistics, wire: object | None = None, tls: object | None = None
+) -> Iterator[Family]:
+    """Answer all, as of now; with the statistics of the wire and of TLS, if there are any."""
     labels = (("instance", now.instance_id), ("unready", now.unready_because))
     yield Family(
         PREFIX + "instance_info",
@@ -147,6 +160,9 @@ def own_families(now: InstanceStatistics, wire: object | None = None) -> Iterato
     if wire is not None:
         yield from statistics_families(PREFIX + "wire_", wire, WIRE_GAUGES, "gauge")
         yield from statistics_families(PREFIX + "wire_", wire, WIRE_COUNTERS, "counter")
+    if tls is not None:
+        yield from statistics_families(PREFIX + "tls_", tls, TLS_GAUGES, "gauge")
+        yield from statistics_families(PREFIX + "tls_", tls, TLS_COUNTERS, "counter")
     yield from _process()
 
 

@@ -13,8 +13,10 @@ from mm.cli import main
 from mm.cli.config import reference
 from mm.config import Config
 from mm.environment import Environment
-from mm.known_variables import ELSEWHERE, MEANINGLESS, NOT_YET, TLS_NOT_YET
+from mm.known_variables import ELSEWHERE, MEANINGLESS, NOT_YET
 from mm.settings_reference import OTHERS, SETTINGS
+from mm.tls_settings import NAMES
+from tests.identities import make
 
 ROOT = Path(__file__).parents[2]
 ETCD = {"KV_STORE": "etcd:h:2379", "MM_SERVICE_NAME": "s", "MM_ADVERTISE_ADDRESS": "10.0.0.1"}
@@ -47,7 +49,7 @@ def test_the_reference_is_current() -> None:
 def test_the_reference_has_every_variable_once() -> None:
     listed = [name for setting in SETTINGS for name in setting.names]
     listed += [name for name in OTHERS if name not in listed]
-    listed += [*NOT_YET, *MEANINGLESS, *TLS_NOT_YET]
+    listed += [*NOT_YET, *MEANINGLESS]
     assert len(listed) == len(set(listed))
     assert set(listed) == read_names()
     assert set(ELSEWHERE) < set(listed)
@@ -77,7 +79,9 @@ def test_older_names_come_after_the_name() -> None:
         "[]": "",
         values["MM_AUTO_REGISTER_MODELS"][1]: "models: 1",
     }
-    several = [setting for setting in SETTINGS if len(setting.names) > 1]
+    # Those of TLS name files that have to fit together: tests/test_tls_settings.py.
+    apart = set(NAMES)
+    several = [each for each in SETTINGS if len(each.names) > 1 and each.names[0] not in apart]
     assert {setting.names[0] for setting in several} == set(values)
     for setting in several:
         given = dict(zip(setting.names, values[setting.names[0]], strict=True))
@@ -88,6 +92,23 @@ def test_older_names_come_after_the_name() -> None:
 
 
 # --- what it came to ----------------------------------------------------------------------------
+
+
+def test_tls_is_shown_without_its_secret_and_checked(tmp_path: Path) -> None:
+    own = make("server").write(tmp_path, passphrase=b"secret")
+    old = {
+        "MM_SVC_GRPC_PRIVATE_KEY_PATH": own["MM_TLS_PRIVATE_KEY_PATH"],
+        "MM_SVC_GRPC_CA_CERT_PATH": own["MM_TLS_KEY_CERT_PATH"],
+        "MM_SVC_GRPC_PRIVATE_KEY_PASSPHRASE": "secret",
+        "KV_STORE": "memory",
+    }
+    found = rows(**old)
+    assert found["MM_TLS_PRIVATE_KEY_PASSPHRASE"]["value"] == "(hidden)"
+    assert found["MM_TLS_KEY_CERT_PATH"]["source"] == "MM_SVC_GRPC_CA_CERT_PATH"
+    assert found["MM_ENABLE_SSL"]["value"] == "true"
+    refused = run(**old | {"MM_SVC_GRPC_PRIVATE_KEY_PASSPHRASE": "other"})
+    assert refused.exit_code == 2
+    assert refused.stderr.startswith("mm: MM_TLS_PRIVATE_KEY_PASSPHRASE does not open ")
 
 
 def rows(**settings: str) -> dict[str, dict[str, str]]:
@@ -158,6 +179,8 @@ def test_everything_that_is_wrong_is_told_at_once(command: str, tmp_path: Path) 
         "MM_INSTANCE_ID": "a,b",
         "MM_ADVERTISE_ADDRESS": "h:1",
         "MM_TLS_PRIVATE_KEY_PATH": "/k",
+        "MM_TLS_KEY_CERT_PATH": "/c",
+        "MM_TLS_TRUST_CERT_PATH": "/t",
         "INTERNAL_GRPC_PORT": "1",
         "INTERNAL_GRPC_SOCKET_PATH": "",
         "MM_TYPE_CONSTRAINTS": "{",

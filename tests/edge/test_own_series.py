@@ -15,10 +15,13 @@ from mm.edge.own_series import (
     GAUGES,
     PREFIX,
     STATISTICS_COUNTERS,
+    TLS_COUNTERS,
+    TLS_GAUGES,
     WIRE_COUNTERS,
     WIRE_GAUGES,
     own_families,
 )
+from mm.edge.tls import TlsStatistics
 from mm.wire import WireStatistics
 from tests.edge.test_peer_statistics import statistics
 
@@ -39,7 +42,8 @@ JAVA_NUMBERS = frozenset(
 def families() -> dict[str, Family]:
     """Every number of the statistics another one."""
     wire = WireStatistics(*range(5001, 5001 + len(fields(WireStatistics))))
-    return {family.name: family for family in own_families(statistics(), wire)}
+    tls = TlsStatistics(*range(6001, 6001 + len(fields(TlsStatistics))))
+    return {family.name: family for family in own_families(statistics(), wire, tls)}
 
 
 def exposed() -> set[str]:
@@ -51,6 +55,10 @@ def exposed() -> set[str]:
 
 def test_what_is_told_of_the_wire_is_there() -> None:
     assert {*WIRE_GAUGES, *WIRE_COUNTERS} <= {field.name for field in fields(WireStatistics)}
+
+
+def test_all_that_is_known_of_tls_is_told() -> None:
+    assert {*TLS_GAUGES, *TLS_COUNTERS} == {field.name for field in fields(TlsStatistics)}
 
 
 def test_values_and_units() -> None:
@@ -81,7 +89,8 @@ def test_names_follow_todays_rules() -> None:
 def test_the_tables_do_not_overlap() -> None:
     told = [*GAUGES, *STATISTICS_COUNTERS, *COUNTERS]
     assert len(told) == len(set(told))
-    assert len(families()) == 1 + len(told) + len(WIRE_GAUGES) + len(WIRE_COUNTERS) + 4
+    of_parts = (*WIRE_GAUGES, *WIRE_COUNTERS, *TLS_GAUGES, *TLS_COUNTERS)
+    assert len(families()) == 1 + len(told) + len(of_parts) + 4
 
 
 def test_the_documentation_names_what_is_exposed_and_nothing_else() -> None:

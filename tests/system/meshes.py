@@ -42,6 +42,8 @@ class Instance:
     peer_port: int
     channel: grpc.Channel
     settings: dict[str, str] = field(default_factory=dict)
+    #: For the port of the peers; None: plain text.
+    peer_credentials: grpc.ChannelCredentials | None = None
 
     def call(
         self,
@@ -96,7 +98,7 @@ class Instance:
 
     def load_here(self, model_id: str, *, last_used_ms: int = 0) -> None:
         """Load a copy here, as a peer orders it that has no hops left."""
-        with channel_to(self.peer_port) as channel:
+        with channel_to(self.peer_port, credentials=self.peer_credentials) as channel:
             stub: Any = channel.unary_unary(
                 "/mmesh.ModelMesh/ensureLoaded",
                 request_serializer=bytes,
@@ -155,7 +157,7 @@ class Instance:
 
     def statistics(self) -> peer.InstanceStatistics:
         """Ask the peer port for counters and gauges."""
-        with channel_to(self.peer_port) as channel:
+        with channel_to(self.peer_port, credentials=self.peer_credentials) as channel:
             stub: Any = channel.unary_unary(
                 "/mm.peer.Peer/statistics",
                 request_serializer=bytes,
@@ -199,6 +201,9 @@ class Mesh:
         self.service_name = service_name
         #: What no setting changes (``quick_serve``), for instances that are started from now on.
         self.limits: dict[str, Any] = {}
+        #: With which the test calls clients' ports, and peers'; None: in plain text.
+        self.credentials: grpc.ChannelCredentials | None = None
+        self.peer_credentials: grpc.ChannelCredentials | None = None
         self.settings = {
             "KV_STORE": kv_store,
             "MM_SERVICE_NAME": service_name,
@@ -297,7 +302,14 @@ class Mesh:
         port, peer_port = int(match.group(1)), int(match.group(2))
         all_settings = {**self.settings, **settings}
         instance = Instance(
-            instance_id, runtime, serve, port, peer_port, channel_to(port), all_settings
+            instance_id,
+            runtime,
+            serve,
+            port,
+            peer_port,
+            channel_to(port, credentials=self.credentials),
+            all_settings,
+            self.peer_credentials,
         )
         self.instances.append(instance)
         self.wait_acquainted()
@@ -345,18 +357,22 @@ def runtime_variables(places: Sequence[str]) -> dict[str, str]:
     return variables
 
 
-def channel_to(*ports: int) -> grpc.Channel:
+def channel_to(*ports: int, credentials: grpc.ChannelCredentials | None = None) -> grpc.Channel:
     """Answer a grpcio channel that shares no connection with others and repeats no call; it goes to
-    the first of these ports that somebody listens on.
+    the first of these ports that somebody listens on. With credentials it speaks TLS, and takes
+    whom it finds for "localhost".
     """
-    options = [
+    options: list[tuple[str, int | str]] = [
         ("grpc.use_local_subchannel_pool", 1),
         ("grpc.enable_retries", 0),
         ("grpc.max_receive_message_length", 64 * 2**20),
         ("grpc.max_send_message_length", 64 * 2**20),
     ]
     addresses = ",".join(f"127.0.0.1:{port}" for port in ports)
-    return grpc.insecure_channel(f"ipv4:{addresses}", options=options)
+    if credentials is None:
+        return grpc.insecure_channel(f"ipv4:{addresses}", options=options)
+    options.append(("grpc.ssl_target_name_override", "localhost"))
+    return grpc.secure_channel(f"ipv4:{addresses}", credentials, options=options)
 
 
 def refusal(call: Callable[[], object]) -> tuple[grpc.StatusCode, str]:

@@ -15,6 +15,7 @@ from mm.core.headers import HeaderList
 from mm.edge.h2.limits import TransportLimits
 from mm.edge.h2.link import Link
 from mm.edge.h2.stream import FaultKind, RawStream, StreamFault, StreamSink
+from mm.edge.h2.tls import TlsEnd, TlsTransport
 from mm.errors import MeshError, StatusCode
 
 #: Time for what was written last to leave when a channel closes.
@@ -51,15 +52,22 @@ class ClientLink(Link):
         self.request_flush()
         return stream
 
+    def handshake_failed(self, reason: str) -> None:
+        """There will be no connection."""
+        self.lost = True
+        self._not_ready(f"no TLS with {self.channel.address}: {reason}")
+
     def connection_lost(self, exc: BaseException | None) -> None:
         """Tell the channel."""
         super().connection_lost(exc)
-        if not self.ready.done():
-            reason = f": {exc}" if exc else " before it spoke HTTP/2"
-            error = UnreachableError(f"{self.channel.address} closed the connection{reason}")
-            self.ready.set_exception(error)
-            self.ready.exception()  # Known here; nobody need be waiting any more.
+        reason = f": {exc}" if exc else " before it spoke HTTP/2"
+        self._not_ready(f"{self.channel.address} closed the connection{reason}")
         self.channel.link_lost(self)
+
+    def _not_ready(self, why: str) -> None:
+        if not self.ready.done():
+            self.ready.set_exception(UnreachableError(why))
+            self.ready.exception()  # Known here; nobody need be waiting any more.
 
     def settings_received(self) -> None:
         """Streams may begin, or more of them."""
@@ -104,9 +112,11 @@ class Channel:
     than ``room_waiters_max``, nobody longer than ``connect_timeout_s`` or ``room_wait_s``.
     """
 
-    def __init__(self, address: str, limits: TransportLimits) -> None:
+    def __init__(self, address: str, limits: TransportLimits, tls: TlsEnd | None = None) -> None:
         self.address = address
         self.limits = limits
+        #: None: plain text.
+        self._tls = tls
         #: What requests say in :authority.
         self.authority = b"localhost" if address.startswith(_UNIX) else address.encode()
         self.links: list[ClientLink] = []
@@ -205,22 +215,22 @@ class Channel:
 
     async def _make_connection(self) -> None:
         loop = asyncio.get_running_loop()
-        link: ClientLink | None = None
+        link = ClientLink(self)
+        transport: asyncio.Transport | None = None
         try:
             async with asyncio.timeout(self.limits.connect_timeout_s):
                 if self.address.startswith(_UNIX):
                     path = self.address[len(_UNIX) :]
-                    _, protocol = await loop.create_unix_connection(self._make_link, path)
+                    transport, _ = await loop.create_unix_connection(lambda: link, path)
                 else:
                     host, _, port = self.address.rpartition(":")
-                    _, protocol = await loop.create_connection(
-                        self._make_link, host.strip("[]"), int(port)
+                    transport, _ = await loop.create_connection(
+                        lambda: self._secured(link), host.strip("[]"), int(port)
                     )
-                link = protocol
                 await link.ready
         except TimeoutError:
-            if link is not None:
-                link.connection.close()
+            if transport is not None:
+                transport.abort()
             raise UnreachableError(
                 f"no answer from {self.address} in {self.limits.connect_timeout_s:g} s"
             ) from None
@@ -228,8 +238,10 @@ class Channel:
             raise UnreachableError(f"cannot connect to {self.address}: {error}") from error
         self.links.append(link)
 
-    def _make_link(self) -> ClientLink:
-        return ClientLink(self)
+    def _secured(self, link: ClientLink) -> asyncio.Protocol:
+        if self._tls is None:
+            return link
+        return TlsTransport(link, self._tls, server_side=False)
 
     def link_lost(self, link: ClientLink) -> None:
         """Forget a connection."""
@@ -280,9 +292,13 @@ class ChannelPool:
     a thousand of those.
     """
 
-    def __init__(self, limits: TransportLimits, *, idle_s: float = 300.0) -> None:
+    def __init__(
+        self, limits: TransportLimits, *, idle_s: float = 300.0, tls: TlsEnd | None = None
+    ) -> None:
         self.limits = limits
         self.idle_s = idle_s
+        #: None: plain text.
+        self.tls = tls
         self._channels: dict[tuple[str, bool], Channel] = {}
         self._swept_s = 0.0
 
@@ -291,7 +307,7 @@ class ChannelPool:
         now_s = asyncio.get_running_loop().time()
         channel = self._channels.get((address, may_wait))
         if channel is None:
-            channel = self._channels[address, may_wait] = Channel(address, self.limits)
+            channel = self._channels[address, may_wait] = Channel(address, self.limits, self.tls)
         channel.used_s = now_s
         if now_s - self._swept_s > self.idle_s / 4:
             self._swept_s = now_s

@@ -384,6 +384,12 @@ class Link(H2Protocol):
         """The other side began a stream."""
         raise NotImplementedError
 
+    def handshake_begun(self, transport: asyncio.Transport) -> None:
+        """There is a socket; ``connection_made`` follows the handshake of TLS."""
+
+    def handshake_failed(self, reason: str) -> None:
+        """Nothing follows it."""
+
     def settings_received(self) -> None:
         """The other side's limits are known, or new."""
 

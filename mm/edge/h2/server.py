@@ -27,6 +27,7 @@ from mm.edge.h2.incoming import IncomingCall
 from mm.edge.h2.limits import TransportLimits, wire_limits
 from mm.edge.h2.link import Link
 from mm.edge.h2.stream import NOBODY, RawStream
+from mm.edge.h2.tls import TlsEnd, TlsTransport
 from mm.edge.h2.turns import CALLS_A_TURN, PARKED_MAX, TurnQueue
 from mm.errors import MeshError, StatusCode
 
@@ -71,8 +72,20 @@ class ServerLink(Link):
         #: Calls of the mesh's own, such as those that manage models.
         self.own_count = 0
 
+    def handshake_begun(self, transport: asyncio.Transport) -> None:
+        """Have a place until the handshake is complete, unless there are too many."""
+        server = self.server
+        server.handshakes[self] = transport
+        if len(server.links) + len(server.handshakes) > self.limits.connections_max:
+            transport.abort()
+
+    def handshake_failed(self, reason: str) -> None:
+        """Give the place back."""
+        self.server.handshakes.pop(self, None)
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the connection, unless there are too many."""
+        self.server.handshakes.pop(self, None)
         super().connection_made(transport)
         self.server.links.add(self)
         if len(self.server.links) > self.limits.connections_max:
@@ -226,11 +239,22 @@ class GrpcServer:
     latter are told hop results.
     """
 
-    def __init__(self, handler: Handler, *, limits: TransportLimits, external: bool) -> None:
+    def __init__(
+        self,
+        handler: Handler,
+        *,
+        limits: TransportLimits,
+        external: bool,
+        tls: TlsEnd | None = None,
+    ) -> None:
         self.handler = handler
         self.limits = limits
         self.external = external
+        #: None: plain text.
+        self.tls = tls
         self.links: set[ServerLink] = set()
+        #: Connections whose TLS handshake is not complete.
+        self.handshakes: dict[ServerLink, asyncio.Transport] = {}
         self.queue = TurnQueue()
         self.calls: set[IncomingCall] = set()
         #: What calls hold of their requests (``IncomingCall.hold``).
@@ -269,8 +293,11 @@ class GrpcServer:
         limits = wire_limits(self.limits)
         await loop.connect_accepted_socket(lambda: ServerLink(self, limits), sock)
 
-    def _make_link(self) -> ServerLink:
-        return ServerLink(self)
+    def _make_link(self) -> asyncio.Protocol:
+        link = ServerLink(self)
+        if self.tls is None:
+            return link
+        return TlsTransport(link, self.tls, server_side=True)
 
     async def serve(self, call: IncomingCall) -> None:
         """Run the handler for a call and make its errors statuses."""
@@ -315,6 +342,8 @@ class GrpcServer:
         if self._path is not None:
             with contextlib.suppress(FileNotFoundError):
                 await asyncio.to_thread(os.unlink, self._path)
+        for handshake in list(self.handshakes.values()):
+            handshake.abort()
         for link in list(self.links):
             link.drain()
             self.end_watches(link)
