@@ -1,4 +1,6 @@
-"""Conformance with the Java mesh: the second copy of what is in recurring use (around 22.3)."""
+"""Conformance with the Java mesh: second copies of what is in recurring use (around 22.3), and in
+what order copies are told (around 5).
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from mm.pb import mmesh
-from tests.system.meshes import Mesh, mesh_of
+from tests.system.meshes import Instance, Mesh, mesh_of
 from tests.system.processes import eventually
 
 pytestmark = pytest.mark.system
@@ -26,7 +28,7 @@ SETTINGS = {
 }
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def mesh(dataplane: str, kv_store: str, new_service_name: Callable[[], str]) -> Iterator[Mesh]:
     with mesh_of(kv_store, {"MM_DATAPLANE": dataplane, **SETTINGS}, new_service_name()) as mesh:
         mesh.add_all("one", "two", "three")
@@ -81,3 +83,25 @@ def test_second_copy_trigger(mesh: Mesh) -> None:
         before = holder.statistics().calls
         assert holder.predict(model_id).results[0].confidence == 1.0
         assert holder.statistics().calls > before
+
+
+def test_copies_are_told_newest_first(mesh: Mesh) -> None:
+    """By every instance, whichever holds them, in the order in which their loads began."""
+    mesh[0].register("ordered", "SIZE_1000000_10_0")
+    one, two, three = mesh.instances
+    loaded = [two, three, one]
+    begun_ms = []
+    for instance in loaded:
+        begun_ms.append(time.time() * 1000)
+        instance.load_here("ordered")
+    newest_first = [each.instance_id for each in reversed(loaded)]
+
+    def told(instance: Instance) -> list[str]:
+        infos = instance.status("ordered").model_copy_infos
+        return [c.location for c in infos if c.copy_status == Status.LOADED]
+
+    eventually(lambda: all(told(each) == newest_first for each in mesh.instances))
+    infos = one.status("ordered").model_copy_infos
+    assert [c.time for c in infos] == sorted((c.time for c in infos), reverse=True)
+    for info, begun in zip(infos, reversed(begun_ms), strict=True):
+        assert begun - 1 <= info.time <= time.time() * 1000, "milliseconds of the load's begin"

@@ -136,6 +136,8 @@ def test_load_failure(world: World, sync: bool) -> None:
     assert len(status.errors) == expected
     assert all(error.endswith(ERROR) for error in status.errors)
     failed = [copy.location for copy in status.model_copy_infos]
+    times = [copy.time for copy in status.model_copy_infos]
+    assert times == sorted(times, reverse=True), "newest first"
     assert {copy.copy_status for copy in status.model_copy_infos} == {Status.LOADING_FAILED}
     assert len(set(failed)) == len(failed) == expected
     for name, runtime in world.runtimes.items():
