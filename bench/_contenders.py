@@ -209,8 +209,9 @@ def proxy_of(contender: str, directory: Path, upstream: int) -> Iterator[tuple[i
 
 def serve(port: int, upstream: int, models: int, place: str) -> None:
     """Be a wire whose models are "here" for clients, here for a "peer", or all "there"."""
+    from mm.core.histograms import MESSAGE_BYTES, TIME_MS
     from mm.table import CopyState, Table
-    from mm.wire import Role, Wire, WireSettings
+    from mm.wire import Measures, Role, Wire, WireSettings
     from mm.wire.addresses import Target, inet_sockaddr
 
     table = Table(10 * models)
@@ -228,7 +229,11 @@ def serve(port: int, upstream: int, models: int, place: str) -> None:
         kept.append(ours)
         return theirs
 
-    bench = Wire(1, tier2)
+    # Calls are measured as an instance does.
+    measures = Measures(
+        tuple(int(1000 * bound) for bound in TIME_MS), tuple(map(int, MESSAGE_BYTES))
+    )
+    bench = Wire(1, tier2, measures)
     bench.start(WireSettings(table=table, instance=place.encode()))
     name, address = f"{HOST}:{upstream}", inet_sockaddr(HOST, upstream)
     if place == "there":

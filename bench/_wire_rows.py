@@ -23,7 +23,7 @@ CALLS_MIN = 500
 OTHERS_MAX = 0.1
 #: "half of the maximum rate" is that of the slower of these two, so that both can follow.
 HALF_OF = ("haproxy", "wire")
-HALF_S = 6
+HALF_S = 5
 
 
 @dataclass(frozen=True, slots=True)
