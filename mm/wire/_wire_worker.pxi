@@ -8,6 +8,9 @@ cdef enum:
     ACCEPT_PAUSE_MS = 100
     PEERS_MAX = 65536           # instance indexes of the table
     FLUSH_PASSES = 4
+    # Of processor time at once. A turn takes less, and most who share the processor, tier 2 among
+    # them, want milliseconds, for which calls would wait each time that a thread wakes.
+    SLICE_NS = 100000
 
 
 cdef worker_t *worker_new(
@@ -401,6 +404,7 @@ cdef void worker_run(worker_t *w) noexcept nogil:
     cdef int i, n, wait_ms
     cdef source_t *source
     cdef uint64_t ignored
+    want_slice(SLICE_NS)
     clocks_read(w)
     w.wheel_ms = w.now_ms
     while not w.is_stopping:
