@@ -88,9 +88,10 @@ class Faults:
         mixture = self._rng.sample(kinds, self._rng.randint(4, len(kinds)))
         if self._store_wiped not in mixture:
             return mixture
-        # An instance that has long been cut off does not know what was unregistered meanwhile, and
-        # brings it back: that is so (decision 11), and not to be found again by each seed.
-        return [kind for kind in mixture if kind not in (self._store_away, self._watches_lost)]
+        # An instance that has not heard what was unregistered before the wipe brings it back: that
+        # is so (decision 11), and not to be found again by each seed.
+        unaware = (self._store_away, self._watches_lost, self._watches_late)
+        return [kind for kind in mixture if kind not in unaware]
 
     def affect(self, models: Sequence[str]) -> None:
         """Let what goes wrong with models go wrong with these, too."""

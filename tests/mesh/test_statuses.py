@@ -112,7 +112,8 @@ async def test_one_that_is_ready_is_enough_although_another_is_loading() -> None
         asked = Asked(cluster)
         call = Call(M, hop=Hop.LOAD_LOCAL, hops_left=0)
         await cluster["c"].node.models.ensure_loaded(EnsureRequest(M, sync=False), call)
-        await until(lambda: M in cluster["a"].node.parts.registry.held_by(C))
+        registries = [cluster[name].node.parts.registry for name in "abc"]
+        await until(lambda: all(M in registry.held_by(C) for registry in registries))
         for name in "abc":
             status = await cluster[name].status("m")
             assert status.status == "LOADED"
