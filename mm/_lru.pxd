@@ -315,10 +315,24 @@ cdef inline bint pin(slot_t *s) noexcept nogil:
     return False
 
 
-cdef inline void unpin(slot_t *s) noexcept nogil:
+cdef inline bint pin_below(slot_t *s, uint32_t calls_max) noexcept nogil:
+    """Like ``pin``, but only while fewer calls than that are in flight."""
+    cdef uint64_t seen = load_u64(&s.calls, relaxed)
+    while <uint32_t>seen < calls_max:
+        # As in `pin`, the add and the read of the state are in the single order.
+        if cas_u64(&s.calls, &seen, seen + ((<uint64_t>1 << 32) | 1), seq_cst, relaxed):
+            if load_u8(&s.state, seq_cst) == READY:
+                return True
+            sub_u64(&s.calls, (<uint64_t>1 << 32) | 1, seq_cst)
+            return False
+    return False
+
+
+cdef inline uint32_t unpin(slot_t *s) noexcept nogil:
+    """Let go of a pin; answers the calls still in flight."""
     # release (within seq_cst): the call's work is done when the writer counts it gone.
     c_assert(<uint32_t>load_u64(&s.calls, relaxed) != 0)
-    sub_u64(&s.calls, 1, seq_cst)
+    return <uint32_t>sub_u64(&s.calls, 1, seq_cst) - 1
 
 
 cdef inline void touch(slot_t *s, int64_t now_ms) noexcept nogil:

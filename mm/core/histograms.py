@@ -48,11 +48,11 @@ class Histogram:
         self.counts = [0] * (len(bounds) + 1)
         self.sums = [0.0] * (len(bounds) + 1)
 
-    def observe(self, value: float) -> None:
-        """Count one value."""
+    def observe(self, value: float, times: int = 1) -> None:
+        """Count a value, once or as often as it was met."""
         bucket = bisect_left(self.bounds, value)
-        self.counts[bucket] += 1
-        self.sums[bucket] += value
+        self.counts[bucket] += times
+        self.sums[bucket] += value * times
 
     def add(self, other: Histogram) -> None:
         """Count all that another one with the same bounds has counted."""

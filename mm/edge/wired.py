@@ -27,6 +27,7 @@ from mm.edge.h2.server import GrpcServer, listening_socket
 from mm.edge.unary import ServiceTable
 from mm.edge.wire_calls import WireCalls, measures_of
 from mm.endpoints import Endpoint, UnixEndpoint
+from mm.mesh.concurrency import CallLimits
 from mm.mesh.ports import RuntimeParameters
 from mm.mesh.seldom import Seldom
 from mm.table import Table
@@ -42,6 +43,8 @@ logger = logging.getLogger(__name__)
 _DRAIN_NOTICE_S = 0.25
 #: Between two looks whether all calls have ended.
 _LOOK_S = 0.02
+#: For the last answers to leave: as long as the servers give theirs.
+_LAST_WORDS_S = 1.0
 _AWAY_FOREVER_NS = 2**63 - 1
 #: How busy copies are is looked at as often as may be told, and more seldom with many of them, so
 #: that it takes a twentieth of a core at most: a look at one takes half a microsecond.
@@ -95,6 +98,9 @@ class Wired:
         self._services: list[ServiceTable] = []
         self._parameters: RuntimeParameters | None = None
         self._table: Table | None = None
+        self._limits: CallLimits | None = None
+        #: By model, calls that took a slot without waiting, as far as they are counted.
+        self._slots_taken: dict[str, int] = {}
         self._tier2 = Tier2({})
         self._peers_changed = asyncio.Event()
         self._peers_called = asyncio.Event()
@@ -112,6 +118,8 @@ class Wired:
     def _noticed(self) -> None:
         self._wire.mend()
         self._peers_called.set()
+        if self._limits is not None:
+            self._limits.look()
 
     def before(self, server: GrpcServer) -> Listener:
         """Answer what listens in the place of a server."""
@@ -131,6 +139,9 @@ class Wired:
         self._services = list(services)
         parts = node.parts
         self._table = parts.copies.table
+        self._limits = parts.copies.call_limits
+        if self._limits is not None:
+            self._limits.in_flight = self._table.in_flight
         self._wire.set_runtime(await _target_of(serving))
         parts.members.on_reach = self._peers_changed.set
         self._peers_changed.set()
@@ -187,8 +198,8 @@ class Wired:
             kept_bytes_max=config.retry_buffer_bytes_max,
             external_streams_max=config.external_streams_max,
             peer_streams_max=config.peer_streams_max,
-            has_turns=self._logs_each
-            or (self._parameters is not None and self._parameters.limit_model_concurrency),
+            leaves_here=self._logs_each,
+            has_slots=self._limits is not None,
             instance=quote(config.instance_id, safe="").encode(),
         )
 
@@ -274,7 +285,25 @@ class Wired:
         counters.hits += now.calls_here - here
         counters.forwards += now.calls_there - there
         self._counted = (now.calls_here, now.calls_there)
+        if self._limits is not None:
+            self._fold_slots()
         return now.hits_open
+
+    def _fold_slots(self) -> None:
+        """Measure the waits of calls to which a thread gave a slot: they had none."""
+        assert self._node is not None
+        taken: dict[str, int] = {}
+        for each in self._wire.calls():
+            count = sum(each.invoked_us.counts)
+            taken[each.model_id] = taken.get(each.model_id, 0) + count
+        waits = self._node.parts.measures.slot_wait_ms
+        for model_id, count in taken.items():
+            before = self._slots_taken.get(model_id, 0)
+            # Fewer than before: a row was given up, and began anew.
+            more = count - before if count >= before else count
+            if more:
+                waits.observe(0, ModelId(model_id), more)
+        self._slots_taken = taken
 
     def statistics(self) -> WireStatistics:
         """Answer what the threads counted since the start."""
@@ -294,13 +323,20 @@ class Wired:
                 server.end_watches(link)
         # Before the servers stop: until then a call may need them, and from then on the wire's
         # connections to them that end are not made anew.
-        while self._wire.statistics().calls_open:
-            if now_s() >= deadline_s:
-                break
-            await asyncio.sleep(_LOOK_S)
+        await self._wait_idle(deadline_s)
         asyncio.get_running_loop().remove_reader(self._wire.notice_fd)
+        self._wire.end_calls()
         left_s = max(0.0, deadline_s - now_s())
         await asyncio.gather(*(server.stop(left_s) for server in servers))
+        # What the clients of calls that were given up are told is on its way to them.
+        await self._wait_idle(now_s() + _LAST_WORDS_S)
+
+    async def _wait_idle(self, until_s: float) -> None:
+        """Wait until no call is under way, but not longer than this."""
+        while self._wire.statistics().calls_open:
+            if asyncio.get_running_loop().time() >= until_s:
+                return
+            await asyncio.sleep(_LOOK_S)
 
     async def close(self) -> None:
         """End the threads."""

@@ -2,14 +2,20 @@
 
 Owns the slots of each copy and the line before them. Which copy a call goes to is ``router``'s,
 which gives out a ``LocalRoute`` only with a slot; runtimes that ask for no limit cost nothing here.
+
+The wire takes slots by itself, as long as fewer calls are in flight at a copy than it has slots
+(``pin_below`` in ``mm/_lru.pxd``). Calls in flight are all that the table has pinned, those in the
+line included: so whoever waits here is never overtaken there.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 
 import anyio
 
+from mm.core.ids import ModelId
 from mm.errors import QueueFullError
 from mm.mesh.local_copy import LocalCopy
 from mm.mesh.measures import Measures
@@ -34,21 +40,31 @@ class _Waiting:
 class _Slots:
     """The slots of one copy, and who waits for one, in order of arrival.
 
-    Invariant: nobody waits while a slot is free.
+    Invariant: nobody waits while a slot is free; but from the moment that the wire gives one back
+    until ``CallLimits.look`` is told.
     """
 
-    __slots__ = ("calls_max", "line", "running_count", "slots_max")
+    __slots__ = ("calls_max", "line", "model_id", "running_count", "slots_max")
 
-    def __init__(self, slots_max: int, calls_max: int | None) -> None:
+    def __init__(self, model_id: ModelId, slots_max: int, calls_max: int | None) -> None:
+        self.model_id = model_id
         self.slots_max = slots_max
         #: Those running and waiting together; None: any number.
         self.calls_max = calls_max
+        #: Not those of the wire.
         self.running_count = 0
         self.line: OrderedDict[_Waiting, None] = OrderedDict()
 
     @property
-    def is_full(self) -> bool:
-        return self.calls_max is not None and self.running_count + len(self.line) >= self.calls_max
+    def known_count(self) -> int:
+        """How many calls there are here, running and waiting."""
+        return self.running_count + len(self.line)
+
+    def grant(self) -> None:
+        """Give a slot to whoever waits the longest."""
+        waiting, _ = self.line.popitem(last=False)
+        waiting.has_slot = True
+        waiting.woken.set()
 
 
 class CallLimits:
@@ -58,10 +74,13 @@ class CallLimits:
     be served elsewhere. Those who wait for a copy that leaves are let go at once, to look again:
     what the copy runs is all that its unload waits for.
 
-    Invariant: there are slots of a copy here exactly while it runs calls.
+    Invariant: there are slots of a copy here exactly while calls run or wait.
     """
 
     def __init__(self, copy_calls_max: int, counters: Counters, measures: Measures) -> None:
+        #: Answers the calls in flight at a copy, those here and those in whose name it is asked
+        #: included; None: there are no others.
+        self.in_flight: Callable[[ModelId], int] | None = None
         self._copy_calls_max = copy_calls_max
         self._counters = counters
         self._measures = measures
@@ -77,11 +96,13 @@ class CallLimits:
         slots = self._slots.get(copy.load_id)
         if slots is None:
             slots = self._slots[copy.load_id] = self._slots_of(copy)
-        if slots.running_count < slots.slots_max:
+        others_count = self._others(slots, asking_count=1)
+        if not slots.line and slots.running_count + others_count < slots.slots_max:
             slots.running_count += 1
             self._measures.slot_wait_ms.observe(0, copy.model_id)
             return True
-        if slots.is_full:
+        if slots.calls_max is not None and slots.known_count + others_count >= slots.calls_max:
+            self._forget_unused(copy.load_id)
             self._counters.calls_overloaded += 1
             raise QueueFullError("Model queue overload")
         waiting = _Waiting()
@@ -93,6 +114,7 @@ class CallLimits:
             if waiting.has_slot:  # granted in the same moment: pass it on
                 self.leave(copy.load_id)
             slots.line.pop(waiting, None)
+            self._forget_unused(copy.load_id)
             raise
         if waiting.has_slot and not copy.serves:
             self.leave(copy.load_id)
@@ -106,22 +128,39 @@ class CallLimits:
         """Give the slot of a call back; the next in the line gets it."""
         slots = self._slots[load_id]
         if slots.line:
-            waiting, _ = slots.line.popitem(last=False)
-            waiting.has_slot = True
-            waiting.woken.set()
+            slots.grant()
             return
         slots.running_count -= 1
-        if slots.running_count == 0:
-            del self._slots[load_id]
+        self._forget_unused(load_id)
+
+    def look(self) -> None:
+        """Give out what slots the wire has given back."""
+        for slots in self._slots.values():
+            while slots.line and slots.running_count + self._others(slots) < slots.slots_max:
+                slots.running_count += 1
+                slots.grant()
 
     def copy_left(self, load_id: int) -> None:
         """The copy takes no more calls: who waits for it may look elsewhere."""
         slots = self._slots.get(load_id)
         while slots is not None and slots.line:
             slots.line.popitem(last=False)[0].woken.set()
+        self._forget_unused(load_id)
+
+    def _others(self, slots: _Slots, asking_count: int = 0) -> int:
+        """Answer the calls of the wire at a copy."""
+        if self.in_flight is None:
+            return 0
+        return max(0, self.in_flight(slots.model_id) - asking_count - slots.known_count)
+
+    def _forget_unused(self, load_id: int) -> None:
+        slots = self._slots.get(load_id)
+        if slots is not None and not slots.known_count:
+            del self._slots[load_id]
 
     def _slots_of(self, copy: LocalCopy) -> _Slots:
         slots_max, calls_max = max(1, copy.concurrency_max), self._copy_calls_max
         if calls_max < 0:
-            return _Slots(slots_max, None)
-        return _Slots(slots_max, calls_max or max(CALLS_MIN, CALLS_FOR_EACH_SLOT * slots_max))
+            return _Slots(copy.model_id, slots_max, None)
+        calls_max = calls_max or max(CALLS_MIN, CALLS_FOR_EACH_SLOT * slots_max)
+        return _Slots(copy.model_id, slots_max, calls_max)

@@ -22,9 +22,9 @@ class Measure:
         if not by_model:
             table.at(ModelId(""))  # so that it is shown before anything happens
 
-    def observe(self, value: float, model_id: ModelId) -> None:
-        """Count one value."""
-        self.table.at(model_id if self._by_model else ModelId("")).observe(value)
+    def observe(self, value: float, model_id: ModelId, times: int = 1) -> None:
+        """Count a value, once or as often as it was met."""
+        self.table.at(model_id if self._by_model else ModelId("")).observe(value, times)
 
 
 class Measures:

@@ -82,8 +82,10 @@ class WireSettings:
     #: A connection to an instance, and to the runtime all but one, is closed after so long without
     #: calls: as long as tier 2 keeps its own.
     upstream_idle_ms: int = 300_000
-    #: Copies take few calls at a time, so tier 2 hands out the turns.
-    has_turns: bool = False
+    #: Calls for copies here are tier 2's: it logs each.
+    leaves_here: bool = False
+    #: Copies take few calls at a time: a thread takes a slot that is free, and tier 2 has a line.
+    has_slots: bool = False
     #: Our instance id as ``mm-hop-from`` has it.
     instance: bytes = b""
 
@@ -257,6 +259,14 @@ class Wire:
         for listener in self._listeners:
             listener.close()
         self._listeners.clear()
+
+    def end_calls(self) -> None:
+        """Give up the calls that the threads serve themselves, with a status; tier 2 has the rest.
+
+        Clients hear of it as soon as they read; until ``close`` there is time for that.
+        """
+        for worker in self._workers:
+            worker.end_calls()
 
     def close(self) -> None:
         """End the threads, and whatever calls are left with them."""

@@ -48,15 +48,6 @@ cdef enum:
     LANE_MODEL = 3     # tier 2, a call for a model
     LANE_OWN = 4       # tier 2, one of the mesh's own services
 
-    # Commands.
-    COMMAND_CONFIG = 0
-    COMMAND_LISTEN = 1
-    COMMAND_TIER2 = 2
-    COMMAND_RUNTIME = 3
-    COMMAND_PEERS = 4
-    COMMAND_DRAIN = 5
-    COMMAND_STOP = 6
-
     # Timers.
     TIMER_CALL = 0
     TIMER_CONN = 1
@@ -355,7 +346,8 @@ cdef struct config_t:
     uint32_t streams_max[ROLES]
     uint32_t connections_max
     uint32_t upstream_idle_ms
-    uint8_t has_turns          # copies take few calls at a time: tier 2 hands out the turns
+    uint8_t leaves_here        # calls for copies here are tier 2's: it logs each
+    uint8_t has_slots          # copies take few calls at a time (mm/mesh/concurrency.py)
     text_t instance            # our id, as mm-hop-from has it
     text_t instance_name       # and as it is
 

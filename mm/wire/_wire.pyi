@@ -31,6 +31,9 @@ class Worker:
     def drain(self) -> None:
         """Accept no more, say GOAWAY, and let what runs finish."""
 
+    def end_calls(self) -> None:
+        """Answer the calls that are under way here that we stop."""
+
     def stop(self) -> None:
         """Let ``run`` return at the end of its turn."""
 

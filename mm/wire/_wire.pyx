@@ -29,6 +29,7 @@ from mm._lru cimport (
     peer_count,
     peers_t,
     pin,
+    pin_below,
     reader_offline,
     reader_online,
     reader_register,
@@ -74,6 +75,7 @@ include "_wire_writing.pxi"
 include "_wire_conns.pxi"
 include "_wire_sessions.pxi"
 include "_wire_targets.pxi"
+include "_wire_commands.pxi"
 include "_wire_worker.pxi"
 
 headers_setup()
@@ -166,7 +168,8 @@ cdef config_t *config_new(object told) except NULL:
         config.streams_max[ROLE_PEER] = told.peer_streams_max
         config.connections_max = told.connections_max
         config.upstream_idle_ms = told.upstream_idle_ms
-        config.has_turns = told.has_turns
+        config.leaves_here = told.leaves_here
+        config.has_slots = told.has_slots
         config.instance.bytes = copied(told.instance)
         config.instance.length = <uint32_t>len(told.instance)
     except BaseException:
@@ -288,6 +291,10 @@ cdef class Worker:
     def drain(self):
         """Accept no more, say GOAWAY, and let what runs finish."""
         post(self.core, self._command(COMMAND_DRAIN))
+
+    def end_calls(self):
+        """Answer the calls that are under way here that we stop."""
+        post(self.core, self._command(COMMAND_END_CALLS))
 
     def stop(self):
         """Let ``run`` return at the end of its turn."""

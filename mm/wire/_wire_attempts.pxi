@@ -26,8 +26,13 @@ cdef void leave(call_t *call) noexcept nogil:
     """The attempt is over: let go of the copy, or of the place among the calls at a peer."""
     cdef worker_t *w = call.worker
     cdef uint32_t index = call.handle & 0xFFFF
+    cdef uint32_t limit
     if call.slot != NULL:
-        unpin(call.slot)
+        limit = load_u32(&call.slot.concurrency_max, relaxed)
+        # Whoever waits for a slot is pinned: with somebody in the line as many stay as there are
+        # slots, if not more.
+        if unpin(call.slot) >= limit and limit != 0 and w.config.has_slots:
+            notice(w)
         call.slot = NULL
         count(w, COUNT_HITS_OPEN, <uint64_t>-1)
     if call.is_there:

@@ -173,10 +173,10 @@ cdef void up_broke(call_t *call, conn_t *conn, uint32_t code, bint is_lost) noex
 
 
 cdef bint pin_again(call_t *call) noexcept nogil:
-    """Pin the copy here once more for another stream; False if it is about to leave."""
+    """Pin the copy here once more for another stream; False if that cannot be."""
     cdef table_t *t = call.worker.config.table
     cdef slot_t *s = find(t, <const char *>call.model_id.bytes, call.model_id.length)
-    if s == t.slots or not pin(s):
+    if s == t.slots or not slot_pin(call.worker.config, s):
         return False
     call.slot = s
     count(call.worker, COUNT_HITS_OPEN, 1)

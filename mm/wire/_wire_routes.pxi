@@ -173,7 +173,7 @@ cdef bint route_here(
     """Pin the copy here and send the call to the runtime; False if that is not the wire's to do."""
     cdef config_t *config = w.config
     cdef uint32_t limit = load_u32(&s.concurrency_max, relaxed)
-    if w.runtime == NULL or method.flags & METHOD_REFUSED_HERE or config.has_turns:
+    if w.runtime == NULL or method.flags & METHOD_REFUSED_HERE or config.leaves_here:
         return False
     if is_hop and call.head.may_redirect and 0 < limit <= in_flight_of(s):
         return False
@@ -181,7 +181,7 @@ cdef bint route_here(
         return False
     if method.numbers_count != 0 and not inject_begin(call, method):
         return False
-    if not pin(s):
+    if not slot_pin(config, s):
         return False
     touch(s, w.wall_ms)
     call.slot = s
@@ -193,6 +193,16 @@ cdef bint route_here(
         report(call, -1)
     attempt(call, w.runtime)
     return True
+
+
+cdef bint slot_pin(const config_t *config, slot_t *s) noexcept nogil:
+    """Pin a copy that takes one more call; if not, tier 2 has a line for that."""
+    cdef uint32_t limit
+    if not config.has_slots:
+        return pin(s)
+    # A runtime that says nothing of a copy wants one call at a time.
+    limit = load_u32(&s.concurrency_max, relaxed)
+    return pin_below(s, limit if limit else 1)
 
 
 cdef bint has_compression(const call_t *call) noexcept nogil:

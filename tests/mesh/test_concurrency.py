@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -260,3 +261,90 @@ async def test_without_the_wish_there_are_no_slots() -> None:
             await until(lambda: calls.running == 40)
             calls.end.set()
         assert cluster["a"].node.parts.copies.call_limits is None
+
+
+class Wire:
+    """Takes slots of a copy as a thread of the wire does (``pin_below`` in mm/_lru.pxd)."""
+
+    def __init__(self, instance: Instance, slots_max: int) -> None:
+        parts = instance.node.parts
+        assert parts.copies.call_limits is not None
+        self.table, self.limits = parts.copies.table, parts.copies.call_limits
+        self.limits.in_flight = self.table.in_flight
+        self.slots_max = slots_max
+        self.running = 0
+
+    def take(self) -> bool:
+        has_slot = self.table.in_flight("m") < self.slots_max and self.table.pin("m")
+        self.running += has_slot
+        return has_slot
+
+    def give_back(self) -> None:
+        self.running -= 1
+        self.table.unpin("m")
+        if self.table.in_flight("m") >= self.slots_max:
+            self.limits.look()
+
+
+@pytest.mark.virtual_time
+@pytest.mark.parametrize("seed", range(8))
+async def test_the_wire_and_the_line_share_the_slots_of_a_copy(seed: int) -> None:
+    """Whatever happens in whatever order: never too many calls, nobody waits beside a free slot,
+    and nobody is overtaken.
+    """
+    rng = random.Random(seed)
+    async with limited_cluster("a", concurrency_max=2) as cluster:
+        a = cluster["a"]
+        await loaded_at(cluster, "a")
+        wire, line = Wire(a, 2), [Waiting(a, number) for number in range(60)]
+        begun: list[Waiting] = []
+        async with anyio.create_task_group() as group:
+            while any(not each.is_over for each in line):
+                waiting = [each for each in begun if not each.is_over and not each.runs]
+                running = [each for each in begun if each.runs]
+                what = rng.choice("bbttgelc")
+                if what == "b" and len(begun) < len(line) and len(waiting) < 10:
+                    begun.append(line[len(begun)])
+                    group.start_soon(begun[-1].call)
+                elif what == "t":
+                    assert not (wire.take() and waiting), "overtaken"
+                elif what == "g" and wire.running:
+                    wire.give_back()
+                elif what == "e" and running:
+                    rng.choice(running).end.set()
+                elif what == "c" and waiting and len(begun) % 5 == 0:
+                    rng.choice(waiting).scope.cancel()
+                await anyio.wait_all_tasks_blocked()
+                running_count = sum(each.runs for each in begun) + wire.running
+                waiting = [each for each in begun if not each.is_over and not each.runs]
+                assert running_count == 2 if waiting else running_count <= 2
+                if waiting:
+                    served = [each.number for each in begun if each.was_served]
+                    assert waiting[0].number > max(served, default=-1)
+        while wire.running:
+            wire.give_back()
+        assert wire.table.in_flight("m") == 0
+        assert wire.limits._slots == {}
+        await cluster.settle()
+        cluster.check()
+
+
+class Waiting:
+    """One call through the router, which ends when told."""
+
+    def __init__(self, instance: Instance, number: int) -> None:
+        self.router = instance.node.router
+        self.number = number
+        self.scope = anyio.CancelScope()
+        self.end = anyio.Event()
+        self.runs = self.was_served = self.is_over = False
+
+    async def call(self) -> None:
+        call = call_for()
+        with self.scope:
+            route = await self.router.route(call)
+            self.runs = self.was_served = True
+            await self.end.wait()
+            self.runs = False
+            self.router.finished(call, route, Outcome.ANSWERED)
+        self.is_over = True

@@ -240,3 +240,55 @@ async def test_many_calls_on_many_connections_and_threads() -> None:
         assert sorted(replies) == sorted(b"echo:%d" % (number // 8) for number in range(320))
         await asyncio.gather(*(client.close() for client in clients))
         await stand.settle(calls=320, calls_here=320, calls_open=0, connections_open=0)
+
+
+async def test_copies_that_take_few_calls_get_no_more_from_threads_and_tier_2_together() -> None:
+    async with serve_wire(threads=2) as stand, stand.client() as client:
+        stand.configure(has_slots=True)
+        stand.table.set_concurrency_max("m", 2)
+        hang = client.unary_unary("/t.S/Hang")
+        held = [hang(b"", metadata=ID) for _ in range(2)]
+        await stand.settle(hits_open=2)
+        # The line is tier 2's; here its router gives the call to the runtime all the same.
+        assert await client.unary_unary("/t.S/Unary")(b"third", metadata=ID) == b"echo:third"
+        await stand.settle(calls_here=2, spliced_model=1)
+        held[0].cancel()
+        await stand.settle(hits_open=1)
+        assert await client.unary_unary("/t.S/Unary")(b"fourth", metadata=ID) == b"echo:fourth"
+        await stand.settle(calls_here=3, spliced_model=1)
+        held[1].cancel()
+        await stand.settle(calls_open=0, hits_open=0)
+
+
+async def test_who_waits_in_tier_2_hears_of_a_slot_that_a_thread_gives_back() -> None:
+    heard = asyncio.Event()
+    async with serve_wire() as stand, stand.client() as client:
+        stand.configure(has_slots=True)
+        stand.table.set_concurrency_max("m", 1)
+        call = client.unary_unary("/t.S/Hang")(b"", metadata=ID)
+        await stand.settle(hits_open=1)
+        assert stand.table.pin("m"), "one that waits"
+        loop = asyncio.get_running_loop()
+        loop.add_reader(stand.wire.notice_fd, heard.set)
+        call.cancel()
+        await asyncio.wait_for(heard.wait(), PATIENCE_S)
+        assert stand.table.in_flight("m") == 1
+        # Nor is it overtaken.
+        await client.unary_unary("/t.S/Unary")(b"", metadata=ID)
+        await stand.settle(calls_here=1, spliced_model=1)
+        stand.table.unpin("m")
+
+
+async def test_calls_that_the_stop_gives_up_hear_of_it() -> None:
+    async with serve_wire() as stand, stand.client() as client:
+        unary = client.unary_unary("/t.S/Hang")(b"", metadata=ID)
+        stream = client.stream_stream("/t.S/Both")(metadata=ID)
+        await stream.write(b"1")
+        assert await stream.read() == b"re:1"
+        await stand.settle(hits_open=2)
+        stand.wire.drain()
+        stand.wire.end_calls()
+        for call in (unary, stream):
+            assert await call.code() is grpc.StatusCode.UNAVAILABLE
+            assert await call.details() == "the server is shutting down"
+        await stand.settle(calls_open=0, hits_open=0, connections_open=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import grpc
@@ -39,7 +40,7 @@ async def test_calls_are_measured_by_method_and_status() -> None:
                     await call(b"", metadata=())
         async with connect(stand.port) as client:
             hanging = begin(client, request(b"/t.S/Hang"))
-            await stand.settle(hits_open=1)
+            await asyncio.wait_for(stand.runtime.started.wait(), PATIENCE_S)
             client.h2.reset_stream(hanging)
             client.flush()
             await stand.settle(calls_open=0, hits_open=0)

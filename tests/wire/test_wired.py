@@ -44,6 +44,30 @@ async def test_stopping_takes_as_long_as_the_calls_and_no_longer() -> None:
         await wired.close()
 
 
+async def test_calls_that_take_longer_than_a_stop_may_hear_of_it() -> None:
+    begun = asyncio.Event()
+
+    async def answer(_call: IncomingCall) -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    wired = Wired(make_config())
+    external = GrpcServer(answer, limits=EXTERNAL_LIMITS, external=True)
+    peers = GrpcServer(answer, limits=PEER_LIMITS, external=False)
+    port = await wired.before(external).start("127.0.0.1", 0)
+    await wired.before(peers).start("127.0.0.1", 0)
+    async with (
+        grpc.aio.insecure_channel(f"127.0.0.1:{port}") as client,
+        asyncio.timeout(PATIENCE_S),
+    ):
+        call = client.unary_unary("/a.B/c")(b"", wait_for_ready=True)
+        await begun.wait()
+        await wired.drain((external, peers), 0.3)
+        await wired.close()
+        assert await call.code() is grpc.StatusCode.UNAVAILABLE
+        assert await call.details() == "the server is shutting down"
+
+
 async def _refused(port: int) -> None:
     """Wait until nobody listens any more."""
     while True:

@@ -56,7 +56,7 @@ THREAD = Sanitizer(
     ("libtsan.so",),
     {"TSAN_OPTIONS": f"exitcode={FOUND} halt_on_error=0"},
     ("WARNING: ThreadSanitizer",),
-    "_wire_worker.pxi",
+    "_wire_commands.pxi",
     "    pthread_mutex_lock(&w.lock)\n    command = w.commands\n",
     "    command = w.commands\n",
 )
