@@ -11,25 +11,15 @@
  * not whole, with grpc-status 0. One thread, epoll, nghttp2.
  *   cc -O2 -o caller caller.c -lnghttp2 */
 #define _GNU_SOURCE
+#define OUT_BYTES (1 << 17)
+#include "client.h"
 #include <arpa/inet.h>
-#include <netinet/tcp.h>
-#include <nghttp2/nghttp2.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
-#include <sys/epoll.h>
 #include <time.h>
 #include <unistd.h>
 
-enum { OUT_BYTES = 1 << 17, OUT_SPARE = 20000, IN_BYTES = 1 << 17, EVENTS = 128 };
 enum { UNARY_BYTES = 205, UNARY_REPLY_BYTES = 10, STREAM_BYTES = 105 };
-
-struct client {
-  nghttp2_session *session;
-  int socket, open;
-  size_t length, sent;
-  uint8_t out[OUT_BYTES];
-};
 
 struct call {
   int left;             /* Messages not sent yet, this one included. */
@@ -122,7 +112,7 @@ static void begin_call(struct client *client) {
   call->began_ns = now_ns();
   nghttp2_data_provider body = {.source.ptr = call, .read_callback = read_request};
   if (nghttp2_submit_request(client->session, NULL, headers, 7, &body, call) < 0) die("no stream");
-  calls_left--, calls_open++, client->open++;
+  calls_left--, calls_open++;
 }
 
 static int on_data(nghttp2_session *session, uint8_t flags, int32_t stream, const uint8_t *data,
@@ -154,41 +144,9 @@ static int on_close(nghttp2_session *session, int32_t stream, uint32_t error, vo
   if (error != 0 || !call->is_good || call->left || call->came != call->awaited)
     die("an answer was not whole, or not with grpc-status 0");
   free(call);
-  calls_open--, client->open--;
+  calls_open--;
   if (calls_left > 0) begin_call(client);
   return 0;
-}
-
-static void write_out(struct client *client) {
-  for (;;) {
-    while (client->sent < client->length) {
-      ssize_t n = send(client->socket, client->out + client->sent, client->length - client->sent,
-                       MSG_NOSIGNAL | MSG_DONTWAIT);
-      if (n < 0) return;
-      client->sent += (size_t)n;
-    }
-    client->length = client->sent = 0;
-    const uint8_t *piece;
-    ssize_t n;
-    while (client->length < OUT_BYTES - OUT_SPARE &&
-           (n = nghttp2_session_mem_send(client->session, &piece)) != 0) {
-      if (n < 0) die("the session broke");
-      memcpy(client->out + client->length, piece, (size_t)n);
-      client->length += (size_t)n;
-    }
-    if (client->length == 0) return;
-  }
-}
-
-static void read_in(struct client *client) {
-  static uint8_t in[IN_BYTES];
-  for (;;) {
-    ssize_t n = recv(client->socket, in, sizeof in, MSG_DONTWAIT);
-    if (n < 0) return;
-    if (n == 0) die("the connection was closed");
-    if (nghttp2_session_mem_recv(client->session, in, (size_t)n) < 0) die("no HTTP/2");
-    if ((size_t)n < sizeof in) return;
-  }
 }
 
 static struct client *connect_to(int port, int poll, const nghttp2_session_callbacks *callbacks) {
@@ -196,17 +154,12 @@ static struct client *connect_to(int port, int poll, const nghttp2_session_callb
   static const nghttp2_settings_entry settings[] = {
       {NGHTTP2_SETTINGS_INITIAL_WINDOW_SIZE, 1 << 24}};
   struct client *client = calloc(1, sizeof *client);
-  int on = 1;
   address.sin_port = htons((uint16_t)port);
   if (client == NULL) die("no memory");
   client->socket = socket(AF_INET, SOCK_STREAM, 0);
   if (connect(client->socket, (struct sockaddr *)&address, sizeof address) < 0) die("connect");
-  setsockopt(client->socket, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
   nghttp2_session_client_new(&client->session, callbacks, client);
-  nghttp2_submit_settings(client->session, 0, settings, 1);
-  nghttp2_session_set_local_window_size(client->session, 0, 0, 1 << 30);
-  struct epoll_event event = {.events = EPOLLIN | EPOLLOUT | EPOLLET, .data.ptr = client};
-  if (epoll_ctl(poll, EPOLL_CTL_ADD, client->socket, &event) < 0) die("epoll_ctl");
+  if (begin(client, poll, settings, 1) < 0) die("epoll_ctl");
   return client;
 }
 
@@ -240,15 +193,15 @@ int main(int count, char **words) {
   for (int i = 0; i < connections; i++) {
     struct client *client = connect_to(atoi(words[1]), poll, callbacks);
     for (int j = 0; j < streams && calls_left > 0; j++) begin_call(client);
-    write_out(client);
+    if (write_out(client) < 0) die("the session broke");
   }
   while (calls_open > 0) {
     struct epoll_event events[EVENTS];
     int n = epoll_wait(poll, events, EVENTS, 60000);
     if (n == 0) die("nothing came for a minute");
     for (int i = 0; i < n; i++) {
-      read_in(events[i].data.ptr);
-      write_out(events[i].data.ptr);
+      struct client *client = events[i].data.ptr;
+      if (read_in(client) < 0 || write_out(client) < 0) die("the connection broke");
     }
   }
   double seconds = (double)(now_ns() - began) / 1e9;

@@ -5,24 +5,12 @@
  *   cc -O2 -o upstream upstream.c -lnghttp2 && ./upstream [echo]
  * It binds a free port on 127.0.0.1 and prints it. */
 #define _GNU_SOURCE
+#define OUT_BYTES (1 << 16)
+#include "client.h"
 #include <arpa/inet.h>
-#include <netinet/tcp.h>
-#include <nghttp2/nghttp2.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
-#include <sys/epoll.h>
 #include <unistd.h>
-
-enum { OUT_BYTES = 1 << 16, OUT_SPARE = 20000, IN_BYTES = 1 << 17, EVENTS = 128 };
-
-/* One connection; `sent` of `length` bytes in `out` have left. */
-struct client {
-  nghttp2_session *session;
-  int socket;
-  size_t length, sent;
-  uint8_t out[OUT_BYTES];
-};
 
 #define HEADER(name, value) \
   { (uint8_t *)(name), (uint8_t *)(value), sizeof(name) - 1, sizeof(value) - 1, 0 }
@@ -126,53 +114,17 @@ static int echo_closed(nghttp2_session *session, int32_t stream, uint32_t error,
   return 0;
 }
 
-/* Write until the session has nothing more or the socket is full. 0: the connection lives on. */
-static int write_out(struct client *client) {
-  for (;;) {
-    while (client->sent < client->length) {
-      ssize_t n = send(client->socket, client->out + client->sent, client->length - client->sent,
-                       MSG_NOSIGNAL | MSG_DONTWAIT);
-      if (n < 0) return 0; /* Full, or broken: then the next read says so. */
-      client->sent += (size_t)n;
-    }
-    client->length = client->sent = 0;
-    const uint8_t *piece;
-    ssize_t n;
-    while (client->length < OUT_BYTES - OUT_SPARE &&
-           (n = nghttp2_session_mem_send(client->session, &piece)) != 0) {
-      if (n < 0) return -1;
-      memcpy(client->out + client->length, piece, (size_t)n);
-      client->length += (size_t)n;
-    }
-    if (client->length == 0) return 0;
-  }
-}
-
-static int read_in(struct client *client) {
-  static uint8_t in[IN_BYTES];
-  for (;;) {
-    ssize_t n = recv(client->socket, in, sizeof in, MSG_DONTWAIT);
-    if (n < 0) return 0;
-    if (n == 0 || nghttp2_session_mem_recv(client->session, in, (size_t)n) < 0) return -1;
-    if ((size_t)n < sizeof in) return 0;
-  }
-}
-
 static void accept_client(int listener, int poll, const nghttp2_session_callbacks *callbacks) {
   static const nghttp2_settings_entry settings[] = {
       {NGHTTP2_SETTINGS_MAX_CONCURRENT_STREAMS, 10000},
       {NGHTTP2_SETTINGS_INITIAL_WINDOW_SIZE, 1 << 24}};
-  int on = 1, socket = accept4(listener, NULL, NULL, SOCK_NONBLOCK);
+  int socket = accept4(listener, NULL, NULL, SOCK_NONBLOCK);
   if (socket < 0) return;
-  setsockopt(socket, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
   struct client *client = calloc(1, sizeof *client);
   if (client == NULL) die("calloc");
   client->socket = socket;
   nghttp2_session_server_new(&client->session, callbacks, client);
-  nghttp2_submit_settings(client->session, 0, settings, 2);
-  nghttp2_session_set_local_window_size(client->session, 0, 0, 1 << 30);
-  struct epoll_event event = {.events = EPOLLIN | EPOLLOUT | EPOLLET, .data.ptr = client};
-  if (epoll_ctl(poll, EPOLL_CTL_ADD, socket, &event) < 0) die("epoll_ctl");
+  if (begin(client, poll, settings, 2) < 0) die("epoll_ctl");
 }
 
 int main(int count, char **words) {

@@ -9,9 +9,7 @@ a half on two cores, most of it compiling; ``make test-sanitize`` calls it.
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
-import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
@@ -20,53 +18,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT))
 
-from bench.building import build  # noqa: E402  (the root must be on the path first)
+# The root must be on the path first.
+from bench.building import build  # noqa: E402
+from tests.sanitizers import ADDRESS, FOUND, THREAD, Fault, Sanitizer  # noqa: E402
 
 SCENARIO = Path(__file__).with_name("scenario.py")
-#: What a sanitizer exits with on a finding; Python itself never does.
-FOUND = 66
 RUN_TIMEOUT_S = 120
-
-
-@dataclass(frozen=True)
-class Sanitizer:
-    """How to build for it, how to run under it, and what its findings look like."""
-
-    name: str
-    args: tuple[str, ...]
-    libraries: tuple[str, ...]
-    options: dict[str, str]
-    words: tuple[str, ...]
-
-
-THREAD = Sanitizer(
-    "thread",
-    ("-fsanitize=thread", "-g", "-O1"),
-    ("libtsan.so",),
-    {"TSAN_OPTIONS": f"exitcode={FOUND} halt_on_error=0"},
-    ("WARNING: ThreadSanitizer",),
-)
-ADDRESS = Sanitizer(
-    "address",
-    ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-g", "-O1"),
-    ("libasan.so", "libubsan.so"),
-    {
-        # Python itself frees nothing at its end; leaks are held by test_memory.py.
-        "ASAN_OPTIONS": f"exitcode={FOUND} detect_leaks=0",
-        "UBSAN_OPTIONS": f"exitcode={FOUND} print_stacktrace=1",
-    },
-    ("ERROR: AddressSanitizer", "runtime error:"),
-)
-
-
-@dataclass(frozen=True)
-class Fault:
-    """A planted fault: what stands in a file of the table, and what takes its place."""
-
-    name: str
-    file: str
-    right: str
-    wrong: str
 
 
 FAULTS = (
@@ -119,9 +76,7 @@ class Suite:
             shutil.copy2(each, package)
         readers = Path(shutil.copy2(ROOT / "tests/table/hammer.pyx", place))
         if fault is not None:
-            text = (package / fault.file).read_text()
-            assert text.count(fault.right) == 1, f"{fault.file} has changed: plant the fault anew"
-            (package / fault.file).write_text(text.replace(fault.right, fault.wrong))
+            fault.plant(package)
         if fault is not None and fault.file == "_lru.pxd":
             # What readers do is compiled into them: the table itself can stay as it is.
             for each in (self.directory / f"{self.sanitizer.name}-right").glob("mm/_lru.*.so"):
@@ -133,37 +88,21 @@ class Suite:
         return place
 
     def _build(self, name: str, source: Path, place: Path) -> None:
-        build(name, source, place, extra_args=self.sanitizer.args, root=place)
+        build(name, source, place, extra_args=self.sanitizer.flags, root=place)
 
     def run(self, place: Path, what: str, steps: int) -> tuple[int, str]:
         """Run the scenario under the sanitizer; answer its exit code and all it printed."""
-        environment = {
-            **os.environ,
-            **self.sanitizer.options,
-            "LD_PRELOAD": " ".join(_library(each) for each in self.sanitizer.libraries),
-            "PYTHONPATH": os.pathsep.join([str(place), str(ROOT)]),
-            "PYTHONMALLOC": "malloc",
-            "MM_TABLE": "extension",
-        }
-        # Older runtimes of ThreadSanitizer do not start where addresses are very random.
-        fixed = ["setarch", "-R"] if shutil.which("setarch") else []
-        done = subprocess.run(
-            [*fixed, sys.executable, str(SCENARIO), what, str(steps)],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=RUN_TIMEOUT_S,
-            check=False,
+        return self.sanitizer.run(
+            [str(SCENARIO), what, str(steps)],
+            path=[place, ROOT],
+            timeout_s=RUN_TIMEOUT_S,
+            env={"MM_TABLE": "extension"},
         )
-        return done.returncode, done.stdout + done.stderr
-
-    def found(self, output: str) -> bool:
-        return any(each in output for each in self.sanitizer.words)
 
     def must_find(self, name: str, place: Path, what: str, steps: int) -> None:
         """Run what is wrong: the sanitizer, or the readers' own checks, must say so."""
         code, output = self.run(place, what, steps)
-        by_sanitizer = code == FOUND and self.found(output)
+        by_sanitizer = code == FOUND and self.sanitizer.has_found(output)
         by_readers = what == "hammer" and code == 1 and "'wrong_id'" in output
         self.tell(by_sanitizer or by_readers, f"{name}: is reported", output)
 
@@ -171,7 +110,11 @@ class Suite:
         """Run what is right: nothing may be reported."""
         began_s = time.monotonic()
         code, output = self.run(place, "hammer", steps)
-        self.tell(code == 0 and not self.found(output), "the table: nothing is reported", output)
+        self.tell(
+            code == 0 and not self.sanitizer.has_found(output),
+            "the table: nothing is reported",
+            output,
+        )
         print(f"  {output.strip()[:400]} in {time.monotonic() - began_s:.0f} s", flush=True)
 
     def tell(self, well: bool, what: str, output: str) -> None:
@@ -179,16 +122,6 @@ class Suite:
         if not well:
             print(output[:20_000])
             self.failures.append(f"{self.sanitizer.name}: {what}")
-
-
-def _library(name: str) -> str:
-    compiler = os.environ.get("CC", "gcc")
-    path = subprocess.run(
-        [compiler, f"-print-file-name={name}"], capture_output=True, text=True, check=True
-    ).stdout.strip()
-    if not os.path.isabs(path):
-        raise SystemExit(f"{name} is not there: {compiler} is installed without it")
-    return path
 
 
 def main() -> int:

@@ -2,7 +2,7 @@
 
 Both extensions are built with the sanitizer in a copy of the sources. A finding counts only if
 findings are found: a planted overrun and a planted race must be reported first, else the run fails.
-Takes some minutes, most of them compiling; ``make test-sanitize`` calls it.
+Takes some minutes, most of them compiling; ``make test-sanitize-wire`` calls it.
 """
 
 from __future__ import annotations
@@ -14,52 +14,37 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[3]
-#: What a sanitizer exits with on a finding; neither Python nor pytest does.
-FOUND = 66
+sys.path.insert(0, str(ROOT))
+
+# The root must be on the path first.
+from tests.sanitizers import ADDRESS, THREAD, Fault, Sanitizer  # noqa: E402
+
 RUN_TIMEOUT_S = 900
 
 
-@dataclass(frozen=True)
-class Sanitizer:
-    """How to build for it and run under it, and a fault that it has to find."""
-
-    name: str
-    flags: str
-    libraries: tuple[str, ...]
-    options: dict[str, str]
-    words: tuple[str, ...]
-    file: str
-    right: str
-    wrong: str
-
-
-ADDRESS = Sanitizer(
-    "address",
-    "-fsanitize=address,undefined -fno-sanitize-recover=undefined -g -O1",
-    ("libasan.so", "libubsan.so"),
-    {
-        "ASAN_OPTIONS": f"exitcode={FOUND} detect_leaks=0",
-        "UBSAN_OPTIONS": f"exitcode={FOUND} print_stacktrace=1",
-    },
-    ("ERROR: AddressSanitizer", "runtime error:"),
-    "_wire_memory.pxi",
-    "    if not buffer_reserve(b, length):\n",
-    "    if not buffer_reserve(b, length // 2):\n",
-)
-THREAD = Sanitizer(
-    "thread",
-    "-fsanitize=thread -g -O1",
-    ("libtsan.so",),
-    {"TSAN_OPTIONS": f"exitcode={FOUND} halt_on_error=0"},
-    ("WARNING: ThreadSanitizer",),
-    "_wire_commands.pxi",
-    "    pthread_mutex_lock(&w.lock)\n    command = w.commands\n",
-    "    command = w.commands\n",
-)
+FAULTS = {
+    ADDRESS.name: Fault(
+        "an overrun",
+        "_wire_memory.pxi",
+        "    if not buffer_reserve(b, length):\n",
+        "    if not buffer_reserve(b, length // 2):\n",
+    ),
+    THREAD.name: Fault(
+        "a race",
+        "_wire_commands.pxi",
+        "    pthread_mutex_lock(&w.lock)\n"
+        "    command = w.commands\n"
+        "    w.commands = w.commands_last = NULL\n"
+        "    store_u32(&w.has_commands, 0, relaxed)\n"
+        "    pthread_mutex_unlock(&w.lock)\n",
+        "    command = w.commands\n"
+        "    w.commands = w.commands_last = NULL\n"
+        "    store_u32(&w.has_commands, 0, relaxed)\n",
+    ),
+}
 
 
 def built(sanitizer: Sanitizer, directory: Path, *, with_fault: bool) -> Path:
@@ -73,54 +58,15 @@ def built(sanitizer: Sanitizer, directory: Path, *, with_fault: bool) -> Path:
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy2(ROOT / name, place)
     if with_fault:
-        path = place / "mm/wire" / sanitizer.file
-        text = path.read_text()
-        assert text.count(sanitizer.right) == 1, f"{path.name} has changed: plant the fault anew"
-        text = text.replace(sanitizer.right, sanitizer.wrong)
-        if sanitizer is THREAD:
-            text = text.replace("    pthread_mutex_unlock(&w.lock)\n    while", "    while")
-        path.write_text(text)
+        FAULTS[sanitizer.name].plant(place / "mm/wire")
     subprocess.run(
         [sys.executable, "setup.py", "-q", "build_ext", "--inplace"],
         cwd=place,
-        env={**os.environ, "CFLAGS": sanitizer.flags, "PYTHONPATH": str(place)},
+        env={**os.environ, "CFLAGS": " ".join(sanitizer.flags), "PYTHONPATH": str(place)},
         stdout=subprocess.DEVNULL,
         check=True,
     )
     return place
-
-
-def run(sanitizer: Sanitizer, place: Path, command: list[str]) -> tuple[int, str]:
-    """Run something under the sanitizer; answer its exit code and all it printed."""
-    environment = {
-        **os.environ,
-        **sanitizer.options,
-        "LD_PRELOAD": " ".join(_library(each) for each in sanitizer.libraries),
-        "PYTHONPATH": str(place),
-        "PYTHONMALLOC": "malloc",
-    }
-    # Older runtimes of ThreadSanitizer do not start where addresses are very random.
-    fixed = ["setarch", "-R"] if shutil.which("setarch") else []
-    done = subprocess.run(
-        [*fixed, sys.executable, *command],
-        cwd=place,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=RUN_TIMEOUT_S,
-        check=False,
-    )
-    return done.returncode, done.stdout + done.stderr
-
-
-def _library(name: str) -> str:
-    compiler = os.environ.get("CC", "gcc")
-    path = subprocess.run(
-        [compiler, f"-print-file-name={name}"], capture_output=True, text=True, check=True
-    ).stdout.strip()
-    if not os.path.isabs(path):
-        raise SystemExit(f"{name} is not there: {compiler} is installed without it")
-    return path
 
 
 def judge(sanitizer: Sanitizer, directory: Path, command: list[str]) -> list[str]:
@@ -129,8 +75,8 @@ def judge(sanitizer: Sanitizer, directory: Path, command: list[str]) -> list[str
     for with_fault in (True, False):
         began_s = time.monotonic()
         place = built(sanitizer, directory, with_fault=with_fault)
-        code, output = run(sanitizer, place, command)
-        found = any(word in output for word in sanitizer.words)
+        code, output = sanitizer.run(command, path=[place], timeout_s=RUN_TIMEOUT_S, cwd=place)
+        found = sanitizer.has_found(output)
         what = "a planted fault is reported" if with_fault else "nothing is reported"
         well = found and code != 0 if with_fault else code == 0 and not found
         print(
