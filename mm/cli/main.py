@@ -29,7 +29,7 @@ COMMANDS: Final = {
     "vmodel": ("mm.cli.vmodel", "Give models a name that stays when the model is exchanged."),
     "runtime": ("mm.cli.runtime", "Run a ready-made model runtime."),
     "demo": ("mm.cli.demo", "See it work: three instances, real models, checked answers."),
-    "sim": ("mm.cli.sim", "Prove the mesh in simulated clusters, or print a scenario's figures."),
+    "sim": ("mm.cli.sim", "Prove the mesh in simulated clusters; print figures of scenarios."),
 }
 
 #: Commands whose arguments a mesh is told.

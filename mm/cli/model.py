@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from mm.cli.errors import EXIT_CODES_HELP, REFUSED
+from mm.cli.errors import EXIT_CODES_HELP, INTERRUPTED, REFUSED, TIME_LIMIT, CommandError
 from mm.cli.listing import Limit, print_changes, print_list, wanted_status
 from mm.cli.mesh import (
     ADDRESS_HELP,
@@ -55,7 +55,12 @@ from mm.pb.mmesh import (
     UnregisterModelRequest,
 )
 
+if TYPE_CHECKING:
+    from grpclib.client import Channel
+
 DEFAULT_TYPE: Final = "sklearn"
+#: So many vmodels are named in an error.
+REFERENTS_MAX: Final = 5
 
 app = typer.Typer(
     rich_markup_mode=None,
@@ -121,7 +126,7 @@ def register(
     async def make(stub: ModelMeshStub) -> ModelStatusInfo:
         return await stub.register_model(request, timeout=timeout)
 
-    _show(model_id, _waited_for(model_id, address, timeout, make), output)
+    _show(model_id, _waited_for(model_id, address, timeout, make, waits=wait), output)
 
 
 @app.command()
@@ -140,7 +145,6 @@ def unregister(
       mm model unregister iris
     """
     request = UnregisterModelRequest(model_id=model_id)
-    way = f"set or delete the vmodels first that `mm model get {quoted(model_id)}` tells of"
 
     async def make(stub: ModelMeshStub) -> bool:
         # The API answers the same whether or not there was one.
@@ -149,8 +153,13 @@ def unregister(
         await stub.unregister_model(request, timeout=timeout)
         return info.status != ModelStatusInfoModelStatus.NOT_FOUND
 
-    with ways_out({REFUSED: way}):
+    try:
         existed = ask(address, timeout, make)
+    except CommandError as exc:
+        if exc.exit_code != REFUSED:
+            raise
+        way = _way_to_unregister(model_id, address, timeout)
+        raise CommandError(f"{exc}; {way}", exit_code=REFUSED) from exc
     text = "unregistered" if existed else "there is no such model"
     emit_one(output, {"id": model_id, "existed": existed}, f"{shown(model_id)}: {text}")
 
@@ -195,7 +204,7 @@ def ensure_loaded(
     async def make(stub: ModelMeshStub) -> ModelStatusInfo:
         return await stub.ensure_loaded(request, timeout=timeout)
 
-    _show(model_id, _waited_for(model_id, address, timeout, make), output)
+    _show(model_id, _waited_for(model_id, address, timeout, make, waits=wait), output)
 
 
 @app.command()
@@ -205,7 +214,7 @@ def get(
     timeout: Timeout = 30.0,
     output: Output = Format.TABLE,
 ) -> None:
-    """Tell all that the mesh knows of a model, without loading it. Exit codes as of `status`.
+    """Tell all that the mesh knows of a model. Loads nothing; exit codes as of `status`.
 
     \b
     Examples:
@@ -218,11 +227,7 @@ def get(
             request = GetStatusRequest(model_id=model_id)
             # This first: the instance looks up what it does not know yet.
             info = await ModelMeshStub(channel).get_model_status(request, timeout=timeout)
-            wanted = _request(prefix=model_id)
-            wanted.page_size = 1
-            async for page in pages(channel, KIND.list_method, KIND.page_name, wanted, timeout):
-                return info, next((e for e in page.models if e.model_id == model_id), None)
-        raise AssertionError("there is always a first page")
+            return info, await _listed(channel, model_id, timeout)
 
     info, entry = asyncio.run(find())
     if entry is None:
@@ -245,10 +250,10 @@ def list_models(
     timeout: Timeout = 30.0,
     output: Output = Format.TABLE,
 ) -> None:
-    """List the models of the mesh by id, page by page, as an instance knows them.
+    """List models by id, as an instance of the mesh knows them.
 
-    Loads nothing and asks nobody else. What was never called counts as used some hours before it
-    was registered. --timeout is for each page.
+    They come page by page; --timeout is for each. Loads nothing and asks nobody else. What was
+    never called counts as used some hours before it was registered.
 
     \b
     Examples:
@@ -262,7 +267,7 @@ def list_models(
 
 @app.command()
 def watch(
-    model_id: Annotated[str | None, typer.Argument(metavar="[ID]", help="Only this model.")] = None,
+    model_id: Annotated[str | None, typer.Argument(metavar="ID", help="Only this model.")] = None,
     prefix: Annotated[str, typer.Option(help="Only ids that begin with it.")] = "",
     address: Address = DEFAULT_ADDRESS,
     timeout: Timeout = 30.0,
@@ -297,14 +302,47 @@ def _request(prefix: str = "", model_type: str = "", status_name: str = "") -> A
     )
 
 
-def _waited_for(model_id: str, address: str, timeout: float, make: Any) -> ModelStatusInfo:
+async def _listed(channel: Channel, model_id: str, timeout_s: float) -> Any:
+    """Answer the entry of a model in the list; None if there is none."""
+    wanted = _request(prefix=model_id)
+    wanted.page_size = 1
+    async for page in pages(channel, KIND.list_method, KIND.page_name, wanted, timeout_s):
+        return next((e for e in page.models if e.model_id == model_id), None)
+    raise AssertionError("there is always a first page")
+
+
+def _way_to_unregister(model_id: str, address: str, timeout: float) -> str:
+    """Answer what to do about a model that is in use: the mesh tells of vmodels, but not which."""
+
+    async def find() -> Any:
+        async with connected(address, timeout) as channel:
+            return await _listed(channel, model_id, timeout)
+
+    entry = asyncio.run(find())
+    names = [quoted(each) for each in entry.vmodel_ids] if entry else []
+    if not names:  # perhaps they have just gone
+        return f"`mm model get {quoted(model_id)}` tells what refers to it"
+    told = ", ".join(names[:REFERENTS_MAX]) + (", …" if len(names) > REFERENTS_MAX else "")
+    many = len(names) > 1
+    return (
+        f"vmodel{'s' * many} {told} {'refer' if many else 'refers'} to it: set"
+        f" {'each' if many else 'it'} to another model first, or delete it, as by"
+        f" `mm vmodel delete {names[0]}`"
+    )
+
+
+def _waited_for(
+    model_id: str, address: str, timeout: float, make: Any, *, waits: bool
+) -> ModelStatusInfo:
     """Ask for a load, and say how far it is if that takes a while."""
 
     async def look(stub: ModelMeshStub) -> str:
         info = await stub.get_model_status(GetStatusRequest(model_id=model_id), timeout=timeout)
         return in_one_line(_as_text(model_id, info))
 
-    info: ModelStatusInfo = ask_and_look(address, timeout, make, look)
+    way = f"the load goes on without this command: `mm model get {quoted(model_id)}` tells how far"
+    with ways_out({TIME_LIMIT: way, INTERRUPTED: way} if waits else {}):
+        info: ModelStatusInfo = ask_and_look(address, timeout, make, look)
     return info
 
 

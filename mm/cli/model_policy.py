@@ -31,9 +31,10 @@ def policy(
     timeout: Timeout = 30.0,
     output: Output = Format.TABLE,
 ) -> None:
-    """Say how many copies of a model are kept, and whether they are pinned; with no option, tell.
+    """Say how many copies are kept, and whether they are pinned.
 
-    What the mesh cannot keep to is refused (exit code 4), with the limit and the way out.
+    With no option, it tells. What the mesh cannot keep to is refused (exit code 4), with the limit
+    and the way out.
 
     \b
     Examples:

@@ -215,7 +215,7 @@ def delete(
     timeout: Timeout = 30.0,
     output: Output = Format.TABLE,
 ) -> None:
-    """Delete a vmodel, and models that were registered with --auto-delete if no other names them.
+    """Delete a vmodel, and its --auto-delete models that no other names.
 
     One that is not there is no error. One of another owner than --owner stays: exit code 4.
 
@@ -258,9 +258,9 @@ def list_vmodels(
     timeout: Timeout = 30.0,
     output: Output = Format.TABLE,
 ) -> None:
-    """List the vmodels of the mesh by id, page by page, as an instance knows them.
+    """List vmodels by id, as an instance of the mesh knows them.
 
-    --timeout is for each page.
+    They come page by page; --timeout is for each page.
 
     \b
     Examples:
@@ -274,9 +274,7 @@ def list_vmodels(
 
 @app.command()
 def watch(
-    vmodel_id: Annotated[
-        str | None, typer.Argument(metavar="[ID]", help="Only this vmodel.")
-    ] = None,
+    vmodel_id: Annotated[str | None, typer.Argument(metavar="ID", help="Only this vmodel.")] = None,
     prefix: Annotated[str, typer.Option(help="Only ids that begin with it.")] = "",
     address: Address = DEFAULT_ADDRESS,
     timeout: Timeout = 30.0,

@@ -116,7 +116,7 @@ def test_what_a_watch_prints(answering: FakeMesh) -> None:
     """As a list does; of what is gone there is no more than that it is."""
     models = run_command(answering, "model", "watch", "-o", "json")[1].splitlines()
     (listed,) = json.loads(run_command(answering, "model", "list", "-o", "json")[1])
-    gone = {"id": "m", "status": "NOT_FOUND", "errors": [], "copies": []}
+    gone: dict[str, Any] = {"id": "m", "status": "NOT_FOUND", "errors": [], "copies": []}
     assert [json.loads(line) for line in models] == [listed, gone]
     vmodels = run_command(answering, "vmodel", "watch", "-o", "json")[1].splitlines()
     (listed,) = json.loads(run_command(answering, "vmodel", "list", "-o", "json")[1])

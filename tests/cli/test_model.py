@@ -99,13 +99,45 @@ def test_unregister(mesh: FakeMesh) -> None:
 
 
 def test_a_refusal_is_one_line_with_its_code(mesh: FakeMesh) -> None:
-    mesh.answer = GRPCError(Status.FAILED_PRECONDITION, "Model iris has referents")
-    assert run(mesh, "unregister", "iris") == (
-        4,
-        "",
-        "mm: FAILED_PRECONDITION: Model iris has referents;"
-        " set or delete the vmodels first that `mm model get iris` tells of\n",
+    mesh.answers["unregisterModel"] = GRPCError(
+        Status.FAILED_PRECONDITION, "Model iris has referents"
     )
+    for names, way in (
+        ([], "`mm model get iris` tells what refers to it"),
+        (
+            ["v"],
+            "vmodel v refers to it: set it to another model first, or delete it, as by"
+            " `mm vmodel delete v`",
+        ),
+        (
+            ["a b", *"cdefg"],
+            "vmodels 'a b', c, d, e, f, … refer to it: set each to another model first, or delete"
+            " it, as by `mm vmodel delete 'a b'`",
+        ),
+    ):
+        mesh.answers["listModels"] = page(listed("iris", vmodel_ids=names))
+        found = run(mesh, "unregister", "iris")
+        assert found == (4, "", f"mm: FAILED_PRECONDITION: Model iris has referents; {way}\n")
+
+
+@pytest.mark.parametrize("command", [("register", "--wait"), ("ensure-loaded",)])
+def test_a_wait_that_ends_early_tells_that_the_load_goes_on(
+    mesh: FakeMesh, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
+) -> None:
+    told = "the load goes on without this command: `mm model get m` tells how far"
+    mesh.answer = GRPCError(Status.DEADLINE_EXCEEDED, "so")
+    assert run(mesh, command[0], "m", *command[1:])[::2] == (
+        5,
+        f"mm: DEADLINE_EXCEEDED: so; {told}\n",
+    )
+
+    def interrupt(*_args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mm.cli.model.ask_and_look", interrupt)
+    code, _out, err = run(mesh, command[0], "m", *command[1:])
+    assert code == 130
+    assert err.startswith(f"mm: interrupted; {told}")
 
 
 def test_nobody_there(mesh: FakeMesh, unused_port: int) -> None:
