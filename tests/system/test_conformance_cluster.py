@@ -97,18 +97,30 @@ def is_loaded(instance: Instance, model_id: str) -> bool:
 
 
 def test_balanced_callers_are_served_where_they_call(mesh: Mesh) -> None:
-    """``mm-balanced``: the client spreads its calls itself, so there is no need to (around 6.3)."""
+    """``mm-balanced``: the client spreads its calls itself, so there is no need to (around 6.3).
+
+    It is heard by all three calls that load (around 5).
+    """
+    info = mmesh.ModelInfo(type="example", path="SIZE_1000000_5_0")
     for instance in mesh.instances:
-        for number in range(3):
-            model_id = f"balanced-{instance.instance_id}-{number}"
-            status = instance.register(
-                model_id,
-                "SIZE_1000000_5_0",
-                load_now=True,
-                sync=True,
-                metadata=[("mm-balanced", "true")],
-            )
-            assert [copy.location for copy in status.model_copy_infos] == [instance.instance_id]
+        ids = [f"balanced-{instance.instance_id}-{number}" for number in range(3)]
+        instance.register(ids[1], info.path)
+        loads = {
+            "registerModel": mmesh.RegisterModelRequest(
+                model_id=ids[0], model_info=info, load_now=True, sync=True
+            ),
+            "ensureLoaded": mmesh.EnsureLoadedRequest(model_id=ids[1], sync=True),
+            "setVModel": mmesh.SetVModelRequest(
+                v_model_id=ids[2], target_model_id=ids[2], model_info=info, load_now=True, sync=True
+            ),
+        }
+        for method, request in loads.items():
+            reply_type = mmesh.VModelStatusInfo if method == "setVModel" else mmesh.ModelStatusInfo
+            balanced = [("mm-balanced", "true")]
+            instance.call(f"/mmesh.ModelMesh/{method}", request, reply_type, balanced)
+        for model_id in ids:
+            infos = instance.status(model_id).model_copy_infos
+            assert [copy.location for copy in infos] == [instance.instance_id], model_id
 
 
 def test_many_callers_one_load(mesh: Mesh) -> None:

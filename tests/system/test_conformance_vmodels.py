@@ -1,12 +1,26 @@
 """Conformance with the Java mesh: vmodels (around 22.6), and what its tests leave out (23).
 
 VModelsTest.vModelsTest is ``test_vmodels``, vModelOwnerTest ``test_owner``; ZookeeperVModelsTest is
-the same two over a store that is not supported. Of the gaps in section 23, here: the default owner,
-force, TRANSITION_FAILED and recovery, delete with autoDelete, odd ids. Elsewhere: several vmodels
-in a call, ids as ``-bin``, both kinds of id at once (``test_conformance_vmodel_calls``), read-only
-mode (``test_conformance_management``), a leader that dies (``test_transitions``), streams
-(``test_vmodel_switches``), corrupt records (``test_corrupt_records``), wrong counts and missing
-models (``test_vmodel_repairs``).
+the same two over a store that is not supported. Section 23's gaps that have to do with vmodels:
+
+    default owner                          test_default_owner
+    force                                  test_force
+    TRANSITION_FAILED, and recovery        test_failed_and_recovered,
+                                           test_a_target_that_failed_and_is_set_again
+    delete with autoDelete                 test_failed_and_recovered
+    odd ids, empty ids                     test_any_text_may_be_an_id,
+                                           test_ids_that_nothing_can_have
+    several vmodels in one call,           test_several_vmodels_in_one_call,
+    ids as -bin, both kinds of id at once  test_conformance_vmodel_calls
+    ids in messages                        test_conformance_injection.TestVModelExtraction
+    mm-balanced                            test_conformance_cluster
+    every refusal; read-only mode          test_conformance_refusals
+    leader failover                        test_transitions
+    static registration                    test_static_models
+    etcd lost in a transaction             tests/edge/test_vmodel_nodes.py
+
+Beyond it: streams (``test_vmodel_switches``), corrupt records (``test_corrupt_records``), wrong
+counts and missing models (``test_vmodel_repairs``), watches (``test_command_line``).
 """
 
 from __future__ import annotations

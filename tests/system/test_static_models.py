@@ -30,11 +30,31 @@ def is_known(instance: Instance, model_id: str) -> bool:
     return instance.status(model_id).status == Status.NOT_LOADED
 
 
+def is_unknown(instance: Instance, model_id: str) -> bool:
+    return instance.status(model_id).status == Status.NOT_FOUND
+
+
+def answering(instance: Instance, vmodel_id: str) -> str:
+    """Answer the model that answers a call of a vmodel."""
+    reply = instance.predict("", metadata=[("mm-vmodel-id", vmodel_id)])
+    return reply.results[0].category.removeprefix("classification for hello by model ")
+
+
+def is_answered_by(instance: Instance, vmodel_id: str, model_id: str) -> bool:
+    return answering(instance, vmodel_id) == model_id
+
+
 def test_registered_before_clients_are_let_in_and_as_the_file_changes(
     dataplane: str, kv_store: str, new_service_name: Callable[[], str], tmp_path: Path
 ) -> None:
     file = tmp_path / "models.json"
-    file.write_text(json.dumps([entry("of file", ensureLoaded=True), entry("idle")]))
+    first = [
+        entry("of file", ensureLoaded=True),
+        entry("idle"),
+        entry("red", vModelId="flower", ensureLoaded=True),
+        entry("old", vModelId="kept", retainAfterTransition=True),
+    ]
+    file.write_text(json.dumps(first))
     settings = {
         "MM_DATAPLANE": dataplane,
         "MM_AUTO_REGISTER_MODEL_PATH": str(file),
@@ -44,16 +64,27 @@ def test_registered_before_clients_are_let_in_and_as_the_file_changes(
         mesh.add_all("static-a", "static-b")
         for each in mesh.instances:
             log = each.serve.output()
-            assert log.index("3 static models are registered, 2 loaded") < log.index("ready: inst")
+            assert log.index("5 static models are registered, 3 loaded") < log.index("ready: inst")
             assert each.status("of file").status == Status.LOADED
             assert each.status("of variable").status == Status.LOADED
             assert each.status("idle").status == Status.NOT_LOADED
-        file.write_text(json.dumps([entry("idle", "another path"), entry("added")]))
+            assert answering(each, "flower") == "red"
+        second = [
+            entry("idle", "another path"),
+            entry("added"),
+            entry("blue", vModelId="flower", ensureLoaded=True),
+            entry("new", vModelId="kept"),
+        ]
+        file.write_text(json.dumps(second))
         for each in mesh.instances:
             each.serve.wait_line(r'entry 1 of .*models\.json \(model "idle"\) is skipped: Model al')
             each.serve.wait_line('model "of file" is named no more')
             eventually(partial(is_known, each, "added"))
             assert each.status("of file").status == Status.LOADED
+            eventually(partial(is_answered_by, each, "flower", "blue"))
+            eventually(partial(is_answered_by, each, "kept", "new"))
+            eventually(partial(is_unknown, each, "red"), what="it went with its last reference")
+            assert each.status("old").status == Status.NOT_LOADED, "it was to be retained"
             assert "secret" not in each.serve.output()
 
 
