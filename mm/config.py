@@ -30,6 +30,7 @@ from mm.environment import Environment
 from mm.known_variables import ELSEWHERE, MEANINGLESS, NOT_YET
 from mm.limits import MIB, Limits
 from mm.metrics_settings import MetricsSettings, metrics_settings
+from mm.payload_settings import PayloadSettings, payload_settings
 from mm.scaling_settings import ScalingSettings, copy_calls_max, scaling_settings
 from mm.tls_settings import PLAIN_TEXT, TlsSettings, tls_settings
 
@@ -147,6 +148,8 @@ class Config(Limits):
 
     scaling: ScalingSettings = field(default_factory=ScalingSettings)
 
+    payloads: PayloadSettings = field(default_factory=PayloadSettings)
+
     #: SHUTDOWN_TIMEOUT_MS: from the signal to the exit.
     shutdown_timeout_s: float = 30.0
     #: MM_LOG_EACH_INVOKE: one INFO line for each call to the runtime.
@@ -196,6 +199,8 @@ class Config(Limits):
         version, version_warnings = identity_settings.version(env)
         metrics = metrics_settings(env)
         tls, tls_warnings = tls_settings(env)
+        payloads = payload_settings(env)
+        told = address_warnings + version_warnings + tls_warnings
         return cls(
             service_name=identity_settings.service_name(env, alone=alone),
             kv_store=kv_store,
@@ -240,17 +245,12 @@ class Config(Limits):
             eviction=env.choice("MM_EVICTION", default="cost", allowed=("lru", "cost")),
             copy_calls_max=copy_calls_max(env),
             scaling=scaling_settings(env),
+            payloads=payloads,
             shutdown_timeout_s=_shutdown_timeout_s(env),
             log_each_invoke=env.boolean("MM_LOG_EACH_INVOKE", default=False),
             log_level=_log_level(env),
             metrics=metrics,
-            warnings=(
-                *address_warnings,
-                *version_warnings,
-                *tls_warnings,
-                *metrics.warnings,
-                *_unused(env),
-            ),
+            warnings=told + metrics.warnings + payloads.warnings + _unused(env),
         )
 
 

@@ -306,3 +306,12 @@ class Limits:
     metric_models_max: int = 1000
     #: A page of metrics to be taken by whoever asked for it; Prometheus gives up after 10 s.
     metric_page_s: float = 10.0
+
+    # --- observers of payloads ----------------------------------------------------------------
+
+    #: Of all payloads that wait for observers or are on their way: 64 of the longest messages would
+    #: be a GiB for each observer.
+    payload_bytes_max: int = 64 * MIB
+    #: For an observer to take a connection, and then each step of an answer. Whoever takes longer
+    #: gets few payloads, and the rest is dropped.
+    payload_timeout_s: float = 5.0

@@ -6,36 +6,12 @@ Owns the words. Names, order and defaults are held true to what ``Config.read`` 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final
 
-from mm.config import Config
+from mm.observing_reference import OBSERVING
+from mm.setting import Setting
+from mm.setting import setting as _setting
 from mm.tls_settings import KEY, NAMES
-
-
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """One setting. Of its names the first that is set counts; older ones and stand-ins follow."""
-
-    names: tuple[str, ...]
-    #: A sentence or more, in Markdown.
-    meaning: str
-    #: What it came to; None: what is set is all that there is.
-    value: Callable[[Config], object] | None
-    #: Where the reader does not know it, or says less.
-    default: str = ""
-    allowed: str = ""
-
-
-def _setting(
-    names: str,
-    value: Callable[[Config], object] | None,
-    meaning: str,
-    default: str = "",
-    allowed: str = "",
-) -> Setting:
-    return Setting(tuple(names.split()), meaning, value, default, allowed)
 
 
 def _of_files(count: int, what: str, path: str) -> str:
@@ -287,11 +263,6 @@ SECTIONS: Final[tuple[tuple[str, tuple[Setting, ...]], ...]] = (
                 "Threads of the wire.",
                 "1, or 2 on more than two cores",
             ),
-            _setting(
-                "MM_LOG_EACH_INVOKE",
-                lambda c: c.log_each_invoke,
-                "One log line for each call to the runtime.",
-            ),
         ),
     ),
     (
@@ -403,7 +374,7 @@ SECTIONS: Final[tuple[tuple[str, tuple[Setting, ...]], ...]] = (
         ),
     ),
     (
-        "Life cycle and logs",
+        "Life cycle",
         (
             _setting(
                 "BOOTSTRAP_CLEARANCE_PERIOD_MS",
@@ -427,13 +398,9 @@ SECTIONS: Final[tuple[tuple[str, tuple[Setting, ...]], ...]] = (
                 "A file that is told, in one line, why the instance ended by itself.",
                 "`/dev/termination-log` in Kubernetes",
             ),
-            _setting(
-                "MM_LOG_LEVEL",
-                lambda c: c.log_level,
-                "What is logged, also [while it runs](operating.md#settings-in-etcd).",
-            ),
         ),
     ),
+    OBSERVING,
 )
 
 SETTINGS: Final[tuple[Setting, ...]] = tuple(each for _, section in SECTIONS for each in section)

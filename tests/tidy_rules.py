@@ -34,6 +34,9 @@ SETTINGS = (
     "mm.settings_reference",
     "mm.limits",
     "mm.metrics_settings",
+    "mm.payload_settings",
+    "mm.observing_reference",
+    "mm.setting",
     "mm.known_variables",
 )
 

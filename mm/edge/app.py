@@ -44,6 +44,7 @@ from mm.edge.listing import add_listing
 from mm.edge.management import Management
 from mm.edge.memory_store import MemoryStore
 from mm.edge.metrics import Metrics, call_meter
+from mm.edge.payload_sinks import Observers
 from mm.edge.peers import GrpcPeers, PeerService
 from mm.edge.policy_management import PolicyManagement
 from mm.edge.proxy import Proxy
@@ -147,6 +148,7 @@ class Instance:
         self._wired: Wired | None = None
         self._tls: Tls | None = None
         self._meter = call_meter(config)
+        self._observers: Observers | None = None
         self.serving = False
 
     async def run(self, stopping: anyio.Event) -> None:
@@ -173,6 +175,9 @@ class Instance:
             await stack.enter_async_context(node.running(f"{config.advertise_host}:{peer_port}"))
             peer_service.add_statistics(self._peer_services)
             node.parts.dynamic.follow(LOG_LEVEL, _LogLevel().set)
+            if config.payloads.sinks:
+                self._observers = Observers(config, node.parts.counters, node.start_time_ms)
+                await stack.enter_async_context(self._observers.running())
             external_server, services = self._serve_node(node)
             await stack.enter_async_context(self._metrics(node).shown())
             static_models = StaticModels(config, node.models, node.vmodels)
@@ -258,6 +263,7 @@ class Instance:
                 config=config,
                 external=external,
                 meter=self._meter,
+                observers=self._observers,
             )
             self._proxies.append(proxy)
             table.fallback = proxy

@@ -111,6 +111,8 @@ class Attempt:
             return
         self._release_headers()
         if data:
+            if self.proxied.observation is not None:
+                self.proxied.observation.response_piece(data)
             self.proxied.incoming.stream.send_data(data, size)
         else:
             self.stream.acknowledge(size)

@@ -108,7 +108,24 @@ class MultiCall:
             deadline_s=incoming.deadline_s,
             balanced=is_balanced(incoming.head.mesh),
         )
-        moves = Moves(router, given_id if is_vmodel else None)
+        observers = self._proxy.observers
+        observation = None
+        if observers is not None:
+            observation = observers.begin(incoming, model_id, given_id if is_vmodel else "")
+        if observation is None:
+            return await self._ask_until(call, message, given_id if is_vmodel else None)
+        observation.request(message)
+        with observation.until_end(lambda: None):
+            answer = await self._ask_until(call, message, given_id if is_vmodel else None)
+            observation.response_headers(answer.headers)
+            for part in answer.plain_messages():
+                observation.response(part)
+            observation.end(StatusCode.OK)
+        return answer
+
+    async def _ask_until(self, call: Call, message: bytes, vmodel_id: str | None) -> Answer:
+        """Follow the vmodel, if one named the model, wherever it goes meanwhile."""
+        moves = Moves(self._proxy.router, vmodel_id)
         while True:
             try:
                 return await self._ask_model(call, message)

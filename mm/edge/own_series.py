@@ -96,6 +96,9 @@ COUNTERS: Final = {
     "watches_refused": "Watches that were one too many",
     "watches_behind": "Watches ended because their clients read too slowly",
     "waiting_refused": "Calls refused because too many waited for loads",
+    "payloads_delivered": "Payloads that observers have",
+    "payloads_failed": "Payloads that did not reach their observers",
+    "payloads_dropped": "Payloads that there was no room for before their observers",
     "loading_s": "Time that loads held loading slots",
 }
 #: Of the wire, where it moves the bytes (``mm.wire.WireStatistics``).

@@ -33,6 +33,7 @@ from mm.edge.h2.messages import ENCODINGS_READ, MessageMeter, TooMuchHeldError
 from mm.errors import MeshError, RuntimeUnavailableError, StatusCode
 
 if TYPE_CHECKING:
+    from mm.edge.payloads import Observation
     from mm.edge.proxy import Proxy
 
 logger = logging.getLogger(__name__)
@@ -103,18 +104,26 @@ class ProxiedCall:
         "call",
         "incoming",
         "loop",
+        "observation",
         "proxy",
         "vmodel_id",
     )
 
     def __init__(
-        self, proxy: Proxy, incoming: IncomingCall, call: Call, vmodel_id: str = ""
+        self,
+        proxy: Proxy,
+        incoming: IncomingCall,
+        call: Call,
+        vmodel_id: str = "",
+        observation: Observation | None = None,
     ) -> None:
         self.proxy = proxy
         self.incoming = incoming
         self.call = call
         #: By which the client named the model.
         self.vmodel_id = vmodel_id
+        #: Who wants to see it; None: nobody.
+        self.observation = observation
         self.loop = incoming.link.loop
         self._attempt: Attempt | None = None
         self._ended = False
@@ -265,6 +274,8 @@ class ProxiedCall:
             return
         self._ended = self._ended or ended
         if data:
+            if self.observation is not None:
+                self.observation.request_piece(data)
             self._pieces.append((data, size))
             self._kept_bytes += len(data)
             if self._kept_bytes > self.proxy.retry_buffer_bytes_max:
@@ -363,6 +374,8 @@ class ProxiedCall:
         if self.call.waits:
             self.proxy.router.answer_began(self.call)
         self._park(False)
+        if self.observation is not None:
+            self.observation.response_headers(without_mesh_headers(headers))
         self.incoming.send_raw_headers(without_mesh_headers(headers))
 
     def answer_trailers(

@@ -22,6 +22,8 @@ from mm.edge.h2.incoming import IncomingCall
 from mm.edge.h2.messages import ENCODINGS_READ, MessageSplitter, TooMuchHeldError, decompress
 from mm.edge.moves import Moves
 from mm.edge.multi import MultiCall
+from mm.edge.payload_sinks import Observers
+from mm.edge.payloads import Observation
 from mm.edge.pipe import ProxiedCall
 from mm.edge.wire_words import goes_on, read_tried
 from mm.errors import (
@@ -55,6 +57,7 @@ class Proxy:
         config: Config,
         external: bool,
         meter: CallMeter | None = None,
+        observers: Observers | None = None,
     ) -> None:
         self.router = router
         self.runtime = runtime
@@ -63,6 +66,8 @@ class Proxy:
         self.external = external
         #: None: nobody wants to know of calls.
         self.meter = meter
+        #: None: nobody wants to see requests and answers.
+        self.observers = observers
         self.message_bytes_max = config.message_bytes_max
         self.retry_buffer_bytes_max = config.retry_buffer_bytes_max
 
@@ -119,11 +124,24 @@ class Proxy:
         incoming.model_id = model_id
         balanced = is_balanced(incoming.head.mesh)
         call = Call(model_id, method=incoming.method, balanced=balanced)
-        await self._serve(incoming, call, vmodel_id)
+        observation = None
+        if self.observers is not None:
+            observation = self.observers.begin(incoming, model_id, vmodel_id or "")
+        if observation is None:
+            await self._serve(incoming, call, vmodel_id)
+            return
+        with observation.until_end(lambda: incoming.status_code):
+            await self._serve(incoming, call, vmodel_id, observation)
 
-    async def _serve(self, incoming: IncomingCall, call: Call, vmodel_id: str | None) -> None:
+    async def _serve(
+        self,
+        incoming: IncomingCall,
+        call: Call,
+        vmodel_id: str | None,
+        observation: Observation | None = None,
+    ) -> None:
         call.deadline_s = incoming.deadline_s
-        proxied = ProxiedCall(self, incoming, call, vmodel_id or "")
+        proxied = ProxiedCall(self, incoming, call, vmodel_id or "", observation)
         incoming.read_by(proxied)
         moves = Moves(self.router, vmodel_id)
         tried = read_tried(incoming.head.mesh) if incoming.link.is_wire else None

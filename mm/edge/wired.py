@@ -184,6 +184,8 @@ class Wired:
             extraction_path = () if rpc is None else rpc.id_extraction_path
             methods[b"/" + name.encode()] = Method(flags, runtime.get(name, ()), extraction_path)
         others = Method(denied | refused)
+        self._mark_observed(methods, others)
+        others = Method(others.flags | self._observed_flag(None))
         for service in self._services:
             for path, yields_to_ids in service.paths():
                 own = MethodFlag.OWN_UNLESS_ID if yields_to_ids else MethodFlag.OWN
@@ -200,8 +202,33 @@ class Wired:
             peer_streams_max=config.peer_streams_max,
             leaves_here=self._logs_each,
             has_slots=self._limits is not None,
+            observed_models=self._observed_models(),
             instance=quote(config.instance_id, safe="").encode(),
         )
+
+    def _observed_models(self) -> frozenset[bytes] | None:
+        models = self._config.payloads.models
+        return None if models is None else frozenset(each.encode() for each in models)
+
+    def _observed_flag(self, name: str | None) -> MethodFlag:
+        """Of a method, or of those that nobody has listed; whether it really is seen, tier 2 says.
+
+        By its last part alone a method may be called in any service.
+        """
+        sinks = self._config.payloads.sinks
+        if name is None:
+            is_seen = any(sink.method is None or "/" not in sink.method for sink in sinks)
+        else:
+            is_seen = any(sink.wants_method(name) for sink in sinks)
+        return MethodFlag.OBSERVED if is_seen else MethodFlag(0)
+
+    def _mark_observed(self, methods: dict[bytes, Method], others: Method) -> None:
+        named = {sink.method for sink in self._config.payloads.sinks if sink.method is not None}
+        for path in {b"/" + name.encode() for name in named if "/" in name} - methods.keys():
+            methods[path] = others
+        for path, method in methods.items():
+            flag = self._observed_flag(path[1:].decode())
+            methods[path] = replace(method, flags=method.flags | flag)
 
     def _vmodel_changed(self, vmodel_id: str, record: VModelRecord | None) -> None:
         assert self._table is not None

@@ -80,6 +80,10 @@ class Counters:
     watches_behind: int = 0
     #: Calls that would have waited for a load, had there not been too many already.
     waiting_refused: int = 0
+    #: Payloads that observers have, that did not reach them, and that there was no room for.
+    payloads_delivered: int = 0
+    payloads_failed: int = 0
+    payloads_dropped: int = 0
     #: Time that loads held one of the runtime's loading slots, summed over the slots.
     loading_s: float = 0.0
 

@@ -45,6 +45,8 @@ class MethodFlag(enum.IntFlag):
     EXTRACTS_VMODEL = 8
     #: The runtime does not allow it.
     REFUSED_HERE = 16
+    #: Somebody wants to see its calls, of ``WireSettings.observed_models``.
+    OBSERVED = 32
 
 
 _NOTHING: Final = MethodFlag(0)
@@ -86,6 +88,8 @@ class WireSettings:
     leaves_here: bool = False
     #: Copies take few calls at a time: a thread takes a slot that is free, and tier 2 has a line.
     has_slots: bool = False
+    #: Models whose calls tier 2 shows to observers, where the method is observed; None: all.
+    observed_models: frozenset[bytes] | None = frozenset()
     #: Our instance id as ``mm-hop-from`` has it.
     instance: bytes = b""
 

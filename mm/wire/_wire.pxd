@@ -59,6 +59,7 @@ cdef enum:
     METHOD_DENIED = 4          # not in the data-plane configuration's list
     METHOD_EXTRACTS_VMODEL = 8  # the id in its message is a vmodel's
     METHOD_REFUSED_HERE = 16   # the runtime does not allow it
+    METHOD_OBSERVED = 32       # somebody observes calls of it, of `config_t.observed`
 
     CALL_ARENA_BYTES = 2048
     TARGET_CONNS = 16
@@ -348,6 +349,7 @@ cdef struct config_t:
     uint32_t upstream_idle_ms
     uint8_t leaves_here        # calls for copies here are tier 2's: it logs each
     uint8_t has_slots          # copies take few calls at a time (mm/mesh/concurrency.py)
+    text_t *observed           # models that somebody observes, up to one without bytes; NULL: all
     text_t instance            # our id, as mm-hop-from has it
     text_t instance_name       # and as it is
 
@@ -355,8 +357,7 @@ cdef struct config_t:
 cdef struct listener_t:
     source_t source
     int fd
-    uint8_t role
-    uint8_t is_closed
+    uint8_t role, is_closed
     listener_t *next
 
 
@@ -364,8 +365,7 @@ cdef struct command_t:
     command_t *next
     uint8_t kind
     int fd
-    uint8_t role
-    uint8_t lane
+    uint8_t role, lane
     config_t *config
     target_t *targets          # an array: address, handle, name, away_until_ns
     uint32_t targets_count

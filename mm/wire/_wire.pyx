@@ -170,6 +170,13 @@ cdef config_t *config_new(object told) except NULL:
         config.upstream_idle_ms = told.upstream_idle_ms
         config.leaves_here = told.leaves_here
         config.has_slots = told.has_slots
+        if told.observed_models is not None:
+            config.observed = <text_t *>calloc(len(told.observed_models) + 1, sizeof(text_t))
+            if config.observed == NULL:
+                raise MemoryError
+            for i, model_id in enumerate(told.observed_models):
+                config.observed[i].bytes = copied(model_id)
+                config.observed[i].length = <uint32_t>len(model_id)
         config.instance.bytes = copied(told.instance)
         config.instance.length = <uint32_t>len(told.instance)
     except BaseException:

@@ -131,6 +131,11 @@ cdef void config_free(config_t *config) noexcept nogil:
             method_free(method)
     free(config.methods)
     method_free(config.others)
+    i = 0
+    while config.observed != NULL and config.observed[i].bytes != NULL:
+        free(config.observed[i].bytes)
+        i += 1
+    free(config.observed)
     free(config.instance.bytes)
     free(config)
 

@@ -126,6 +126,8 @@ cdef bint route(worker_t *w, call_t *call, const method_t *method, bint is_hop) 
     s = (find_alias if head.is_vmodel else find)(t, id, head.model_id.length)
     if s == t.slots or s.id_length > ID_BYTES_MAX:
         return False
+    if method.flags & METHOD_OBSERVED and not is_hop and is_observed(config, s):
+        return False
     # relaxed: `pin` looks again, and counts.
     is_here = load_u8(&s.state, relaxed) == READY
     if not (is_here and (is_hop or head.is_balanced or in_flight_of(s) == 0)):
@@ -153,6 +155,17 @@ cdef bint route(worker_t *w, call_t *call, const method_t *method, bint is_hop) 
     count(w, COUNT_THERE, 1)
     attempt(call, target)
     return True
+
+
+cdef bint is_observed(const config_t *config, slot_t *s) noexcept nogil:
+    """Answer whether somebody wants to see the calls of a model: tier 2 shows them."""
+    cdef const text_t *observed = config.observed
+    while observed != NULL and observed.bytes != NULL:
+        if (observed.length == s.id_length
+                and memcmp(observed.bytes, id_of(s), s.id_length) == 0):
+            return True
+        observed += 1
+    return observed == NULL
 
 
 cdef bint has_other_peers(const table_t *t, slot_t *s) noexcept nogil:

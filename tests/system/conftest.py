@@ -40,6 +40,7 @@ _ON_BOTH = frozenset(
         "foreign_calls",
         "foreign_services",
         "metrics",
+        "payloads",
         "refusals",
     )
 )
