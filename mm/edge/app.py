@@ -296,7 +296,7 @@ class Instance:
         heard_s = anyio.current_time() + config.stop_listens_s
         with anyio.move_on_after(limit_s) as everything:
             await node.drain(limit_s * DRAIN_SHARE)
-            if node.parts.members.staying():
+            if node.parts.members.able_count:
                 await anyio.sleep_until(heard_s)
             left_s = everything.deadline - anyio.current_time()
             grace_s = min(config.drain_timeout_s, max(0.0, left_s))

@@ -180,10 +180,11 @@ class Keeper:
         """Count every copy that is there or on its way, also those of instances that are about to
         stop: they see to their successors themselves.
         """
-        there = [i for i in record.copies if i in self._absences]
+        members = self._members
+        there = [i for i in record.copies if i in self._absences and not members.is_foreign(i)]
         asked, unseen = self._asked.get(model_id), frozenset[InstanceId]()
         if asked is not None:
-            ready = self._members.holders(record, self._clock.now_ms()).ready
+            ready = members.holders(record, self._clock.now_ms()).ready
             asked.look(there, ready, now_s)
             unseen = asked.unseen
             if asked.is_forgettable:

@@ -18,6 +18,7 @@ from mm.core.copy_record import CopyStage
 from mm.core.ids import InstanceId, ModelId
 from mm.core.records import InstanceRecord, ModelRecord, RecordError
 from mm.core.routing import ComingCopy, ReadyCopy, is_ready
+from mm.mesh.departures import Departures
 from mm.mesh.mirror import Mirror
 from mm.mesh.ports import Clock, Item, Store
 from mm.mesh.reach import Reach
@@ -30,12 +31,6 @@ logger = logging.getLogger(__name__)
 #: this long: a store that was away lets leases run out before anybody can renew them, and then all
 #: instances are gone for a moment. One that is really gone is found out by the first call.
 GONE_CALLED_S = 10.0
-
-
-#: Who left in order is remembered until everybody has looked at who is there, which all do at once;
-#: and of a scale-down the last so many.
-LEFT_KEPT_S = 60.0
-LEFT_MAX = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +48,9 @@ class Holders:
 
     ready: tuple[InstanceId, ...]
     coming: tuple[InstanceId, ...]
-    #: Of the ready ones, those that other instances can ask something: Java's cannot be.
+    #: Ready at instances of the Java mesh: their clients are served, ours cannot be sent there.
+    foreign: tuple[InstanceId, ...]
+    #: Of the ready ones, those that are there for sure: others can ask them something.
     deciding: tuple[InstanceId, ...]
     #: And those that can be called at this moment, and are not about to stop.
     serving: tuple[InstanceId, ...]
@@ -86,8 +83,7 @@ class Members:
         self._handles: dict[InstanceId, int] = {}
         self._reach = Reach(cluster)
         self._gone: dict[InstanceId, _Gone] = {}
-        #: Who was shutting down when its record went, and when; the last one last.
-        self._left: dict[InstanceId, float] = {}
+        self._departures = Departures()
         self._mirror = Mirror(store, prefix, self._changed)
         #: Told when what ``callable_now`` answers may have changed.
         self.on_reach: Callable[[], None] | None = None
@@ -97,8 +93,9 @@ class Members:
         self.somebody_vanished = anyio.Event()
         #: The same, whenever one came or vanished,
         self.somebody_moved = anyio.Event()
-        #: whenever anybody's record changed,
+        #: whenever anybody's record changed, and ours,
         self.news = anyio.Event()
+        self.own_changed = anyio.Event()
         #: and whenever one of the two counts below changed.
         self.standing_changed = anyio.Event()
         self.run = self._mirror.run
@@ -114,6 +111,11 @@ class Members:
     def stopping_count(self) -> int:
         """Others that are shutting down."""
         return sum(self._unable.values())
+
+    @property
+    def foreign_count(self) -> int:
+        """Instances of the Java mesh."""
+        return sum(map(self.is_foreign, self._records))
 
     @property
     def able_count(self) -> int:
@@ -225,16 +227,20 @@ class Members:
         """Answer who has, and who is about to have, a copy of a model."""
         ready: list[InstanceId] = []
         coming: list[InstanceId] = []
+        foreign: list[InstanceId] = []
         now_s = anyio.current_time()
         for instance_id in record.copies:
-            if instance_id == self._me or self._is_there(instance_id, now_s):
-                is_ready = self._is_ready(record, instance_id, now_ms)
+            is_ready = self._is_ready(record, instance_id, now_ms)
+            if self.is_foreign(instance_id):
+                foreign += [instance_id] if is_ready else []
+            elif instance_id == self._me or self._is_there(instance_id, now_s):
                 (ready if is_ready else coming).append(instance_id)
         there = [(each, self._records.get(each)) for each in ready]
         return Holders(
             ready=tuple(ready),
             coming=tuple(coming),
-            deciding=tuple(i for i, known in there if known is not None and known.address),
+            foreign=tuple(foreign),
+            deciding=tuple(i for i, known in there if known is not None),
             serving=tuple(
                 i
                 for i, known in there
@@ -287,10 +293,15 @@ class Members:
         """Answer how many have a lower id than this one."""
         return sum(each < self._me for each in self._records)
 
-    def stays(self, instance_id: InstanceId) -> bool:
-        """Answer whether an instance is there, and not about to stop."""
+    def is_foreign(self, instance_id: InstanceId) -> bool:
+        """Answer whether an instance is there and cannot be asked: one of the Java mesh."""
         found = self._records.get(instance_id)
-        return found is not None and not found.shutting_down
+        return found is not None and not found.address and instance_id != self._me
+
+    def stays(self, instance_id: InstanceId) -> bool:
+        """Answer whether an instance is there, not about to stop, and can be asked."""
+        found = self._records.get(instance_id)
+        return found is not None and bool(found.address) and not found.shutting_down
 
     def present(self) -> frozenset[InstanceId]:
         """Answer everybody who is there, this instance among them."""
@@ -298,7 +309,7 @@ class Members:
 
     def left(self) -> frozenset[InstanceId]:
         """Answer who left in order of late, and is not back."""
-        return frozenset(self._left)
+        return frozenset(self._departures)
 
     def staying(self) -> list[InstanceId]:
         """Answer the others that are there to stay."""
@@ -318,6 +329,9 @@ class Members:
         instance_id = InstanceId(key_id)
         self.news.set()
         self.news = anyio.Event()
+        if instance_id == self._me:
+            self.own_changed.set()
+            self.own_changed = anyio.Event()
         record = None
         if item is not None:
             try:
@@ -329,17 +343,21 @@ class Members:
             return
         known = self._records.get(instance_id)
         self._records[instance_id] = record
-        self._left.pop(instance_id, None)
+        self._departures.forget(instance_id)
         if known is None:
             self._moved()
-        self._cluster.put(
-            instance_id, record, now_ms=self._clock.now_ms(), now_s=anyio.current_time()
-        )
+        if record.address:
+            self._cluster.put(
+                instance_id, record, now_ms=self._clock.now_ms(), now_s=anyio.current_time()
+            )
+        else:  # one of the Java mesh: nothing can be loaded there, so its room is none
+            self._cluster.remove(instance_id, now_ms=self._clock.now_ms())
         if instance_id == self._me:
             return
         self._note_standing(instance_id, known, record)
         if known is None or known.start_time_ms != record.start_time_ms:
-            logger.info("instance %s is there, at %s", instance_id, record.address or "no address")
+            where = f"at {record.address}" if record.address else "of the Java mesh: not called"
+            logger.info("instance %s is there, %s", instance_id, where)
             self.mark_reachable(instance_id)
         self._gone.pop(instance_id, None)
         if instance_id not in self._handles:
@@ -353,7 +371,7 @@ class Members:
         if record is None:
             return
         if record.shutting_down:
-            self._note_left(instance_id, anyio.current_time())
+            self._departures.note(instance_id, anyio.current_time())
         self._cluster.remove(instance_id, now_ms=self._clock.now_ms())
         self._note_standing(instance_id, record, None)
         handle = self._handles.pop(instance_id, None)
@@ -385,13 +403,6 @@ class Members:
             self._unable[instance_id] = now.shutting_down
         self.standing_changed.set()
         self.standing_changed = anyio.Event()
-
-    def _note_left(self, instance_id: InstanceId, now_s: float) -> None:
-        self._left[instance_id] = now_s
-        for first, left_s in list(self._left.items()):
-            if len(self._left) <= LEFT_MAX and now_s - left_s <= LEFT_KEPT_S:
-                break
-            del self._left[first]
 
     def _bury(self, now_s: float) -> None:
         """Forget for good who has been gone long enough."""

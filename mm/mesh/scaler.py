@@ -262,7 +262,9 @@ class Scaler:
         the same copies each time.
         """
         record = self._registry.get(model_id)
-        if record is None or set(record.copies) != {self._me}:
+        if record is None or self._me not in record.copies:
+            return
+        if any(i != self._me and not self._members.is_foreign(i) for i in record.copies):
             return
         if not self._may_ask(model_id, anyio.current_time()):
             return

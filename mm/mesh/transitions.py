@@ -279,12 +279,14 @@ class Transitions:
         if target is None:
             return CopiesSeen(0, active_ready_count, None)
         holders = self._members.holders(target, now_ms)
+        # Whom only instances of the Java mesh serve, their copies of the target serve, too.
+        serving = holders.ready if active_ready_count else holders.ready + holders.foreign
         worker.asked_s = {
             instance_id: asked_s
             for instance_id, asked_s in worker.asked_s.items()
             if instance_id not in target.copies and now_s - asked_s < SEEN_AFTER_S
         }
-        if not holders.ready:
+        if not serving:
             worker.serves_since_s = None
             worker.refusals_count = 0
         elif worker.serves_since_s is None:
@@ -293,7 +295,7 @@ class Transitions:
         return CopiesSeen(
             active_count=0 if active is None else len(active.copies),
             active_ready_count=active_ready_count,
-            target_ready_count=len(holders.ready),
+            target_ready_count=len(serving),
             target_coming_count=len(holders.coming) + len(worker.asked_s),
             has_place=worker.refusals_count < REFUSALS_MAX,
             has_time=serves_s < self._config.transition_scale_max_s,
