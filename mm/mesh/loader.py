@@ -44,6 +44,9 @@ logger = logging.getLogger(__name__)
 
 #: Refusals of the churn guard come by the thousand: one of them in this time is told aloud.
 CHURN_QUIET_S = 1.0
+#: A loaded model is measured so long after: asking its size takes the runtime, and this process, as
+#: much time as a call does, and the calls that waited for the load go first.
+MEASURE_PAUSE_S = 0.005
 
 
 class Loader:
@@ -330,6 +333,8 @@ class Loader:
 
     async def _measure(self, copy: LocalCopy) -> int:
         """Answer the loaded size in bytes, 0 to keep the prediction. Calls are served meanwhile."""
+        if copy.is_awaited:
+            await anyio.sleep(MEASURE_PAUSE_S)
         began_s = anyio.current_time()
         try:
             with anyio.fail_after(self._config.model_size_timeout_s):
