@@ -25,6 +25,7 @@ from typing import Any, Final
 import betterproto2
 import grpc
 
+from tests.identities import Identity
 from tests.pod import tables
 from tests.pod.adapter import Adapter, serving
 from tests.pod.tables import Probe, Runtime
@@ -49,9 +50,10 @@ class Pod:
         self.directory = directory
         self.mm: Program | None = None
         self.settings: dict[str, str] = {}
+        self._values: dict[str, str] = {}
         self.channel = channel_to(f"{ip}:{tables.GRPC_PORT}")
         self._stack = ExitStack()
-        for each in ("config", "etcd", "sockets"):
+        for each in ("config", "etcd", "sockets", "tls"):
             (directory / each).mkdir(parents=True)
         # Any user of the pod, as an emptyDir.
         directory.chmod(0o755)
@@ -64,11 +66,24 @@ class Pod:
         """As users are told it."""
         return self.name[-12:]
 
+    def secure(self, identity: Identity) -> None:
+        """Mount a TLS secret, and call as the controller does: it shows the server's own
+        certificate, and trusts no other (1.5).
+        """
+        files = {"tls.crt": identity.certificate_pem, "tls.key": identity.key_pem()}
+        self.mount("tls", {name: text.decode() for name, text in files.items()})
+        self._values = {"tls_directory": str(self.directory / "tls"), "tls_client_auth": "require"}
+        self.channel.close()
+        crt, key = files["tls.crt"], files["tls.key"]
+        shown = grpc.ssl_channel_credentials(crt, key, crt)
+        self.channel = channel_to(f"{self.ip}:{tables.GRPC_PORT}", shown)
+
     def start(self, settings: Mapping[str, str], *, by_port: bool = False) -> None:
         """Start the runtime and `mm`; returns at once."""
         sockets = self.directory / "sockets"
         management, data = (str(sockets / each) for each in ("adapter.sock", "server.sock"))
         values = {
+            **self._values,
             "pod_name": self.name,
             "pod_ip": self.ip,
             "host_ip": f"192.0.2.{self.ip.rpartition('.')[2]}",
@@ -229,8 +244,9 @@ class Cluster:
         *,
         pod_hash: str = "5d8f7b9c64",
         by_port: bool = False,
+        tls: Identity | None = None,
     ) -> Pod:
-        """Start a pod; returns at once."""
+        """Start a pod; returns at once. ``tls``: what the controller's TLS secret holds."""
         number = len(self.pods) + 2
         # As a Deployment names its pods: letters and digits that are no vowels.
         name = f"{tables.SERVICE_NAME}-{runtime.name}-{pod_hash}-q7x2{'bcdfghjkmnp'[number]}"
@@ -238,6 +254,8 @@ class Cluster:
         self.pods.append(pod)
         pod.mount("etcd", {"etcd_connection": tables.etcd_secret(self.endpoint, self.root_prefix)})
         pod.mount("config", self.config_map())
+        if tls is not None:
+            pod.secure(tls)
         pod.start(settings or {}, by_port=by_port)
         return pod
 
@@ -288,8 +306,12 @@ def free_network() -> str:
 
 def channel_to(place: str, credentials: grpc.ChannelCredentials | None = None) -> grpc.Channel:
     """Answer a channel that shares no connection with others."""
-    options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1)]
+    options: list[tuple[str, Any]] = [
+        ("grpc.use_local_subchannel_pool", 1),
+        ("grpc.max_receive_message_length", -1),
+    ]
     if credentials is not None:
+        options.append(("grpc.ssl_target_name_override", tables.AUTHORITY))
         return grpc.secure_channel(place, credentials, options)
     return grpc.insecure_channel(place, options)
 

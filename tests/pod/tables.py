@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 SERVICE_NAME: Final = "modelmesh-serving"
+#: What the controller calls it by: the certificate of the pods is for this name (1.5).
+AUTHORITY: Final = f"{SERVICE_NAME}.models"
 GRPC_PORT: Final = 8033
 PEER_PORT: Final = 8080
 PROBE_PORT: Final = 8089

@@ -20,6 +20,7 @@ from pathlib import Path
 import grpc
 import pytest
 
+from tests.identities import make
 from tests.pod import tables
 from tests.pod.controller_calls import Service, Status, infer
 from tests.pod.pods import (
@@ -28,6 +29,7 @@ from tests.pod.pods import (
     Cluster,
     Pod,
     called_places,
+    channel_to,
     listening_ports,
 )
 from tests.pod.tables import MLSERVER, TORCHSERVE, TRITON
@@ -240,6 +242,38 @@ def test_interop_20_metrics_over_https_under_the_old_names(cluster: Cluster) -> 
     _, page = scrape(cluster.pods[0])
     calls = r'^modelmesh_api_request_milliseconds_count\{method="ModelInfer",code="OK",?\} [1-9]'
     assert re.search(calls, page, re.MULTILINE), page
+
+
+def test_interop_21_the_servers_own_certificate_is_that_of_its_client(
+    new_cluster: Callable[[], Cluster],
+) -> None:
+    """With ``require``: the controller shows it, the pods show it to each other, and nobody else
+    gets in, by a certificate of another one or in plain text.
+    """
+    cluster = new_cluster()
+    cluster.runtimes = [MLSERVER, TRITON]
+    own = make(tables.AUTHORITY)
+    pods = [cluster.add(runtime, tls=own) for runtime in cluster.runtimes]
+    cluster.wait_ready()
+    service = Service.of(cluster, "secret")
+    service.bring_up()
+    for pod in pods:
+        # From the one that has no such runtime it goes on to the other, in TLS too.
+        assert service.infer(pod)[0] == service.model_id
+        stranger = make(tables.AUTHORITY)
+        theirs = grpc.ssl_channel_credentials(
+            own.certificate_pem, stranger.key_pem(), stranger.certificate_pem
+        )
+        nothing = grpc.ssl_channel_credentials(own.certificate_pem)
+        for credentials in (theirs, nothing, None):
+            with channel_to(f"{pod.ip}:{tables.GRPC_PORT}", credentials) as channel:
+                call = channel.unary_unary("/mmesh.ModelMesh/getVModelStatus")
+                assert refusal(partial(call, b"", timeout=60))[0] is Code.UNAVAILABLE
+        with channel_to(f"{pod.ip}:{tables.PEER_PORT}") as channel:
+            call = channel.unary_unary("/mm.peer.Peer/statistics")
+            assert refusal(partial(call, b"", timeout=60))[0] is Code.UNAVAILABLE
+        # Kubelet knows nothing of all this.
+        assert pod.probe(tables.READINESS) == pod.probe(tables.LIVENESS) == 200
 
 
 @pytest.mark.parametrize("runtime", [MLSERVER, TORCHSERVE], ids=["by socket", "by port"])
