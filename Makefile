@@ -46,6 +46,14 @@ test: $(EXTENSION) ## the whole test suite (ARGS="tests/core -k name" for a part
 test-matrix: ## the system tests, all of them on both data planes
 	@$(MAKE) test ARGS="tests/system --all-dataplanes $(ARGS)"
 
+.PHONY: test-image
+test-image: $(EXTENSION) ## carry out the Dockerfile and start what it makes: some minutes, as root
+	@$(PY) -m tests.pod.image $(ARGS)
+
+.PHONY: test-manifests
+test-manifests: $(EXTENSION) ## render config/ with kustomize, and hold it to Kubernetes' schemas
+	@$(PY) -m tests.pod.manifests $(ARGS)
+
 SEEDS ?= 1000
 
 .PHONY: sim

@@ -8,7 +8,9 @@ real pods do not have. Kubelet's probes and hooks are methods.
 
 from __future__ import annotations
 
+import functools
 import http.client
+import itertools
 import json
 import os
 import shutil
@@ -16,9 +18,9 @@ import signal
 import socket
 import subprocess
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import AbstractContextManager, ExitStack, closing
 from pathlib import Path
 from typing import Any, Final
 
@@ -158,6 +160,10 @@ class Pod:
         """Begin to end the pod as kubelet does: every container's hook first, at one time."""
         return Termination(self)
 
+    def enter(self, context: AbstractContextManager[Any]) -> None:
+        """Enter something that is left when the pod is closed."""
+        self._stack.enter_context(context)
+
     def closing(self, work: Callable[[], None]) -> None:
         """Do something when the pod is closed."""
         self._stack.callback(work)
@@ -235,7 +241,7 @@ class Cluster:
         self.runtimes: list[Runtime] = []
         self._directory = Path(tempfile.mkdtemp(prefix="mm-pods-"))
         self._directory.chmod(0o755)
-        self._network = free_network()
+        self.network = free_network()
 
     def add(
         self,
@@ -250,7 +256,7 @@ class Cluster:
         number = len(self.pods) + 2
         # As a Deployment names its pods: letters and digits that are no vowels.
         name = f"{tables.SERVICE_NAME}-{runtime.name}-{pod_hash}-q7x2{'bcdfghjkmnp'[number]}"
-        pod = Pod(name, f"{self._network}.{number}", runtime, self._directory / str(number))
+        pod = Pod(name, f"{self.network}.{number}", runtime, self._directory / str(number))
         self.pods.append(pod)
         pod.mount("etcd", {"etcd_connection": tables.etcd_secret(self.endpoint, self.root_prefix)})
         pod.mount("config", self.config_map())
@@ -291,9 +297,16 @@ class Cluster:
         shutil.rmtree(self._directory)
 
 
+@functools.cache
+def _networks() -> Iterator[int]:
+    return itertools.count(os.getpid())
+
+
 def free_network() -> str:
-    """Answer the first three numbers of addresses of this machine that nobody else uses."""
-    for number in range(os.getpid(), os.getpid() + 10_000):
+    """Answer the first three numbers of addresses of this machine that nobody else has: other
+    clusters of this process least of all, also those of which some pods have ended.
+    """
+    for number in itertools.islice(_networks(), 10_000):
         network = f"127.{100 + number // 250 % 150}.{number % 250}"
         with closing(socket.socket()) as probe:
             try:
