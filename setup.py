@@ -39,18 +39,23 @@ MACROS: list[tuple[str, str | None]] = (
 )
 
 
-def nghttp2(option: str) -> list[str]:
-    """Ask pkg-config how to build against libnghttp2; exits with what to do if it is missing."""
+#: By the name that pkg-config has for it: the oldest version that will do, and its package.
+LIBRARIES = {"libnghttp2": ("1.48", "libnghttp2-dev"), "openssl": ("1.1.1", "libssl-dev")}
+
+
+def library(name: str, option: str) -> list[str]:
+    """Ask pkg-config how to build against a library; exits with what to do if it is missing."""
+    oldest, package = LIBRARIES[name]
     tool = shutil.which("pkg-config")
     if tool is None:
         raise SystemExit("pkg-config is missing (Debian: apt-get install pkg-config)")
     answer = subprocess.run(
-        [tool, option, "libnghttp2 >= 1.48"], capture_output=True, text=True, check=False
+        [tool, option, f"{name} >= {oldest}"], capture_output=True, text=True, check=False
     )
     if answer.returncode != 0:
         raise SystemExit(
-            "libnghttp2 (1.48 or newer) and its headers are missing; mm/wire is built on them "
-            f"(Debian: apt-get install libnghttp2-dev): {answer.stderr.strip()}"
+            f"{name} ({oldest} or newer) and its headers are missing; mm/wire is built on them "
+            f"(Debian: apt-get install {package}): {answer.stderr.strip()}"
         )
     return answer.stdout.split()
 
@@ -66,8 +71,12 @@ EXTENSIONS = [
         "mm.wire._wire",
         ["mm/wire/_wire.pyx"],
         # Parts of the table that it does not use are in its map all the same.
-        extra_compile_args=[*COMPILE_ARGS, "-Wno-unused-function", *nghttp2("--cflags")],
-        extra_link_args=nghttp2("--libs"),
+        extra_compile_args=[
+            *COMPILE_ARGS,
+            "-Wno-unused-function",
+            *(flag for name in LIBRARIES for flag in library(name, "--cflags")),
+        ],
+        extra_link_args=[flag for name in LIBRARIES for flag in library(name, "--libs")],
         define_macros=MACROS,
     ),
 ]

@@ -170,7 +170,7 @@ class Instance:
             peer_service = PeerService(node, config.instance_id)
             peer_service.add_identity(self._peer_services)
             if config.dataplane == "wire":
-                self._wired = _begin_wire(config)
+                self._wired = _begin_wire(config, self._tls)
             peer_port = await self._open(self._peer_server, config.peer_port, "MM_PEER_PORT")
             await stack.enter_async_context(node.running(f"{config.advertise_host}:{peer_port}"))
             peer_service.add_statistics(self._peer_services)
@@ -215,9 +215,14 @@ class Instance:
         """Have TLS before there is a listener, if it is asked for."""
         if not self._config.tls.key_path:
             return
-        # Takes a tenth of a second to import, which plain text has no use for.
-        from mm.edge.tls import open_tls
-
+        # Not at the top of the file: plain text does without the extension and a tenth of a second.
+        try:
+            from mm.edge.tls import open_tls
+        except ImportError as exc:
+            raise StartupError(
+                f"TLS needs the extension mm.wire._wire, which does not load: {exc}; "
+                "run `make develop`"
+            ) from exc
         self._tls = await open_tls(self._config)
         self._peer_server.tls = self._tls.peers
         self._channels.tls = self._tls.to_peers
@@ -346,9 +351,7 @@ def _etcd_store(target: EtcdTarget, config: Config) -> EtcdStore:
     return EtcdStore(target, timeout_s=config.store_timeout_s, silence_s=config.store_silence_max_s)
 
 
-def _begin_wire(config: Config) -> Wired:
-    if config.tls.key_path:
-        raise StartupError("TLS is not served by MM_DATAPLANE=wire yet; use MM_DATAPLANE=python")
+def _begin_wire(config: Config, tls: Tls | None) -> Wired:
     # Not at the top of the file: the Python data plane does without the extension.
     try:
         from mm.edge.wired import Wired
@@ -357,7 +360,7 @@ def _begin_wire(config: Config) -> Wired:
             f"MM_DATAPLANE=wire needs the extension mm.wire._wire, which does not load: {exc}; "
             "run `make develop`"
         ) from exc
-    return Wired(config)
+    return Wired(config, tls)
 
 
 async def _starting(_call: IncomingCall) -> None:

@@ -7,12 +7,9 @@ are made from then on, and those that are there go on. What the files say is
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
-import ssl
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
@@ -21,25 +18,26 @@ import anyio
 import anyio.to_thread
 
 from mm.config import Config
-from mm.edge.h2.tls import ALPN, HandshakeCounts, TlsEnd
+from mm.edge.h2.tls import HandshakeCounts, TlsEnd
 from mm.edge.tls_files import Signature, TlsFiles, read_files, signature, warnings_of
 from mm.edge.watched_file import FRESH_S, POLL_S, SECOND_LOOK_S
 from mm.errors import ConfigError, StartupError
 from mm.tls_settings import CERTIFICATE, TlsSettings
+from mm.wire._wire import TlsContext
 
 logger = logging.getLogger(__name__)
 
 #: For TLS 1.2: what RFC 9113 (9.2.2) leaves. Those of TLS 1.3 are all good.
-CIPHERS: Final = "ECDHE+AESGCM:ECDHE+CHACHA20"
+CIPHERS: Final = b"@SECLEVEL=2:ECDHE+AESGCM:ECDHE+CHACHA20"
 
 
 @dataclass(frozen=True, slots=True)
 class Contexts:
-    """Made of one state of the files; None: plain text."""
+    """Made of one state of the files; None: plain text. Both data planes go by the same ones."""
 
-    clients: ssl.SSLContext
-    peers: ssl.SSLContext | None
-    to_peers: ssl.SSLContext | None
+    clients: TlsContext
+    peers: TlsContext | None
+    to_peers: TlsContext | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,19 +68,23 @@ class Tls:
         if contexts.peers is not None and contexts.to_peers is not None:
             self.peers = TlsEnd(contexts.peers, self.counts, handshake_s)
             self.to_peers = TlsEnd(contexts.to_peers, self.counts, handshake_s)
-        #: Told of new files once they hold here.
-        self.on_exchange: Callable[[TlsFiles], None] | None = None
+        self.contexts = contexts
+        #: Told of new contexts.
+        self.on_exchange: Callable[[Contexts], None] | None = None
+        #: What is counted elsewhere.
+        self.other_counts: Callable[[], HandshakeCounts] = HandshakeCounts
         self._exchanges = 0
         self._is_refused = False
         self._seen = signature(settings)
 
     @property
     def statistics(self) -> TlsStatistics:
-        """What was counted here; a wire counts its own handshakes."""
+        """What was counted, here and in the threads of the wire."""
+        others = self.other_counts()
         return TlsStatistics(
-            self.counts.handshakes,
-            self.counts.handshakes_failed,
-            self.counts.handshakes_late,
+            self.counts.handshakes + others.handshakes,
+            self.counts.handshakes_failed + others.handshakes_failed,
+            self.counts.handshakes_late + others.handshakes_late,
             self._exchanges,
             int(self._is_refused),
             self.files.expiry_s,
@@ -103,38 +105,35 @@ class Tls:
             seen = await anyio.to_thread.run_sync(signature, self.settings)
             if seen == self._seen and not _is_fresh(seen):
                 continue
-            try:
-                found = await anyio.to_thread.run_sync(self._read)
-            except ConfigError:
+            self._seen = seen
+            if await self._complaint() is not None:
                 # Key and certificate are two files: one of them may still be the old one.
                 await anyio.sleep(SECOND_LOOK_S)
-                seen = await anyio.to_thread.run_sync(signature, self.settings)
-                try:
-                    found = await anyio.to_thread.run_sync(self._read)
-                except ConfigError as error:
-                    self._refuse(error)
-                    found = None
-            self._seen = seen
-            if found is not None:
-                self._exchange(*found)
+                complaint = await self._complaint()
+                if complaint is not None and not self._is_refused:
+                    logger.warning("TLS: %s; what the files said before still holds", complaint)
+                self._is_refused = complaint is not None
 
-    def _read(self) -> tuple[TlsFiles, Contexts]:
-        files = read_files(self.settings)
-        if files == self.files:
-            return files, Contexts(self.clients.context, None, None)
-        return files, make_contexts(self.settings, files)
-
-    def _refuse(self, error: ConfigError) -> None:
-        if not self._is_refused:
-            logger.warning("TLS: %s; what the files said before still holds", error)
-        self._is_refused = True
-
-    def _exchange(self, files: TlsFiles, contexts: Contexts) -> None:
+    async def _complaint(self) -> ConfigError | None:
+        """Go by the files as they are now; answers what is wrong if that is not possible."""
+        try:
+            found = await anyio.to_thread.run_sync(self._read)
+        except ConfigError as error:
+            return error
         if self._is_refused:
             logger.info("TLS: the files can be used again")
         self._is_refused = False
-        if files == self.files:
-            return
+        if found is not None:
+            self._exchange(*found)
+        return None
+
+    def _read(self) -> tuple[TlsFiles, Contexts] | None:
+        """Answer what the files say now, None if that is no news. Raises ``ConfigError``."""
+        files = read_files(self.settings)
+        return None if files == self.files else (files, make_contexts(self.settings, files))
+
+    def _exchange(self, files: TlsFiles, contexts: Contexts) -> None:
+        self.contexts = contexts
         self.files = files
         self.clients.context = contexts.clients
         if contexts.peers is not None and contexts.to_peers is not None:
@@ -144,7 +143,7 @@ class Tls:
             self.to_peers.context = contexts.to_peers
         self._exchanges += 1
         if self.on_exchange is not None:
-            self.on_exchange(files)
+            self.on_exchange(contexts)
         logger.info("TLS: new files are in use, for connections from now on")
         self._warn()
 
@@ -171,56 +170,30 @@ async def open_tls(config: Config) -> Tls:
 
 def make_contexts(settings: TlsSettings, files: TlsFiles) -> Contexts:
     """Raises ``ConfigError`` for what OpenSSL does not take, such as a key that is too short."""
-    demand = {
-        "none": ssl.CERT_NONE,
-        "optional": ssl.CERT_OPTIONAL,
-        "require": ssl.CERT_REQUIRED,
-    }[settings.client_auth]
+    auth = settings.client_auth
     try:
-        clients = _context(ssl.PROTOCOL_TLS_SERVER, files, files.trust, demand)
+        clients = _context(files, files.trust, asks=auth != "none", demands=auth == "require")
         if not settings.peers:
             return Contexts(clients, None, None)
-        demand = ssl.CERT_REQUIRED if settings.peers_auth else ssl.CERT_NONE
-        return Contexts(
-            clients,
-            _context(ssl.PROTOCOL_TLS_SERVER, files, files.peers_trust, demand),
-            _context(ssl.PROTOCOL_TLS_CLIENT, files, files.peers_trust, ssl.CERT_REQUIRED),
-        )
-    except ssl.SSLError as error:
+        # Instances are called by their addresses, which no certificate names: that it is one of
+        # ours is what counts.
+        trust, shown = files.peers_trust, settings.peers_auth
+        peers = _context(files, trust, asks=shown, demands=shown)
+        to_peers = _context(files, trust, asks=True, demands=True, is_server=False)
+        return Contexts(clients, peers, to_peers)
+    except ValueError as error:
         raise ConfigError(f"{CERTIFICATE}: OpenSSL does not take it: {error}") from error
 
 
 def _context(
-    protocol: int, files: TlsFiles, trust: bytes | None, demand: ssl.VerifyMode
-) -> ssl.SSLContext:
-    context = ssl.SSLContext(protocol)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.set_ciphers(CIPHERS)
-    context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
-    context.set_alpn_protocols([ALPN])
-    # Instances are called by their addresses, which no certificate names: that it is one of ours
-    # is what counts.
-    context.check_hostname = False
-    context.verify_mode = demand
-    with _in_memory(files.chain + files.key) as path:
-        context.load_cert_chain(path)
-    if demand != ssl.CERT_NONE:
-        # A certificate in the list is trusted itself, whoever signed it.
-        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
-        if trust is None:
-            context.set_default_verify_paths()
-        else:
-            with _in_memory(trust) as path:
-                context.load_verify_locations(path)
-    return context
-
-
-@contextlib.contextmanager
-def _in_memory(content: bytes) -> Iterator[str]:
-    """The ssl module reads from files alone, and the key may be one that is encrypted on disk."""
-    file = os.memfd_create("tls", os.MFD_CLOEXEC)
-    try:
-        os.write(file, content)
-        yield f"/proc/self/fd/{file}"
-    finally:
-        os.close(file)
+    files: TlsFiles, trust: bytes | None, *, asks: bool, demands: bool, is_server: bool = True
+) -> TlsContext:
+    return TlsContext(
+        files.chain,
+        files.key,
+        trust,
+        is_server=is_server,
+        asks=asks,
+        demands=demands,
+        ciphers=CIPHERS,
+    )

@@ -24,6 +24,7 @@ from mm.core.ids import InstanceId, ModelId
 from mm.core.records import VModelRecord
 from mm.edge.binding import Listener
 from mm.edge.h2.server import GrpcServer, listening_socket
+from mm.edge.h2.tls import HandshakeCounts
 from mm.edge.unary import ServiceTable
 from mm.edge.wire_calls import WireCalls, measures_of
 from mm.endpoints import Endpoint, UnixEndpoint
@@ -31,10 +32,11 @@ from mm.mesh.concurrency import CallLimits
 from mm.mesh.ports import RuntimeParameters
 from mm.mesh.seldom import Seldom
 from mm.table import Table
-from mm.wire import Method, MethodFlag, Role, Wire, WireSettings, WireStatistics
+from mm.wire import Method, MethodFlag, Role, Wire, WireSettings, WireStatistics, WireTls
 from mm.wire.addresses import Target, inet_sockaddr, unix_sockaddr
 
 if TYPE_CHECKING:
+    from mm.edge.tls import Contexts, Tls
     from mm.mesh.node import Node
 
 logger = logging.getLogger(__name__)
@@ -92,8 +94,13 @@ class _Front:
 class Wired:
     """The wire of one instance, from its first listener to its end."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, tls: Tls | None = None) -> None:
         self._config = config
+        self._tls = WireTls()
+        if tls is not None:
+            self._tls = self._tls_of(tls.contexts)
+            tls.on_exchange = self._exchange
+            tls.other_counts = self._handshakes
         self._dataplane = config.dataplane_config
         self._services: list[ServiceTable] = []
         self._parameters: RuntimeParameters | None = None
@@ -108,6 +115,7 @@ class Wired:
         self._counted = (0, 0)
         self._accept_pauses = 0
         self._complaints = Seldom()
+        self._tls_complaints = Seldom()
         self._logs_each = config.log_each_invoke
         self._tasks: list[asyncio.Task[None]] = []
         self._wire = Wire(config.wire_threads, self._tier2.connect, measures_of(config))
@@ -123,6 +131,8 @@ class Wired:
 
     def before(self, server: GrpcServer) -> Listener:
         """Answer what listens in the place of a server."""
+        here = self._tls.clients if server.external else self._tls.peers
+        assert (here is None) == (server.tls is None), "the threads have to speak what was asked"
         return _Front(self._wire, self._tier2, server)
 
     # --- what the threads go by ----------------------------------------------------------------
@@ -160,6 +170,19 @@ class Wired:
         """Go by this data-plane configuration: calls that come from now on."""
         self._dataplane = dataplane
         self._wire.configure(self._settings())
+
+    def _exchange(self, contexts: Contexts) -> None:
+        """Go by new files of TLS: connections that come from now on."""
+        self._tls = self._tls_of(contexts)
+        self._wire.configure(self._settings())
+
+    def _tls_of(self, contexts: Contexts) -> WireTls:
+        handshake_ms = round(1000 * self._config.tls_handshake_s)
+        return WireTls(contexts.clients, contexts.peers, contexts.to_peers, handshake_ms)
+
+    def _handshakes(self) -> HandshakeCounts:
+        now = self._wire.statistics()
+        return HandshakeCounts(now.handshakes, now.handshakes_failed, now.handshakes_late)
 
     def _set_logs_each(self, value: Value | None) -> None:
         """A line for each call is tier 2's to write."""
@@ -204,6 +227,7 @@ class Wired:
             has_slots=self._limits is not None,
             observed_models=self._observed_models(),
             instance=quote(config.instance_id, safe="").encode(),
+            tls=self._tls,
         )
 
     def _observed_models(self) -> frozenset[bytes] | None:
@@ -301,6 +325,11 @@ class Wired:
             self._accept_pauses = pauses
             level = self._complaints.level(asyncio.get_running_loop().time())
             logger.log(level, "new connections wait: too many files are open (see ulimit -n)")
+        failure = self._wire.take_tls_failure()
+        if failure is not None:
+            role, why = failure
+            level = self._tls_complaints.level(asyncio.get_running_loop().time())
+            logger.log(level, "no TLS at the %s port with a client: %s", role.name.lower(), why)
 
     def _fold(self) -> int:
         """Bring the counters of the instance up to date; answers the hits under way."""

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote
 
-from mm.wire._wire import Worker
+from mm.wire._wire import TlsContext, Worker
 from mm.wire.addresses import Target
 
 if TYPE_CHECKING:
@@ -64,6 +64,17 @@ class Method:
 
 
 @dataclass(frozen=True, slots=True)
+class WireTls:
+    """How each kind of connection speaks TLS; None: it speaks plain text."""
+
+    clients: TlsContext | None = None
+    peers: TlsContext | None = None
+    to_peers: TlsContext | None = None
+    #: From a connection to the end of its handshake.
+    handshake_ms: int = 10_000
+
+
+@dataclass(frozen=True, slots=True)
 class WireSettings:
     """What the threads go by; replaced as a whole."""
 
@@ -92,6 +103,7 @@ class WireSettings:
     observed_models: frozenset[bytes] | None = frozenset()
     #: Our instance id as ``mm-hop-from`` has it.
     instance: bytes = b""
+    tls: WireTls = WireTls()
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +136,10 @@ class WireStatistics:
     reports_dropped: int
     #: Attempts made from the table alone that are under way.
     hits_open: int
+    #: Of TLS, at either end; of those that failed, those that took too long.
+    handshakes: int
+    handshakes_failed: int
+    handshakes_late: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,6 +266,15 @@ class Wire:
             for worker in self._workers
             for sender, model_id, _, answers, told, service_ns in worker.take_reports()
         ]
+
+    def take_tls_failure(self) -> tuple[Role, str] | None:
+        """Answer why a handshake with a client or peer failed since the last time, if one did."""
+        found = None
+        for worker in self._workers:
+            role_and_why = worker.take_tls_failure()
+            if role_and_why is not None:
+                found = Role(role_and_why[0]), role_and_why[1]
+        return found
 
     def _connect_tier2(self, worker: Worker, role: Role, own: bool) -> None:
         sock = self._new_tier2(role, own)

@@ -27,7 +27,9 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from mm._lru cimport slot_t, table_t
 from mm._lru_atomics cimport atomic_u32, atomic_u64
 from mm.wire._wire_counters cimport COUNTS, report_t, row_t, rows_t
+from mm.wire._wire_values cimport buffer_t, head_t, headers_t, injector_t, meter_t, text_t
 from mm.wire.nghttp2 cimport nghttp2_nv, nghttp2_session
+from mm.wire.openssl cimport SSL, SSL_CTX
 from mm.wire.system cimport pthread_mutex_t, sockaddr_storage
 
 cdef enum:
@@ -80,14 +82,6 @@ cdef struct source_t:
     uint8_t kind
 
 
-# A growing run of bytes; [at, length) is what has not gone on yet.
-cdef struct buffer_t:
-    uint8_t *bytes
-    size_t length
-    size_t at
-    size_t capacity
-
-
 # A part of what is written at once: at a place of `gather`, which may move when it grows, or, with
 # `bytes`, of a body.
 cdef struct part_t:
@@ -108,49 +102,6 @@ cdef struct chunk_t:
     chunk_t *next
 
 
-# One header. `kind` tells what becomes of it (PASS .. in _wire_headers.pxi).
-cdef struct header_t:
-    uint8_t *name
-    uint8_t *value
-    uint32_t name_length
-    uint32_t value_length
-    uint8_t kind
-    uint8_t flags
-
-
-cdef struct headers_t:
-    header_t *items
-    uint32_t count
-    uint32_t capacity
-    size_t bytes       # as HTTP/2 counts
-
-
-cdef struct text_t:
-    uint8_t *bytes
-    uint32_t length
-
-
-# What a request's headers say to the wire.
-cdef struct head_t:
-    text_t path, method, content_type, encoding, accept_encoding
-    text_t model_id          # or the vmodel's
-    text_t hop_kind
-    text_t hop_from
-    uint64_t timeout_ns      # of grpc-timeout, when there is one
-    text_t bin_id
-    uint16_t ids             # how many of each there are
-    uint16_t vmodel_ids, bin_ids, bin_vmodel_ids
-    uint8_t legacy_ids       # tas-model-id: tier 2 reads those
-    uint8_t is_vmodel        # what model_id names, once it is known
-    uint8_t has_timeout
-    uint8_t has_scheme
-    uint8_t is_balanced
-    uint8_t is_odd           # whatever is wrong or strange with it is tier 2's to say
-    uint8_t is_tried         # mm-hop-tried
-    uint8_t may_redirect     # mm-hop-redirect
-    uint8_t regular_seen
-
-
 cdef struct timer_t:
     timer_t *previous
     timer_t *next
@@ -159,33 +110,6 @@ cdef struct timer_t:
     uint16_t slot
     uint8_t kind
     uint8_t is_set
-
-
-# Follows the messages of a stream.
-cdef struct meter_t:
-    uint64_t left
-    uint64_t total             # bytes of messages, without what is before each
-    uint8_t head[5]
-    uint8_t head_length
-
-
-# Puts an id behind each message of a request (see _wire_inject.pxi).
-cdef struct injector_t:
-    uint8_t *suffix
-    uint32_t suffix_length     # 0: nothing is put in
-    uint64_t left              # of the message
-    uint64_t skip              # of the field
-    uint64_t value
-    uint32_t fields
-    uint32_t groups[100]
-    uint8_t groups_count
-    uint8_t shift
-    uint8_t has_tag
-    uint8_t length_follows
-    uint8_t head[5]
-    uint8_t head_length
-    uint8_t in_message
-    buffer_t out
 
 
 cdef struct call_t:
@@ -272,12 +196,15 @@ cdef struct conn_t:
     source_t source
     worker_t *worker
     nghttp2_session *session
+    SSL *ssl                   # NULL: plain text
     int fd
     uint8_t is_server
     uint8_t role
     uint8_t is_closed
     uint8_t is_dirty
     uint8_t is_connecting
+    uint8_t is_shaking         # the TLS handshake is not complete
+    uint8_t is_ended           # the other side has said in TLS that nothing follows
     uint8_t is_ready           # SETTINGS of the other side are here
     uint8_t is_blocked         # the socket takes no more; EPOLLOUT is asked for
     uint8_t is_draining        # GOAWAY was sent, or received: no new streams
@@ -350,6 +277,9 @@ cdef struct config_t:
     uint8_t leaves_here        # calls for copies here are tier 2's: it logs each
     uint8_t has_slots          # copies take few calls at a time (mm/mesh/concurrency.py)
     text_t *observed           # models that somebody observes, up to one without bytes; NULL: all
+    SSL_CTX *tls[ROLES]        # by role of the listener; NULL: plain text
+    SSL_CTX *tls_to_peers
+    uint32_t handshake_ms      # of TLS
     text_t instance            # our id, as mm-hop-from has it
     text_t instance_name       # and as it is
 
@@ -393,6 +323,8 @@ cdef struct worker_t:
     uint16_t *reports_index    # hashed: a place in `reports`, counted from 1
     uint32_t reports_count
     uint8_t reports_noticed    # Python knows that there are some
+    char tls_failure[120]      # why a handshake at a listener failed last
+    uint8_t tls_failure_role
     # The worker's own.
     rows_t by                  # rows, by what they are of
     uint16_t *methods_index    # hashed: a place in `methods`
@@ -434,6 +366,11 @@ cdef struct worker_t:
     uint32_t parts_count
     size_t packed_bytes
     uint8_t is_packing
+    uint8_t copies_parts       # so that records are as long as they may be
+    # Of the connection that is read, and what OpenSSL made of what it was asked last.
+    buffer_t records
+    conn_t *records_of
+    buffer_t sealed
     call_t *leaving
     size_t spare_bytes         # of large buffers in `pool`
     timer_t *wheel[WHEEL_SLOTS]

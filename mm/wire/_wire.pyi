@@ -6,6 +6,57 @@ from typing import Any
 from mm.wire import Measures, WireSettings
 from mm.wire.addresses import Target
 
+class TlsContext:
+    """How one kind of connection speaks TLS. Raises ``ValueError`` for what OpenSSL refuses."""
+
+    def __init__(
+        self,
+        chain: bytes,
+        key: bytes,
+        trust: bytes | None,
+        *,
+        is_server: bool,
+        asks: bool,
+        demands: bool,
+        ciphers: bytes,
+    ) -> None: ...
+
+class TlsError(Exception):
+    """OpenSSL gave a connection up; the text says why."""
+
+    #: The other side speaks plain HTTP.
+    is_http: bool
+
+class TlsSession:
+    """TLS of one connection for Python: bytes in, bytes out, and no socket.
+
+    After each call that may have something to say, also one that raised, ``take`` answers it.
+    """
+
+    def __init__(self, context: TlsContext, is_server: bool) -> None: ...
+    def feed(self, data: bytes) -> None:
+        """Take what came from the socket."""
+
+    def take(self) -> bytes:
+        """Answer what has to be sent."""
+
+    def shake(self) -> bool:
+        """Go on with the handshake; answers whether it is complete. Raises ``TlsError``."""
+
+    def speaks_h2(self) -> bool:
+        """Answer whether the handshake has agreed on HTTP/2."""
+
+    def read(self) -> bytes | None:
+        """Answer what is there in plain; None if nothing is, and nothing follows. Raises
+        ``TlsError``.
+        """
+
+    def write(self, data: bytes) -> None:
+        """Seal bytes. Raises ``TlsError``."""
+
+    def close(self) -> None:
+        """Say that nothing follows."""
+
 class Worker:
     """Methods may be called from any thread but the one that is in ``run``."""
 
@@ -44,6 +95,9 @@ class Worker:
         """Answer (sender, model id, calls, answers, told or -1, service ns) of peers that called
         since the last time.
         """
+
+    def take_tls_failure(self) -> tuple[int, str] | None:
+        """Answer (role, text) of the handshake at a listener that failed last; once."""
 
     def counts(self) -> list[int]:
         """Answer the counters, in the order of ``WireStatistics``."""

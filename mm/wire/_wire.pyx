@@ -12,6 +12,8 @@ from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcmp, memcpy, memmove, memset, strerror, strlen
 
+from cpython.bytes cimport PyBytes_FromStringAndSize
+
 import os
 
 from mm._lru cimport (
@@ -55,7 +57,9 @@ from mm._lru_atomics cimport (
     swap_u32,
 )
 from mm.wire._wire_counters cimport *
+from mm.wire._wire_values cimport *
 from mm.wire.nghttp2 cimport *
+from mm.wire.openssl cimport *
 from mm.wire.system cimport *
 
 include "_wire_memory.pxi"
@@ -73,6 +77,8 @@ include "_wire_ends.pxi"
 include "_wire_pieces.pxi"
 include "_wire_writing.pxi"
 include "_wire_conns.pxi"
+include "_wire_tls_contexts.pxi"
+include "_wire_tls.pxi"
 include "_wire_sessions.pxi"
 include "_wire_targets.pxi"
 include "_wire_commands.pxi"
@@ -80,6 +86,7 @@ include "_wire_worker.pxi"
 
 headers_setup()
 sessions_setup()
+tls_setup()
 
 
 cdef void fill_target(target_t *target, object told) except *:
@@ -177,6 +184,10 @@ cdef config_t *config_new(object told) except NULL:
             for i, model_id in enumerate(told.observed_models):
                 config.observed[i].bytes = copied(model_id)
                 config.observed[i].length = <uint32_t>len(model_id)
+        config.tls[ROLE_EXTERNAL] = context_of(told.tls.clients)
+        config.tls[ROLE_PEER] = context_of(told.tls.peers)
+        config.tls_to_peers = context_of(told.tls.to_peers)
+        config.handshake_ms = told.tls.handshake_ms
         config.instance.bytes = copied(told.instance)
         config.instance.length = <uint32_t>len(told.instance)
     except BaseException:
@@ -342,6 +353,18 @@ cdef class Worker:
         finally:
             free(copied)
         return found
+
+    def take_tls_failure(self):
+        """Answer (role, text) of the handshake at a listener that failed last; once."""
+        cdef worker_t *w = self.core
+        cdef char text[120]
+        cdef int role
+        pthread_mutex_lock(&w.reports_lock)
+        memcpy(text, w.tls_failure, sizeof(text))
+        role = w.tls_failure_role
+        w.tls_failure[0] = 0
+        pthread_mutex_unlock(&w.reports_lock)
+        return (role, text.decode()) if text[0] else None
 
     def counts(self):
         """Answer the counters, in the order of COUNT_*."""

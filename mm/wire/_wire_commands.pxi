@@ -137,6 +137,9 @@ cdef void config_free(config_t *config) noexcept nogil:
         i += 1
     free(config.observed)
     free(config.instance.bytes)
+    for i in range(<uint32_t>ROLES):
+        SSL_CTX_free(config.tls[i])
+    SSL_CTX_free(config.tls_to_peers)
     free(config)
 
 

@@ -24,6 +24,7 @@ cdef conn_t *conn_new(worker_t *w, int fd, uint8_t role, target_t *target) noexc
     """Take a socket over; closes it and answers NULL without memory."""
     cdef conn_t *conn = <conn_t *>calloc(1, sizeof(conn_t))
     cdef epoll_event event
+    cdef SSL_CTX *context = NULL
     cdef int one = 1
     if conn == NULL:
         close(fd)
@@ -42,8 +43,15 @@ cdef conn_t *conn_new(worker_t *w, int fd, uint8_t role, target_t *target) noexc
     setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one))
     event.events = EPOLLIN
     event.data.ptr = conn
-    if (not session_open(conn) or epoll_ctl(w.epoll_fd, EPOLL_CTL_ADD, fd, &event) != 0):
+    if w.config != NULL:
+        if target == NULL:
+            context = w.config.tls[role]
+        elif target.lane == LANE_THERE:
+            context = w.config.tls_to_peers
+    if (not session_open(conn) or (context != NULL and not tls_open(conn, context))
+            or epoll_ctl(w.epoll_fd, EPOLL_CTL_ADD, fd, &event) != 0):
         nghttp2_session_del(conn.session)
+        SSL_free(conn.ssl)
         free(conn)
         close(fd)
         return NULL
@@ -79,6 +87,10 @@ cdef void conn_close(conn_t *conn) noexcept nogil:
             count(w, COUNT_UPSTREAMS_OPEN, <uint64_t>-1)
     else:
         count(w, COUNT_CONNECTIONS_OPEN, <uint64_t>-1)
+    if conn.is_shaking and not conn.is_connecting:
+        count(w, COUNT_HANDSHAKES_FAILED, 1)
+    elif conn.ssl != NULL and not conn.is_connecting:
+        tls_goodbye(conn)
     close(conn.fd)
     # Its session tells nothing any more; so that what the calls do cannot reach it, it is marked
     # closed first, and deleted in `bury`.
@@ -110,6 +122,7 @@ cdef void bury(worker_t *w) noexcept nogil:
             left = conn
             continue
         nghttp2_session_del(conn.session)
+        SSL_free(conn.ssl)
         buffer_free(&conn.out)
         free(conn)
     w.dead = left
@@ -127,6 +140,19 @@ cdef void conn_watch(conn_t *conn) noexcept nogil:
 
 # --- reading --------------------------------------------------------------------------------------
 
+cdef ssize_t plain_read(conn_t *conn, uint8_t *to) noexcept nogil:
+    """Read at most READ_BYTES. 0: nothing yet, -1: closed."""
+    cdef ssize_t n = recv(conn.fd, to, READ_BYTES, 0)
+    if n == 0 or (n < 0 and errno != EAGAIN and errno != EINTR):
+        conn_close(conn)
+        return -1
+    if n < 0:
+        return 0
+    conn.heard_ms = conn.worker.now_ms
+    count(conn.worker, COUNT_BYTES_IN, n)
+    return n
+
+
 cdef void conn_readable(conn_t *conn) noexcept nogil:
     cdef worker_t *w = conn.worker
     cdef ssize_t n, used
@@ -134,19 +160,14 @@ cdef void conn_readable(conn_t *conn) noexcept nogil:
     cdef uint8_t *input = input_place(w)
     if conn.is_closed:   # room was made by writing
         return
-    n = recv(conn.fd, input, READ_BYTES, 0)
-    if n == 0 or (n < 0 and errno != EAGAIN and errno != EINTR):
-        conn_close(conn)
+    n = plain_read(conn, input) if conn.ssl == NULL else tls_read(conn, input)
+    if n < 0 or (n == 0 and not conn.is_ended):
         return
-    if n < 0:
-        return
-    conn.heard_ms = w.now_ms
-    count(w, COUNT_BYTES_IN, n)
     pieces = w.pieces_count
     used = nghttp2_session_mem_recv(conn.session, input, n)
     if w.pieces_count != pieces:
         w.input_at += n
-    if used < 0:
+    if used < 0 or conn.is_ended:
         # What the session still has to say is why (GOAWAY).
         flush(conn)
         conn_close(conn)
@@ -205,6 +226,9 @@ cdef void conn_timer(conn_t *conn) noexcept nogil:
     if conn.is_closed:
         return
     if not conn.is_ready:
+        if conn.is_shaking and not conn.is_connecting:
+            count(w, COUNT_HANDSHAKES_LATE, 1)
+            tls_note(conn, b"it takes too long")
         conn_close(conn)
     elif conn.is_server:
         if conn.is_draining and not conn.goaway_sent:

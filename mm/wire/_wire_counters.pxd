@@ -26,7 +26,10 @@ cdef enum:
     COUNT_UPSTREAMS_IDLE = 17  # closed because nobody needed them
     COUNT_REPORTS_DROPPED = 18  # calls of peers that no push tells of: too many peers and models
     COUNT_HITS_OPEN = 19       # attempts of the wire under way, here and there
-    COUNTS = 20
+    COUNT_HANDSHAKES = 20      # of TLS, at either end
+    COUNT_HANDSHAKES_FAILED = 21
+    COUNT_HANDSHAKES_LATE = 22   # of these
+    COUNTS = 23
 
     METHODS_MAX = 257          # told apart, and one place for all others
     METHOD_PATH_BYTES = 1000   # of longer ones: with the others

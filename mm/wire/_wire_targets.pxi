@@ -106,7 +106,10 @@ cdef void conn_connected(conn_t *conn) noexcept nogil:
         return
     conn.is_connecting = 0
     conn_watch(conn)
-    mark_dirty(conn)
+    if conn.ssl != NULL:
+        tls_shake(conn)
+    else:
+        mark_dirty(conn)
 
 
 cdef void conn_settled(conn_t *conn) noexcept nogil:

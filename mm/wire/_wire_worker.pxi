@@ -41,6 +41,7 @@ cdef worker_t *worker_new(
             or w.input == NULL or w.peers == NULL or w.peers_open == NULL
             or w.peers_answers == NULL or w.wake_fd < 0 or w.epoll_fd < 0
             or not nv_reserve(w, 64) or not buffer_reserve(&w.gather, GATHER_BYTES + 65536)
+            or not buffer_reserve(&w.records, RECORDS_BYTES)
             or epoll_ctl(w.epoll_fd, EPOLL_CTL_ADD, w.wake_fd, &event) != 0):
         worker_free(w)
         raise MemoryError
@@ -94,6 +95,8 @@ cdef void worker_free(worker_t *w) noexcept:
     free(w.input)
     free(w.nv)
     buffer_free(&w.gather)
+    buffer_free(&w.records)
+    buffer_free(&w.sealed)
     pthread_mutex_destroy(&w.lock)
     free(w)
 
@@ -154,7 +157,9 @@ cdef void listener_event(worker_t *w, listener_t *listener) noexcept nogil:
             continue
         count(w, COUNT_CONNECTIONS, 1)
         count(w, COUNT_CONNECTIONS_OPEN, 1)
-        timer_set(w, &conn.timer, w.now_ms + HANDSHAKE_MS)
+        timer_set(
+            w, &conn.timer,
+            w.now_ms + (HANDSHAKE_MS if conn.ssl == NULL else w.config.handshake_ms))
         mark_dirty(conn)
 
 

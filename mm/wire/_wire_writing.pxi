@@ -55,9 +55,12 @@ cdef void flush(conn_t *conn) noexcept nogil:
         buffer_free(&conn.out)
         conn.is_blocked = 0
         conn_watch(conn)
+    if conn.is_shaking:
+        return
+    w.copies_parts = conn.ssl != NULL
     for _round in range(FLUSH_ROUNDS):
         w.is_packing = 1
-        is_well = pack(conn) and parts_write(conn)
+        is_well = pack(conn) and (conn.ssl == NULL or tls_seal(conn)) and parts_write(conn)
         w.is_packing = 0
         calls_leave(w)
         if not is_well:
@@ -128,7 +131,7 @@ cdef void part_add(worker_t *w, const uint8_t *bytes, size_t length) noexcept no
     """Add bytes that stay where they are until they are written; `gather` has room for them."""
     cdef part_t *part
     # One part is needed for this, and one for whatever has to be copied after it.
-    if length < POINTED_BYTES_MIN or w.parts_count + 2 > PARTS_MAX:
+    if length < POINTED_BYTES_MIN or w.copies_parts or w.parts_count + 2 > PARTS_MAX:
         part_copy(w, bytes, length)
         return
     part = &w.parts[w.parts_count]

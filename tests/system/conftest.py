@@ -42,6 +42,7 @@ _ON_BOTH = frozenset(
         "metrics",
         "payloads",
         "refusals",
+        "tls",
     )
 )
 

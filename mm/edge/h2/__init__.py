@@ -15,7 +15,6 @@ from mm.edge.h2.incoming import Body, IncomingCall
 from mm.edge.h2.limits import EXTERNAL_LIMITS, PEER_LIMITS, RUNTIME_LIMITS, TransportLimits
 from mm.edge.h2.server import GrpcServer, Handler
 from mm.edge.h2.stream import FaultKind, RawStream, StreamFault, StreamSink
-from mm.edge.h2.tls import TlsEnd
 
 __all__ = [
     "EXTERNAL_LIMITS",
@@ -32,7 +31,6 @@ __all__ = [
     "RawStream",
     "StreamFault",
     "StreamSink",
-    "TlsEnd",
     "TransportLimits",
     "UnreachableError",
 ]

@@ -10,13 +10,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import OrderedDict
+from typing import TYPE_CHECKING
 
 from mm.core.headers import HeaderList
 from mm.edge.h2.limits import TransportLimits
 from mm.edge.h2.link import Link
 from mm.edge.h2.stream import FaultKind, RawStream, StreamFault, StreamSink
-from mm.edge.h2.tls import TlsEnd, TlsTransport
 from mm.errors import MeshError, StatusCode
+
+if TYPE_CHECKING:
+    from mm.edge.h2.tls import TlsEnd
 
 #: Time for what was written last to leave when a channel closes.
 _CLOSE_TIMEOUT_S = 1.0
@@ -241,6 +244,9 @@ class Channel:
     def _secured(self, link: ClientLink) -> asyncio.Protocol:
         if self._tls is None:
             return link
+        # Not at the top of the file: plain text does without the extension.
+        from mm.edge.h2.tls import TlsTransport
+
         return TlsTransport(link, self._tls, server_side=False)
 
     def link_lost(self, link: ClientLink) -> None:

@@ -14,6 +14,7 @@ import os
 import socket
 import time
 from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
 
 from h2.errors import ErrorCodes
 
@@ -27,9 +28,11 @@ from mm.edge.h2.incoming import IncomingCall
 from mm.edge.h2.limits import TransportLimits, wire_limits
 from mm.edge.h2.link import Link
 from mm.edge.h2.stream import NOBODY, RawStream
-from mm.edge.h2.tls import TlsEnd, TlsTransport
 from mm.edge.h2.turns import CALLS_A_TURN, PARKED_MAX, TurnQueue
 from mm.errors import MeshError, StatusCode
+
+if TYPE_CHECKING:
+    from mm.edge.h2.tls import TlsEnd
 
 logger = logging.getLogger(__name__)
 
@@ -297,6 +300,9 @@ class GrpcServer:
         link = ServerLink(self)
         if self.tls is None:
             return link
+        # Not at the top of the file: plain text does without the extension.
+        from mm.edge.h2.tls import TlsTransport
+
         return TlsTransport(link, self.tls, server_side=True)
 
     async def serve(self, call: IncomingCall) -> None:

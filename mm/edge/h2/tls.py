@@ -1,27 +1,22 @@
 """TLS of one connection, between its socket and its link, at either end.
 
 Owns the handshake and its limit, records in and out, and what is said to those who speak something
-else. Contexts are ``mm.edge.tls``'s. Written on memory BIOs, as asyncio's own, which tells nobody
-why a handshake failed, and sends no alert then.
+else. Contexts are ``mm.edge.tls``'s, and what is done with a record OpenSSL's, as in the wire
+(mm/wire/_wire_tls.pxi). asyncio's own TLS tells nobody why a handshake failed, and sends no alert.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import ssl
 from dataclasses import dataclass, field
 from typing import Any, Final, cast
 
 from mm.edge.h2.link import Link
 from mm.mesh.seldom import Seldom
+from mm.wire._wire import TlsContext, TlsError, TlsSession
 
 logger = logging.getLogger(__name__)
-
-#: RFC 9113, 3.2: HTTP/2 over TLS is agreed on by this name and nothing else.
-ALPN: Final = "h2"
-_READ_BYTES: Final = 64 * 1024
 
 
 def _refusal(status: str, text: str) -> bytes:
@@ -34,14 +29,6 @@ def _refusal(status: str, text: str) -> bytes:
 #: To HTTP/1.1 without TLS, and within. The wire says the same (mm/wire/_wire_tls.pxi).
 PLAIN_HTTP: Final = _refusal("400 Bad Request", "this port speaks TLS only\n")
 NOT_H2: Final = _refusal("505 HTTP Version Not Supported", "gRPC over HTTP/2 only (ALPN h2)\n")
-
-_REASONS: Final = {
-    "HTTP_REQUEST": "it speaks plain HTTP",
-    "HTTPS_PROXY_REQUEST": "it speaks plain HTTP",
-    "WRONG_VERSION_NUMBER": "it does not speak TLS",
-    "PEER_DID_NOT_RETURN_A_CERTIFICATE": "it shows no certificate",
-    "TLSV13_ALERT_CERTIFICATE_REQUIRED": "it wants a certificate",
-}
 
 
 @dataclass(slots=True)
@@ -58,7 +45,7 @@ class HandshakeCounts:
 class TlsEnd:
     """How one listener, or the calls to others, speak TLS; the context may be exchanged."""
 
-    context: ssl.SSLContext
+    context: TlsContext
     counts: HandshakeCounts
     handshake_s: float
     #: A port that is scanned must not fill the log.
@@ -78,9 +65,8 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         self.link = link
         self._end = end
         self._server_side = server_side
-        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        # Here and not later: this connection is of the context that is used now.
-        self._tls = end.context.wrap_bio(self._incoming, self._outgoing, server_side=server_side)
+        # Made here and not later: this connection is of the context that is used now.
+        self._tls = TlsSession(end.context, server_side)
         self._is_open = False
         self._timer: asyncio.TimerHandle | None = None
 
@@ -96,7 +82,7 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Take records."""
-        self._incoming.write(data)
+        self._tls.feed(data)
         if self._is_open or self._shake():
             self._read()
 
@@ -129,21 +115,21 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         if self._timer is None:
             return False
         try:
-            self._tls.do_handshake()
-        except ssl.SSLWantReadError:
-            self._send()
-            return False
-        except ssl.SSLError as error:
-            if error.reason in ("HTTP_REQUEST", "HTTPS_PROXY_REQUEST"):
+            is_complete = self._tls.shake()
+        except TlsError as error:
+            if self._server_side and error.is_http:
                 self._raw.write(PLAIN_HTTP)
             else:
                 self._send()  # the alert, which says why
             self._raw.close()
-            self._fail(_why(error))
+            self._fail(str(error))
             return False
         self._send()
-        if self._tls.selected_alpn_protocol() != ALPN:
-            self._tls.write(NOT_H2)
+        if not is_complete:
+            return False
+        if not self._tls.speaks_h2():
+            if self._server_side:
+                self._tls.write(NOT_H2)
             self.close()
             self._fail("it does not offer h2 by ALPN")
             return False
@@ -177,28 +163,24 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
     # --- records -----------------------------------------------------------------------------
 
     def _read(self) -> None:
-        pieces = []
-        ended = False
         try:
-            while piece := self._tls.read(_READ_BYTES):
-                pieces.append(piece)
-            ended = True  # close_notify
-        except ssl.SSLWantReadError:
-            pass
-        except ssl.SSLError as error:
-            logger.debug("dropping a TLS connection: %s", _why(error))
+            data = self._tls.read()
+        except TlsError as error:
+            logger.debug("dropping a TLS connection: %s", error)
             self._send()
             self._raw.close()
             return
         self._send()
-        if pieces and not self._raw.is_closing():
-            self.link.data_received(b"".join(pieces))
-        if ended and not self._raw.is_closing() and not self.link.eof_received():
-            self.close()
+        if data is None:
+            if not self._raw.is_closing() and not self.link.eof_received():
+                self.close()
+        elif data and not self._raw.is_closing():
+            self.link.data_received(data)
 
     def _send(self) -> None:
-        if self._outgoing.pending and not self._raw.is_closing():
-            self._raw.write(self._outgoing.read())
+        data = self._tls.take()
+        if data and not self._raw.is_closing():
+            self._raw.write(data)
 
     # --- what the link uses ------------------------------------------------------------------
 
@@ -206,12 +188,10 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         """Seal and send."""
         if self._raw.is_closing():
             return
-        left = memoryview(data)
         try:
-            while left:
-                left = left[self._tls.write(left) :]
-        except ssl.SSLError as error:
-            logger.debug("dropping a TLS connection: %s", _why(error))
+            self._tls.write(bytes(data))
+        except TlsError as error:
+            logger.debug("dropping a TLS connection: %s", error)
             self._raw.abort()
             return
         self._send()
@@ -220,9 +200,7 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         """Close once all that was written has left, and say so in TLS."""
         if self._raw.is_closing():
             return
-        # The other side's own word is not waited for.
-        with contextlib.suppress(ssl.SSLError):
-            self._tls.unwrap()
+        self._tls.close()  # the other side's own word is not waited for
         self._send()
         self._raw.close()
 
@@ -249,10 +227,3 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         """Answer what is known of the socket."""
         return self._raw.get_extra_info(name, default)
-
-
-def _why(error: ssl.SSLError) -> str:
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return f"its certificate is not accepted: {error.verify_message}"
-    reason = error.reason or str(error)
-    return _REASONS.get(reason, reason.lower().replace("_", " "))
