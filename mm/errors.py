@@ -80,6 +80,17 @@ class ModelNotFoundError(MeshError):
         super().__init__(message)
 
 
+class ModelMovedError(MeshError):
+    """The vmodel by which the call named its model stands for another one by now: no client hears
+    of it, the call goes there.
+    """
+
+    code = StatusCode.UNAVAILABLE
+
+    def __init__(self, message: str = "the vmodel has moved on") -> None:
+        super().__init__(message)
+
+
 class ModelExistsError(MeshError):
     """The id is registered with another type, path or key."""
 

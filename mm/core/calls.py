@@ -12,7 +12,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 
 from mm.core.ids import InstanceId, ModelId
 from mm.errors import MeshError, StatusCode
@@ -38,6 +38,14 @@ class Hop(enum.Enum):
     LOAD_LOCAL = "load-local"
 
 
+class NamedBy(NamedTuple):
+    """The vmodel by which a client named the model of a call."""
+
+    vmodel_id: str
+    #: The record of this revision says so, or a later one; 0: the one that is mirrored here.
+    revision: int = 0
+
+
 @dataclass(slots=True)
 class Call:
     """What the router needs to know of a call, and remembers between its attempts.
@@ -51,6 +59,8 @@ class Call:
     hop: Hop = Hop.EXTERNAL
     deadline_s: float | None = None
     balanced: bool = False
+    #: None: by no vmodel, or it is not to be followed any more.
+    named_by: NamedBy | None = None
     #: Copies that were tried for this call and failed it.
     tried: set[InstanceId] = field(default_factory=set)
     #: Of these, copies to which there was no way from here; empty once another way was tried.
@@ -109,13 +119,18 @@ class Call:
     retry_after_ms: int | None = None
 
     def moved_to(self, model_id: ModelId) -> Call:
-        """Answer the same call for another model, of which nothing was tried yet."""
+        """Answer the same call for another model, of which nothing was tried yet. If this one was
+        let go after a wait, it still is that one's turn.
+        """
+        on_turn_ended, self.on_turn_ended = self.on_turn_ended, None
         return Call(
             model_id,
             method=self.method,
             balanced=self.balanced,
+            named_by=self.named_by,
             deadline_s=self.deadline_s,
             request_bytes=self.request_bytes,
+            on_turn_ended=on_turn_ended,
         )
 
     def hear_retry(self, retry_after_ms: int | None) -> None:
@@ -162,6 +177,8 @@ class Outcome(enum.Enum):
     LOST = "lost"
     #: The peer has it from the store that the model is not registered any more.
     NO_MODEL = "no-model"
+    #: The call waited there for a load, and its vmodel stands for another model by now.
+    MOVED = "moved"
     #: No connection to the upstream (peer or runtime), or it broke before an answer. As a hop
     #: result: my runtime is gone.
     UNREACHABLE = "unreachable"
@@ -211,6 +228,8 @@ class PeerRoute:
     sender: InstanceId | None = None
     #: The copy there is on its way, or is to be made: the call must not keep hits waiting.
     may_wait: bool = False
+    #: So that it is not waited for in vain there, if the whole request can be sent again.
+    named_by: NamedBy | None = None
     #: There is another ready copy: the one there may send the call back, if all of it can be sent
     #: again.
     may_redirect: bool = False

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 from urllib.parse import quote, unquote
 
-from mm.core.calls import Call, Hop, Outcome, PeerRoute
+from mm.core.calls import Call, Hop, NamedBy, Outcome, PeerRoute
 from mm.core.headers import Header, HeaderList
 from mm.core.ids import InstanceId, ModelId
 
@@ -20,6 +20,9 @@ from mm.core.ids import InstanceId, ModelId
 HOP_VERSION: Final = 1
 #: Longest list of instances read from one header: far more than any honest call collects.
 INSTANCES_MAX: Final = 64
+
+#: A longer value is not sent: what comes with a call has limits, and it goes on without it.
+VMODEL_BYTES_MAX: Final = 4096
 
 PREFIX: Final = b"mm-hop-"
 VERSION: Final = b"mm-hop-version"
@@ -29,6 +32,7 @@ TRIED: Final = b"mm-hop-tried"
 EXCLUDES: Final = b"mm-hop-excludes"
 SIZE: Final = b"mm-hop-size"
 FROM: Final = b"mm-hop-from"
+VMODEL: Final = b"mm-hop-vmodel"
 REDIRECT: Final = b"mm-hop-redirect"
 REFUSE: Final = b"mm-hop-refuse"
 LOAD: Final = b"mm-hop-load"
@@ -48,6 +52,7 @@ class HopRequest:
     sender: InstanceId | None = None
     may_redirect: bool = False
     may_refuse: bool = False
+    named_by: NamedBy | None = None
 
     def to_call(self, model_id: ModelId, method: str, deadline_s: float | None) -> Call:
         """Answer the call as the router here is asked about it."""
@@ -61,6 +66,7 @@ class HopRequest:
             hops_left=self.hops_left,
             known_size_units=self.known_size_units,
             sender=self.sender,
+            named_by=self.named_by,
             may_redirect=self.may_redirect,
             may_refuse=self.may_refuse,
         )
@@ -85,6 +91,8 @@ def write_hop_request(route: PeerRoute, *, is_kept: bool = False) -> HeaderList:
         headers.append((SIZE, b"%d" % route.known_size_units))
     if route.sender:
         headers.append((FROM, quote(route.sender, safe="").encode()))
+    if route.named_by is not None and is_kept:
+        headers += _write_named_by(route.named_by)
     if route.may_redirect and is_kept:
         headers.append((REDIRECT, b"1"))
     if route.may_refuse and is_kept:
@@ -105,6 +113,7 @@ def read_hop_request(mesh: Sequence[Header]) -> HopRequest:
         excludes=_read_instances(values.get(EXCLUDES)),
         known_size_units=_read_number(values.get(SIZE), 0),
         sender=next(iter(_read_instances(values.get(FROM))), None),
+        named_by=_read_named_by(values.get(VMODEL)),
         may_redirect=values.get(REDIRECT) == b"1",
         may_refuse=values.get(REFUSE) == b"1",
     )
@@ -127,6 +136,17 @@ def _read_instances(value: bytes | None) -> frozenset[InstanceId]:
         return frozenset()
     parts = value.decode("ascii", "replace").split(",", INSTANCES_MAX)[:INSTANCES_MAX]
     return frozenset(InstanceId(unquote(part)) for part in parts if part)
+
+
+def _write_named_by(named_by: NamedBy) -> HeaderList:
+    value = f"{quote(named_by.vmodel_id, safe='')}/{named_by.revision}".encode()
+    return [(VMODEL, value)] if len(value) <= VMODEL_BYTES_MAX else []
+
+
+def _read_named_by(value: bytes | None) -> NamedBy | None:
+    vmodel_id, _, revision = (value or b"").rpartition(b"/")
+    number = _read_number(revision, 0)
+    return NamedBy(unquote(vmodel_id.decode("ascii", "replace")), number) if number else None
 
 
 def read_outcome(hop_result: str | None) -> Outcome | None:

@@ -356,6 +356,7 @@ _RETRIES: Final = {
     # The peer has reloaded a lost model, if that could help: it is the model's own answer.
     Outcome.LOST: _NO_MORE,
     Outcome.NO_MODEL: _NO_MORE,
+    Outcome.MOVED: _NO_MORE,
 }
 
 

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from mm.core.calls import Call, LocalRoute, Outcome, PeerRoute, Route
+from mm.core.calls import Call, LocalRoute, NamedBy, Outcome, PeerRoute, Route
 from mm.core.headers import (
     Header,
     HeaderList,
@@ -107,6 +107,7 @@ class MultiCall:
             method=incoming.method,
             deadline_s=incoming.deadline_s,
             balanced=is_balanced(incoming.head.mesh),
+            named_by=NamedBy(given_id) if is_vmodel else None,
         )
         observers = self._proxy.observers
         observation = None
@@ -126,14 +127,17 @@ class MultiCall:
     async def _ask_until(self, call: Call, message: bytes, vmodel_id: str | None) -> Answer:
         """Follow the vmodel, if one named the model, wherever it goes meanwhile."""
         moves = Moves(self._proxy.router, vmodel_id)
-        while True:
-            try:
-                return await self._ask_model(call, message)
-            except MeshError as error:
-                moved = await moves.follow(call, error)
-                if moved is None:
-                    raise
-                call = moved
+        try:
+            while True:
+                try:
+                    return await self._ask_model(call, message)
+                except MeshError as error:
+                    moved = await moves.follow(call, error)
+                    if moved is None:
+                        raise
+                    call = moved
+        finally:
+            call.end_turn()
 
     async def _ask_model(self, call: Call, message: bytes) -> Answer:
         router = self._proxy.router
@@ -164,7 +168,7 @@ class MultiCall:
             if answer is not None and status.code == StatusCode.OK:
                 return answer
             if outcome is Outcome.ANSWERED or not again:
-                if outcome is Outcome.NO_MODEL:
+                if outcome in (Outcome.NO_MODEL, Outcome.MOVED):
                     raise call.failure or ModelNotFoundError
                 if answer is not None and answer.trailers is not None:
                     raise CallError(status.code or 2, status.message, answer.trailers)

@@ -237,9 +237,12 @@ class ProxiedCall:
     def _pass_on(self, attempt: Attempt | None, route: Route, outcome: Outcome, text: str) -> None:
         """Answer with what the failed attempt left."""
         incoming = self.incoming
-        if outcome is Outcome.NO_MODEL and self.may_repeat and self.call.failure is not None:
+        has_moved = outcome in (Outcome.NO_MODEL, Outcome.MOVED)
+        if has_moved and self.may_repeat and self.call.failure is not None:
             # Where a vmodel named the model, it has moved on.
             self._give_up_held()
+            if not self.proxy.external:
+                self.call.failure.hop_result = outcome.value
             raise self.call.failure
         if attempt is not None and attempt.held_trailers is not None:
             if attempt.held_headers is not None:

@@ -11,7 +11,7 @@ import asyncio
 
 from mm.config import Config
 from mm.core.call_meter import CallMeter
-from mm.core.calls import Call, Hop, LocalRoute, Route
+from mm.core.calls import Call, Hop, LocalRoute, NamedBy, Route
 from mm.core.dataplane import RpcConfig
 from mm.core.headers import IdKind, check_id, is_balanced, read_ids
 from mm.core.hop_headers import HopRequest, read_hop_request
@@ -20,7 +20,7 @@ from mm.core.protobuf_ids import extract_id
 from mm.edge.h2.client import Channel, ChannelPool
 from mm.edge.h2.incoming import IncomingCall
 from mm.edge.h2.messages import ENCODINGS_READ, MessageSplitter, TooMuchHeldError, decompress
-from mm.edge.moves import Moves
+from mm.edge.moves import Moves, stay
 from mm.edge.multi import MultiCall
 from mm.edge.payload_sinks import Observers
 from mm.edge.payloads import Observation
@@ -30,6 +30,7 @@ from mm.errors import (
     InvalidRequestError,
     MeshError,
     MethodRefusedError,
+    ModelMovedError,
     StatusCode,
 )
 from mm.mesh.permissions import MANAGEMENT_SERVICES
@@ -123,7 +124,8 @@ class Proxy:
         model_id = ModelId(ids[0]) if vmodel_id is None else await self.router.resolve(vmodel_id)
         incoming.model_id = model_id
         balanced = is_balanced(incoming.head.mesh)
-        call = Call(model_id, method=incoming.method, balanced=balanced)
+        named_by = None if vmodel_id is None else NamedBy(vmodel_id)
+        call = Call(model_id, method=incoming.method, balanced=balanced, named_by=named_by)
         observation = None
         if self.observers is not None:
             observation = self.observers.begin(incoming, model_id, vmodel_id or "")
@@ -156,6 +158,8 @@ class Proxy:
                     return
                 except MeshError as error:
                     moved = await moves.follow(call, error) if proxied.may_repeat else None
+                    if moved is None and isinstance(error, ModelMovedError) and vmodel_id:
+                        moved = stay(call)
                     if moved is None:
                         raise
                     call = proxied.call = moved
@@ -163,6 +167,7 @@ class Proxy:
             proxied.note_load()
             raise
         finally:
+            call.end_turn()
             proxied.close()
 
     # --- ids ---------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from mm.errors import (
     LoadFailedError,
     LoadTimeoutError,
     MeshError,
+    ModelMovedError,
     ModelNotFoundError,
     NoRoomError,
     QueueFullError,
@@ -26,6 +27,7 @@ _RESULTS = (
     (LoadFailedError, Outcome.LOAD_FAILED),
     # The model of a vmodel that moved on: its sender asks for the next one.
     (ModelNotFoundError, Outcome.NO_MODEL),
+    (ModelMovedError, Outcome.MOVED),
 )
 
 

@@ -184,7 +184,7 @@ class Placer:
     def load_ended(self, call: Call, route: PeerRoute, outcome: Outcome) -> None:
         """A call that was sent to have a model loaded came back."""
         # Without a method nobody waited for the end of the load.
-        is_loading = outcome is Outcome.ABANDONED or not call.method
+        is_loading = outcome in (Outcome.ABANDONED, Outcome.MOVED) or not call.method
         self._cluster.load_ended(
             route.instance_id, call.model_id, took=outcome in _TOOK, is_loading=is_loading
         )

@@ -407,9 +407,11 @@ class Router(Protocol):
         """Hear that an answer comes: if the call waited at a peer, that is over."""
         ...
 
-    async def resolve(self, vmodel_id: str, missing: Collection[ModelId] = ()) -> ModelId:
+    async def resolve(
+        self, vmodel_id: str, missing: Collection[ModelId] = (), *, fresh: bool = False
+    ) -> ModelId:
         """Answer the model that calls of a vmodel go to, once some were found ``missing`` one that
-        was not; raises ``MeshError``.
+        was not; with ``fresh`` as the store says. Raises ``MeshError``.
         """
         ...
 

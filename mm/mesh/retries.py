@@ -16,6 +16,7 @@ from mm.core.routing import Again, retry_after
 from mm.errors import (
     LoadFailedError,
     LoadTimeoutError,
+    ModelMovedError,
     ModelNotFoundError,
     NoRoomError,
     QueueFullError,
@@ -71,6 +72,8 @@ class Retries:
                 call.failure = call.failure or StoreUnavailableError(message)
             case Outcome.NO_MODEL:
                 call.failure = ModelNotFoundError(message)
+            case Outcome.MOVED:
+                call.failure = ModelMovedError(message)
         call.load_failures_count += outcome in _LOAD_FAILURES
         return self._remember(call, route.instance_id, outcome, message, is_here=False)
 

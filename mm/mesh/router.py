@@ -14,7 +14,16 @@ from dataclasses import replace
 import anyio
 
 from mm.config import Config
-from mm.core.calls import REFUSALS_MAX, Call, Hop, LocalRoute, Outcome, PeerRoute, Route
+from mm.core.calls import (
+    REFUSALS_MAX,
+    Call,
+    Hop,
+    LocalRoute,
+    NamedBy,
+    Outcome,
+    PeerRoute,
+    Route,
+)
 from mm.core.ids import InstanceId, ModelId
 from mm.core.records import ModelRecord
 from mm.core.routing import Action, Again
@@ -22,6 +31,7 @@ from mm.errors import (
     LoadFailedError,
     LoadTimeoutError,
     MeshError,
+    ModelMovedError,
     ModelNotFoundError,
     NoRoomError,
     QueueFullError,
@@ -108,6 +118,7 @@ class Router:
         self.logs_each_call = config.log_each_invoke
         #: Calls between `route` and `finished`.
         self.routes_open = 0
+        vmodels.listen(lambda vmodel_id, _: waiters.vmodel_changed(vmodel_id, vmodels.has_moved))
 
     # --- the question ---
 
@@ -125,8 +136,17 @@ class Router:
                 route = await self._look(call)
             if isinstance(route, PeerRoute) and route.may_wait:
                 # If it is refused, the load stays noted as sent there: others may have sent it.
+                if call.named_by is not None:
+                    self._refuse_if_moved(call, call.named_by)
+                    route = replace(route, named_by=self._vmodels.as_mirrored(call.named_by))
                 call.end_turn()
                 self._waiters.enter(call)
+        except ModelMovedError as exc:
+            # It goes on as another call, in the same turn.
+            if call.hop is not Hop.EXTERNAL:
+                call.end_turn()
+                self._refused(call, exc)
+            raise
         except BaseException as exc:
             call.end_turn()
             if isinstance(exc, MeshError):
@@ -134,6 +154,10 @@ class Router:
             raise
         self._opened(call, route)
         return route
+
+    def _refuse_if_moved(self, call: Call, named_by: NamedBy) -> None:
+        if self._vmodels.has_moved(named_by, call.model_id):
+            raise ModelMovedError
 
     def request_grew(self, call: Call, size_bytes: int) -> None:
         """Hear of more bytes of a request that waits; raises ``WaitersFullError``."""
@@ -202,9 +226,11 @@ class Router:
             self._placer.load_ended(call, route, outcome)
         return self._outcomes.weigh(call, route, outcome, message)
 
-    async def resolve(self, vmodel_id: str, missing: Collection[ModelId] = ()) -> ModelId:
+    async def resolve(
+        self, vmodel_id: str, missing: Collection[ModelId] = (), *, fresh: bool = False
+    ) -> ModelId:
         """Answer the model of a vmodel, not one that is ``missing``; raises ``MeshError``."""
-        return await self._vmodels.resolve(vmodel_id, missing)
+        return await self._vmodels.resolve(vmodel_id, missing, fresh=fresh)
 
     def in_flight(self, model_id: ModelId) -> int:
         """Answer the calls that the local copy has in flight."""
@@ -396,6 +422,8 @@ class Router:
         if call.method and not copy.settled.is_set():
             self._loader.ensure_awaited(copy)
             call.has_waited = True
+        if call.named_by is not None and not copy.settled.is_set():
+            self._refuse_if_moved(call, call.named_by)
         began_s = anyio.current_time()
         await self._waiters.wait(copy, call)
         if copy.failure is not None:

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 
 import anyio
 
+from mm.core.calls import NamedBy
 from mm.core.ids import ModelId
 from mm.core.records import VModelRecord
+from mm.core.vmodel_changes import references
 from mm.errors import MeshError, ModelNotFoundError, StatusCode
 from mm.limits import Limits
 from mm.mesh.look_ups import ANSWER_S, LookUps
@@ -89,16 +91,34 @@ class VModels:
         for vmodel_id in self.references.of(model_id):
             await self.mirror.read(vmodel_id)
 
-    async def resolve(self, vmodel_id: str, missing: Collection[ModelId] = ()) -> ModelId:
-        """Answer the active model. If models that it was before turned out to be ``missing``: what
-        the store says it is now, else the target (spec core 2.15).
+    async def resolve(
+        self, vmodel_id: str, missing: Collection[ModelId] = (), *, fresh: bool = False
+    ) -> ModelId:
+        """Answer the active model, with ``fresh`` the one that the store has. If models that it was
+        before turned out to be ``missing``: what the store says it is now, else the target (spec
+        core 2.15).
 
         Raises ``ModelNotFoundError``, ``StoreUnavailableError`` or ``LimitError``; INTERNAL if
         there is no other model.
         """
         if missing:
             return await self._resolve_anew(vmodel_id, missing)
-        return _required(await self.find(vmodel_id)).active_model_id
+        record = await (self.read(vmodel_id) if fresh else self.find(vmodel_id))
+        return _required(record).active_model_id
+
+    def has_moved(self, named_by: NamedBy, model_id: ModelId) -> bool:
+        """Answer whether a vmodel that named a model is seen to have left it since."""
+        item = self.mirror.get(named_by.vmodel_id)
+        if item is None or item.mod_revision <= named_by.revision:
+            return False
+        record = self.get(named_by.vmodel_id)
+        return record is not None and model_id not in references(record)
+
+    def as_mirrored(self, named_by: NamedBy) -> NamedBy:
+        """Answer the same with the revision that is mirrored, if that is newer."""
+        item = self.mirror.get(named_by.vmodel_id)
+        revision = 0 if item is None else item.mod_revision
+        return named_by._replace(revision=max(revision, named_by.revision))
 
     async def _resolve_anew(self, vmodel_id: str, missing: Collection[ModelId]) -> ModelId:
         now_s = anyio.current_time()

@@ -13,8 +13,9 @@ from collections.abc import Callable
 import anyio
 import anyio.lowlevel
 
-from mm.core.calls import Call
-from mm.errors import LoadTimeoutError, WaitersFullError
+from mm.core.calls import Call, NamedBy
+from mm.core.ids import ModelId
+from mm.errors import LoadTimeoutError, ModelMovedError, WaitersFullError
 from mm.limits import Limits
 from mm.mesh.local_copy import LocalCopy
 from mm.mesh.statistics import Counters
@@ -28,14 +29,31 @@ JOIN_S = 0.05
 
 
 class Batch:
-    """Calls for one copy that began to wait together, and go on together: one event for all."""
+    """Calls for one copy, named by the same vmodel or by none, that began to wait together, and go
+    on together: one event for all.
+    """
 
-    __slots__ = ("copy", "is_running", "line", "opened_s", "present_count", "released_s", "woken")
+    __slots__ = (
+        "copy",
+        "has_moved",
+        "is_running",
+        "line",
+        "named_by",
+        "opened_s",
+        "present_count",
+        "released_s",
+        "woken",
+    )
 
-    def __init__(self, copy: LocalCopy, line: Line, opened_s: float) -> None:
+    def __init__(
+        self, copy: LocalCopy, named_by: NamedBy | None, line: Line, opened_s: float
+    ) -> None:
         self.copy = copy
+        self.named_by = named_by
         self.line = line
         self.opened_s = opened_s
+        #: The vmodel stands for another model by now.
+        self.has_moved = False
         #: Calls in it that neither gave up nor, once let go, ended.
         self.present_count = 0
         #: Let go, and not slow yet: those in it count among those under way.
@@ -79,6 +97,8 @@ class Waiters:
         self.calls = 0
         self.request_bytes = 0
         self._lines: dict[LocalCopy, Line] = {}
+        #: Those of calls that a vmodel named, by vmodel.
+        self._named: dict[str, Line] = {}
         #: All batches that are not let go, in the order of their deadlines.
         self._ages: OrderedDict[Batch, None] = OrderedDict()
         #: Lines of copies that are settled.
@@ -93,7 +113,8 @@ class Waiters:
         """Return when the copy is settled and it is the call's turn; a route, or an error, of the
         router must follow at once.
 
-        Raises ``LoadTimeoutError`` after ``wait_timeout_s`` and ``WaitersFullError`` at once.
+        Raises ``LoadTimeoutError`` after ``wait_timeout_s``, ``WaitersFullError`` at once, and
+        ``ModelMovedError`` when the vmodel that named the model stands for another one.
         """
         call.end_turn()
         if copy.settled.is_set():
@@ -101,7 +122,7 @@ class Waiters:
         self.enter(call)
         if call.waiting_since_s is None:
             call.waiting_since_s = anyio.current_time()
-        batch = self._join(copy)
+        batch = self._join(copy, call.named_by)
         try:
             await batch.woken.wait()
         except BaseException:
@@ -109,9 +130,11 @@ class Waiters:
             raise
         finally:
             self.leave(call)
-        if not copy.settled.is_set():
+        if not copy.settled.is_set() and not batch.has_moved:
             raise LoadTimeoutError(f"Timeout waiting for load of model {copy.model_id}")
         call.on_turn_ended = lambda: self._left(batch)
+        if batch.has_moved:
+            raise ModelMovedError
 
     def has_time(self, call: Call) -> bool:
         """Answer whether a call that waited in vain may wait for another load."""
@@ -166,16 +189,23 @@ class Waiters:
             " retry later, or load models before they are called (ensureLoaded)"
         )
 
-    def _join(self, copy: LocalCopy) -> Batch:
+    def _join(self, copy: LocalCopy, named_by: NamedBy | None) -> Batch:
         line = self._lines.get(copy)
         if line is None:
             line = self._lines[copy] = OrderedDict()
             copy.on_settled = self._settled
         now_s = anyio.current_time()
         batch = next(reversed(line), None)
-        if batch is None or batch.present_count >= BATCH_CALLS or now_s - batch.opened_s >= JOIN_S:
-            batch = Batch(copy, line, now_s)
+        if (
+            batch is None
+            or batch.present_count >= BATCH_CALLS
+            or now_s - batch.opened_s >= JOIN_S
+            or batch.named_by != named_by
+        ):
+            batch = Batch(copy, named_by, line, now_s)
             line[batch] = None
+            if named_by is not None:
+                self._named.setdefault(named_by.vmodel_id, OrderedDict())[batch] = None
             if not self._ages:
                 self._wake_up()  # to keep the deadline
             self._ages[batch] = None
@@ -194,15 +224,38 @@ class Waiters:
 
     def _remove(self, batch: Batch) -> None:
         del self._ages[batch]
-        del batch.line[batch]
-        if batch.line:
-            return
-        self._lines.pop(batch.copy, None)
-        if batch.copy.is_letting_go:
+        if batch.named_by is not None:
+            named = self._named[batch.named_by.vmodel_id]
+            del named[batch]
+            if not named:
+                del self._named[batch.named_by.vmodel_id]
+        self._take_out(batch)
+        if not batch.line and batch.copy.is_letting_go and not batch.has_moved:
             batch.copy.is_letting_go = False
             self._on_let_go(batch.copy)
 
+    def _take_out(self, batch: Batch) -> None:
+        del batch.line[batch]
+        if not batch.line and self._lines.get(batch.copy) is batch.line:
+            del self._lines[batch.copy]
+
     # --- who goes on ---
+
+    def vmodel_changed(self, vmodel_id: str, has_moved: Callable[[NamedBy, ModelId], bool]) -> None:
+        """Let those go whose vmodel stands for another model than the one they wait for."""
+        line: Line = OrderedDict()
+        for batch in list(self._named.get(vmodel_id, ())):
+            assert batch.named_by is not None, batch
+            if batch.has_moved or batch.copy.settled.is_set():
+                continue
+            if has_moved(batch.named_by, batch.copy.model_id):
+                batch.has_moved = True
+                self._take_out(batch)
+                batch.line = line
+                line[batch] = None
+        if line:
+            self._ready.append(line)
+            self._wake_up()
 
     def _settled(self, copy: LocalCopy) -> None:
         line = self._lines.pop(copy, None)

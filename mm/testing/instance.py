@@ -14,11 +14,12 @@ import anyio
 from anyio.abc import TaskStatus
 
 from mm.config import Config
-from mm.core.calls import MOVES_MAX, Call, Hop, LocalRoute, Outcome, PeerRoute, Route
+from mm.core.calls import Call, Hop, LocalRoute, NamedBy, Outcome, PeerRoute, Route
 from mm.core.ids import InstanceId, ModelId
 from mm.core.model_policy import ModelPolicy
 from mm.core.records import ModelInfo
 from mm.edge.memory_store import Fault
+from mm.edge.moves import Moves
 from mm.errors import MeshError, NoRoomError, RuntimeUnavailableError, StatusCode
 from mm.mesh.composition import Ports
 from mm.mesh.models import NO_POLICY, EnsureRequest
@@ -137,19 +138,22 @@ class Instance:
 
     async def invoke_vmodel(self, vmodel_id: str, method: str = "/pkg.Service/Method") -> ModelId:
         """Call a vmodel as a client does; answers which model served. Raises ``MeshError``."""
-        missing: set[ModelId] = set()
-        model_id = await self.node.router.resolve(vmodel_id)
-        while True:
-            try:
-                await self.send(Call(model_id, method=method))
-            except MeshError as exc:
-                is_gone = exc.code is StatusCode.NOT_FOUND
-                if not is_gone or isinstance(exc, RuntimeAnswerError) or len(missing) == MOVES_MAX:
-                    raise
-                missing.add(model_id)
-                model_id = await self.node.router.resolve(vmodel_id, missing)
-            else:
-                return model_id
+        router = self.node.router
+        moves = Moves(router, vmodel_id)
+        model_id = await router.resolve(vmodel_id)
+        call = Call(model_id, method=method, named_by=NamedBy(vmodel_id))
+        try:
+            while True:
+                try:
+                    await self.send(call)
+                    return call.model_id
+                except MeshError as exc:
+                    moved = await moves.follow(call, exc)
+                    if moved is None:
+                        raise
+                    call = moved
+        finally:
+            call.end_turn()
 
     async def send(self, call: Call) -> InstanceId:
         """Serve a client's call; raises ``ConnectionLostError`` if this instance crashes."""

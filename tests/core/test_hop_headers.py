@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mm.core.calls import Hop, Outcome, PeerRoute
+from mm.core.calls import Hop, NamedBy, Outcome, PeerRoute
 from mm.core.headers import HeaderList
 from mm.core.hop_headers import (
     INSTANCES_MAX,
@@ -30,6 +30,7 @@ _instances = st.frozensets(st.text(min_size=1, max_size=12).map(InstanceId), max
     st.none() | st.text(min_size=1, max_size=12).map(InstanceId),
     st.booleans(),
     st.booleans(),
+    st.none() | st.builds(NamedBy, st.text(min_size=1, max_size=12), st.integers(1, 10**14)),
     st.booleans(),
 )
 def test_what_is_written_is_read(
@@ -41,6 +42,7 @@ def test_what_is_written_is_read(
     sender: InstanceId | None,
     may_redirect: bool,
     may_refuse: bool,
+    named_by: NamedBy | None,
     is_kept: bool,
 ) -> None:
     route = PeerRoute(
@@ -55,13 +57,15 @@ def test_what_is_written_is_read(
         sender=sender,
         may_redirect=may_redirect,
         may_refuse=may_refuse,
+        named_by=named_by,
     )
     read = read_hop_request(write_hop_request(route, is_kept=is_kept))
-    asks = (may_redirect and is_kept, may_refuse and is_kept)
+    asks = (may_redirect and is_kept, may_refuse and is_kept, named_by if is_kept else None)
     assert read == HopRequest(hop, left, tried, excludes, size, sender, *asks)
     call = read.to_call(ModelId("m"), "/p.S/M", 5.0)
     assert (call.hop, call.hops_left, call.tried, call.deadline_s) == (hop, left, tried, 5.0)
-    assert (call.sender, call.may_redirect, call.may_refuse) == (sender, *asks)
+    asked = (call.may_redirect, call.may_refuse, call.named_by)
+    assert (call.sender, *asked) == (sender, *asks)
 
 
 @pytest.mark.parametrize(
@@ -90,6 +94,20 @@ def test_other_versions_are_understood_as_far_as_possible(
     mesh: HeaderList, expected: HopRequest
 ) -> None:
     assert read_hop_request(mesh) == expected
+
+
+@pytest.mark.parametrize("value", [b"", b"v", b"v/", b"/x", b"v/0", b"v/-1", b"v/" + b"1" * 16])
+def test_a_vmodel_without_a_revision_is_none(value: bytes) -> None:
+    mesh = [(b"mm-hop-kind", b"load-local"), (b"mm-hop-vmodel", value)]
+    assert read_hop_request(mesh).named_by is None
+
+
+def test_a_vmodel_that_is_too_long_is_left_out() -> None:
+    for length, is_told in ((1000, True), (5000, False)):
+        named_by = NamedBy("v" * length, 7)
+        route = PeerRoute(ModelId("m"), InstanceId("i"), "h:1", Hop.LOAD_LOCAL, named_by=named_by)
+        read = read_hop_request(write_hop_request(route, is_kept=True))
+        assert read.named_by == (named_by if is_told else None)
 
 
 def test_lists_are_bounded() -> None:

@@ -103,7 +103,9 @@ class FakeRouter:
             call.waits = False
             self._set_waiting(-1)
 
-    async def resolve(self, vmodel_id: str, missing: Collection[ModelId] = ()) -> ModelId:
+    async def resolve(
+        self, vmodel_id: str, missing: Collection[ModelId] = (), *, fresh: bool = False
+    ) -> ModelId:
         """A vmodel "v" that is "a b" was "a" until that turned out to be missing, and then "b"."""
         if vmodel_id not in self.vmodels:
             raise ModelNotFoundError("vmodel not found")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -245,3 +246,50 @@ def test_a_switch_under_streams_and_calls_of_several(
     for each in (name, f"{name}-steady"):
         request = mmesh.DeleteVModelRequest(v_model_id=each)
         pair.other.call("/mmesh.ModelMesh/deleteVModel", request, mmesh.DeleteVModelResponse)
+
+
+def _models_called(instance: Instance, name: str, others: tuple[str, ...]) -> set[str]:
+    """Call a vmodel alone, or several of them at once; answers the models that were meant."""
+    metadata = [("mm-vmodel-id", each) for each in (name, *others)]
+    if not others:
+        request = EchoRequest()
+        reply = instance.call("/mm.testing.Echo/unary", request, EchoResponse, metadata)
+        return {reply.model_id}
+    several = instance.call(
+        "/mmesh.ExamplePredictor/multiPredict",
+        mmesh.PredictRequest(text="t"),
+        mmesh.MultiPredictResponse,
+        [*metadata, ("mm-required", "all")],
+    )
+    return set(several.per_model_results)
+
+
+def test_calls_that_wait_for_the_old_model_follow_the_switch(pair: Pair) -> None:
+    """The old model takes long to load, at one instance, and stays registered: whoever waited for
+    it, there or a hop away, is answered by the new one.
+    """
+    name, old, new = "waited-for", "waited-for-old", "waited-for-new"
+    instances = (pair.holder, pair.other)
+    steady = f"{name}-steady"
+    set_vmodel(pair.other, steady, steady, "held")
+    slow = mmesh.ModelInfo(type="held", path="SIZE_1000000_20000_0")
+    pair.holder.call(
+        "/mmesh.ModelMesh/setVModel",
+        mmesh.SetVModelRequest(v_model_id=name, target_model_id=old, model_info=slow),
+        mmesh.VModelStatusInfo,
+    )
+    with ThreadPoolExecutor() as pool:
+        calls = [
+            pool.submit(_models_called, each, name, others)
+            for each in instances
+            for others in ((), (steady,))
+        ]
+        eventually(lambda: pair.holder.statistics().waiting_calls >= len(calls))
+        set_vmodel(pair.holder, name, new, "held", force=True)
+        answers = [each.result() for each in calls]
+    assert answers == [{new}, {new, steady}] * 2
+    for each in (name, steady):
+        request = mmesh.DeleteVModelRequest(v_model_id=each)
+        pair.other.call("/mmesh.ModelMesh/deleteVModel", request, mmesh.DeleteVModelResponse)
+    unregister = mmesh.UnregisterModelRequest(model_id=old)
+    pair.other.call("/mmesh.ModelMesh/unregisterModel", unregister, mmesh.UnregisterModelResponse)
