@@ -20,7 +20,7 @@ from mm.edge.unary import MessageStream, ServiceTable, parse_message, read_reque
 from mm.errors import InvalidRequestError
 from mm.mesh.composition import Parts
 from mm.mesh.listing import IN_A_ROW, ListedModel, ListedVModel, Listing, PageRequest
-from mm.mesh.watches import Watches
+from mm.mesh.watches import SEND_MAX_S, Watches
 from mm.pb import mmesh
 
 E = TypeVar("E")
@@ -107,10 +107,16 @@ async def _watch(call: IncomingCall, watches: Watches, tell: Callable[[str], byt
     stream = MessageStream(call)
     # An instance that stops does not wait for those who only look on.
     call.holds_stop = False
-    with watches.open(request.id, request.id_prefix) as watch:
+    # The wire's own connections are those of many clients.
+    client = None if call.link.is_wire else call.link
+    with watches.open(request.id, request.id_prefix, client) as watch:
         call.send_headers()
         while True:
-            await stream.send(tell(await watch.next()))
+            message = tell(await watch.next())
+            try:
+                await stream.send(message, SEND_MAX_S)
+            except TimeoutError:
+                raise watch.stuck(SEND_MAX_S) from None
 
 
 def _wanted(status: mmesh.ModelStatusInfoModelStatus | mmesh.VModelStatusInfoVModelStatus) -> str:

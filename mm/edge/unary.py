@@ -80,16 +80,21 @@ class MessageStream:
         if self._room is not None and not self._room.done():
             self._room.set_result(None)
 
-    async def send(self, message: bytes) -> None:
-        """Send a message, and wait while the client is far behind."""
+    async def send(self, message: bytes, limit_s: float | None = None) -> None:
+        """Send a message, and wait while the client is far behind. Raises ``TimeoutError`` if it
+        still is after ``limit_s``.
+        """
         if not self._call.headers_sent:
             self._call.send_headers()
         framed = frame_message(message)
         self._unsent_bytes += len(framed)
         self._stream.send_data(framed, len(framed))
-        while self._unsent_bytes > _UNSENT_BYTES_MAX:
-            self._room = asyncio.get_running_loop().create_future()
-            await self._room
+        if self._unsent_bytes <= _UNSENT_BYTES_MAX:
+            return
+        async with asyncio.timeout(limit_s):
+            while self._unsent_bytes > _UNSENT_BYTES_MAX:
+                self._room = asyncio.get_running_loop().create_future()
+                await self._room
 
     async def read(self) -> bytes | None:
         """Answer the next message, decompressed; None at the end. Raises ``MeshError``."""

@@ -21,6 +21,12 @@ from mm.mesh.statistics import Counters
 
 #: Watches at an instance; each looks at each change.
 WATCHES_MAX: Final = 100
+#: Of them, those of one connection: a program that watches more had better watch by a prefix, and
+#: nobody takes them all.
+WATCHES_OF_CLIENT_MAX: Final = 20
+#: So long a client may take nothing of what is sent; then its place is another's. Whoever is there
+#: at all reads within a second.
+SEND_MAX_S: Final = 60.0
 #: Ids that changed and were not told yet, of one watch: a few MB. A client that is further behind
 #: had better list anew.
 PENDING_MAX: Final = 20_000
@@ -32,12 +38,14 @@ Held = Callable[[InstanceId], Iterable[str]]
 class Watch:
     """The ids that changed since they were taken, in the order of their first change."""
 
-    def __init__(self, key_id: str = "", prefix: str = "") -> None:
+    def __init__(self, key_id: str = "", prefix: str = "", client: object = None) -> None:
         self._key_id = key_id
+        #: Who watches; None: nobody knows.
+        self.client = client
         self._prefix = prefix
         self._pending: dict[str, None] = {}
         self._news = anyio.Event()
-        #: Too many changes were missed.
+        #: Too many changes were missed, or nothing was taken for too long.
         self.is_behind = False
 
     def heard(self, key_id: str) -> None:
@@ -50,6 +58,11 @@ class Watch:
         if not self.is_behind:
             self._pending[key_id] = None
         self._news.set()
+
+    def stuck(self, after_s: float) -> LimitError:
+        """Answer what the client is told that takes nothing."""
+        self.is_behind = True
+        return LimitError(f"the client took nothing for {after_s:g} s: watch anew")
 
     async def next(self) -> str:
         """Wait for a change and answer its id. Raises ``LimitError`` once too many were missed."""
@@ -92,12 +105,16 @@ class Watches:
         return len(self._watches)
 
     @contextmanager
-    def open(self, key_id: str = "", prefix: str = "") -> Iterator[Watch]:
-        """Watch an id, or all with a prefix. Raises ``LimitError``."""
+    def open(self, key_id: str = "", prefix: str = "", client: object = None) -> Iterator[Watch]:
+        """Watch an id, or all with a prefix. ``client``: whose it is. Raises ``LimitError``."""
+        own_count = sum(each.client is client for each in self._watches)
+        if client is not None and own_count >= WATCHES_OF_CLIENT_MAX:
+            self._counters.watches_refused += 1
+            raise LimitError(f"this connection has {own_count} watches open, the limit")
         if len(self._watches) >= WATCHES_MAX:
             self._counters.watches_refused += 1
             raise LimitError(f"{WATCHES_MAX} watches are open at this instance, the limit")
-        watch = Watch(key_id, prefix)
+        watch = Watch(key_id, prefix, client)
         self._watches.append(watch)
         self._counters.watches_begun += 1
         try:

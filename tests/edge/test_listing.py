@@ -10,21 +10,25 @@ from dataclasses import dataclass, replace
 import pytest
 from grpclib.client import Channel
 from grpclib.exceptions import GRPCError, StreamTerminatedError
+from h2.events import ResponseReceived
 
 from mm.core.copy_record import CopyStage
 from mm.core.ids import InstanceId, ModelId
 from mm.core.model_policy import ModelPolicy
 from mm.core.records import ModelInfo, ModelRecord, VModelRecord
 from mm.edge.h2 import EXTERNAL_LIMITS, GrpcServer
+from mm.edge.h2.messages import frame_message
 from mm.edge.listing import add_listing
 from mm.edge.memory_store import MemoryStore
 from mm.edge.unary import ServiceTable
 from mm.limits import Limits
 from mm.mesh.ports import Delete, Item, Put
 from mm.mesh.registry import Registry
+from mm.mesh.statistics import Counters
 from mm.mesh.vmodels import VModels
 from mm.pb import mmesh
-from mm.testing.cluster import running_cluster
+from mm.testing.cluster import running_cluster, until
+from tests.edge.raw_h2 import REQUEST, connect
 from tests.edge.upstream import PATIENCE_S
 
 pytestmark = pytest.mark.anyio
@@ -39,7 +43,9 @@ class Served:
     registry: Registry
     vmodels: VModels
     server: GrpcServer
+    port: int
     stub: mmesh.ModelMeshStub
+    counters: Counters
     revision: int = 1
 
     def store(self, table: str, name: str, value: bytes | None) -> None:
@@ -62,9 +68,11 @@ async def serving() -> AsyncIterator[Served]:
         parts = cluster["a"].node.parts
         add_listing(table, replace(parts, registry=registry, vmodels=vmodels))
         server = GrpcServer(table, limits=EXTERNAL_LIMITS, external=True)
-        channel = Channel("127.0.0.1", await server.start("127.0.0.1", 0))
+        port = await server.start("127.0.0.1", 0)
+        channel = Channel("127.0.0.1", port)
         try:
-            yield Served(registry, vmodels, server, mmesh.ModelMeshStub(channel))
+            stub = mmesh.ModelMeshStub(channel)
+            yield Served(registry, vmodels, server, port, stub, parts.counters)
         finally:
             channel.close()
             await server.stop(0)
@@ -166,6 +174,24 @@ async def test_a_watch_tells_changes_until_the_server_stops() -> None:
         # grpclib tells of the end of the connection if that comes before it has read the status.
         with pytest.raises((GRPCError, StreamTerminatedError)):
             await task
+
+
+async def test_a_client_that_never_reads_holds_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mm.edge.listing.SEND_MAX_S", 0.1)
+    path = b"/mmesh.ModelMesh/watchModels"
+    headers = [(name, path if name == b":path" else value) for name, value in REQUEST]
+    async with serving() as served, connect(served.port) as client:
+        stream_id = client.begin(headers)
+        client.send(stream_id, frame_message(bytes(mmesh.WatchRequest(id_prefix="m"))), end=True)
+        await client.wait_on(ResponseReceived, stream_id)
+        for number in range(30):  # more than its window and what may be ahead of it
+            record = ModelRecord(ModelInfo("t", "p" * 10_000))
+            served.store("registry", f"m{number}", record.encode())
+        await until(lambda: served.counters.watches_ended == 1)
+        assert served.counters.watches_behind == 1
+        told, _ = await client.wait_answer(stream_id)
+        assert told[b"grpc-status"] == b"8"
+        assert b"took nothing for 0.1 s" in told[b"grpc-message"]
 
 
 async def test_a_watch_of_vmodels() -> None:

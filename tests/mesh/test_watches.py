@@ -76,6 +76,21 @@ async def test_who_is_too_far_behind_is_told(monkeypatch: pytest.MonkeyPatch) ->
         assert cluster["a"].node.parts.counters.watches_behind == 1
 
 
+async def test_one_connection_does_not_take_them_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watches, "WATCHES_OF_CLIENT_MAX", 2)
+    one, other = object(), object()
+    async with running_cluster("a") as cluster:
+        found = watches_at(cluster)
+        with found.open(client=one), found.open(client=one):
+            with pytest.raises(LimitError, match="this connection has 2 watches open"):
+                found.open(client=one).__enter__()
+            with found.open(client=other), found.open(), found.open(), found.open():
+                assert len(found) == 6
+        with found.open(client=one):
+            assert len(found) == 1
+        assert cluster["a"].node.parts.counters.watches_refused == 1
+
+
 async def test_watches_are_bounded_and_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watches, "WATCHES_MAX", 1)
     async with running_cluster("a") as cluster:
