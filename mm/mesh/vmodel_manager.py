@@ -42,6 +42,7 @@ from mm.errors import (
     StoreUnavailableError,
 )
 from mm.mesh.composition import Parts, Ports
+from mm.mesh.doubtful_sets import DoubtfulSets
 from mm.mesh.id_checks import check_length_of_new, check_model_id, check_vmodel_id
 from mm.mesh.models import EnsureRequest, Models
 from mm.mesh.new_models import check_new_model, check_type
@@ -117,6 +118,9 @@ class VModelManager:
         self._clock = clock
         self._group: TaskGroup | None = None
         self._starts: dict[ModelId, _Start] = {}
+        self._doubtful_sets = DoubtfulSets(
+            vmodels, lambda model_id: self._begin_load(EnsureRequest(model_id, sync=False))
+        )
         self._failures_told = Seldom(loud_max=FAILURES_LOUD_MAX)
 
     def open(self, group: TaskGroup) -> None:
@@ -152,17 +156,29 @@ class VModelManager:
             check_type(request.info)
         if sync:
             self._switch_waits.refuse_if_full()
-        outcome = await self.writer.change(
-            request.vmodel_id,
-            lambda vmodel, models: self._plan_set(request, vmodel, models),
-            target_id=request.target_id,
-        )
+        planned = Outcome(None, {}, None)
+
+        def plan(vmodel: VModelRecord | None, models: ModelRecords) -> VModelChange | None:
+            nonlocal planned
+            change = self._plan_set(request, vmodel, models)
+            if change is not None:
+                planned = Outcome(vmodel, models, change)
+            return change
+
+        try:
+            outcome = await self.writer.change(request.vmodel_id, plan, target_id=request.target_id)
+        except StoreUnavailableError:
+            if planned.vmodel is not None and _had_copies_before(planned):
+                self._doubtful_sets.add(request.vmodel_id, planned.vmodel)
+            raise
         vmodel = outcome.vmodel
         assert vmodel is not None, "a set leaves one"
         limit = _Limit(self._config.vmodel_wait_s, deadline_s)
         if is_in_transition(vmodel) and sync:
             return await self._wait_switched(request, limit)
-        if is_in_transition(vmodel) or not (request.load_now or _had_copies_before(outcome)):
+        # It may have been made by a try whose end nobody saw.
+        made = planned if planned.vmodel == vmodel else outcome
+        if is_in_transition(vmodel) or not (request.load_now or _had_copies_before(made)):
             return self._describe(await self._since(request, outcome))
         ensure = EnsureRequest(request.target_id, sync=False, balanced=balanced)
         if sync and request.info is not None:
@@ -281,15 +297,10 @@ class VModelManager:
             status = self._models.statuses.known(request.model_id, record)
             if status.status in ("LOADED", "LOADING"):
                 return status
-        start = self._starts.get(request.model_id)
+        start = self._begin_load(request)
         if start is None:
-            if len(self._starts) >= self._config.vmodel_loads_begun_max:
-                self._counters.vmodel_loads_refused += 1
-                text = f"{len(self._starts)} loads are being begun already: set the vmodel again"
-                return ModelStatus("NOT_LOADED", (text,))
-            assert self._group is not None, "open() first"
-            start = self._starts[request.model_id] = _Start()
-            self._group.start_soon(self._load, request, start)
+            text = f"{len(self._starts)} loads are being begun already: set the vmodel again"
+            return ModelStatus("NOT_LOADED", (text,))
         with anyio.CancelScope(deadline=answer_at_s):
             await start.done.wait()
         if start.failure is not None:
@@ -302,6 +313,19 @@ class VModelManager:
         if record is None:
             return NO_STATUS
         return self._models.statuses.present("LOADING", request.model_id, record)
+
+    def _begin_load(self, request: EnsureRequest) -> _Start | None:
+        """Answer the load of a model that is being begun; None: there are too many."""
+        start = self._starts.get(request.model_id)
+        if start is not None:
+            return start
+        if len(self._starts) >= self._config.vmodel_loads_begun_max:
+            self._counters.vmodel_loads_refused += 1
+            return None
+        assert self._group is not None, "open() first"
+        start = self._starts[request.model_id] = _Start()
+        self._group.start_soon(self._load, request, start)
+        return start
 
     async def _load(self, request: EnsureRequest, start: _Start) -> None:
         try:
