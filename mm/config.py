@@ -108,8 +108,8 @@ class Config(Limits):
     #: MM_MULTI_PARALLELISM: concurrent calls for one multi-model call.
     multi_parallelism: int = 4
 
-    #: MM_DATAPLANE: who moves the bytes, "python" or "wire" (docs/wire.md).
-    dataplane: str = "python"
+    #: MM_DATAPLANE: who moves the bytes, "wire" (docs/wire.md) or "python".
+    dataplane: str = "wire"
     #: MM_WIRE_THREADS: of the wire.
     wire_threads: int = 1
     #: MM_DATAPLANE_CONFIG, or the content of MM_DATAPLANE_CONFIG_PATH as it is now.
@@ -227,7 +227,7 @@ class Config(Limits):
             multi_parallelism=env.integer(
                 "MM_MULTI_PARALLELISM", default=4, minimum=1, maximum=1000
             ),
-            dataplane=env.choice("MM_DATAPLANE", default="python", allowed=("python", "wire")),
+            dataplane=env.choice("MM_DATAPLANE", default="wire", allowed=("wire", "python")),
             wire_threads=_wire_threads(env),
             dataplane_config=json_settings.dataplane_config(env),
             dataplane_config_path=json_settings.existing_file(env, "MM_DATAPLANE_CONFIG_PATH"),

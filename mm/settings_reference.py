@@ -254,8 +254,8 @@ SECTIONS: Final[tuple[tuple[str, tuple[Setting, ...]], ...]] = (
             _setting(
                 "MM_DATAPLANE",
                 lambda c: c.dataplane,
-                "What moves the bytes: Python, or threads that serve calls for loaded models"
-                " without it ([how](wire.md)).",
+                "What moves the bytes: threads that serve calls for loaded models without Python"
+                " ([how](wire.md)), or Python, the reference for them, without libnghttp2.",
             ),
             _setting(
                 "MM_WIRE_THREADS",

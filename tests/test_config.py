@@ -179,7 +179,7 @@ class TestErrorsNameVariableValueAndWhatIsAllowed:
             ("KV_READ_ONLY", "yes", "true or false"),
             ("MM_LOG_EACH_INVOKE", "1", "true or false"),
             ("MM_LOG_LEVEL", "loud", "debug or info or warning or error"),
-            ("MM_DATAPLANE", "rust", "allowed: python or wire"),
+            ("MM_DATAPLANE", "rust", "allowed: wire or python"),
             ("MM_SERVICE_NAME", "a/b", 'without "/"'),
             ("MM_KVSTORE_PREFIX", "a b", "without spaces"),
             ("MM_INSTANCE_ID", "a,b", 'without ","'),

@@ -357,8 +357,9 @@ def _begin_wire(config: Config, tls: Tls | None) -> Wired:
         from mm.edge.wired import Wired
     except ImportError as exc:
         raise StartupError(
-            f"MM_DATAPLANE=wire needs the extension mm.wire._wire, which does not load: {exc}; "
-            "run `make develop`"
+            "MM_DATAPLANE=wire, the default, needs the extension mm.wire._wire, which does not"
+            f" load: {exc}; build it (`make develop`), have libnghttp2 (Debian: apt-get install"
+            " libnghttp2-14), or set MM_DATAPLANE=python, which needs neither"
         ) from exc
     return Wired(config, tls)
 

@@ -137,7 +137,7 @@ def test_values_have_a_source_and_a_unit() -> None:
     assert told["MM_LABELS"] == ("a,b", "", "MM_LABELS")
     assert told["KV_READ_ONLY"] == ("false", "", "default")
     assert told["LL_TERMINATION_MSG_PATH"] == ("/x", "", "LL_TERMINATION_MSG_PATH")
-    assert told["MM_DATAPLANE"] == ("python", "", "default")
+    assert told["MM_DATAPLANE"] == ("wire", "", "default")
     # Off by the other setting: what counts is what it came to.
     assert told["BOOTSTRAP_CLEARANCE_PERIOD_MS"][0] == "0"
     assert len(told) == len(SETTINGS)

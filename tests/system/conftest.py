@@ -1,8 +1,8 @@
 """Fixtures of the system tests: one etcd for all, meshes of their own for each test or module.
 
 ``dataplane`` is the parameter of the conformance suite: what holds for one data plane has to hold
-for every other, unchanged. ``make test`` runs all of it on the default one, and the modules about
-calls on the other one too; ``make test-matrix`` runs everything on both.
+for every other, unchanged. ``make test`` runs all of it on the wire, the default, and the modules
+about calls on the Python data plane too; ``make test-matrix`` runs everything on both.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from tests.system.etcd import Keys
 from tests.system.meshes import Instance, Mesh, mesh_of
 from tests.system.processes import START_TIMEOUT_S, eventually
 
-#: Modules that every run has on the wire as well: how calls are routed, bounded, streamed,
-#: cancelled and answered. What others are about goes on behind it, in the same code.
+#: Modules that every run has on Python as well: how calls are routed, bounded, streamed, cancelled
+#: and answered. What others are about goes on behind either, in the same code.
 _ON_BOTH = frozenset(
     f"test_{name}"
     for name in (
@@ -46,15 +46,19 @@ _ON_BOTH = frozenset(
     )
 )
 
+#: The wire does not speak TLS yet.
+_ON_PYTHON = frozenset(("test_tls",))
+
 _numbers = itertools.count(1)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "dataplane" in metafunc.fixturenames:
-        is_on_both = metafunc.definition.path.stem in _ON_BOTH or metafunc.config.getoption(
-            ALL_DATAPLANES
-        )
-        dataplanes = ["python", "wire"] if is_on_both else ["python"]
+        module = metafunc.definition.path.stem
+        is_on_both = module in _ON_BOTH or metafunc.config.getoption(ALL_DATAPLANES)
+        dataplanes = ["wire", "python"] if is_on_both else ["wire"]
+        if module in _ON_PYTHON:
+            dataplanes = ["python"]
         metafunc.parametrize("dataplane", dataplanes, indirect=True, scope="session")
 
 

@@ -3,17 +3,33 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 
 import grpc
 import grpc.aio
 import pytest
 
+from mm.edge import app
 from mm.edge.h2 import EXTERNAL_LIMITS, PEER_LIMITS, GrpcServer
 from mm.edge.h2.incoming import IncomingCall
 from mm.edge.wired import Wired
+from mm.errors import StartupError
 from tests.edge.upstream import PATIENCE_S, make_config
 
 pytestmark = pytest.mark.anyio
+
+
+def test_without_its_extension_the_start_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "mm.wire._wire", None)
+    for name in ("mm.wire", "mm.edge.wired"):
+        monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(StartupError) as caught:
+        app._begin_wire(make_config())
+    said = str(caught.value)
+    assert "mm.wire._wire, which does not load: " in said
+    assert "make develop" in said
+    assert "libnghttp2-14" in said
+    assert "set MM_DATAPLANE=python" in said
 
 
 async def test_stopping_takes_as_long_as_the_calls_and_no_longer() -> None:
