@@ -32,6 +32,7 @@ class Counts:
     hits: int = 0
     misses: int = 0
     forwards: int = 0
+    calls_by_wire: int = 0
 
     def __add__(self, other: Counts) -> Counts:
         return Counts(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
@@ -155,3 +156,9 @@ def hit_ratio(counts: Counts) -> float:
     """Answer the share of clients' calls that found a loaded copy; 0 before the first."""
     asked = counts.hits + counts.misses
     return counts.hits / asked if asked else 0.0
+
+
+def wire_ratio(counts: Counts) -> float:
+    """Answer the share of calls, to runtimes and between instances, that the wire carried."""
+    attempts = counts.calls + counts.forwards
+    return counts.calls_by_wire / attempts if attempts else 0.0

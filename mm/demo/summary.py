@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mm.demo.limits import EVICTIONS_MIN
-from mm.demo.statistics import Counts, Reading, hit_ratio, total
+from mm.demo.statistics import Counts, Reading, hit_ratio, total, wire_ratio
 from mm.demo.tally import Tally
 from mm.demo.zoo import MIB
 
@@ -114,9 +114,15 @@ def rows(outcome: Outcome) -> tuple[tuple[str, str], ...]:
         ("loads", f"{counts.loads}, {counts.load_failures} failed"),
         ("evictions", f"{counts.evictions}"),
         ("forwarded between instances", f"{counts.forwards}"),
+        ("carried by the wire", _carried(counts)),
         ("balance", _balance(outcome.readings)),
         ("time", f"{outcome.total_s:.0f} s, {outcome.traffic_s:.0f} s of them traffic"),
     )
+
+
+def _carried(counts: Counts) -> str:
+    attempts = counts.calls + counts.forwards
+    return f"{wire_ratio(counts):.0%} of {attempts} calls to runtimes and between instances"
 
 
 def _balance(readings: tuple[Reading, ...]) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 import anyio
 
-from mm.demo.statistics import Reading, Statistics, hit_ratio
+from mm.demo.statistics import Reading, Statistics, hit_ratio, wire_ratio
 from mm.demo.tally import Tally
 from mm.demo.zoo import MIB
 
@@ -79,7 +79,8 @@ def traffic_line(tally: Tally, statistics: Statistics) -> str:
     return (
         f"{tally.checked} answers checked, {tally.wrong} wrong, {tally.failed} failed, "
         f"{tally.lost} lost; hit ratio {hit_ratio(total):.0%}, p50 {tally.percentile_ms(50):.1f} "
-        f"ms, p99 {tally.percentile_ms(99):.0f} ms; {total.evictions} evictions; {instances}"
+        f"ms, p99 {tally.percentile_ms(99):.0f} ms; by the wire {wire_ratio(total):.0%}; "
+        f"{total.evictions} evictions; {instances}"
     )
 
 
@@ -96,9 +97,10 @@ def _picture(tally: Tally, statistics: Statistics) -> RenderableType:
         table.add_row(*_cells(reading), style=None if reading.is_up else "red")
     total = statistics.total
     overall = (
-        f"hit ratio {hit_ratio(total):.0%}   p50 {tally.percentile_ms(50):.1f} ms   "
-        f"p99 {tally.percentile_ms(99):.0f} ms   answers checked {tally.checked}   "
-        f"wrong {tally.wrong}   failed {tally.failed}   lost with the killed {tally.lost}"
+        f"hit ratio {hit_ratio(total):.0%}   wire {wire_ratio(total):.0%}   "
+        f"p50 {tally.percentile_ms(50):.1f} ms   p99 {tally.percentile_ms(99):.0f} ms   "
+        f"answers checked {tally.checked}   wrong {tally.wrong}   failed {tally.failed}   "
+        f"lost with the killed {tally.lost}"
     )
     return Group(table, Text(overall))
 

@@ -58,6 +58,7 @@ STATISTICS_COUNTERS: Final = {
 COUNTERS: Final = {
     "calls": "Attempts sent to the runtime here",
     "forwards": "Attempts sent to peers",
+    "calls_by_wire": "Of both, those that the wire made from the table alone",
     "redirects": "Attempts that a busy copy at a peer sent back",
     "loads_pushed": "Messages to peers that tell how busy copies here are",
     "demands_told": "Messages to peers that tell how much copies are in demand",

@@ -255,6 +255,7 @@ class PeerService:
             hits=counters.hits,
             misses=counters.misses,
             forwards=counters.forwards,
+            calls_by_wire=counters.calls_by_wire,
             failures=counters.failures,
             calls_in_flight=now.calls_in_flight,
             waiting_calls=now.waiting_calls,

@@ -340,6 +340,7 @@ class Wired:
         counters.calls += now.calls_here - here
         counters.hits += now.calls_here - here
         counters.forwards += now.calls_there - there
+        counters.calls_by_wire += now.calls_here - here + now.calls_there - there
         self._counted = (now.calls_here, now.calls_there)
         if self._limits is not None:
             self._fold_slots()

@@ -17,6 +17,8 @@ class Counters:
     forwards: int = 0
     #: Of the forwards, those that a busy copy sent back.
     redirects: int = 0
+    #: Of the attempts here and at peers, those that the wire made from the table alone.
+    calls_by_wire: int = 0
     #: Messages to peers that tell how busy copies here are.
     loads_pushed: int = 0
     #: Messages to peers that tell how much our copies are in demand, copies asked for because of

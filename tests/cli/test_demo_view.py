@@ -34,7 +34,9 @@ class Fixed(Statistics):
             capacity_bytes=14 * 2**20,
             used_bytes=12 * 2**20,
             calls_per_s=17.0,
-            counts=Counts(loads=31, evictions=23, hits=6, misses=2, forwards=47),
+            counts=Counts(
+                loads=31, evictions=23, calls=53, hits=6, misses=2, forwards=47, calls_by_wire=83
+            ),
         )
         return up, Reading("bravo", counts=Counts(loads=9))
 
@@ -60,13 +62,14 @@ def test_the_live_table() -> None:
     (bravo,) = [line for line in lines if "bravo" in line]
     assert "DOWN" in bravo
     assert "hit ratio 75%" in lines[-1]
+    assert " wire 83% " in lines[-1]
     assert "answers checked 1" in lines[-1]
 
 
 def test_the_plain_line() -> None:
     assert traffic_line(tally(), Fixed()) == (
         "1 answers checked, 0 wrong, 0 failed, 1 lost; hit ratio 75%, p50 12.0 ms, p99 12 ms; "
-        "23 evictions; alpha 5 models, bravo DOWN"
+        "by the wire 83%; 23 evictions; alpha 5 models, bravo DOWN"
     )
 
 

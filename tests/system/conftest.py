@@ -46,9 +46,6 @@ _ON_BOTH = frozenset(
     )
 )
 
-#: The wire does not speak TLS yet.
-_ON_PYTHON = frozenset(("test_tls",))
-
 _numbers = itertools.count(1)
 
 
@@ -57,8 +54,6 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         module = metafunc.definition.path.stem
         is_on_both = module in _ON_BOTH or metafunc.config.getoption(ALL_DATAPLANES)
         dataplanes = ["wire", "python"] if is_on_both else ["wire"]
-        if module in _ON_PYTHON:
-            dataplanes = ["python"]
         metafunc.parametrize("dataplane", dataplanes, indirect=True, scope="session")
 
 

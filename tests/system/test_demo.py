@@ -127,6 +127,7 @@ def test_a_whole_run_and_what_it_leaves_to_play_with(tmp_path: Path) -> None:
         text = "\n".join(demo.lines)
         assert "OK: every one of " in text, text
         assert "killed" in text
+        assert re.search(r"carried by the wire\W+[1-9]\d*% of ", text), text
 
         commands = pasted(demo.lines, "manage models").splitlines()
         assert len(commands) == 4

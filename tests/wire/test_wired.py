@@ -24,7 +24,7 @@ def test_without_its_extension_the_start_says_what_to_do(monkeypatch: pytest.Mon
     for name in ("mm.wire", "mm.edge.wired"):
         monkeypatch.delitem(sys.modules, name)
     with pytest.raises(StartupError) as caught:
-        app._begin_wire(make_config())
+        app._begin_wire(make_config(), None)
     said = str(caught.value)
     assert "mm.wire._wire, which does not load: " in said
     assert "make develop" in said

@@ -247,6 +247,11 @@ class InstanceStatistics(betterproto2.Message):
 
     loads_pushed: "int" = betterproto2.field(33, betterproto2.TYPE_UINT64)
 
+    calls_by_wire: "int" = betterproto2.field(41, betterproto2.TYPE_UINT64)
+    """
+    Of the calls to the runtime and to peers, those that the wire sent from its table alone.
+    """
+
     calls_overloaded: "int" = betterproto2.field(34, betterproto2.TYPE_UINT64)
     """
     Counters of what was refused or went wrong: calls because too many had come for one copy, or because all connections
