@@ -232,6 +232,26 @@ class UnloadAccounting:
         self._check()
         return self.capacity_units != before
 
+    # --- another runtime --------------------------------------------------------------
+
+    def resized(self, capacity_units: Weight, reserve_units: Weight) -> bool:
+        """The runtime has more memory than it had, or less; answers whether any came free.
+
+        What is in use beyond a smaller capacity is a deficit, which the memory of those that are
+        evicted for it pays.
+        """
+        assert capacity_units >= 1, capacity_units
+        assert 0 <= reserve_units < capacity_units, (reserve_units, capacity_units)
+        self._total, self._reserve = capacity_units, reserve_units
+        in_use = self._unloading + self._occupied
+        excess = covering(NOTHING, in_use - self.capacity_units)
+        room = covering(NOTHING, self.capacity_units - in_use)
+        paid = common(room, self._deficit)
+        self._unloading += paid - excess
+        self._deficit += excess - paid
+        self._check()
+        return room != paid
+
     # --- invariants -------------------------------------------------------------------
 
     def check_invariants(self) -> None:

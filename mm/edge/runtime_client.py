@@ -1,12 +1,16 @@
 """The model runtime beside this instance: the client half of ``mmesh.ModelRuntime`` (around 8).
 
-Owns the handshake at start and the translation of messages and errors. When to load and unload is
-the mesh's. Inferences go to the same process but over the proxy's own channel.
+Owns the handshake at start, noticing that the runtime is gone, the handshake when it is back, and
+the translation of messages and errors. When to load and unload is the mesh's. Inferences go to the
+same process but over the proxy's own channel.
 """
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
+from collections.abc import Callable
 from typing import Final, TypeVar
 
 import anyio
@@ -32,6 +36,7 @@ LEGACY_SERVICE: Final = "/com.ibm.watson.tas.internal.proto.ModelServer/"
 NO_DEADLINE: Final = None
 #: Doubled for each further poll, up to `runtime_poll_s`: a quick start is not waited for.
 FIRST_PAUSE_S: Final = 0.05
+_UNIX: Final = "unix:"
 #: Runtimes that are still starting are told of this often in the log.
 LOG_EVERY_S: Final = 20.0
 LOG_FIRST_S: Final = 2.0
@@ -43,8 +48,10 @@ Reply = TypeVar("Reply", bound=betterproto2.Message)
 class GrpcRuntime(Runtime):
     """Calls the runtime's management methods.
 
-    ``runtimeStatus`` unloads every model in many runtimes, so it is called until the first READY
-    and never again (interop 0.22).
+    ``runtimeStatus`` unloads every model in many runtimes, so it is called until the first READY,
+    and again only after a loss (interop 0.22). A loss is: the connection for the watch ended, and
+    nobody listens any more, or on another socket. A connection alone says nothing: servers end old
+    and idle ones. Nor does silence: a runtime that loads may answer nothing for a minute.
     """
 
     def __init__(self, config: Config) -> None:
@@ -57,6 +64,11 @@ class GrpcRuntime(Runtime):
         self._chosen: Endpoint | None = None
         self._can_predict = True
         self._can_measure = True
+        #: Why it cannot be called: it is gone, or not READY again. Empty: it can.
+        self._away_because = ""
+        #: Of somebody who needs it while it is away: ask now; and that it was asked, replaced.
+        self._wanted = anyio.Event()
+        self._asked = anyio.Event()
 
     @property
     def endpoint(self) -> Endpoint:
@@ -93,6 +105,70 @@ class GrpcRuntime(Runtime):
             " see INTERNAL_GRPC_PORT and INTERNAL_GRPC_SOCKET_PATH"
         )
 
+    async def wait_lost(self) -> str:
+        """Watch a connection; whenever it ends, see whether somebody listens still."""
+        endpoint = self.endpoint
+        channel = Channel(str(endpoint), RUNTIME_LIMITS)
+        try:
+            while True:
+                socket = _socket_of(endpoint)
+                try:
+                    await channel.wait_disconnected()
+                except UnreachableError as exc:
+                    if _nobody_listens(exc):
+                        self._away_because = exc.message
+                        return exc.message
+                    await anyio.sleep(self._config.runtime_poll_s)
+                    continue
+                if socket is not None and _socket_of(endpoint) not in (None, socket):
+                    self._away_because = f"another process listens at {endpoint}"
+                    return self._away_because
+        finally:
+            await channel.close()
+
+    async def wait_back(self, check: Callable[[RuntimeParameters], object]) -> RuntimeParameters:
+        """Ask now and then, and whenever somebody needs it; the first READY that is sound ends
+        that.
+        """
+        assert self._away_because, "wait_lost() first"
+        endpoint, told, pause_s = self.endpoint, "", FIRST_PAUSE_S
+        while True:
+            said = {endpoint: self._away_because}
+            try:
+                parameters = await self._poll(endpoint, said)
+                if parameters is not None:
+                    check(parameters)
+            except StartupError as exc:
+                # At the start that ends the process; now it passes calls on, and may get better.
+                parameters, said[endpoint] = None, str(exc)
+                if str(exc) != told:
+                    told = str(exc)
+                    logger.error("nothing is loaded here until the runtime says otherwise: %s", exc)
+            self._away_because = "" if parameters is not None else f"{endpoint}: {said[endpoint]}"
+            self._asked.set()
+            self._asked = anyio.Event()
+            if parameters is not None:
+                self._can_predict = self._can_measure = True
+                return parameters
+            with anyio.move_on_after(pause_s):
+                await self._wanted.wait()
+                await anyio.sleep(FIRST_PAUSE_S)  # those who need it come by the thousand
+            self._wanted = anyio.Event()
+            pause_s = min(2 * pause_s, self._config.runtime_poll_s)
+
+    async def _require_there(self) -> None:
+        """Have it asked now if it was away; raises ``RuntimeUnavailableError`` if it still is."""
+        if self._away_because:
+            asked = self._asked
+            self._wanted.set()
+            with anyio.move_on_after(self._config.runtime_status_timeout_s):
+                await asked.wait()
+        if self._away_because:
+            raise RuntimeUnavailableError(
+                f"the model runtime of instance {self._config.instance_id} is away:"
+                f" {self._away_because}"
+            )
+
     async def load(self, model_id: ModelId, info: ModelInfo) -> Loaded:
         """Load a model; the caller's timer cancels it."""
         request = mmesh.LoadModelRequest(
@@ -103,6 +179,8 @@ class GrpcRuntime(Runtime):
 
     async def unload(self, model_id: ModelId) -> None:
         """Unload a model; one that is not there is a success."""
+        if self._away_because:
+            return  # it went with the runtime, or goes when that is asked for its status
         request = mmesh.UnloadModelRequest(model_id=model_id)
         try:
             await self._call("unloadModel", request, mmesh.UnloadModelResponse)
@@ -144,6 +222,7 @@ class GrpcRuntime(Runtime):
         self, method: str, request: betterproto2.Message, reply_type: type[Reply]
     ) -> Reply:
         endpoint = self.endpoint
+        await self._require_there()
         try:
             return await call_unary(
                 self._channels[endpoint],
@@ -218,6 +297,28 @@ def _parameters(reply: mmesh.RuntimeStatusResponse) -> RuntimeParameters:
         limit_model_concurrency=reply.limit_model_concurrency,
         runtime_version=reply.runtime_version,
     )
+
+
+def _socket_of(endpoint: Endpoint) -> tuple[int, int] | None:
+    """Answer which socket a path leads to, None for a port, or if none is there."""
+    path = str(endpoint)
+    if not path.startswith(_UNIX):
+        return None
+    try:
+        found = os.stat(path.removeprefix(_UNIX))
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _nobody_listens(error: UnreachableError) -> bool:
+    """Answer whether a connection was refused, or its socket is not there. What took too long, or
+    failed for want of something on our side, says nothing of the runtime.
+    """
+    cause = error.__cause__
+    # No number: several addresses were tried, each refused in its own words.
+    refused = (None, errno.ECONNREFUSED, errno.ENOENT)
+    return isinstance(cause, OSError) and cause.errno in refused
 
 
 def _told(said: dict[Endpoint, str]) -> str:

@@ -38,6 +38,7 @@ from mm.mesh.readiness import Readiness
 from mm.mesh.registrar import Registrar
 from mm.mesh.registry import Registry
 from mm.mesh.router import Router
+from mm.mesh.runtime_watch import RuntimeWatch, sizing_of
 from mm.mesh.sentinel import Sentinel
 from mm.mesh.statistics import Counters
 from mm.mesh.statuses import Statuses
@@ -68,7 +69,7 @@ class Parts:
     registry: Registry
     vmodels: VModels
     dynamic: DynamicConfig
-    sizing: CacheSizing
+    runtime_watch: RuntimeWatch
     accounting: UnloadAccounting
     load_times: LoadTimes
     registrar: Registrar
@@ -100,7 +101,7 @@ def compose(
     counters, prefix = Counters(), prefix_of(config)
     registry = Registry(ports.store, f"{prefix}/registry/", config)
     vmodels = VModels(ports.store, f"{prefix}/vmodels/", config)
-    sizing = _sizing(parameters)
+    sizing = sizing_of(parameters)
     load_times = LoadTimes(sizing.assumed_load_ms)
     registrar = Registrar(registry, config.instance_id, ports.clock)
     copies = _copies(config, ports, parameters, sizing, load_times, registrar, counters)
@@ -137,7 +138,7 @@ def compose(
         registry=registry,
         vmodels=vmodels,
         dynamic=DynamicConfig(ports.store, f"{prefix}/config/"),
-        sizing=sizing,
+        runtime_watch=RuntimeWatch(ports.runtime, parameters, sizing, copies, loader),
         accounting=copies.accounting,
         load_times=load_times,
         registrar=registrar,
@@ -165,15 +166,6 @@ def compose(
 def prefix_of(config: Config) -> str:
     """Answer what all keys of the service begin with (spec core 1.2)."""
     return f"/{config.kv_prefix}/{config.service_name}"
-
-
-def _sizing(parameters: RuntimeParameters) -> CacheSizing:
-    return CacheSizing.from_runtime(
-        capacity_bytes=parameters.capacity_bytes,
-        default_model_size_bytes=parameters.default_model_size_bytes,
-        loading_concurrency_max=parameters.loading_concurrency_max,
-        load_timeout_ms=parameters.load_timeout_ms,
-    )
 
 
 def _copies(

@@ -354,6 +354,20 @@ class Copies:
         self.remove(copy, in_flight_wait_s=LOST_IN_FLIGHT_WAIT_S)
         return True
 
+    def runtime_lost(self, failure: MeshError) -> int:
+        """The runtime is gone, and all that it had loaded with it; answers how many copies that
+        were. What waits for its turn goes on waiting.
+        """
+        gone = [copy for copy in self if copy.has_claimed]
+        for copy in gone:
+            self.remove(copy, failure, in_flight_wait_s=LOST_IN_FLIGHT_WAIT_S)
+        return len(gone)
+
+    def resize(self, capacity_units: int, reserve_units: int) -> None:
+        """Go by another capacity; what does not fit any more is evicted."""
+        self.accounting.resized(capacity_units, reserve_units)
+        self._capacity_changed()
+
     def _left(self, evicted: list[Evicted]) -> None:
         # None of them may still claim space while the others are accounted for.
         copies = [self._copies[ModelId(victim.model_id)] for victim in evicted]

@@ -81,6 +81,10 @@ class Loader:
         self._failures_told = Seldom(loud_max=FAILURES_LOUD_MAX)
         self._measures_told = Seldom()
 
+    def resized(self, sizing: CacheSizing) -> None:
+        """Go by another capacity of the runtime."""
+        self._sizing = sizing
+
     @property
     def load_timeout_s(self) -> float:
         """The runtime's own limit for one load."""

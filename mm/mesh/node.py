@@ -234,11 +234,12 @@ class Node:
     def own_record(self) -> InstanceRecord:
         """Answer this instance's record as of now (spec core 1.5)."""
         config, parts = self._config, self.parts
+        loads_fail = parts.first_loads.fail or parts.runtime_watch.is_away
         self._read()
         return InstanceRecord(
             start_time_ms=self.start_time_ms,
             # Java loads at the newest version, whatever becomes of it.
-            version=0 if parts.first_loads.fail else config.version,
+            version=0 if loads_fail else config.version,
             location=config.location,
             zone=config.zone,
             labels=config.labels,
@@ -252,8 +253,8 @@ class Node:
             shutting_down=self._draining,
             address=self._address,
             mm_version=mm.__version__,
-            min_space_units=parts.sizing.min_space_units,
-            loads_fail=parts.first_loads.fail,
+            min_space_units=parts.runtime_watch.sizing.min_space_units,
+            loads_fail=loads_fail,
             pinned_units=parts.copies.table.kept_units,
         )
 
@@ -299,6 +300,8 @@ class Node:
             transitions_blocked=self.transitions.blocked_count,
             instances=len(parts.members),
             instances_silent=parts.members.silent_count,
+            instances_foreign=parts.members.foreign_count,
+            runtime_away=parts.runtime_watch.is_away,
             partitions=parts.cluster.partitions(),
             version=self.own_record().version,
             unready_because=str(parts.readiness.unready or ""),

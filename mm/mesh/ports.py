@@ -8,7 +8,7 @@ the world that can be answered to a client is a ``MeshError``; anything else tha
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Final, Protocol, TypeAlias
@@ -237,6 +237,18 @@ class Runtime(Protocol):
     async def wait_ready(self) -> RuntimeParameters:
         """Poll until READY; raises ``StartupError`` after ``Config.runtime_start_timeout_s`` or on
         nonsense.
+        """
+        ...
+
+    async def wait_lost(self) -> str:
+        """Return why once the runtime is gone, and with it what it had loaded. From then on nothing
+        but ``wait_back`` reaches it: unloads succeed, all else raises ``RuntimeUnavailableError``.
+        """
+        ...
+
+    async def wait_back(self, check: Callable[[RuntimeParameters], object]) -> RuntimeParameters:
+        """Poll until it is READY again, and ``check`` does not raise ``StartupError``, however
+        long that takes. From then on it can be called.
         """
         ...
 

@@ -89,6 +89,7 @@ def compose_services(
             restorer.run,
             parts.waiters.run,
             publisher.run,
+            parts.runtime_watch.run,
             parts.registrar.run,
             parts.pusher.run,
             parts.sentinel.run,

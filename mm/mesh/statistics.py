@@ -56,6 +56,8 @@ class Counters:
     pins_evicted: int = 0
     unloads: int = 0
     unload_failures: int = 0
+    #: Times that the runtime went away and what it had loaded with it.
+    runtime_losses: int = 0
     #: Records written back to a store that had lost them.
     records_restored: int = 0
     #: Changes of vmodels that were written, and tries that lost to somebody else's change.
@@ -131,6 +133,10 @@ class InstanceStatistics:
     instances: int
     #: Of these, those that take calls and do not answer: calls go elsewhere.
     instances_silent: int
+    #: And those of the Java mesh, which cannot be called.
+    instances_foreign: int
+    #: The runtime is gone, and not READY again: nothing is loaded here.
+    runtime_away: bool
     #: By the types that their instances must not host.
     partitions: Mapping[frozenset[str], ClusterStatistics]
     #: The build, as the instance's record tells.

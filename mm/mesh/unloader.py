@@ -174,6 +174,14 @@ class Unloader:
         finally:
             del self._nudges[model_id]
 
+    def runtime_lost(self) -> None:
+        """What is being unloaded went with the runtime: have all of it tried again, which finds
+        that out.
+        """
+        self._wanted.update(self._ended)
+        for nudge in self._nudges.values():
+            nudge.set()
+
     def _nudge_all(self) -> None:
         """The runtime unloads again: let the others not wait out their rests, now and then."""
         now_s = anyio.current_time()

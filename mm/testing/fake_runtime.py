@@ -123,6 +123,8 @@ class FakeRuntime:
         self._load_faults: dict[ModelId, _Faults] = {}
         self._unload_faults: dict[ModelId, _Faults] = {}
         self._is_up = True
+        #: It went away, and was not asked for its status since: it is not to be called.
+        self._is_lost = False
         self._changed = anyio.Event()
 
     # --- what a test arranges -----------------------------------------------------------------
@@ -211,6 +213,26 @@ class FakeRuntime:
             return self.parameters
         raise StartupError(f"model runtime not ready after {self.start_timeout_s:g} s")
 
+    async def wait_lost(self) -> str:
+        """Return when it is stopped."""
+        while self._is_up:
+            await self._changed.wait()
+        self._is_lost = True
+        return "connection refused"
+
+    async def wait_back(self, check: Callable[[RuntimeParameters], object]) -> RuntimeParameters:
+        """Answer the parameters, which may be others now, once it is started again."""
+        while True:
+            while not self._is_up:
+                await self._changed.wait()
+            try:
+                check(self.parameters)
+            except StartupError:
+                await self._changed.wait()
+                continue
+            self._is_lost = False
+            return self.parameters
+
     async def load(self, model_id: ModelId, info: ModelInfo) -> Loaded:
         """Take the memory, wait, answer; a load that fails or is given up keeps its memory."""
         await self._reach()
@@ -242,6 +264,8 @@ class FakeRuntime:
 
     async def unload(self, model_id: ModelId) -> None:
         """Free the memory after a while; a model that is not there is a success."""
+        if self._is_lost:
+            return
         await self._reach()
         model = self._models.get(model_id)
         if model is None:
@@ -306,7 +330,7 @@ class FakeRuntime:
 
     async def _reach(self) -> None:
         await anyio.lowlevel.checkpoint()
-        if not self._is_up:
+        if not self._is_up or self._is_lost:
             raise RuntimeUnavailableError("model runtime: connection refused")
 
     async def _pass_time(self, model: _Model, seconds: float) -> None:

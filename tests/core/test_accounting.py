@@ -308,3 +308,75 @@ def test_with_less_capacity_than_reserve_nothing_is_published_or_held() -> None:
 def test_more_cannot_recover_than_was_lost() -> None:
     with pytest.raises(AssertionError):
         UnloadAccounting(4, 0).unload_recovered(1)
+
+
+class ResizedMachine(RuleBasedStateMachine):
+    """Another capacity at any moment: whatever was loaded, loading or leaving, all of it adds up,
+    and nothing more is let in than there is room for.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ours = UnloadAccounting(40, 4)
+        self.lru = ReferenceLru(self.ours.table_capacity_units)
+        self.claimed: dict[int, bool] = {}
+        self.unloads: list[int] = []
+        self.keys = 0
+
+    def evict(self) -> None:
+        for key, weight in self.lru.evict():
+            self.leave(key, weight)
+
+    def leave(self, key: int, weight: int) -> None:
+        claimed = self.claimed.pop(key)
+        self.ours.left(weight, claimed=claimed)
+        if claimed:
+            self.unloads.append(weight)
+
+    @rule(weight=st.integers(1, 12))
+    def insert(self, weight: int) -> None:
+        if self.ours.can_ever_fit(weight):
+            self.keys += 1
+            self.ours.inserted(weight)
+            self.lru.weights[self.keys], self.lru.used_ms[self.keys] = weight, self.keys
+            self.claimed[self.keys] = False
+            self.evict()
+
+    @rule()
+    def claim(self) -> None:
+        for key, weight in self.lru.weights.items():
+            if not self.claimed[key] and self.ours.can_claim(weight):
+                self.ours.claimed(weight)
+                self.claimed[key] = True
+
+    @precondition(lambda self: self.unloads)
+    @rule()
+    def unload(self) -> None:
+        self.ours.unload_completed(self.unloads.pop(0))
+
+    @rule(capacity=st.integers(1, 80), tenths=st.integers(0, 5))
+    def resize(self, capacity: int, tenths: int) -> None:
+        deficit, before = self.ours.deficit_units, self.ours.capacity_units
+        reserve = min(capacity - 1, capacity * tenths // 10)
+        freed = self.ours.resized(capacity, reserve)
+        assert not freed or capacity >= before or not deficit
+        self.lru.capacity = self.ours.table_capacity_units
+        self.evict()
+
+    @invariant()
+    def adds_up(self) -> None:
+        self.ours.check_invariants()
+        assert self.lru.used() == self.ours.used_units
+        assert self.ours.unloading_units == sum(self.unloads)
+
+    def teardown(self) -> None:
+        """In the end everything is unloaded, and nothing is owed."""
+        while self.unloads:
+            self.ours.unload_completed(self.unloads.pop())
+        self.claim()
+        assert self.ours.deficit_units == 0
+        assert all(self.claimed.values()), "what waits gets its turn"
+
+
+ResizedMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=30)
+TestResized = ResizedMachine.TestCase

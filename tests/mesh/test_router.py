@@ -261,7 +261,7 @@ async def test_a_runtime_that_is_gone_sends_its_calls_elsewhere() -> None:
         cluster["a"].runtime.stop()
         assert await cluster["a"].invoke("m") == "b"
         assert await cluster["b"].invoke("m") == "b"
-        with pytest.raises(RuntimeUnavailableError, match="model runtime of instance a") as caught:
+        with pytest.raises(RuntimeUnavailableError, match="model runtime") as caught:
             await cluster["a"].serve(call_for(hop=Hop.LOAD_LOCAL, hops_left=0))
         assert caught.value.hop_result == "unreachable"
         cluster["b"].runtime.stop()

@@ -222,7 +222,9 @@ async def test_copies_that_say_nothing_are_hits_once_they_had_the_time_to_load()
             assert isinstance(route, PeerRoute)
             seen.append((route.hop, route.may_wait))
             router.finished(call, route, Outcome.ABANDONED)
-            await anyio.sleep(cluster["a"].node.parts.sizing.assumed_load_ms / 1000 + 1)
+            await anyio.sleep(
+                cluster["a"].node.parts.runtime_watch.sizing.assumed_load_ms / 1000 + 1
+            )
         assert seen == [(Hop.HIT_ONLY, True), (Hop.HIT_ONLY, False)]
         table = cluster["a"].node.parts.copies.table
         assert table.peers("m") == [cluster["a"].node.parts.members.handle(B)]

@@ -93,9 +93,7 @@ class GrpcioRuntime:
         return grpc.method_handlers_generic_handler(
             "mmesh.ModelRuntime",
             {
-                "runtimeStatus": method(
-                    lambda request, context: self.status, mmesh.RuntimeStatusRequest
-                ),
+                "runtimeStatus": method(self._status, mmesh.RuntimeStatusRequest),
                 "loadModel": method(self._load, mmesh.LoadModelRequest),
                 "unloadModel": method(self._unload, mmesh.UnloadModelRequest),
                 "modelSize": method(self._model_size, mmesh.ModelSizeRequest),
@@ -111,6 +109,12 @@ class GrpcioRuntime:
                 "holdStream": grpc.stream_stream_rpc_method_handler(self._hold_stream),
             },
         )
+
+    def _status(
+        self, request: mmesh.RuntimeStatusRequest, context: grpc.ServicerContext
+    ) -> mmesh.RuntimeStatusResponse:
+        del request, context
+        return self.status
 
     def _load(
         self, request: mmesh.LoadModelRequest, context: grpc.ServicerContext

@@ -129,6 +129,8 @@ class Channel:
         self._connecting: asyncio.Task[None] | None = None
         #: Calls that wait for it.
         self._connect_waiters_count = 0
+        #: Those that wait for the end of a connection.
+        self._ends: list[asyncio.Future[None]] = []
         #: Those that wait for room, in their order; whoever gives up leaves at once.
         self._waiters: OrderedDict[asyncio.Future[None], None] = OrderedDict()
         self._failure: UnreachableError | None = None
@@ -183,6 +185,23 @@ class Channel:
         for link in list(self.links):
             link.connection.close()
         self.room_made()
+
+    async def wait_disconnected(self) -> None:
+        """Connect if there is no connection, and return when the first of those there are ends.
+
+        Raises ``UnreachableError``.
+        """
+        if not self.links:
+            await self._connect()
+        if not self.links:
+            return  # it ended already
+        end: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._ends.append(end)
+        try:
+            await end
+        finally:
+            if end in self._ends:
+                self._ends.remove(end)
 
     # --- connecting --------------------------------------------------------------------------
 
@@ -253,6 +272,10 @@ class Channel:
         """Forget a connection."""
         if link in self.links:
             self.links.remove(link)
+            ends, self._ends = self._ends, []
+            for end in ends:
+                if not end.done():
+                    end.set_result(None)
         while self._waiters:
             self.room_made()
 
