@@ -27,6 +27,7 @@ from mm.cli.errors import (
     exit_code_of,
 )
 from mm.cli.output import remark
+from mm.cli.secure import context_of
 from mm.cli.values import seconds
 from mm.errors import StatusCode
 from mm.pb.mmesh import ModelMeshStub
@@ -122,7 +123,7 @@ async def connected(
     )
     host, port = parse_address(address)
     place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    channel = Channel(host, port, config=pings)
+    channel = Channel(host, port, config=pings, ssl=context_of(os.environ))
     try:
         async with asyncio.timeout(timeout_s if for_all else None):
             yield channel

@@ -18,10 +18,11 @@ import grpc
 import pytest
 from cryptography.hazmat.primitives import serialization
 
+from mm.cli.errors import UNREACHABLE
 from mm.edge.h2.tls import NOT_H2, PLAIN_HTTP
 from tests.identities import SERVERS, Identity, make, make_authority
 from tests.system.meshes import Instance, channel_to, mesh_of, refusal
-from tests.system.processes import eventually
+from tests.system.processes import Program, eventually
 
 _WAIT_S = 30.0
 
@@ -244,6 +245,18 @@ def test_the_list_names_who_may_call(demanding: Instance, world: World) -> None:
         assert ask(demanding.port, credentials(world.authority, client)) == "NOT_FOUND"
     # Signed by who signed one that is in the list.
     assert ask(demanding.port, credentials(world.authority, world.client)) == "UNAVAILABLE"
+
+
+def test_commands_in_a_pod_show_the_certificate_of_its_instance(demanding: Instance) -> None:
+    tls = {name: value for name, value in demanding.settings.items() if "TLS" in name}
+    tls["MM_SVC_GRPC_PRIVATE_KEY_PASSPHRASE"] = " open sesame "
+    for settings, code in ((tls, 0), ({}, UNREACHABLE)):
+        own = {**settings, "MM_ADDRESS": f"127.0.0.1:{demanding.port}"}
+        command = Program.forked("mm model list", "mm", "model", "list", settings=own)
+        try:
+            assert command.wait_end(_WAIT_S) == code, command.output()
+        finally:
+            command.close()
 
 
 def test_peers_take_their_own_certificate_alone(demanding: Instance, world: World) -> None:
