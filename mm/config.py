@@ -110,6 +110,9 @@ class Config(Limits):
 
     #: MM_DATAPLANE: who moves the bytes, "wire" (docs/wire.md) or "python".
     dataplane: str = "wire"
+    #: MM_LEGACY_ERRORS: failed calls have the codes and texts of the Java mesh. The wire passes on
+    #: what runtimes say as it is, so the Python data plane serves then.
+    legacy_errors: bool = False
     #: MM_WIRE_THREADS: of the wire.
     wire_threads: int = 1
     #: MM_DATAPLANE_CONFIG, or the content of MM_DATAPLANE_CONFIG_PATH as it is now.
@@ -228,6 +231,7 @@ class Config(Limits):
                 "MM_MULTI_PARALLELISM", default=4, minimum=1, maximum=1000
             ),
             dataplane=env.choice("MM_DATAPLANE", default="wire", allowed=("wire", "python")),
+            legacy_errors=env.boolean("MM_LEGACY_ERRORS", default=False),
             wire_threads=_wire_threads(env),
             dataplane_config=json_settings.dataplane_config(env),
             dataplane_config_path=json_settings.existing_file(env, "MM_DATAPLANE_CONFIG_PATH"),

@@ -258,6 +258,14 @@ SECTIONS: Final[tuple[tuple[str, tuple[Setting, ...]], ...]] = (
                 " ([how](wire.md)), or Python, the reference for them, without libnghttp2.",
             ),
             _setting(
+                "MM_LEGACY_ERRORS",
+                lambda c: c.legacy_errors,
+                "Failed calls have the codes and texts of the Java mesh, for clients that parse"
+                " them: `<package.Service/Method>: <CODE>: ` before the runtime's own text, and"
+                " INTERNAL where a runtime is away or a load failed. The Python data plane serves"
+                " then, whatever `MM_DATAPLANE` says.",
+            ),
+            _setting(
                 "MM_WIRE_THREADS",
                 lambda c: c.wire_threads,
                 "Threads of the wire.",

@@ -169,7 +169,7 @@ class Instance:
             # Before anything else: a second process with our id is told by this listener.
             peer_service = PeerService(node, config.instance_id)
             peer_service.add_identity(self._peer_services)
-            if config.dataplane == "wire":
+            if config.dataplane == "wire" and not config.legacy_errors:
                 self._wired = _begin_wire(config, self._tls)
             peer_port = await self._open(self._peer_server, config.peer_port, "MM_PEER_PORT")
             await stack.enter_async_context(node.running(f"{config.advertise_host}:{peer_port}"))

@@ -23,6 +23,7 @@ from mm.core.headers import (
     HeaderList,
     format_timeout,
     id_headers,
+    read_status,
     without_mesh_headers,
 )
 from mm.core.hop_headers import LOAD, PREFIX, RESULT, write_hop_request
@@ -30,6 +31,7 @@ from mm.edge.attempt import Attempt
 from mm.edge.h2.client import Channel, ChannelFullError, UnreachableError
 from mm.edge.h2.incoming import IncomingCall
 from mm.edge.h2.messages import ENCODINGS_READ, MessageMeter, TooMuchHeldError
+from mm.edge.legacy_errors import legacy_trailers
 from mm.errors import MeshError, RuntimeUnavailableError, StatusCode
 
 if TYPE_CHECKING:
@@ -390,6 +392,9 @@ class ProxiedCall:
         trailers = without_mesh_headers(trailers, PREFIX)
         if outcome is not Outcome.ANSWERED and not self.proxy.external:
             trailers = [*trailers, (RESULT, outcome.value.encode())]
+        if self.proxy.legacy_errors and code:
+            trailers = legacy_trailers(trailers, outcome, self.incoming.method)
+            code = read_status(trailers).code or code
         self.incoming.send_raw_trailers(trailers, code)
 
     def note_load(self) -> None:

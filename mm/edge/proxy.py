@@ -20,6 +20,7 @@ from mm.core.protobuf_ids import extract_id
 from mm.edge.h2.client import Channel, ChannelPool
 from mm.edge.h2.incoming import IncomingCall
 from mm.edge.h2.messages import ENCODINGS_READ, MessageSplitter, TooMuchHeldError, decompress
+from mm.edge.legacy_errors import legacy_error
 from mm.edge.moves import Moves, stay
 from mm.edge.multi import MultiCall
 from mm.edge.payload_sinks import Observers
@@ -69,6 +70,7 @@ class Proxy:
         self.meter = meter
         #: None: nobody wants to see requests and answers.
         self.observers = observers
+        self.legacy_errors = config.legacy_errors and external
         self.message_bytes_max = config.message_bytes_max
         self.retry_buffer_bytes_max = config.retry_buffer_bytes_max
 
@@ -116,7 +118,16 @@ class Proxy:
             )
 
     async def _serve_client(self, incoming: IncomingCall, kind: IdKind, ids: list[str]) -> None:
-        """Serve a call of a client, for one model or several."""
+        """Serve a call of a client, with the errors that it knows."""
+        try:
+            await self._serve_ids(incoming, kind, ids)
+        except MeshError as error:
+            if not self.legacy_errors:
+                raise
+            raise legacy_error(error, incoming.method) from error
+
+    async def _serve_ids(self, incoming: IncomingCall, kind: IdKind, ids: list[str]) -> None:
+        """Serve a call for one model or several."""
         if len(ids) > 1:
             await MultiCall(self, incoming, kind, ids).run()
             return

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -199,6 +200,40 @@ def test_interop_10_errors_of_the_model_come_through(
     service.bring_up()
     for pod in cluster.pods:
         assert refusal(partial(service.infer, pod, text)) == (code, description)
+
+
+def test_interop_10_with_method_and_code_before_it_for_those_who_parse_it(
+    new_cluster: Callable[[], Cluster],
+) -> None:
+    """``internalModelMeshEnvVars`` sets it; at the pod with the model and at one that passes on."""
+    cluster = new_cluster()
+    cluster.runtimes = [MLSERVER, TRITON]
+    for runtime in cluster.runtimes:
+        cluster.add(runtime, {"MM_LEGACY_ERRORS": "true"})
+    cluster.wait_ready()
+    good, broken = Service.of(cluster, "legacy"), Service.of(cluster, "legacy-broken", "broken-10")
+    good.bring_up()
+    broken.set()
+    broken.wait(Status.LOADING_FAILED)
+    method = "inference.GRPCInferenceService/ModelInfer"
+    expected = {
+        "bad-input": (Code.INTERNAL, f"{method}: INTERNAL: builtins.ValueError: cannot reshape"),
+        "bad-shape": (
+            Code.INVALID_ARGUMENT,
+            f"{method}: INVALID_ARGUMENT: Invalid number of shape dimensions",
+        ),
+        "test:unavailable": (
+            Code.INTERNAL,
+            f"ModelRuntime UNAVAILABLE: {method}: UNAVAILABLE: out of order",
+        ),
+    }
+    for pod in cluster.pods:
+        for text, (code, description) in expected.items():
+            found = refusal(partial(good.infer, pod, text))
+            assert (found[0], found[1][: len(description)]) == (code, description)
+        code, description = refusal(partial(broken.infer, pod))
+        assert code is Code.INTERNAL
+        assert "builtins.ValueError: bad archive" in description
 
 
 def test_interop_11_keys_are_plain_concatenation(cluster: Cluster) -> None:
