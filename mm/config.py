@@ -11,7 +11,7 @@ import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final, Literal, Self
+from typing import Final, Self
 
 from mm import identity_settings, json_settings
 from mm.core.constraints import NO_CONSTRAINTS, TypeConstraints
@@ -29,6 +29,7 @@ from mm.endpoints import (
 from mm.environment import Environment
 from mm.known_variables import ELSEWHERE, MEANINGLESS, NOT_YET
 from mm.limits import MIB, Limits
+from mm.log_settings import LogSettings, log_settings
 from mm.metrics_settings import MetricsSettings, metrics_settings
 from mm.payload_settings import PayloadSettings, payload_settings
 from mm.scaling_settings import ScalingSettings, copy_calls_max, scaling_settings
@@ -36,8 +37,6 @@ from mm.tls_settings import PLAIN_TEXT, TlsSettings, tls_settings
 
 #: Threads of the wire: readers that a table has places for, with some to spare.
 WIRE_THREADS_MAX: Final = 32
-
-LogLevel = Literal["debug", "info", "warning", "error"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,10 +154,7 @@ class Config(Limits):
 
     #: SHUTDOWN_TIMEOUT_MS: from the signal to the exit.
     shutdown_timeout_s: float = 30.0
-    #: MM_LOG_EACH_INVOKE: one INFO line for each call to the runtime.
-    log_each_invoke: bool = False
-    #: MM_LOG_LEVEL.
-    log_level: LogLevel = "info"
+    logs: LogSettings = field(default_factory=LogSettings)
 
     metrics: MetricsSettings = field(default_factory=MetricsSettings)
 
@@ -251,8 +247,7 @@ class Config(Limits):
             scaling=scaling_settings(env),
             payloads=payloads,
             shutdown_timeout_s=_shutdown_timeout_s(env),
-            log_each_invoke=env.boolean("MM_LOG_EACH_INVOKE", default=False),
-            log_level=_log_level(env),
+            logs=log_settings(env),
             metrics=metrics,
             warnings=told + metrics.warnings + payloads.warnings + _unused(env),
         )
@@ -297,19 +292,6 @@ def _unused_labels(env: Environment) -> tuple[str, ...]:
     if not _labels(env) or any(env.is_set(name) for name in names):
         return ()
     return ("MM_LABELS is set, but no type constraints, so the labels decide nothing here",)
-
-
-def _log_level(env: Environment) -> LogLevel:
-    answer = env.choice(
-        "MM_LOG_LEVEL", default="info", allowed=("debug", "info", "warning", "error")
-    )
-    levels: dict[str, LogLevel] = {
-        "debug": "debug",
-        "info": "info",
-        "warning": "warning",
-        "error": "error",
-    }
-    return levels[answer]
 
 
 def _unused(env: Environment) -> tuple[str, ...]:

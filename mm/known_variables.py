@@ -9,7 +9,6 @@ from typing import Final
 
 #: Variables of the Java mesh that will mean something here, but do not yet.
 NOT_YET: Final = (
-    "MM_LOG_REQUEST_HEADERS",
     "MM_SVC_GRPC_MAX_CONNECTION_AGE_GRACE_SECS",
     "MM_SVC_GRPC_MAX_CONNECTION_AGE_SECS",
 )

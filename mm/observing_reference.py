@@ -38,12 +38,25 @@ OBSERVING: Final[tuple[str, tuple[Setting, ...]]] = (
         ),
         setting(
             "MM_LOG_EACH_INVOKE",
-            lambda c: c.log_each_invoke,
+            lambda c: c.logs.each_invoke,
             "One log line for each call to the runtime.",
         ),
         setting(
+            "MM_LOG_REQUEST_HEADERS",
+            lambda c: ", ".join(f"{header} as {key}" for header, key in c.logs.request_headers),
+            "Headers of a call that every line says that is logged while it is served"
+            " ([how](operating.md#logs)).",
+            "none",
+            'JSON, `{"x-user": "user"}`',
+        ),
+        setting(
+            "MM_LOG_FORMAT",
+            lambda c: "json" if c.logs.is_json else "text",
+            "Lines for people, or one JSON object a line ([fields](operating.md#logs)).",
+        ),
+        setting(
             "MM_LOG_LEVEL",
-            lambda c: c.log_level,
+            lambda c: c.logs.level,
             "What is logged, also [while it runs](operating.md#settings-in-etcd).",
         ),
     ),

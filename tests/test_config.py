@@ -18,6 +18,7 @@ from mm.endpoints import TcpEndpoint, UnixEndpoint
 from mm.errors import ConfigError
 from mm.known_variables import ELSEWHERE, MEANINGLESS, NOT_YET
 from mm.limits import Limits
+from mm.log_settings import LogSettings
 
 MEMORY = {"KV_STORE": "memory"}
 ETCD = {
@@ -60,7 +61,7 @@ def test_defaults_are_those_of_the_java_mesh() -> None:
     assert config.shutdown_timeout_s == 30
     assert config.dataplane_config == DataplaneConfig()
     assert not config.kv_read_only
-    assert not config.log_each_invoke
+    assert config.logs == LogSettings()
     assert config.location == "10.0.0.7"
     assert (config.zone, config.labels) == ("", ())
     assert config.warnings == ()
@@ -118,6 +119,8 @@ def test_every_setting_arrives() -> None:
         SHUTDOWN_TIMEOUT_MS="90500",
         MM_LOG_EACH_INVOKE="TRUE",
         MM_LOG_LEVEL="Debug",
+        MM_LOG_FORMAT="JSON",
+        MM_LOG_REQUEST_HEADERS='{"A-Header": "ah", "u-bin": "uh"}',
     )
     assert config.service_name == "cluster"
     assert config.kv_prefix == "mm"
@@ -140,8 +143,12 @@ def test_every_setting_arrives() -> None:
     assert (rules.second_age_min_ms, rules.second_age_max_ms) == (4_000, 10_000)
     assert rules.limits_concurrency
     assert config.shutdown_timeout_s == 90.5
-    assert config.log_each_invoke
-    assert config.log_level == "debug"
+    assert config.logs == LogSettings(
+        level="debug",
+        is_json=True,
+        each_invoke=True,
+        request_headers=(("a-header", "ah"), ("u-bin", "uh")),
+    )
 
 
 @pytest.mark.parametrize(
@@ -179,6 +186,12 @@ class TestErrorsNameVariableValueAndWhatIsAllowed:
             ("KV_READ_ONLY", "yes", "true or false"),
             ("MM_LOG_EACH_INVOKE", "1", "true or false"),
             ("MM_LOG_LEVEL", "loud", "debug or info or warning or error"),
+            ("MM_LOG_FORMAT", "xml", "text or json"),
+            ("MM_LOG_REQUEST_HEADERS", "{", "a JSON object of headers"),
+            ("MM_LOG_REQUEST_HEADERS", "{}", "with 1 to 32 entries; it has 0"),
+            ("MM_LOG_REQUEST_HEADERS", '{"a": 1}', "Expected `str`, got `int`"),
+            ("MM_LOG_REQUEST_HEADERS", '{"a b": "x"}', '"a b" is no name of a header'),
+            ("MM_LOG_REQUEST_HEADERS", '{"a": " "}', '"a" has no name to be logged under'),
             ("MM_DATAPLANE", "rust", "allowed: wire or python"),
             ("MM_SERVICE_NAME", "a/b", 'without "/"'),
             ("MM_KVSTORE_PREFIX", "a b", "without spaces"),
@@ -337,11 +350,15 @@ class TestDataplaneConfig:
 
 def test_odd_variables_are_named_once(caplog: pytest.LogCaptureFixture) -> None:
     config = read(
-        MM_LOG_REQUEST_HEADERS="a", MM_SEND_DEST_ID="true", MM_TYPO="1", MM_TABLE="", OTHER="1"
+        MM_SVC_GRPC_MAX_CONNECTION_AGE_SECS="9",
+        MM_SEND_DEST_ID="true",
+        MM_TYPO="1",
+        MM_TABLE="",
+        OTHER="1",
     )
     config.log_warnings(logging.getLogger("test"))
     assert [record.message for record in caplog.records] == [
-        "not supported yet, and ignored: MM_LOG_REQUEST_HEADERS",
+        "not supported yet, and ignored: MM_SVC_GRPC_MAX_CONNECTION_AGE_SECS",
         "has no meaning here, and is ignored: MM_SEND_DEST_ID",
         "unknown, and ignored (misspelt?): MM_TYPO",
     ]

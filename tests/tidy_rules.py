@@ -33,6 +33,7 @@ SETTINGS = (
     "mm.tls_settings",
     "mm.settings_reference",
     "mm.limits",
+    "mm.log_settings",
     "mm.metrics_settings",
     "mm.payload_settings",
     "mm.observing_reference",

@@ -72,7 +72,7 @@ def _serve(on_started: Callable[[], None]) -> None:
     from mm.cli.logs import log_to_stderr
 
     config = read_config(os.environ)
-    log_to_stderr(config.log_level)
+    log_to_stderr(config.logs.level, is_json=config.logs.is_json)
     config.log_warnings(logging.getLogger("mm.config"))
     # Process 1 of a container ignores what it has no handler for, and imports take a while.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))

@@ -41,6 +41,7 @@ from mm.edge.health import add_health
 from mm.edge.kv_config import Embedded, EtcdTarget, Memory, parse, secret_path
 from mm.edge.life_cycle import LifeCycle
 from mm.edge.listing import add_listing
+from mm.edge.log_context import Handler, HeaderLogging
 from mm.edge.management import Management
 from mm.edge.memory_store import MemoryStore
 from mm.edge.metrics import Metrics, call_meter
@@ -139,7 +140,9 @@ class Instance:
         self._on_started = on_started
         self._peer_services = ServiceTable(_starting)
         peer_limits = _limits(PEER_LIMITS, config, config.peer_streams_max)
-        self._peer_server = GrpcServer(self._peer_services, limits=peer_limits, external=False)
+        self._peer_server = GrpcServer(
+            self._logged(self._peer_services), limits=peer_limits, external=False
+        )
         self._channels = ChannelPool(peer_limits)
         self._runtime = GrpcRuntime(config)
         #: For inferences; where that is, is known once the runtime is ready.
@@ -247,6 +250,10 @@ class Instance:
     def _tls_statistics(self) -> TlsStatistics | None:
         return None if self._tls is None else self._tls.statistics
 
+    def _logged(self, services: ServiceTable) -> Handler:
+        headers = self._config.logs.request_headers
+        return HeaderLogging(headers, services) if headers else services
+
     def _is_ready(self) -> bool:
         return self.serving and self._health.serving
 
@@ -279,7 +286,7 @@ class Instance:
         add_reflection(services)
         limits = _limits(EXTERNAL_LIMITS, config, config.external_streams_max)
         tls = None if self._tls is None else self._tls.clients
-        return GrpcServer(services, limits=limits, external=True, tls=tls), services
+        return GrpcServer(self._logged(services), limits=limits, external=True, tls=tls), services
 
     def _set_dataplane(self, dataplane: DataplaneConfig) -> None:
         """Calls that come from now on go by it."""

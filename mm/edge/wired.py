@@ -116,7 +116,7 @@ class Wired:
         self._accept_pauses = 0
         self._complaints = Seldom()
         self._tls_complaints = Seldom()
-        self._logs_each = config.log_each_invoke
+        self._logs_each = config.logs.each_invoke
         self._tasks: list[asyncio.Task[None]] = []
         self._wire = Wire(config.wire_threads, self._tier2.connect, measures_of(config))
         self.calls = WireCalls(self._wire.calls)
@@ -186,7 +186,7 @@ class Wired:
 
     def _set_logs_each(self, value: Value | None) -> None:
         """A line for each call is tier 2's to write."""
-        self._logs_each = self._config.log_each_invoke if value is None else bool(value)
+        self._logs_each = self._config.logs.each_invoke if value is None else bool(value)
         self._wire.configure(self._settings())
 
     def _settings(self) -> WireSettings:

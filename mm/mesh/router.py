@@ -58,6 +58,7 @@ from mm.mesh.waiters import Waiters
 from mm.table import LOCAL, NONE
 
 logger = logging.getLogger(__name__)
+_INVOKING = "model %s: invoking model runtime gRPC method: %s"  # as in the Java mesh
 
 
 class Router:
@@ -115,7 +116,7 @@ class Router:
         self._outcomes = Outcomes(self._me, members, copies, self._retries, self._decisions)
         #: Of attempts that the wire made by itself.
         self.tried, self.route_there = self._outcomes.tried, self._outcomes.route_there
-        self.logs_each_call = config.log_each_invoke
+        self.logs_each_call = config.logs.each_invoke
         #: Calls between `route` and `finished`.
         self.routes_open = 0
         vmodels.listen(lambda vmodel_id, _: waiters.vmodel_changed(vmodel_id, vmodels.has_moved))
@@ -312,7 +313,7 @@ class Router:
         now_ms = call.last_used_ms or self._clock.now_ms()
         self._table.touch(call.model_id, now_ms)
         if self.logs_each_call and call.method:
-            logger.info("model %s: invoking %s", call.model_id, call.method[1:])
+            logger.info(_INVOKING, call.model_id, call.method[1:])
         return LocalRoute(call.model_id, injection_path, copy.load_id)
 
     def _unpin(self, route: LocalRoute) -> None:

@@ -140,7 +140,7 @@ def _follow_settings(config: Config, parts: Parts, scaler: Scaler) -> None:
         scaler.set_rpm_threshold(config.scaling.rpm_threshold if value is None else int(value))
 
     def set_log_each(value: Value | None) -> None:
-        parts.router.logs_each_call = config.log_each_invoke if value is None else bool(value)
+        parts.router.logs_each_call = config.logs.each_invoke if value is None else bool(value)
 
     parts.dynamic.follow(RPM_THRESHOLD, set_rpm)
     parts.dynamic.follow(LOG_EACH, set_log_each)

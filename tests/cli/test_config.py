@@ -159,10 +159,10 @@ def test_secrets_are_not_shown(tmp_path: Path) -> None:
 
 
 def test_what_is_ignored_is_told_beside_it() -> None:
-    result = run(**ETCD, MM_LOG_REQUEST_HEADERS="a", HEAP_SIZE_MB="1", MM_TYPO="1")
+    result = run(**ETCD, MM_SVC_GRPC_MAX_CONNECTION_AGE_SECS="9", HEAP_SIZE_MB="1", MM_TYPO="1")
     assert result.exit_code == 0
     assert result.stderr.splitlines() == [
-        "mm: not supported yet, and ignored: MM_LOG_REQUEST_HEADERS",
+        "mm: not supported yet, and ignored: MM_SVC_GRPC_MAX_CONNECTION_AGE_SECS",
         "mm: has no meaning here, and is ignored: HEAP_SIZE_MB",
         "mm: unknown, and ignored (misspelt?): MM_TYPO",
     ]

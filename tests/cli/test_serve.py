@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 from collections.abc import Callable
@@ -11,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from mm.cli import main
-from mm.cli.logs import LINE, TIME, LineFormatter
+from mm.cli.logs import LINE, TIME, JsonFormatter, LineFormatter
 from mm.cli.termination import MESSAGE_BYTES_MAX, leave_message, message_path
 from mm.config import Config
 from mm.errors import StartupError
@@ -64,6 +65,27 @@ def test_a_bug_is_logged_with_its_traceback() -> None:
     assert LineFormatter(LINE, TIME).format(record).count("\n") >= 3
 
 
+def test_a_record_as_json() -> None:
+    try:
+        raise KeyError("x")
+    except KeyError as exc:
+        info = (KeyError, exc, exc.__traceback__)
+    record = logging.LogRecord("mm.x", logging.WARNING, "f", 1, "a\nb %s", ("ä",), info)
+    record.created, record.msecs = 0.0, 7.0
+    line = JsonFormatter().format(record)
+    assert "\n" not in line
+    told = json.loads(line)
+    assert "KeyError: 'x'" in told.pop("thrown")
+    assert told == {
+        "timestamp": "1970-01-01T00:00:00.007Z",
+        "level": "WARN",
+        "loggerName": "mm.x",
+        "thread": "MainThread",
+        "message": "a\nb ä",
+        "contextMap": {},
+    }
+
+
 # --- the termination message --------------------------------------------------------------------
 
 
@@ -78,7 +100,7 @@ def end_with(error: Exception, monkeypatch: pytest.MonkeyPatch, path: Path, *, l
     monkeypatch.setattr("mm.edge.app.serve", serve)
     monkeypatch.setattr("signal.signal", lambda *_: None)
     settings = {"KV_STORE": "memory", "LL_TERMINATION_MSG_PATH": str(path)}
-    monkeypatch.setattr("mm.cli.logs.log_to_stderr", lambda _level: None)
+    monkeypatch.setattr("mm.cli.logs.log_to_stderr", lambda _level, is_json: None)
     # It is set for good where it is absent.
     modules: dict[str, object] = {**sys.modules}
     monkeypatch.setattr(sys, "modules", modules)

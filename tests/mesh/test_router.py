@@ -16,6 +16,7 @@ from mm.errors import (
     RuntimeUnavailableError,
     StatusCode,
 )
+from mm.log_settings import LogSettings
 from mm.testing.cluster import RuntimeAnswerError, running_cluster, until
 from tests.mesh.calls import FAST, A, B, C, M, call_for, give_back, loaded_at, loads
 
@@ -316,7 +317,10 @@ async def test_attempts_are_bounded() -> None:
 
 async def test_calls_are_logged_on_request(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    async with running_cluster("a", plan=FAST, log_each_invoke=True) as cluster:
+    async with running_cluster("a", plan=FAST, logs=LogSettings(each_invoke=True)) as cluster:
         await loaded_at(cluster, "a")
         await cluster["a"].invoke("m")
-        assert caplog.text.count("model m: invoking pkg.Service/Method") == 1
+        assert (
+            caplog.text.count("model m: invoking model runtime gRPC method: pkg.Service/Method")
+            == 1
+        )

@@ -39,6 +39,7 @@ _ON_BOTH = frozenset(
         "conformance_vmodel_calls",
         "foreign_calls",
         "foreign_services",
+        "logs",
         "metrics",
         "payloads",
         "refusals",
