@@ -10,8 +10,9 @@ import random
 from dataclasses import dataclass
 
 from mm.core.headers import Header, HeaderList
+from tests.system.random_messages import DEEP, PLAIN, compressed, id_message, management
 
-MODEL, VMODEL = b"m", b"v"
+MODEL, OTHER, VMODEL = b"m", b"n", b"v"
 #: A call that nobody answers has this deadline.
 SHORT = b"60m"
 _TINY = (SHORT, b"0S")
@@ -42,6 +43,8 @@ class RandomCall:
     ends: str = "with the last piece"
     reset_code: int = 8
     has_odd_body: bool = False
+    #: The runtime is asked for each of several models, in no order.
+    is_for_several: bool = False
 
     @property
     def is_racy(self) -> bool:
@@ -55,9 +58,14 @@ class RandomCall:
 def make_call(rng: random.Random) -> RandomCall:
     """Answer a call: most are in order but for one thing, so that what they meet is not hidden."""
     kind = rng.choices(
-        ("good", "odd head", "odd id", "odd body", "odd answer", "stream", "hang", "cancel"),
-        (3, 3, 4, 2, 6, 2, 1, 1),
+        (
+            *("good", "odd head", "odd id", "odd body", "odd answer", "stream", "hang", "cancel"),
+            *("message", "several", "management"),
+        ),
+        (3, 3, 4, 2, 6, 2, 1, 1, 4, 2, 1),
     )[0]
+    if kind in ("message", "several", "management"):
+        return _read_call(rng, kind)
     headers = _headers(rng, odd=kind == "odd head")
     ids = _odd_ids(rng) if kind == "odd id" else _good_ids(rng)
     place = rng.randint(len(headers) - 1, len(headers))
@@ -77,12 +85,45 @@ def make_call(rng: random.Random) -> RandomCall:
     if kind == "hang":
         headers = [each for each in headers if each[0] != b"grpc-timeout"]
         headers.append((b"grpc-timeout", SHORT))
-        script = Script(ends=False)
+        # Before an answer, or within one.
+        script = Script(steps=script.steps[: rng.choice((0, 0, 1, 2))], ends=False)
     if kind == "cancel":
         steps = script.steps[: rng.randint(0, 1)]
         script = Script("headers", steps, ends=False)
         return RandomCall(headers, pieces, script, False, "never", rng.choice((8, 8, 0, 2, 5)))
     return RandomCall(headers, pieces, script, False, ends, has_odd_body=kind == "odd body")
+
+
+def _read_call(rng: random.Random, kind: str) -> RandomCall:
+    """Answer a call of which the mesh reads the first message, or all of it."""
+    headers = _headers(rng, odd=False)
+    steps = _answer(rng, odd=False)
+    ends = rng.choice(("with the last piece", "alone"))
+    if kind == "several":
+        ids = rng.sample((MODEL, OTHER, MODEL, OTHER, b"unknown"), rng.randint(2, 4))
+        headers += [(b"mm-model-id", each) for each in ids]
+        if b"unknown" not in ids and rng.random() < 0.5:
+            headers.append((b"mm-required", b"all"))
+        one = (("headers", list(_OK)), ("data", _message(rng)), ("headers", [OK_STATUS]))
+        pieces = _cut(rng, _message(rng))
+        return RandomCall(headers, pieces, Script(steps=one), False, ends, is_for_several=True)
+    if kind == "management":
+        path, message = management(rng)
+        headers = [(name, path if name == b":path" else value) for name, value in headers]
+    else:
+        path = rng.choice((PLAIN, DEEP))
+        headers = [(name, path if name == b":path" else value) for name, value in headers]
+        headers += rng.choice(([], [], [(b"mm-model-id", MODEL)], [(b"mm-model-id", b"unknown")]))
+        message = id_message(rng, path, MODEL, VMODEL)
+    body = b"\0" + len(message).to_bytes(4) + message
+    if rng.random() < 0.3:
+        encoding, body = compressed(rng, message)
+        headers = [each for each in headers if each[0] != b"grpc-encoding"]
+        headers.append((b"grpc-encoding", encoding))
+    if kind == "message" and rng.random() < 0.2:
+        body += _message(rng)
+    odd = kind == "management"
+    return RandomCall(headers, _cut(rng, body), Script(steps=steps), False, ends, has_odd_body=odd)
 
 
 def _text(rng: random.Random, alphabet: str, longest: int) -> bytes:
@@ -117,6 +158,8 @@ def _headers(rng: random.Random, *, odd: bool) -> HeaderList:
     if rng.random() < 0.3:
         headers.append((b"grpc-accept-encoding", b"identity,gzip"))
     headers += [_metadata(rng) for _ in range(rng.randint(0, 4))]
+    if rng.random() < 0.1:
+        headers.append((b"x-long", b"y" * rng.choice((200, 3000, 6500))))
     if rng.random() < 0.2:
         headers.append(rng.choice(_RESERVED))
     if odd:
@@ -260,6 +303,7 @@ def _odd_body(rng: random.Random) -> tuple[bytes, ...]:
 # --- answers --------------------------------------------------------------------------------------
 
 _OK: HeaderList = [(b":status", b"200"), (b"content-type", b"application/grpc")]
+OK_STATUS: Header = (b"grpc-status", b"0")
 _STATUSES = tuple(b"%d" % number for number in range(17) if number not in (5, 14, 8))
 _ODD_STATUSES = (b"17", b"99", b"-1", b"", b"abc", b"00", b"1 ")
 _MESSAGES = (b"", b"it broke", b"100%25", b"%E2%82%AC %zz", b"a%0Ab", b"x" * 3000)

@@ -13,7 +13,8 @@ from contextlib import ExitStack, contextmanager
 from mm.demo.processes import free_ports
 from mm.pb import mmesh
 from tests.system.meshes import mesh_of
-from tests.system.random_calls import MODEL, VMODEL, make_call
+from tests.system.random_calls import MODEL, OTHER, VMODEL, make_call
+from tests.system.random_messages import DATAPLANE
 from tests.system.two_planes import Plane, describe, differences, new_rng, runtimes
 
 SEED, CALLS = 7, 150
@@ -26,10 +27,12 @@ def one_of_each(serving_ports: tuple[int, ...]) -> Iterator[list[int]]:
     with ExitStack() as stack:
         ports = []
         for plane, serving_port in zip(PLANES, serving_ports, strict=True):
-            mesh = stack.enter_context(mesh_of("memory", {"MM_DATAPLANE": plane}, "two-planes"))
+            settings = {"MM_DATAPLANE": plane, "MM_DATAPLANE_CONFIG": DATAPLANE}
+            mesh = stack.enter_context(mesh_of("memory", settings, "two-planes"))
             own = {"INTERNAL_SERVING_GRPC_PORT": str(serving_port)}
             instance = mesh.add("same", settings=own)
-            instance.register(MODEL.decode(), "SIZE_1000_0_0", load_now=True, sync=True)
+            for model_id in (MODEL, OTHER):
+                instance.register(model_id.decode(), "SIZE_1000_0_0", load_now=True, sync=True)
             vmodel = mmesh.SetVModelRequest(
                 v_model_id=VMODEL.decode(), target_model_id=MODEL.decode(), sync=True
             )

@@ -328,7 +328,10 @@ def differences(
             found.append(f"the client's {what}:\n    {a!r:.700}\n    {b!r:.700}")
     if len(one[1]) != len(other[1]) and not call.is_racy:
         found.append(f"attempts: {len(one[1])} and {len(other[1])}")
-    for mine, theirs in zip(one[1], other[1], strict=False):
+    attempts = [each[1] for each in (one, other)]
+    if call.is_for_several:
+        attempts = [sorted(each, key=lambda attempt: attempt.headers) for each in attempts]
+    for mine, theirs in zip(*attempts, strict=False):
         for name, a, b in zip(
             ("headers", "timed", "body", "end"), mine.view(), theirs.view(), strict=True
         ):
