@@ -69,6 +69,7 @@ cdef enum:
     WHEEL_WORDS = 16           # of 64 bits
     PARTS_MAX = 128            # of what is written at once
     PIECES_MAX = 256           # of bodies that lie in the input
+    RECENT_IDS = 16            # a power of two
 
 
 cdef struct worker_t
@@ -223,6 +224,7 @@ cdef struct conn_t:
     timer_t timer
     uint64_t heard_ms
     uint64_t idle_since_ms     # of a connection of ours: its last call ended then
+    uint64_t recent_ids[RECENT_IDS]   # hashes of ids that were sent on it
     double resets_left
     uint64_t resets_ms
 

@@ -149,7 +149,7 @@ cdef size_t build_hit(call_t *call, conn_t *conn, nghttp2_nv *nv) noexcept nogil
         if h.kind == PASS:
             put_header(&nv[n], h)
             n += 1
-    i = put_ids(call, &nv[n])
+    i = put_ids(call, conn, &nv[n])
     if i == 0:
         return 0
     n += i
@@ -189,15 +189,42 @@ cdef uint32_t put_hop(call_t *call, nghttp2_nv *nv) noexcept nogil:
 cdef const char *BASE64 = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 
 
-cdef uint32_t put_ids(call_t *call, nghttp2_nv *nv) noexcept nogil:
+cdef bint is_recent(conn_t *conn, const uint8_t *id, uint32_t length) noexcept nogil:
+    """Answer whether an id was sent on a connection of late; from now on it was.
+
+    HPACK's table holds some 25 ids in their two forms. Entered each time, the ids of many models
+    would push each other out of it, and all headers that every call has: that costs both ends more
+    than writing an id out. So one is entered when it comes a second time before another one of the
+    same place.
+    """
+    cdef uint64_t hash = length
+    cdef uint64_t word
+    cdef uint32_t at = 0
+    cdef uint64_t *place
+    while at < length:
+        word = 0
+        memcpy(&word, id + at, 8 if length - at >= 8 else length - at)
+        hash = (hash ^ word) * 0x9E3779B97F4A7C15U
+        hash ^= hash >> 29
+        at += 8
+    place = &conn.recent_ids[hash & (RECENT_IDS - 1)]
+    if place[0] == hash:
+        return True
+    place[0] = hash
+    return False
+
+
+cdef uint32_t put_ids(call_t *call, conn_t *conn, nghttp2_nv *nv) noexcept nogil:
     """The concrete id, in base64 and, if it is visible ASCII, in the clear; 0 without memory."""
     cdef const uint8_t *id = call.model_id.bytes
     cdef uint32_t length = call.model_id.length
     cdef uint8_t *out = arena_take(call, (<size_t>length * 4 + 2) // 3)
     cdef uint32_t at = 0, n = 0, i
     cdef uint32_t word
+    cdef uint8_t flags
     if out == NULL:
         return 0
+    flags = NGHTTP2_NV_FLAG_NONE if is_recent(conn, id, length) else NGHTTP2_NV_FLAG_NO_INDEX
     while at + 3 <= length:
         word = <uint32_t>id[at] << 16 | <uint32_t>id[at + 1] << 8 | id[at + 2]
         out[n] = BASE64[word >> 18]
@@ -216,11 +243,11 @@ cdef uint32_t put_ids(call_t *call, nghttp2_nv *nv) noexcept nogil:
         out[n + 1] = BASE64[word >> 4 & 63]
         out[n + 2] = BASE64[(word & 15) << 2]
         n += 3
-    put(&nv[0], b"mm-model-id-bin", 15, out, n, 0)
+    put(&nv[0], b"mm-model-id-bin", 15, out, n, flags)
     for i in range(length):
         if id[i] < 32 or id[i] > 126:
             return 1
-    put(&nv[1], b"mm-model-id", 11, id, length, 0)
+    put(&nv[1], b"mm-model-id", 11, id, length, flags)
     return 2
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
+from h2.events import RequestReceived
 
 from mm.core.headers import HeaderList
 from mm.edge.h2.messages import frame_message
 from mm.wire import Method, MethodFlag
-from tests.edge.raw_h2 import connect
-from tests.wire.frames import begin, request
+from tests.edge.raw_h2 import RawPeer, connect, listen
+from tests.wire.frames import answer, begin, request
 from tests.wire.stand import WireStand, serve_wire
 
 pytestmark = pytest.mark.anyio
@@ -110,3 +113,30 @@ async def test_which_header_names_the_model(headers: HeaderList, is_hit: bool) -
         plain = [each for each in request() if each[0] != b"mm-model-id"]
         await client.wait_answer(begin(client, [*plain, *headers]))
         assert (stand.counts.calls_here == 1) is is_hit
+
+
+async def test_only_ids_that_come_again_are_entered_into_the_runtimes_table() -> None:
+    """The ids of many models would push the headers out of it that every call has."""
+    seen: list[tuple[bytes, bool]] = []
+
+    async def serve(peer: RawPeer) -> None:
+        peer.start()
+        for _ in range(6):
+            event = await peer.wait_for(RequestReceived)
+            headers: dict[bytes, Any] = {header[0]: header for header in event.headers or ()}
+            pair = [headers[name] for name in (b"mm-model-id", b"mm-model-id-bin")]
+            assert pair[0].indexable == pair[1].indexable
+            seen.append((pair[0][1], pair[0].indexable))
+            assert event.stream_id is not None
+            answer(peer, event.stream_id)
+        await peer.wait_closed()
+
+    async with listen(serve) as (address, _):
+        port = int(address.rpartition(":")[2])
+        async with serve_wire(runtime_port=port) as stand, connect(stand.port) as client:
+            stand.put("other")
+            for model_id in (b"m", b"m", b"m", b"other", b"other", b"m"):
+                headers = [*request()[:-1], (b"mm-model-id", model_id)]
+                await client.wait_answer(begin(client, headers))
+    assert [indexed for each, indexed in seen if each == b"m"][:3] == [False, True, True]
+    assert [indexed for each, indexed in seen if each == b"other"] == [False, True]
