@@ -41,6 +41,7 @@ _ON_BOTH = frozenset(
         "foreign_services",
         "logs",
         "metrics",
+        "mounted_files",
         "payloads",
         "refusals",
         "tls",
