@@ -47,6 +47,11 @@ class RandomCall:
     is_for_several: bool = False
 
     @property
+    def ends_within_answer(self) -> bool:
+        """Answer whether its time is up when some of its answer has come, or none on a slow day."""
+        return bool(self.script.steps) and not self.script.ends and self.ends != "never"
+
+    @property
     def is_racy(self) -> bool:
         """Answer whether it may end while its request is under way."""
         script = self.script
@@ -86,7 +91,9 @@ def make_call(rng: random.Random) -> RandomCall:
         headers = [each for each in headers if each[0] != b"grpc-timeout"]
         headers.append((b"grpc-timeout", SHORT))
         # Before an answer, or within one.
-        script = Script(steps=script.steps[: rng.choice((0, 0, 1, 2))], ends=False)
+        data = (step for step in script.steps if step[0] == "data")
+        steps = (script.steps[0], *data)[: rng.choice((0, 0, 1, 2))]
+        script = Script(steps=steps, ends=False)
     if kind == "cancel":
         steps = script.steps[: rng.randint(0, 1)]
         script = Script("headers", steps, ends=False)
