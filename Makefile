@@ -43,7 +43,7 @@ test: $(EXTENSION) ## the whole test suite (ARGS="tests/core -k name" for a part
 		--no-loadscope-reorder $(ARGS)
 
 .PHONY: test-matrix
-test-matrix: ## the system tests, all of them on both data planes
+test-matrix: ## the system tests on both data planes, conformance in plain text, TLS and mTLS
 	@$(MAKE) test ARGS="tests/system --all-dataplanes $(ARGS)"
 
 .PHONY: test-image

@@ -2,7 +2,8 @@
 
 ``dataplane`` is the parameter of the conformance suite: what holds for one data plane has to hold
 for every other, unchanged. ``make test`` runs all of it on the wire, the default, and the modules
-about calls on the Python data plane too; ``make test-matrix`` runs everything on both.
+about calls on the Python data plane too; ``make test-matrix`` runs everything on both. Behind a
+``+`` stands how instances are secured: "wire+mtls" (``Mesh``).
 """
 
 from __future__ import annotations
@@ -48,14 +49,31 @@ _ON_BOTH = frozenset(
     )
 )
 
+#: Modules that call instances in no other way than ``Instance`` does, so that they can have TLS: in
+#: the matrix all of them, on each data plane, with and without certificates of clients,
+_IN_TLS = frozenset(
+    f"test_conformance_{name}"
+    for name in (
+        *("cluster", "copies", "constraints", "dataplane", "evictions", "failures", "injection"),
+        *("management", "missing_model", "priority", "refusals", "runtime", "single"),
+        *("vmodel_calls", "vmodels"),
+    )
+)
+#: and this one in every run.
+_IN_TLS_ALWAYS = {"test_conformance_single": "wire+mtls"}
+
 _numbers = itertools.count(1)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "dataplane" in metafunc.fixturenames:
         module = metafunc.definition.path.stem
-        is_on_both = module in _ON_BOTH or metafunc.config.getoption(ALL_DATAPLANES)
-        dataplanes = ["wire", "python"] if is_on_both else ["wire"]
+        is_matrix = metafunc.config.getoption(ALL_DATAPLANES)
+        dataplanes = ["wire", "python"] if is_matrix or module in _ON_BOTH else ["wire"]
+        if is_matrix and module in _IN_TLS:
+            dataplanes += [f"{each}+{how}" for each in dataplanes for how in ("tls", "mtls")]
+        elif module in _IN_TLS_ALWAYS:
+            dataplanes.append(_IN_TLS_ALWAYS[module])
         metafunc.parametrize("dataplane", dataplanes, indirect=True, scope="session")
 
 

@@ -21,6 +21,7 @@ import grpc
 
 from mm.pb import mmesh
 from mm.pb.mm import peer
+from tests.identities import make
 from tests.system.processes import START_TIMEOUT_S, Program, eventually
 
 #: Ends what hangs; no test asserts how fast a call is by it.
@@ -216,7 +217,26 @@ class Mesh:
             **settings,
         }
         self._directory = Path(tempfile.mkdtemp(prefix="mm-mesh-"))
+        dataplane, _, security = settings.get("MM_DATAPLANE", "").partition("+")
+        if security:
+            self._secure(security)
+            self.settings["MM_DATAPLANE"] = dataplane
         self._programs: list[Program] = []
+
+    def _secure(self, security: str) -> None:
+        """Have the mesh speak TLS, with "mtls" also ask its clients for a certificate: all show
+        the one that there is, as the controller of modelmesh-serving does.
+        """
+        identity = make("mesh")
+        certificate, key = identity.certificate_pem, identity.key_pem()
+        self.peer_credentials = grpc.ssl_channel_credentials(certificate, key, certificate)
+        self.credentials = grpc.ssl_channel_credentials(certificate)
+        own = identity.write(self._directory / "tls")
+        if security == "mtls":
+            self.credentials = self.peer_credentials
+            own["MM_TLS_CLIENT_AUTH"] = "require"
+            own["MM_TLS_TRUST_CERT_PATH"] = own["MM_TLS_KEY_CERT_PATH"]
+        self.settings |= own
 
     def __getitem__(self, index: int) -> Instance:
         return self.instances[index]
