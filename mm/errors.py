@@ -172,14 +172,15 @@ class WaitersFullError(MeshError):
 class StoreUnavailableError(MeshError):
     """The store (etcd) cannot be reached, so nothing can be written or looked up strongly.
 
-    ``nobody_listens``: every address refused the connection, so it is not there rather than slow.
+    ``is_refused``: every address refuses us, because nobody listens or not to us, so waiting longer
+    is of no use.
     """
 
     code = StatusCode.UNAVAILABLE
 
-    def __init__(self, message: str, *, nobody_listens: bool = False) -> None:
+    def __init__(self, message: str, *, is_refused: bool = False) -> None:
         super().__init__(message)
-        self.nobody_listens = nobody_listens
+        self.is_refused = is_refused
 
 
 class ContendedError(StoreUnavailableError):

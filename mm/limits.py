@@ -194,8 +194,9 @@ class Limits:
     transition_scale_max_s: float = 600.0
     #: At start, until the store has answered once. Then the process exits and says so.
     store_start_timeout_s: float = 20.0
-    #: The same if every address refuses the connection: nobody listens there, and whoever started
-    #: us should hear of it soon. Long enough for an etcd that is started together with us.
+    #: The same if every address refuses us: nobody listens there, or our credentials are no good,
+    #: and whoever started us should hear of it soon. Long enough for an etcd that is started
+    #: together with us.
     store_refused_timeout_s: float = 2.5
     #: Reading the three tables at start; 5 minutes cover a million models over a slow network.
     store_mirror_timeout_s: float = 300.0

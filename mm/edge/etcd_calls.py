@@ -50,13 +50,19 @@ class CallFault(enum.Enum):
 
 
 class CallError(Exception):
-    """A call into etcd failed. ``maybe_done``: it may have had, or may yet have, its effect."""
+    """A call into etcd failed. ``maybe_done``: it may have had, or may yet have, its effect.
 
-    def __init__(self, fault: CallFault, reason: str, *, maybe_done: bool) -> None:
+    ``is_refusal``: the other end will have nothing to do with us, a second later neither.
+    """
+
+    def __init__(
+        self, fault: CallFault, reason: str, *, maybe_done: bool, is_refusal: bool = False
+    ) -> None:
         super().__init__(reason)
         self.fault = fault
         self.reason = reason
         self.maybe_done = maybe_done
+        self.is_refusal = is_refusal or fault is CallFault.FINAL
 
 
 async def in_own_task(call: Awaitable[_T], limit_s: float | None) -> _T:
@@ -240,8 +246,24 @@ def _call_error(error: rpc.AioRpcError) -> CallError:
     code = error.code()
     if code in _MOVE_CODES:
         never_sent = code is rpc.StatusCode.UNAVAILABLE and _NEVER_SENT.search(details)
-        return CallError(CallFault.MOVE, _brief(code, details), maybe_done=not never_sent)
+        refusal = _refusal(details)
+        return CallError(
+            CallFault.MOVE,
+            refusal or _brief(code, details),
+            maybe_done=not never_sent,
+            is_refusal=bool(refusal),
+        )
     return CallError(CallFault.FINAL, _brief(code, details), maybe_done=False)
+
+
+def _refusal(details: str) -> str:
+    """Answer what to say if nobody listens, or not to us."""
+    if "Connection refused" in details:
+        return CONNECTION_REFUSED
+    for words, telling in _TLS_WORDS:
+        if found := words.search(details):
+            return telling.format(*found.groups())
+    return ""
 
 
 def fault_of_text(details: str) -> CallFault:
@@ -254,11 +276,6 @@ def fault_of_text(details: str) -> CallFault:
 
 def _brief(code: rpc.StatusCode, details: str) -> str:
     """Take the one telling part out of grpc's nested texts."""
-    if "Connection refused" in details:
-        return CONNECTION_REFUSED
-    for words, telling in _TLS_WORDS:
-        if found := words.search(details):
-            return telling.format(*found.groups())
     if code is rpc.StatusCode.DEADLINE_EXCEEDED or "context deadline exceeded" in details:
         return "no answer in time"
     return f"{code.name}: {details}" if details else code.name

@@ -22,7 +22,6 @@ import grpc
 from aetcd import rpc
 
 from mm.edge.etcd_calls import (
-    CONNECTION_REFUSED,
     CallError,
     CallFault,
     enter_grpc,
@@ -130,7 +129,8 @@ class NotConnected:
     reason: str
     #: Whether it may be over in a moment.
     may_pass: bool
-    nobody_listens: bool
+    #: Whether every address refuses us: nobody listens there, or not to us.
+    is_refused: bool
 
 
 class Dialer:
@@ -157,6 +157,7 @@ class Dialer:
         """Try each address once, starting after the one that failed last."""
         reasons: list[str] = []
         may_pass = False
+        refusals_count = 0
         addresses = await self._resolve(reasons)
         limit_s = max(self._timeout_s / max(len(addresses), 1) * 0.9, _CONNECT_LIMIT_MIN_S)
         for _ in range(len(addresses)):
@@ -168,6 +169,7 @@ class Dialer:
                 self._rotation += 1
                 reasons.append(exc.reason if len(addresses) == 1 else f"{endpoint}: {exc.reason}")
                 may_pass = may_pass or exc.fault is CallFault.WAIT
+                refusals_count += exc.is_refusal
                 self._discard(connection)
                 continue
             except BaseException:
@@ -178,7 +180,7 @@ class Dialer:
         return NotConnected(
             reason="; ".join(dict.fromkeys(reasons)),
             may_pass=may_pass,
-            nobody_listens=all(reason.endswith(CONNECTION_REFUSED) for reason in reasons),
+            is_refused=refusals_count == len(reasons),
         )
 
     async def _greet(self, connection: Connection, limit_s: float) -> None:

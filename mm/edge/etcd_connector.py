@@ -48,7 +48,7 @@ class Connector:
         self._trial: asyncio.Task[None] | None = None
         self._down_reason = ""
         self._down_since_s = 0.0
-        self._nobody_listens = False
+        self._is_refused = False
         #: Whether etcd refused a write for want of space, and has taken none since.
         self.out_of_space = False
         self._closed = False
@@ -70,9 +70,7 @@ class Connector:
 
     def error(self, reason: str) -> StoreUnavailableError:
         """Answer the error to raise: says which store, and why."""
-        return StoreUnavailableError(
-            f"{self._target}: {reason}", nobody_listens=self._nobody_listens
-        )
+        return StoreUnavailableError(f"{self._target}: {reason}", is_refused=self._is_refused)
 
     def wrote(self, writes: Sequence[Write]) -> None:
         """Note that etcd took these: there is room, unless all they do is make some."""
@@ -280,9 +278,9 @@ class Connector:
         if not self._down_reason:
             self._down_since_s = time.monotonic()
         self._down_reason = found.reason
-        self._nobody_listens = found.nobody_listens
+        self._is_refused = found.is_refused
         return found.reason, found.may_pass
 
     def _connected(self) -> None:
         self._down_reason = ""
-        self._nobody_listens = False
+        self._is_refused = False

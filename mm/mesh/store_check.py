@@ -20,7 +20,7 @@ ASK_AGAIN_S = 0.2
 
 async def wait_for_store(store: Store, limits: Limits) -> None:
     """Return once the store answers; raises ``StartupError`` when it does not in time."""
-    message, nobody_listens = "no answer", True
+    message, is_refused = "no answer", True
     limit_s = limits.store_start_timeout_s
     with anyio.move_on_after(limit_s) as scope:
         started_s = anyio.current_time()
@@ -31,9 +31,9 @@ async def wait_for_store(store: Store, limits: Limits) -> None:
                 if message != exc.message:
                     message = exc.message
                     logger.warning("the store does not answer yet: %s", message)
-                nobody_listens = nobody_listens and exc.nobody_listens
+                is_refused = is_refused and exc.is_refused
                 limit_s = limits.store_start_timeout_s
-                if nobody_listens:
+                if is_refused:
                     limit_s = limits.store_refused_timeout_s
                 scope.deadline = started_s + limit_s
                 await anyio.sleep(ASK_AGAIN_S)

@@ -149,9 +149,11 @@ def test_secrets_are_not_shown(tmp_path: Path) -> None:
     models = '[{"modelId": "m", "modelInfo": {"type": "t", "key": "hunter2"}}]'
     for form in ("table", "json", "yaml"):
         settings = {**ETCD, "KV_STORE": f"etcd:{file}", "MM_AUTO_REGISTER_MODELS": models}
+        settings["MM_PAYLOAD_PROCESSORS"] = "https://u:hunter2@sink/path?hunter2"
         result = run("-o", form, **settings)
         assert result.exit_code == 0
         assert "models: 1" in result.stdout
+        assert "https://sink/path" in result.stdout
         assert "hunter2" not in result.output
     result = run(**{**ETCD, "KV_STORE": "etcd:http://u:hunter2@h:2379"})
     assert result.exit_code == 2

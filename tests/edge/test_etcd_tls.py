@@ -82,7 +82,7 @@ def closed_etcd() -> Iterator[EtcdProcess]:
         token = f"--auth-token=jwt,pub-key={public},priv-key={key},sign-method=ES256,ttl=1s"
         server = AUTHORITY.issue("etcd", ["127.0.0.1"])
         with tls_etcd(server, asks_clients=True, args=[token]) as etcd:
-            anyio.run(_enable_users, etcd.endpoint)
+            anyio.run(enable_users, etcd.endpoint)
             yield etcd
 
 
@@ -95,7 +95,8 @@ def _public(key_pem: bytes) -> bytes:
     )
 
 
-async def _enable_users(endpoint: Endpoint) -> None:
+async def enable_users(endpoint: Endpoint) -> None:
+    """Have an etcd that asks clients who they are know ``root``, and nobody else."""
     credentials = grpc.ssl_channel_credentials(ROOTS, CLIENT.key, CLIENT.certificate)
     channel = rpc.secure_channel(str(endpoint), credentials)
     auth = rpc.AuthStub(channel)
