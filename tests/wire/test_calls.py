@@ -12,6 +12,7 @@ import pytest
 from mm.core.calls import LocalRoute, Outcome
 from mm.core.headers import PLAIN_ID_BYTES_MAX
 from mm.errors import MeshError, StatusCode
+from mm.wire import Method, MethodFlag
 from tests.edge.upstream import PATIENCE_S
 from tests.wire.stand import LOAD_ID, serve_wire
 
@@ -292,3 +293,27 @@ async def test_calls_that_the_stop_gives_up_hear_of_it() -> None:
             assert await call.code() is grpc.StatusCode.UNAVAILABLE
             assert await call.details() == "the server is shutting down"
         await stand.settle(calls_open=0, hits_open=0, connections_open=0)
+
+
+async def test_calls_go_on_while_the_configuration_changes() -> None:
+    async with serve_wire(threads=2) as stand, stand.client() as client:
+        stream = client.stream_stream("/t.S/Both")(metadata=ID)
+        unary = client.unary_unary("/t.S/Unary")
+        for turn in range(1, 31):
+            await stream.write(b"%d" % turn)
+            assert await stream.read() == b"re:%d" % turn
+            # One that is under way while it changes, and what it goes by is freed.
+            call = unary(b"q", metadata=ID)
+            flags = MethodFlag.DENIED if turn % 3 == 0 else MethodFlag(0)
+            methods = {b"/t.S/Both": Method(flags), b"/t.S/M%d" % turn: Method(injection_path=(1,))}
+            stand.configure(methods=methods, header_bytes_max=8192 + turn)
+            assert await call == b"echo:q"
+        # Listed no more: from now on they are tier 2's to refuse, but the stream goes on.
+        stand.configure(methods={}, others=Method(MethodFlag.DENIED))
+        spliced = stand.counts.spliced_model
+        await unary(b"q", metadata=ID)
+        await stream.write(b"last")
+        assert await stream.read() == b"re:last"
+        await stream.done_writing()
+        assert await stream.code() is grpc.StatusCode.OK
+        await stand.settle(calls=32, spliced_model=spliced + 1, replayed=0, calls_open=0)

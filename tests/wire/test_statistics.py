@@ -130,3 +130,27 @@ async def test_models_are_told_apart_where_that_is_wanted() -> None:
         CallKey(method, 0, "c"): 2,
         CallKey(method, 0, "d"): 1,
     }
+
+
+async def test_more_peers_than_are_kept_in_mind_hear_by_replies_alone() -> None:
+    kept = 1024  # REPORTS_MAX
+    async with serve_wire(role=Role.PEER) as stand, connect(stand.port) as client:
+        stand.wire.take_reports()
+        hop = ((b"mm-hop-version", b"1"), (b"mm-hop-kind", b"hit-only"), (b"mm-hop-left", b"1"))
+        for at in range(0, kept + 10, 94):
+            senders = (b"peer-%d" % number for number in range(at, min(at + 94, kept + 10)))
+            calls = [
+                begin(client, [*request(), *hop, (b"mm-hop-from", sender)]) for sender in senders
+            ]
+            for call in calls:
+                await client.wait_answer(call)
+        await stand.settle(calls=kept + 10, calls_open=0)
+        # Each call is news twice: when it begins, and with its reply.
+        assert stand.counts.reports_dropped == 2 * 10
+        told = stand.wire.take_reports()
+        assert {each.sender for each in told} == {f"peer-{number}" for number in range(kept)}
+        assert all(each.told is not None for each in told)
+        begin(client, [*request(), *hop, (b"mm-hop-from", b"late")])
+        await stand.settle(calls=kept + 11, calls_open=0)
+        assert [each.sender for each in stand.wire.take_reports()] == ["late"]
+        assert stand.counts.reports_dropped == 2 * 10
