@@ -114,10 +114,12 @@ class Transitions:
         return len(self._blocked)
 
     async def run(self) -> None:
-        """Work while this instance leads, until cancelled."""
+        """Work while this instance leads, until cancelled. What it may not write it does not load
+        for either.
+        """
         while True:
             elected = self._leader.changed
-            if self._leader.is_leader:
+            if self._leader.is_leader and not self._config.kv_read_only:
                 await self._lead(elected)
             else:
                 await elected.wait()

@@ -8,8 +8,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from typing import Final
 
 import anyio
+import anyio.lowlevel
 
 from mm.core.calls import NamedBy
 from mm.core.ids import ModelId
@@ -21,9 +23,12 @@ from mm.mesh.look_ups import ANSWER_S, LookUps
 from mm.mesh.mirror import Mirror
 from mm.mesh.parsed_records import ParsedRecords
 from mm.mesh.ports import Item, Store
-from mm.mesh.vmodel_references import VModelReferences
+from mm.mesh.vmodel_references import TOLD_MAX, VModelReferences
 
 logger = logging.getLogger(__name__)
+
+#: Records of a table taken over before others have their turn.
+AT_ONCE: Final = 200
 
 #: Told after a change of a record; None when it is gone, or cannot be read.
 VModelListener = Callable[[str, VModelRecord | None], None]
@@ -39,6 +44,8 @@ class VModels:
     """Every vmodel record of the cluster, as this instance sees it."""
 
     def __init__(self, store: Store, prefix: str, limits: Limits) -> None:
+        self._store = store
+        self._listing = anyio.Lock()
         self.mirror = Mirror(store, prefix, self._changed)
         self.look_ups = LookUps(store, self.mirror, limits)
         self.run = self.mirror.run
@@ -83,13 +90,30 @@ class VModels:
         return None if item is None else self._parsed.get(vmodel_id, item)
 
     async def look_at_references(self, model_id: ModelId) -> None:
-        """See that what ``references`` tells of a model is so, as long as they are not too many to
-        be told. Raises ``StoreUnavailableError``.
+        """See that what ``references`` tells of a model is so, of all that it tells of. Raises
+        ``StoreUnavailableError``.
 
-        For the rare cases in which the count of the model itself cannot be trusted.
+        For the rare cases in which the count of the model itself cannot be trusted. Few vmodels are
+        read one by one; many in one table, by one caller after the other.
         """
+        if self.references.count(model_id) > TOLD_MAX:
+            async with self._listing:
+                await self._look_at_all()
+            return
         for vmodel_id in self.references.of(model_id):
             await self.mirror.read(vmodel_id)
+
+    async def _look_at_all(self) -> None:
+        known = dict(self.mirror.items())
+        table = await self._store.list(self.mirror.prefix)
+        present = {item.key[len(self.mirror.prefix) :]: item for item in table.items}
+        for number, item in enumerate(table.items):
+            self.mirror.written(item)
+            if not number % AT_ONCE:
+                await anyio.lowlevel.checkpoint()
+        for vmodel_id, item in known.items():
+            if vmodel_id not in present and 0 < item.mod_revision <= table.revision:
+                self.mirror.deleted_by_us(vmodel_id, item.mod_revision)
 
     async def resolve(
         self, vmodel_id: str, missing: Collection[ModelId] = (), *, fresh: bool = False
