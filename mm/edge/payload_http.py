@@ -84,7 +84,13 @@ class HttpSink:
     def _connect(self) -> http.client.HTTPConnection:
         if not self._is_tls:
             return http.client.HTTPConnection(self._host, self._port, timeout=self._timeout_s)
-        context = ssl.create_default_context(cafile=self._trust_path)
+        try:
+            context = ssl.create_default_context(cafile=self._trust_path)
+        except OSError as exc:  # ssl.SSLError is one
+            raise DeliveryError(
+                f"MM_PAYLOAD_PROCESSORS_TRUST_CERT_PATH={self._trust_path} holds no certificates in"
+                f" PEM form that can be read: {_reason(exc)}"
+            ) from exc
         return http.client.HTTPSConnection(
             self._host, self._port, timeout=self._timeout_s, context=context
         )

@@ -158,6 +158,11 @@ def test_https_to_whom_is_trusted_and_certificates_are_exchanged(tmp_path: Path)
             with pytest.raises(DeliveryError, match="its certificate is not trusted") as caught:
                 carrier.deliver(REQUEST)
             assert "MM_PAYLOAD_PROCESSORS_TRUST_CERT_PATH" in str(caught.value)
+            trust.write_bytes(b"hunter2")
+            with pytest.raises(DeliveryError, match="holds no certificates in PEM form") as caught:
+                carrier.deliver(REQUEST)
+            assert f"MM_PAYLOAD_PROCESSORS_TRUST_CERT_PATH={trust}" in str(caught.value)
+            assert "hunter2" not in str(caught.value)
             trust.write_bytes(after.certificate + before.certificate)
             carrier.deliver(REQUEST)
         with _carrier(url) as carrier:  # whom the system trusts
