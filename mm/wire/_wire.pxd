@@ -205,6 +205,7 @@ cdef struct conn_t:
     uint8_t is_dirty
     uint8_t is_connecting
     uint8_t is_shaking         # the TLS handshake is not complete
+    uint8_t is_late            # it took too long
     uint8_t is_ended           # the other side has said in TLS that nothing follows
     uint8_t is_ready           # SETTINGS of the other side are here
     uint8_t is_blocked         # the socket takes no more; EPOLLOUT is asked for

@@ -88,7 +88,9 @@ cdef void conn_close(conn_t *conn) noexcept nogil:
     else:
         count(w, COUNT_CONNECTIONS_OPEN, <uint64_t>-1)
     if conn.is_shaking and not conn.is_connecting:
-        count(w, COUNT_HANDSHAKES_FAILED, 1)
+        # Probes of ports connect and say nothing.
+        if conn.is_late or not SSL_in_before(conn.ssl):
+            count(w, COUNT_HANDSHAKES_FAILED, 1)
     elif conn.ssl != NULL and not conn.is_connecting:
         tls_goodbye(conn)
     close(conn.fd)
@@ -227,6 +229,7 @@ cdef void conn_timer(conn_t *conn) noexcept nogil:
         return
     if not conn.is_ready:
         if conn.is_shaking and not conn.is_connecting:
+            conn.is_late = 1
             count(w, COUNT_HANDSHAKES_LATE, 1)
             tls_note(conn, b"it takes too long")
         conn_close(conn)

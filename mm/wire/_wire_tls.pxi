@@ -167,6 +167,7 @@ cdef ssize_t tls_open_records(conn_t *conn, uint8_t *to) noexcept nogil:
     """Answer what is in the records that were read; closes the connection if they are wrong."""
     cdef ssize_t length = 0
     cdef int n, why
+    cdef bint is_http
     tls_begin(conn)
     while True:
         n = SSL_read(conn.ssl, to + length, <int>(READ_BYTES - length))
@@ -180,6 +181,9 @@ cdef ssize_t tls_open_records(conn_t *conn, uint8_t *to) noexcept nogil:
     if why == SSL_ERROR_ZERO_RETURN:
         conn.is_ended = 1
     elif why != SSL_ERROR_WANT_READ:
+        if not conn.is_server and not conn.is_ready:
+            # In TLS 1.3 the other side may refuse us after our handshake is complete.
+            tls_note(conn, why_refused(conn.ssl, &is_http))
         conn_close(conn)
         return 0
     return length
@@ -233,6 +237,7 @@ cdef void tls_note(conn_t *conn, const char *why) noexcept nogil:
     cdef worker_t *w = conn.worker
     if not conn.is_server:
         conn.target.failed_ms = w.now_ms if w.now_ms else 1
+        count(w, COUNT_CONNECT_FAILURES, 1)
         snprintf(conn.target.failure, sizeof(conn.target.failure), b"no TLS with %.80s: %.60s",
                  conn.target.name, why)
         return

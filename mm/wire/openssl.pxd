@@ -84,6 +84,7 @@ cdef extern from "openssl/ssl.h" nogil:
     void SSL_set_accept_state(SSL *)
     void SSL_set_connect_state(SSL *)
     int SSL_do_handshake(SSL *)
+    int SSL_in_before(const SSL *)
     int SSL_read(SSL *, void *, int)
     int SSL_write(SSL *, const void *, int)
     int SSL_shutdown(SSL *)

@@ -106,6 +106,16 @@ async def test_peers_are_called_in_tls(contexts: Contexts) -> None:
         assert (there.counts.calls_here, there.counts.handshakes) == (1, 1)
 
 
+async def test_probes_of_ports_are_no_handshakes(contexts: Contexts) -> None:
+    async with serve_wire() as stand:
+        secure(stand, contexts)
+        for _ in range(3):
+            _, writer = await asyncio.open_connection("127.0.0.1", stand.port)
+            writer.close()
+        await stand.settle(connections=3, connections_open=0)
+        assert stand.counts.handshakes_failed == 0
+
+
 @pytest.mark.parametrize("is_plain", [True, False])
 async def test_a_peer_that_is_not_trusted_is_not_called(
     contexts: Contexts, others: Contexts, is_plain: bool

@@ -68,6 +68,8 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         # Made here and not later: this connection is of the context that is used now.
         self._tls = TlsSession(end.context, server_side)
         self._is_open = False
+        self._is_begun = not server_side
+        self._why_lost: ConnectionError | None = None
         self._timer: asyncio.TimerHandle | None = None
 
     # --- what asyncio tells ------------------------------------------------------------------
@@ -82,6 +84,7 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Take records."""
+        self._is_begun = True
         self._tls.feed(data)
         if self._is_open or self._shake():
             self._read()
@@ -94,9 +97,13 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         """The socket is gone."""
         if self._is_open:
             self._is_open = False
-            self.link.connection_lost(exc)
-        else:
+            self.link.connection_lost(self._why_lost or exc)
+        elif self._is_begun:
             self._fail(str(exc) if exc else "it closed the connection")
+        elif self._timer is not None:
+            # Probes of ports connect and say nothing.
+            self._stop_timer()
+            self.link.handshake_failed("it said nothing")
 
     def pause_writing(self) -> None:
         """The socket takes no more."""
@@ -166,7 +173,8 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         try:
             data = self._tls.read()
         except TlsError as error:
-            logger.debug("dropping a TLS connection: %s", error)
+            # In TLS 1.3 the other side may refuse us after our handshake is complete.
+            self._why_lost = ConnectionError(f"in TLS: {error}")
             self._send()
             self._raw.close()
             return
