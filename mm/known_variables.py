@@ -37,4 +37,30 @@ MEANINGLESS: Final = (
 )
 
 #: Read by other parts: the end of `mm serve`, `mm model`, the build, the table's import.
-ELSEWHERE: Final = ("LL_TERMINATION_MSG_PATH", "MM_ADDRESS", "MM_BUILD_DEBUG", "MM_TABLE")
+ELSEWHERE: Final = (
+    "LL_TERMINATION_MSG_PATH",
+    "MM_ADDRESS",
+    "MM_ADDRESS_CA_PATH",
+    "MM_ADDRESS_CERT_PATH",
+    "MM_ADDRESS_KEY_PATH",
+    "MM_ADDRESS_NAME",
+    "MM_BUILD_DEBUG",
+    "MM_TABLE",
+)
+
+#: Names that other parts read, or that say where we are.
+OTHERS: Final = {
+    "KUBERNETES_SERVICE_HOST": "set by Kubernetes in every pod: there, a pod's name and address are"
+    " required, and the termination message has a place",
+    "MM_ADDRESS": "where `mm model` and `mm vmodel` call, if not told by `--address`",
+    "MM_ADDRESS_CA_PATH": "for them: the authorities (PEM) whose certificates are trusted, the"
+    " system's if not set; with it, an address without a scheme means TLS",
+    "MM_ADDRESS_CERT_PATH": "for them, where the instance asks for one: their own certificate, and"
+    " its key unless that is elsewhere",
+    "MM_ADDRESS_KEY_PATH": "for them: the key of that certificate, without a passphrase",
+    "MM_ADDRESS_NAME": "for them: the name that the instance's certificate has, if that is not the"
+    " host of the address",
+    "MM_BUILD_DEBUG": "how the extension is built",
+    "MM_TABLE": "`python`: the table without the extension, for debugging",
+    "ZOOKEEPER": "refused with an explanation: ZooKeeper is not supported and will not be",
+}

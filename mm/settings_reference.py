@@ -412,13 +412,3 @@ SECTIONS: Final[tuple[tuple[str, tuple[Setting, ...]], ...]] = (
 )
 
 SETTINGS: Final[tuple[Setting, ...]] = tuple(each for _, section in SECTIONS for each in section)
-
-#: Names that other parts read, or that say where we are.
-OTHERS: Final = {
-    "KUBERNETES_SERVICE_HOST": "set by Kubernetes in every pod: there, a pod's name and address are"
-    " required, and the termination message has a place",
-    "MM_ADDRESS": "where `mm model` and `mm vmodel` call, if not told by `--address`",
-    "MM_BUILD_DEBUG": "how the extension is built",
-    "MM_TABLE": "`python`: the table without the extension, for debugging",
-    "ZOOKEEPER": "refused with an explanation: ZooKeeper is not supported and will not be",
-}

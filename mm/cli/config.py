@@ -17,9 +17,9 @@ from mm.config import Config
 from mm.edge import kv_config
 from mm.environment import Environment, Kind
 from mm.errors import ConfigError
-from mm.known_variables import MEANINGLESS, NOT_YET
+from mm.known_variables import MEANINGLESS, NOT_YET, OTHERS
 from mm.setting import Setting
-from mm.settings_reference import OTHERS, SECTIONS, SETTINGS
+from mm.settings_reference import SECTIONS, SETTINGS
 from mm.tls_settings import tls_settings
 
 app = typer.Typer(rich_markup_mode=None)

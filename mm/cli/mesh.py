@@ -9,6 +9,7 @@ import asyncio
 import errno
 import os
 import socket
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
@@ -16,6 +17,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 import anyio
 import typer
 
+from mm.cli.client_tls import (
+    ASKS_FOR_CERTIFICATE,
+    CA,
+    CERTIFICATE,
+    KEY,
+    NAME,
+    SPEAKS_TLS,
+    context_for,
+    split_scheme,
+    tls_failure,
+)
 from mm.cli.errors import (
     FAILED,
     INTERRUPTED,
@@ -27,7 +39,6 @@ from mm.cli.errors import (
     exit_code_of,
 )
 from mm.cli.output import remark
-from mm.cli.secure import context_of
 from mm.cli.values import seconds
 from mm.errors import StatusCode
 from mm.pb.mmesh import ModelMeshStub
@@ -51,7 +62,9 @@ T = TypeVar("T")
 
 ADDRESS_HELP: Final = (
     "Every command asks one instance, which may be any of the mesh: --address, or the environment"
-    f" variable MM_ADDRESS, or {DEFAULT_ADDRESS}."
+    f" variable MM_ADDRESS, or {DEFAULT_ADDRESS}. https:// before it means TLS: {CA} names a file"
+    f" with the authorities to trust, or the system's are; {NAME} the certificate's name if it is"
+    f" not the host; {CERTIFICATE} and {KEY} what to show where that is asked for."
 )
 Address = Annotated[
     str,
@@ -80,7 +93,8 @@ def parse_address(address: str) -> tuple[str, int]:
         port = DEFAULT_PORT
     if not (well_formed and _is_host(host)) or port is None or not 0 < port < 65536:
         raise CommandError(
-            f"{address!r} is no address; allowed: host[:port], port 1 to 65535", exit_code=MISUSED
+            f"{address!r} is no address; allowed: [https://]host[:port], port 1 to 65535",
+            exit_code=MISUSED,
         )
     return host or "localhost", port
 
@@ -113,6 +127,7 @@ async def connected(
     """
     from grpclib.client import Channel
     from grpclib.config import Configuration
+    from grpclib.events import RecvInitialMetadata, listen
     from grpclib.exceptions import GRPCError, ProtocolError, StreamTerminatedError
 
     pings = Configuration(
@@ -120,10 +135,20 @@ async def connected(
         _keepalive_timeout=KEEPALIVE_TIMEOUT_S,
         _http2_max_pings_without_data=0,
         _http2_min_sent_ping_interval_without_data=KEEPALIVE_S / 2,
+        ssl_target_name_override=os.environ.get(NAME) or None,
     )
+    wants_tls, address = split_scheme(address)
     host, port = parse_address(address)
     place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    channel = Channel(host, port, config=pings, ssl=context_of(os.environ))
+    context = context_for(wants_tls, os.environ)
+    channel = Channel(host, port, ssl=context, config=pings)
+    is_heard = False
+
+    async def hear(_: RecvInitialMetadata) -> None:
+        nonlocal is_heard
+        is_heard = True
+
+    listen(channel, RecvInitialMetadata, hear)
     try:
         async with asyncio.timeout(timeout_s if for_all else None):
             yield channel
@@ -141,8 +166,13 @@ async def connected(
         text = f"no answer from {place} within {timeout_s:g} s"
         raise CommandError(text, exit_code=TIME_LIMIT) from exc
     except (StreamTerminatedError, ProtocolError) as exc:
+        text = f"the connection to {place} broke: {exc}"
+        if not is_heard:
+            text += f" ({ASKS_FOR_CERTIFICATE if context else SPEAKS_TLS})"
+        raise CommandError(text, exit_code=UNREACHABLE) from exc
+    except ssl.SSLError as exc:
         raise CommandError(
-            f"the connection to {place} broke: {exc}", exit_code=UNREACHABLE
+            f"cannot connect to {place}: {tls_failure(exc)}", exit_code=UNREACHABLE
         ) from exc
     except OSError as exc:
         raise CommandError(
@@ -150,7 +180,17 @@ async def connected(
             exit_code=UNREACHABLE,
         ) from exc
     finally:
-        channel.close()
+        await end(channel)
+
+
+async def end(channel: Channel) -> None:
+    """Close a channel, its socket at once: TLS would wait for a goodbye, beyond the loop's end."""
+    protocol: Any = getattr(channel, "_protocol", None)
+    transport = getattr(protocol and protocol.connection, "_transport", None)
+    channel.close()
+    if transport is not None and transport.get_extra_info("ssl_object"):
+        transport.abort()
+    await asyncio.sleep(0)
 
 
 @contextmanager

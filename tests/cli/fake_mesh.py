@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -77,7 +78,7 @@ class FakeMesh:
 
 
 @contextmanager
-def fake_mesh() -> Iterator[FakeMesh]:
+def fake_mesh(tls: ssl.SSLContext | None = None) -> Iterator[FakeMesh]:
     """Run a fake mesh in a thread: the commands run event loops of their own."""
     fake = FakeMesh()
     started = threading.Event()
@@ -86,7 +87,7 @@ def fake_mesh() -> Iterator[FakeMesh]:
 
     async def serve() -> None:
         server = Server([fake])
-        await server.start("127.0.0.1", 0)
+        await server.start("127.0.0.1", 0, ssl=tls)
         assert server._server is not None
         fake.port = server._server.sockets[0].getsockname()[1]
         started.set()
@@ -104,8 +105,8 @@ def fake_mesh() -> Iterator[FakeMesh]:
     loop.close()
 
 
-def run_command(mesh: FakeMesh, *args: str) -> tuple[int, str, str]:
+def run_command(mesh: FakeMesh, *args: str, **variables: str) -> tuple[int, str, str]:
     """Run `mm ARGS` against it; answers exit code, stdout and stderr."""
-    env = {"MM_ADDRESS": f"127.0.0.1:{mesh.port}", "TZ": "UTC"}
+    env = {"MM_ADDRESS": f"127.0.0.1:{mesh.port}", "TZ": "UTC", **variables}
     result = CliRunner().invoke(main.app, list(args), env=env)
     return result.exit_code, result.stdout, result.stderr

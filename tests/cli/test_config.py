@@ -13,8 +13,8 @@ from mm.cli import main
 from mm.cli.config import reference
 from mm.config import Config
 from mm.environment import Environment
-from mm.known_variables import ELSEWHERE, MEANINGLESS, NOT_YET
-from mm.settings_reference import OTHERS, SETTINGS
+from mm.known_variables import ELSEWHERE, MEANINGLESS, NOT_YET, OTHERS
+from mm.settings_reference import SETTINGS
 from mm.tls_settings import NAMES
 from tests.identities import make
 

@@ -34,7 +34,7 @@ async def test_a_child_that_ends_leaves_its_last_words(tmp_path: Path) -> None:
     await process.reap()
     assert process.pid == 0
     assert await process.last_words() == (
-        "    mm: 'x:0' is no address; allowed: host[:port], port 1 to 65535"
+        "    mm: 'x:0' is no address; allowed: [https://]host[:port], port 1 to 65535"
     )
 
 
