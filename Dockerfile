@@ -14,7 +14,8 @@ ARG BASE=docker.io/library/debian:bookworm-slim
 FROM ${BASE} AS build
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends \
-        binutils ca-certificates gcc libc6-dev libnghttp2-dev pkg-config python3-dev python3-venv
+        binutils ca-certificates gcc libc6-dev libnghttp2-dev libssl-dev pkg-config \
+        python3-dev python3-venv
 WORKDIR /src
 COPY pyproject.toml requirements.lock config/image/pins.py ./
 RUN python3 pins.py >pins.txt \
@@ -43,7 +44,7 @@ LABEL org.opencontainers.image.title="mm" \
       org.opencontainers.image.licenses="Apache-2.0"
 # The link is where older deployments of the Java mesh look for stop.sh.
 RUN apt-get update \
-    && apt-get install --yes --no-install-recommends ca-certificates libnghttp2-14 python3 \
+    && apt-get install --yes --no-install-recommends ca-certificates libnghttp2-14 libssl3 python3 \
     && rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/cache/debconf/*-old /var/log/* \
     && mkdir -p /opt/kserve/mmesh \
     && ln -s mmesh /opt/kserve/tas

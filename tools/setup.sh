@@ -33,6 +33,7 @@ can_compile() {
 
 # What the wire is built on (mm/wire).
 has_nghttp2() { pkg-config --exists 'libnghttp2 >= 1.48' 2>/dev/null; }
+has_openssl() { pkg-config --exists 'openssl >= 1.1.1' 2>/dev/null; }
 
 # Prints the interpreter to use: the newest with all that is needed, else the newest at all.
 find_python() {
@@ -66,11 +67,12 @@ install_system_packages() {
     if ! can_compile "$python"; then missing+=("python$version-dev"); fi
     command -v pkg-config >/dev/null || missing+=(pkg-config)
     has_nghttp2 || missing+=(libnghttp2-dev)
+    has_openssl || missing+=(libssl-dev)
     [ ${#missing[@]} -gt 0 ] || return 0
 
     command -v apt-get >/dev/null || fail "these are missing, and there is no apt-get here" \
-        "a C compiler, pkg-config, libnghttp2 1.48 or newer with its headers, and for $python the" \
-        "venv module and the headers (Python.h)" \
+        "a C compiler, pkg-config, libnghttp2 1.48 and OpenSSL 1.1.1 or newer with their headers," \
+        "and for $python the venv module and the headers (Python.h)" \
         "(their names on Debian: ${missing[*]})"
     [ "$(id -u)" -eq 0 ] || fail "system packages are missing; run this, then try again:" \
         "sudo apt-get update && sudo apt-get install -y ${missing[*]}"
@@ -79,6 +81,7 @@ install_system_packages() {
     apt-get update -qq
     apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
     has_nghttp2 || fail "libnghttp2 is still missing, or older than 1.48, after installing it"
+    has_openssl || fail "OpenSSL is still missing, or older than 1.1.1, after installing it"
     has_venv "$python" && can_compile "$python" || fail \
         "$python still lacks its venv module or its headers after installing ${missing[*]}" \
         "name another interpreter: make ... PYTHON=/path/to/python3.12"
@@ -87,7 +90,7 @@ install_system_packages() {
 make_venv() {
     local python
     if [ -z "${PYTHON:-}" ] && "$venv/bin/python" -c 'import pip' 2>/dev/null \
-        && can_compile "$venv/bin/python" && has_nghttp2; then
+        && can_compile "$venv/bin/python" && has_nghttp2 && has_openssl; then
         return
     fi
     python=$(find_python)

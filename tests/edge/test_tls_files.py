@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -95,18 +94,6 @@ def test_directories_and_files_of_whom_to_trust(server: Identity, tmp_path: Path
     assert files.trust.count(b"BEGIN TRUSTED CERTIFICATE") == 3
     assert files.peers_trust.count(b"BEGIN TRUSTED CERTIFICATE") == 3
     make_contexts(settings, files)
-
-
-def test_openssl_reads_what_they_are_trusted_for(server: Identity, tmp_path: Path) -> None:
-    files = read_files(settings_for(server, tmp_path))
-    told = subprocess.run(
-        ["openssl", "x509", "-noout", "-text"],
-        input=files.peers_trust,
-        capture_output=True,
-        check=True,
-    ).stdout.decode()
-    uses = told.partition("Trusted Uses:")[2].splitlines()[1]
-    assert uses.strip() == "TLS Web Client Authentication, TLS Web Server Authentication"
 
 
 def test_everything_that_is_wrong_is_told(server: Identity, tmp_path: Path) -> None:
