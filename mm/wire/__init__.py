@@ -140,6 +140,18 @@ class WireStatistics:
     handshakes: int
     handshakes_failed: int
     handshakes_late: int
+    #: Why calls for models were passed on: their headers, their method (that may not be called, or
+    #: that somebody watches), the message that has the id, no copy that is ready, one where nobody
+    #: could be reached a moment ago, no slot or connection that is free.
+    left_headers: int
+    left_method: int
+    left_message: int
+    left_no_copy: int
+    left_away: int
+    left_busy: int
+    #: Why after an attempt: there was no answer, or it may mean more than it says.
+    again_fault: int
+    again_answer: int
 
 
 @dataclass(frozen=True, slots=True)

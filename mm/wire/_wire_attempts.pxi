@@ -63,7 +63,7 @@ cdef void attempt(call_t *call, target_t *target) noexcept nogil:
     elif target.conns_count != 0 and call.lane < LANE_MODEL:
         # All connections are full: tier 2 has a line for that.
         leave(call)
-        splice(call, LANE_MODEL)
+        splice(call, LANE_MODEL, COUNT_LEFT_BUSY)
     else:
         set_fault(call, why_failed(target))
         attempt_failed(call)
@@ -150,6 +150,7 @@ cdef void replay(call_t *call) noexcept nogil:
     call.answer_ended = call.is_spoilt = 0
     call.body.at = 0
     count(call.worker, COUNT_REPLAYED, 1)
+    count(call.worker, COUNT_AGAIN_ANSWER if call.has_held else COUNT_AGAIN_FAULT, 1)
     # The headers that tell of the attempt are built while has_response and has_trailers still say
     # what is held.
     call.is_replayed = 1

@@ -29,7 +29,17 @@ cdef enum:
     COUNT_HANDSHAKES = 20      # of TLS, at either end
     COUNT_HANDSHAKES_FAILED = 21
     COUNT_HANDSHAKES_LATE = 22   # of these
-    COUNTS = 23
+    # Why calls for models were left to tier 2: the sum of these is COUNT_SPLICED_MODEL.
+    COUNT_LEFT_HEADERS = 23    # what they say is tier 2's to read
+    COUNT_LEFT_METHOD = 24     # it may not be called, or somebody watches its calls
+    COUNT_LEFT_MESSAGE = 25    # where an id is to be read or put in
+    COUNT_LEFT_NO_COPY = 26    # none that is ready
+    COUNT_LEFT_AWAY = 27       # where the copy is nobody could be reached a moment ago
+    COUNT_LEFT_BUSY = 28       # all slots of the copy, or all connections, are taken
+    # Why after an attempt: the sum is COUNT_REPLAYED.
+    COUNT_AGAIN_FAULT = 29     # there was no answer
+    COUNT_AGAIN_ANSWER = 30    # it may mean more than it says
+    COUNTS = 31
 
     METHODS_MAX = 257          # told apart, and one place for all others
     METHOD_PATH_BYTES = 1000   # of longer ones: with the others

@@ -52,33 +52,38 @@ cdef void call_begin(worker_t *w, call_t *call) noexcept nogil:
     cdef head_t *head = &call.head
     cdef method_t *method
     cdef bint is_hop
-    cdef int extracted
+    cdef int extracted, why
     call.awaits_message = 0
     if (config == NULL or not is_plain_request(head)
             or call.request.bytes > config.header_bytes_max):
-        splice(call, LANE_MODEL if has_id(head) else LANE_OWN)
+        splice(call, LANE_MODEL if has_id(head) else LANE_OWN, COUNT_LEFT_HEADERS)
         return
     method = find_method(call.down, config, &head.path)
     if method.flags & METHOD_OWN or (method.flags & METHOD_OWN_UNLESS_ID and not has_id(head)):
-        splice(call, LANE_OWN)
+        splice(call, LANE_OWN, 0)
         return
     is_hop = call.role == ROLE_PEER and head.hop_kind.bytes != NULL
-    extracted = 0
-    if config.table == NULL or is_forbidden(&head.path):
-        extracted = -1
-    elif not is_hop and method.flags & METHOD_DENIED:
-        extracted = -1
+    extracted = why = 0
+    if config.table == NULL:
+        why = COUNT_LEFT_NO_COPY
+    elif is_forbidden(&head.path) or (not is_hop and method.flags & METHOD_DENIED):
+        why = COUNT_LEFT_METHOD
     elif not is_hop and method.extract_count != 0:
         extracted = extract_id(call, method)
         if call.awaits_message:
             if call.deadline_ns != 0:
                 timer_set(w, &call.timer, call.deadline_ns // 1000000 + 1)
             return
-    if (extracted < 0 or (extracted == 0 and not choose_id(call))
-            or (is_hop and (head.is_tried or head.is_vmodel))
-            or head.model_id.length == 0 or head.model_id.length > ID_BYTES_MAX
-            or not route(w, call, method, is_hop)):
-        splice(call, LANE_MODEL)
+        if extracted < 0:
+            why = COUNT_LEFT_MESSAGE
+    if why == 0 and ((extracted == 0 and not choose_id(call))
+                     or (is_hop and (head.is_tried or head.is_vmodel))
+                     or head.model_id.length == 0 or head.model_id.length > ID_BYTES_MAX):
+        why = COUNT_LEFT_HEADERS
+    if why == 0:
+        why = route(w, call, method, is_hop)
+    if why != 0:
+        splice(call, LANE_MODEL, why)
 
 
 cdef int extract_id(call_t *call, const method_t *method) noexcept nogil:
@@ -110,8 +115,8 @@ cdef int extract_id(call_t *call, const method_t *method) noexcept nogil:
     return found
 
 
-cdef bint route(worker_t *w, call_t *call, const method_t *method, bint is_hop) noexcept nogil:
-    """Send a call for one model to a ready copy; False if there is none that the wire may choose.
+cdef int route(worker_t *w, call_t *call, const method_t *method, bint is_hop) noexcept nogil:
+    """Send a call for one model to a ready copy, and answer 0; else the counter of why not.
 
     The order of looks is that of Router._hit.
     """
@@ -124,22 +129,24 @@ cdef bint route(worker_t *w, call_t *call, const method_t *method, bint is_hop) 
     cdef int64_t chosen = CHOSE_LOCAL
     cdef target_t *target
     s = (find_alias if head.is_vmodel else find)(t, id, head.model_id.length)
-    if s == t.slots or s.id_length > ID_BYTES_MAX:
-        return False
+    if s == t.slots:
+        return COUNT_LEFT_NO_COPY
+    if s.id_length > ID_BYTES_MAX:
+        return COUNT_LEFT_HEADERS
     if method.flags & METHOD_OBSERVED and not is_hop and is_observed(config, s):
-        return False
+        return COUNT_LEFT_METHOD
     # relaxed: `pin` looks again, and counts.
     is_here = load_u8(&s.state, relaxed) == READY
     if not (is_here and (is_hop or head.is_balanced or in_flight_of(s) == 0)):
         if is_hop:
-            return False
+            return COUNT_LEFT_NO_COPY
         chosen = choose_copy(t, s, drawn(w), NULL, 0)
         if chosen == CHOSE_NONE:
-            return False
+            return COUNT_LEFT_NO_COPY
     # The slot may be used again by the next turn: what is needed of its id is copied.
     if head.is_vmodel:
         if not arena_text(call, &call.model_id, id_of(s), s.id_length):
-            return False
+            return COUNT_LEFT_BUSY
     else:
         call.model_id = head.model_id
     if chosen == CHOSE_LOCAL:
@@ -147,14 +154,14 @@ cdef bint route(worker_t *w, call_t *call, const method_t *method, bint is_hop) 
     target = w.peers[chosen & 0xFFFF]
     if (target == NULL or target.handle != <uint32_t>chosen
             or target.away_until_ns > w.now_ns):
-        return False
+        return COUNT_LEFT_AWAY
     call.lane = LANE_THERE
     call.handle = <uint32_t>chosen
     call.may_redirect = is_here or has_other_peers(t, s)
     enter_there(call)
     count(w, COUNT_THERE, 1)
     attempt(call, target)
-    return True
+    return 0
 
 
 cdef bint is_observed(const config_t *config, slot_t *s) noexcept nogil:
@@ -180,22 +187,20 @@ cdef bint has_other_peers(const table_t *t, slot_t *s) noexcept nogil:
     return found > 1
 
 
-cdef bint route_here(
+cdef int route_here(
     worker_t *w, call_t *call, const method_t *method, slot_t *s, bint is_hop
 ) noexcept nogil:
-    """Pin the copy here and send the call to the runtime; False if that is not the wire's to do."""
+    """Pin the copy here and send the call to the runtime; answers as ``route``."""
     cdef config_t *config = w.config
     cdef uint32_t limit = load_u32(&s.concurrency_max, relaxed)
     if w.runtime == NULL or method.flags & METHOD_REFUSED_HERE or config.leaves_here:
-        return False
+        return COUNT_LEFT_METHOD
     if is_hop and call.head.may_redirect and 0 < limit <= in_flight_of(s):
-        return False
-    if method.numbers_count != 0 and has_compression(call):
-        return False
-    if method.numbers_count != 0 and not inject_begin(call, method):
-        return False
+        return COUNT_LEFT_BUSY
+    if method.numbers_count != 0 and (has_compression(call) or not inject_begin(call, method)):
+        return COUNT_LEFT_MESSAGE
     if not slot_pin(config, s):
-        return False
+        return COUNT_LEFT_BUSY if config.has_slots else COUNT_LEFT_NO_COPY
     touch(s, w.wall_ms)
     call.slot = s
     count(w, COUNT_HITS_OPEN, 1)
@@ -205,7 +210,7 @@ cdef bint route_here(
     if is_hop:
         report(call, -1)
     attempt(call, w.runtime)
-    return True
+    return 0
 
 
 cdef bint slot_pin(const config_t *config, slot_t *s) noexcept nogil:
@@ -227,11 +232,13 @@ cdef bint has_compression(const call_t *call) noexcept nogil:
         encoding.length == 8 and same(encoding.bytes, b"identity", 8))
 
 
-cdef void splice(call_t *call, uint8_t lane) noexcept nogil:
-    """Pass a call on to tier 2, as it came."""
+cdef void splice(call_t *call, uint8_t lane, int why) noexcept nogil:
+    """Pass a call on to tier 2, as it came; of a call for a model, ``why`` is counted."""
     cdef worker_t *w = call.worker
     call.lane = lane
     count(w, COUNT_SPLICED_MODEL if lane == LANE_MODEL else COUNT_SPLICED_OWN, 1)
+    if lane == LANE_MODEL:
+        count(w, why, 1)
     call.keeps = 0
     attempt(call, tier2_of(w, call.role, lane))
 

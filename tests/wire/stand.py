@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import grpc
@@ -152,6 +152,13 @@ async def serve_wire(
             await channel.close()
             await peers.close()
             assert table.in_flight("m") == 0
+            counts = wire.statistics()
+            told = {field.name: getattr(counts, field.name) for field in fields(counts)}
+            reasons = {
+                kind: sum(count for name, count in told.items() if name.startswith(kind))
+                for kind in ("left_", "again_")
+            }
+            assert reasons == {"left_": counts.spliced_model, "again_": counts.replayed}
             table.check_invariants()
 
 

@@ -182,7 +182,7 @@ async def test_a_lost_model_is_tier_2s_to_bring_back() -> None:
         assert await client.unary_unary("/t.S/Lost")(b"again", metadata=ID) == b"found:again"
         route = LocalRoute("m", load_id=LOAD_ID)  # type: ignore[arg-type]
         assert stand.router.tried_routes == [(route, Outcome.LOST, "no such model")]
-        await stand.settle(calls_here=1, replayed=1, calls_open=0)
+        await stand.settle(calls_here=1, replayed=1, again_answer=1, calls_open=0)
 
 
 async def test_when_tier_2_has_nothing_better_the_runtimes_answer_stands() -> None:
@@ -205,6 +205,7 @@ async def test_when_tier_2_has_nothing_better_the_runtimes_answer_stands() -> No
 async def test_a_runtime_that_is_not_there() -> None:
     async with serve_wire(runtime_port=1) as stand, stand.client() as client:
         assert await client.unary_unary("/t.S/Unary")(b"x", metadata=ID) == b"echo:x"
+        await stand.settle(again_fault=1, again_answer=0)
         (_, outcome, text) = stand.router.tried_routes[0]
         assert outcome is Outcome.UNREACHABLE
         assert "cannot connect to 127.0.0.1:1: Connection refused" in text
@@ -216,6 +217,12 @@ async def test_an_error_of_tier_2_passes_as_it_is() -> None:
         metadata = (("mm-model-id", "cold"),)
         error = await _fail(client.unary_unary("/t.S/Unary")(b"x", metadata=metadata))
         assert (error.code(), error.details()) == (grpc.StatusCode.UNAVAILABLE, "gone fishing")
+        await stand.settle(left_no_copy=1)
+        await client.unary_unary("/t.S/Unary")(b"x", metadata=(*metadata, *metadata))
+        await stand.settle(left_no_copy=1, left_headers=1)
+        stand.configure(methods={b"/t.S/Unary": Method(MethodFlag.REFUSED_HERE)})
+        await client.unary_unary("/t.S/Unary")(b"x", metadata=ID)
+        await stand.settle(left_method=1)
 
 
 async def test_a_client_that_goes_away_ends_the_call_in_the_runtime() -> None:
@@ -252,7 +259,7 @@ async def test_copies_that_take_few_calls_get_no_more_from_threads_and_tier_2_to
         await stand.settle(hits_open=2)
         # The line is tier 2's; here its router gives the call to the runtime all the same.
         assert await client.unary_unary("/t.S/Unary")(b"third", metadata=ID) == b"echo:third"
-        await stand.settle(calls_here=2, spliced_model=1)
+        await stand.settle(calls_here=2, spliced_model=1, left_busy=1)
         held[0].cancel()
         await stand.settle(hits_open=1)
         assert await client.unary_unary("/t.S/Unary")(b"fourth", metadata=ID) == b"echo:fourth"
