@@ -40,7 +40,6 @@ _ON_BOTH = frozenset(
         "conformance_vmodel_calls",
         "foreign_calls",
         "foreign_services",
-        "logs",
         "metrics",
         "mounted_files",
         "payloads",
