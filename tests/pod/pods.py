@@ -171,9 +171,9 @@ class Pod:
     def close(self) -> None:
         """End what runs of it."""
         self.channel.close()
+        self._stack.close()
         if self.mm is not None:
             self.mm.close()
-        self._stack.close()
 
     # --- calls ---
 
