@@ -49,6 +49,7 @@ _LONGEST_FIRST = (
     "sim/test_scenarios.py",
     "system/test_upgrade.py",
     "system/test_transitions.py",
+    "pod",
     "system",
     "sim",
     "table",
