@@ -153,10 +153,19 @@ async def _run(seed: int, hot_s: float, fall_s: float) -> Course:
 
 
 async def _fill(cluster: Cluster) -> None:
-    """Have all instances full of other models."""
+    """Have all instances full of other models.
+
+    A few at a time: all at once would meet instances full of what is loading, and be refused.
+    """
+    limiter = anyio.CapacityLimiter(INSTANCES_COUNT)
+
+    async def load(model_id: str) -> None:
+        async with limiter:
+            await cluster["i00"].load(model_id)
+
     async with anyio.create_task_group() as group:
         for number in range(OTHERS_COUNT // 2):
-            group.start_soon(cluster["i00"].load, f"m{number}")
+            group.start_soon(load, f"m{number}")
 
 
 def run(seed: int) -> ScenarioReport:
