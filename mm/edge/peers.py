@@ -276,7 +276,6 @@ class PeerService:
             loads_pushed=counters.loads_pushed,
             look_ups_refused=now.look_ups_refused,
             instances=now.instances,
-            instances_silent=now.instances_silent,
             calls_overloaded=counters.calls_overloaded,
             calls_crowded=counters.calls_crowded,
             loads_churned=counters.loads_churned,
@@ -299,6 +298,7 @@ class PeerService:
         )
         _tell_vmodels(answer, now)
         _tell_policies(answer, now)
+        _tell_surroundings(answer, now)
         return answer
 
 
@@ -326,6 +326,16 @@ def _tell_policies(answer: peer.InstanceStatistics, now: InstanceStatistics) -> 
     answer.pinned_units = now.pinned_units
     answer.pins_unmet = now.pins_unmet
     answer.pins_evicted = now.counters.pins_evicted
+
+
+def _tell_surroundings(answer: peer.InstanceStatistics, now: InstanceStatistics) -> None:
+    answer.instances_silent = now.instances_silent
+    answer.instances_foreign = now.instances_foreign
+    answer.runtime_away = now.runtime_away
+    answer.runtime_losses = now.counters.runtime_losses
+    answer.payloads_delivered = now.counters.payloads_delivered
+    answer.payloads_failed = now.counters.payloads_failed
+    answer.payloads_dropped = now.counters.payloads_dropped
 
 
 def _partition(prohibited: frozenset[str], sums: ClusterStatistics) -> peer.Partition:

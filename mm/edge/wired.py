@@ -154,6 +154,8 @@ class Wired:
             self._limits.in_flight = self._table.in_flight
         self._wire.set_runtime(await _target_of(serving))
         parts.members.on_reach = self._peers_changed.set
+        # What the wire begins and ends changes what the peers of tier 2's calls have to hear, too.
+        parts.pusher.on_peer_call = self._peers_called.set
         self._peers_changed.set()
         loop = asyncio.get_running_loop()
         self._tasks.append(loop.create_task(self._follow_peers()))

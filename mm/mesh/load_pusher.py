@@ -7,7 +7,7 @@ Owns the task that does it. What is told to whom is ``core.load_reports``'s, the
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import anyio
 from anyio.abc import TaskGroup
@@ -49,6 +49,8 @@ class LoadPusher:
         #: Copies that peers call. While a call's copy is not among them, and the call is no peer's,
         #: there is no need to ask us.
         self.watched = self._reports.watched
+        #: Told when a peer called here, where calls begin and end that nobody tells of (``look``).
+        self.on_peer_call: Callable[[], None] | None = None
         self._wanted = anyio.Event()
         #: Peers to whom a push is under way.
         self._under_way: set[InstanceId] = set()
@@ -60,6 +62,8 @@ class LoadPusher:
         """A call got the copy here."""
         if self._reports.began(call.model_id, call.sender):
             call.timed_s = anyio.current_time()
+        if call.sender is not None and self.on_peer_call is not None:
+            self.on_peer_call()
         if self._reports.is_pending and not self._wanted.is_set():
             self._wanted.set()
 
@@ -67,6 +71,8 @@ class LoadPusher:
         """A peer heard how busy the copy here is, in place of an answer."""
         self._reports.told(model_id, peer, count)
         self._wanted.set()
+        if self.on_peer_call is not None:
+            self.on_peer_call()
 
     def ended(self, call: Call) -> None:
         """It let the copy go."""

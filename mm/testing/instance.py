@@ -119,11 +119,12 @@ class Instance:
         """End at once: connections break, the lease runs out, nobody is told."""
         self.has_crashed, self.is_serving = True, False
         self.store.set_fault(Fault.REFUSED)
-        self.runtime.stop()
         self.cluster.network.close(self.address)
         for scope in list(self._clients):
             scope.cancel()
         self._scope.cancel()
+        # Last: it dies at the same moment, so that nobody here is left to notice.
+        self.runtime.stop()
         await self._ended.wait()
 
     def fail_predictions(self, code: int, message: str) -> None:

@@ -131,7 +131,7 @@ def test_twenty_switches_under_calls(
 
 
 def has_answered(caller: Caller, model: str) -> bool:
-    return caller.answers[-1][1] == model
+    return bool(caller.answers) and caller.answers[-1][1] == model
 
 
 def number_of(model: str) -> int:

@@ -191,6 +191,11 @@ class InstanceStatistics(betterproto2.Message):
     A gauge: of these, those that take calls and do not answer, so that calls go elsewhere until they do.
     """
 
+    instances_foreign: "int" = betterproto2.field(42, betterproto2.TYPE_UINT64)
+    """
+    A gauge: instances of the Java mesh, which are not called; not among the above.
+    """
+
     waiting_calls: "int" = betterproto2.field(21, betterproto2.TYPE_UINT64)
     """
     Calls that wait here for a load: a gauge, the bytes of their requests, and a counter of those refused because there
@@ -269,6 +274,23 @@ class InstanceStatistics(betterproto2.Message):
     """
     A gauge: records of models in the store that cannot be read; each is named in the log.
     """
+
+    runtime_away: "bool" = betterproto2.field(43, betterproto2.TYPE_BOOL)
+    """
+    The runtime is gone, and not READY again; and a counter of its losses, each with all copies.
+    """
+
+    runtime_losses: "int" = betterproto2.field(44, betterproto2.TYPE_UINT64)
+
+    payloads_delivered: "int" = betterproto2.field(47, betterproto2.TYPE_UINT64)
+    """
+    Counters of requests and answers for observers: taken, refused or not answered by them, and left out for want of
+    room.
+    """
+
+    payloads_failed: "int" = betterproto2.field(48, betterproto2.TYPE_UINT64)
+
+    payloads_dropped: "int" = betterproto2.field(49, betterproto2.TYPE_UINT64)
 
     store_out_of_space: "bool" = betterproto2.field(60, betterproto2.TYPE_BOOL)
     """
