@@ -238,7 +238,7 @@ class Wire:
         for worker in self._workers:
             for own in (False, True):
                 self._connect_tier2(worker, role, own)
-            worker.listen(listener.fileno(), role)
+            worker.listen(os.dup(listener.fileno()), role)
 
     def configure(self, settings: WireSettings) -> None:
         """Go by these settings: calls that come from now on."""
@@ -270,7 +270,8 @@ class Wire:
         """
         return [
             PeerCalls(
-                unquote(sender.decode()),
+                # A peer's header, and so anything.
+                unquote(sender.decode("ascii", "replace")),
                 model_id.decode(),
                 None if told < 0 else told,
                 service_ns / answers / 1e9 if answers else None,

@@ -68,7 +68,7 @@ class Worker:
         """Go by these settings from now on."""
 
     def listen(self, fd: int, role: int) -> None:
-        """Accept connections on a listening socket, which stays the caller's."""
+        """Take over a listening socket, and accept connections on it."""
 
     def set_tier2(self, fd: int, role: int, own: bool) -> None:
         """Take over a connected socket that leads to tier 2."""

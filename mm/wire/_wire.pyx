@@ -269,7 +269,7 @@ cdef class Worker:
         post(self.core, command)
 
     def listen(self, int fd, int role):
-        """Accept connections on a listening socket, which stays the caller's."""
+        """Take over a listening socket, and accept connections on it."""
         cdef command_t *command = self._command(COMMAND_LISTEN)
         command.fd = fd
         command.role = role

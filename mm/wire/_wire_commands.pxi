@@ -29,8 +29,10 @@ cdef void post(worker_t *w, command_t *command) noexcept nogil:
 
 
 cdef void notice(worker_t *w) noexcept nogil:
-    """Wake Python."""
+    """Wake Python, which has closed the descriptor by the time that a stopped worker is freed."""
     cdef uint64_t one = 1
+    if w.is_stopping:
+        return
     write(w.notice_fd, &one, sizeof(one))
 
 
@@ -50,7 +52,7 @@ cdef void commands_run(worker_t *w) noexcept nogil:
 
 
 cdef void command_free(command_t *command) noexcept nogil:
-    if command.kind == COMMAND_TIER2 and command.fd >= 0:
+    if (command.kind == COMMAND_TIER2 or command.kind == COMMAND_LISTEN) and command.fd >= 0:
         close(command.fd)   # nobody took it over
     config_free(command.config)
     free(command.targets)
@@ -64,6 +66,7 @@ cdef void command_run(worker_t *w, command_t *command) noexcept nogil:
         command.config = NULL
     elif command.kind == COMMAND_LISTEN:
         listener_add(w, command.fd, command.role)
+        command.fd = -1
     elif command.kind == COMMAND_TIER2:
         tier2_add(w, command)
         command.fd = -1

@@ -62,6 +62,11 @@ cdef void call_expired(call_t *call) noexcept nogil:
         nghttp2_submit_rst_stream(
             call.down.session, NGHTTP2_FLAG_NONE, call.down_id, NGHTTP2_CANCEL)
         mark_dirty(call.down)
+        if call.up != NULL and not call.answer_ended:
+            # While the client's socket is full that does not leave: let go of the copy without it.
+            nghttp2_submit_rst_stream(
+                call.up.session, NGHTTP2_FLAG_NONE, call.up_id, NGHTTP2_CANCEL)
+            mark_dirty(call.up)
         return
     call_fail(call, 4, <const uint8_t *>text, strlen(text))
 

@@ -3,10 +3,12 @@
 # What is in `body` before `at` was sent; it stays while the call `keeps` everything.
 
 
-cdef void body_received(call_t *call, const uint8_t *bytes, size_t length) noexcept nogil:
-    """Take a piece of the request's body."""
+cdef bint body_received(call_t *call, const uint8_t *bytes, size_t length) noexcept nogil:
+    """Take a piece of the request's body; False if it is of no use any more."""
     cdef config_t *config = call.worker.config
     cdef int64_t too_long = -1
+    if call.wants_replay:
+        return body_kept(call, bytes, length)
     if call.lane < LANE_MODEL and config != NULL:
         too_long = meter_feed(&call.request_meter, bytes, length, config.message_bytes_max)
         if too_long >= 0:
@@ -14,15 +16,31 @@ cdef void body_received(call_t *call, const uint8_t *bytes, size_t length) noexc
                 call.head.is_odd = 1   # tier 2 refuses it
             else:
                 fail_too_long(call, b"request", too_long)
-                return
+                return False
     if not call.keeps:
         body_compact(call)
     if not buffer_add(&call.body, bytes, length):
         call_fail(call, 8, <const uint8_t *>b"out of memory", 13)
-        return
+        return False
     if call.keeps and config != NULL and call.body.length > config.kept_bytes_max:
         stop_keeping(call)
     body_grew(call)
+    return True
+
+
+cdef bint body_kept(call_t *call, const uint8_t *bytes, size_t length) noexcept nogil:
+    """Keep what comes between an answer and its replay: tier 2 gets the whole request, and measures
+    its messages. What is too long to be kept has had its answer; False then.
+    """
+    cdef config_t *config = call.worker.config
+    if ((config == NULL or call.body.length + length <= config.kept_bytes_max)
+            and buffer_add(&call.body, bytes, length)):
+        return True
+    call.wants_replay = 0
+    stop_keeping(call)
+    add_hop_result(call)
+    answer_end(call)
+    return False
 
 
 cdef void body_grew(call_t *call) noexcept nogil:

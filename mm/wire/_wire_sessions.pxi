@@ -149,10 +149,11 @@ cdef int server_data(
     void *user
 ) noexcept nogil:
     cdef call_t *call = <call_t *>nghttp2_session_get_stream_user_data(session, id)
-    if call == NULL or call.answer_ended:
+    if call == NULL or (call.answer_ended and not call.wants_replay):
         nghttp2_session_consume_connection(session, length)
         return 0
-    body_received(call, bytes, length)
+    if not body_received(call, bytes, length):
+        nghttp2_session_consume_connection(session, length)
     return 0
 
 

@@ -104,8 +104,10 @@ cdef void worker_free(worker_t *w) noexcept:
 # --- listeners ------------------------------------------------------------------------------------
 
 cdef void listener_add(worker_t *w, int fd, uint8_t role) noexcept nogil:
+    """Accept connections on a socket, which is the worker's from now on."""
     cdef listener_t *listener = <listener_t *>calloc(1, sizeof(listener_t))
     if listener == NULL:
+        close(fd)
         return
     listener.source.kind = SOURCE_LISTENER
     listener.fd = fd
@@ -125,12 +127,16 @@ cdef void listener_watch(worker_t *w, listener_t *listener) noexcept nogil:
 
 
 cdef void listener_close(worker_t *w, listener_t *listener) noexcept nogil:
-    """Accept no more; the socket is Python's, and stays open."""
+    """Accept no more. The descriptor is the worker's own: were it somebody else's to close, its
+    number could have become another file's by now, a connection's of this worker among them.
+    """
     cdef listener_t **at = &w.listeners
     while at[0] != listener:
         at = &at[0].next
     at[0] = listener.next
+    # Other descriptors of the socket may stay open, so that closing is not enough.
     epoll_ctl(w.epoll_fd, EPOLL_CTL_DEL, listener.fd, NULL)
+    close(listener.fd)
     # Events of this turn may still name it.
     listener.is_closed = 1
     listener.next = w.dead_listeners
