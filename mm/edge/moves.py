@@ -7,6 +7,8 @@ it waited for when the vmodel moved on.
 from __future__ import annotations
 
 import logging
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 from mm.core.calls import MOVES_MAX, Call
 from mm.core.ids import ModelId
@@ -23,6 +25,8 @@ from mm.mesh.ports import Router
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 
 class Moves:
     """The models that one call of a vmodel was for, one after the other."""
@@ -32,6 +36,22 @@ class Moves:
         self._vmodel_id = vmodel_id
         self._left: set[ModelId] = set()
         self._moves_count = 0
+
+    async def serve(self, call: Call, attempt: Callable[[Call], Awaitable[T]]) -> T:
+        """Make attempts, each for where the vmodel is by then, until one has an answer, and end the
+        call's turn. Raises the ``MeshError`` of the last one.
+        """
+        try:
+            while True:
+                try:
+                    return await attempt(call)
+                except MeshError as error:
+                    moved = await self.follow(call, error)
+                    if moved is None:
+                        raise
+                    call = moved
+        finally:
+            call.end_turn()
 
     async def follow(self, call: Call, error: MeshError) -> Call | None:
         """Answer the call for the model that the vmodel stands for now; None if there is no

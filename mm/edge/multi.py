@@ -127,17 +127,7 @@ class MultiCall:
     async def _ask_until(self, call: Call, message: bytes, vmodel_id: str | None) -> Answer:
         """Follow the vmodel, if one named the model, wherever it goes meanwhile."""
         moves = Moves(self._proxy.router, vmodel_id)
-        try:
-            while True:
-                try:
-                    return await self._ask_model(call, message)
-                except MeshError as error:
-                    moved = await moves.follow(call, error)
-                    if moved is None:
-                        raise
-                    call = moved
-        finally:
-            call.end_turn()
+        return await moves.serve(call, lambda call: self._ask_model(call, message))
 
     async def _ask_model(self, call: Call, message: bytes) -> Answer:
         router = self._proxy.router

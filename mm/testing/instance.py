@@ -140,21 +140,14 @@ class Instance:
     async def invoke_vmodel(self, vmodel_id: str, method: str = "/pkg.Service/Method") -> ModelId:
         """Call a vmodel as a client does; answers which model served. Raises ``MeshError``."""
         router = self.node.router
-        moves = Moves(router, vmodel_id)
         model_id = await router.resolve(vmodel_id)
         call = Call(model_id, method=method, named_by=NamedBy(vmodel_id))
-        try:
-            while True:
-                try:
-                    await self.send(call)
-                    return call.model_id
-                except MeshError as exc:
-                    moved = await moves.follow(call, exc)
-                    if moved is None:
-                        raise
-                    call = moved
-        finally:
-            call.end_turn()
+
+        async def attempt(call: Call) -> ModelId:
+            await self.send(call)
+            return call.model_id
+
+        return await Moves(router, vmodel_id).serve(call, attempt)
 
     async def send(self, call: Call) -> InstanceId:
         """Serve a client's call; raises ``ConnectionLostError`` if this instance crashes."""

@@ -7,24 +7,23 @@ from __future__ import annotations
 import json
 import logging
 import os
-import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-import aetcd.rpc as rpc
 import anyio
 import anyio.lowlevel
 import anyio.to_thread
 import pytest
 
 from mm.edge import etcd_connector, etcd_secret
-from mm.edge.etcd_process import EtcdProcess, find_binary
+from mm.edge.etcd_process import EtcdProcess
 from mm.edge.etcd_secret import EtcdSecret
 from mm.edge.etcd_store import EtcdStore
 from mm.errors import StoreUnavailableError
 from mm.mesh.ports import Put, Resync, Write
 from tests.certificates import Authority
+from tests.edge.etcd_users import change_password, etcd_with_users
 from tests.edge.store_world import PATIENCE_S, wait_answers
 from tests.edge.test_etcd_tls import AUTHORITY, CLIENT, tls_etcd, write_pair
 
@@ -117,34 +116,8 @@ def heard() -> Iterator[Heard]:
 
 @pytest.fixture
 def etcd() -> Iterator[EtcdProcess]:
-    with tempfile.TemporaryDirectory(prefix="mm-test-etcd-") as directory:
-        etcd = EtcdProcess(find_binary(), Path(directory), ["--bcrypt-cost=4"])
-        try:
-            etcd.start()
-            anyio.run(_enable_users, etcd)
-            yield etcd
-        finally:
-            etcd.stop()
-
-
-async def _enable_users(etcd: EtcdProcess) -> None:
-    channel = rpc.insecure_channel(str(etcd.endpoint))
-    auth = rpc.AuthStub(channel)
-    await auth.UserAdd(rpc.AuthUserAddRequest(name="root", password=OLD))
-    await auth.RoleAdd(rpc.AuthRoleAddRequest(name="root"))
-    await auth.UserGrantRole(rpc.AuthUserGrantRoleRequest(user="root", role="root"))
-    await auth.AuthEnable(rpc.AuthEnableRequest())
-    await channel.close()
-
-
-async def _change_password(etcd: EtcdProcess) -> None:
-    """etcd forgets all tokens of the user with it."""
-    channel = rpc.insecure_channel(str(etcd.endpoint))
-    auth = rpc.AuthStub(channel)
-    login = await auth.Authenticate(rpc.AuthenticateRequest(name="root", password=OLD))
-    request = rpc.AuthUserChangePasswordRequest(name="root", password=NEW)
-    await auth.UserChangePassword(request, metadata=(("token", login.token),))
-    await channel.close()
+    with etcd_with_users(OLD) as etcd:
+        yield etcd
 
 
 async def test_a_secret_that_comes_before_the_password_waits_for_it(
@@ -158,7 +131,7 @@ async def test_a_secret_that_comes_before_the_password_waits_for_it(
         await heard.until("so the ones before hold on: user 'root' is refused")
         await store.check()
 
-        await _change_password(etcd)
+        await change_password(etcd, "root", root=OLD, new=NEW)
 
         await heard.until("the changed settings are in use")
         assert (await store.write(Write("/a", b"1", None))).succeeded
@@ -173,7 +146,7 @@ async def test_a_password_that_comes_before_the_secret_is_an_outage_until_it_com
     await secret.change(userid="root", password=OLD)
     async with _followed(secret) as store:
         await store.check()
-        await _change_password(etcd)
+        await change_password(etcd, "root", root=OLD, new=NEW)
         with pytest.raises(StoreUnavailableError, match="user 'root' is refused"):
             await store.check()
 

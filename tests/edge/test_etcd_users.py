@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import logging
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
-import aetcd.rpc as rpc
 import anyio
 import pytest
 
 from mm.edge.etcd_connection import Connection
-from mm.edge.etcd_process import EtcdProcess, find_binary
+from mm.edge.etcd_process import EtcdProcess
 from mm.edge.etcd_store import EtcdStore
 from mm.edge.kv_config import EtcdTarget
 from mm.errors import StoreUnavailableError
 from mm.mesh.ports import Put, Resync, Write
+from tests.edge.etcd_users import change_password, etcd_with_users
 
 pytestmark = [pytest.mark.anyio, pytest.mark.etcd]
 
@@ -25,41 +23,8 @@ PASSWORD = "hunter2"
 
 @pytest.fixture(scope="module")
 def etcd() -> Iterator[EtcdProcess]:
-    with tempfile.TemporaryDirectory(prefix="mm-test-etcd-") as directory:
-        etcd = EtcdProcess(find_binary(), Path(directory), ["--bcrypt-cost=4"])
-        try:
-            etcd.start()
-            anyio.run(_enable_users, etcd)
-            yield etcd
-        finally:
-            etcd.stop()
-
-
-async def _enable_users(etcd: EtcdProcess) -> None:
-    channel = rpc.insecure_channel(str(etcd.endpoint))
-    auth = rpc.AuthStub(channel)
-    for name in ("root", "guest"):
-        await auth.UserAdd(rpc.AuthUserAddRequest(name=name, password=PASSWORD))
-        await auth.RoleAdd(rpc.AuthRoleAddRequest(name=name))
-        await auth.UserGrantRole(rpc.AuthUserGrantRoleRequest(user=name, role=name))
-    permission = rpc.Permission(
-        permType=rpc.Permission.READWRITE, key=b"guests/", range_end=b"guests0"
-    )
-    await auth.RoleGrantPermission(
-        rpc.AuthRoleGrantPermissionRequest(name="guest", perm=permission)
-    )
-    await auth.AuthEnable(rpc.AuthEnableRequest())
-    await channel.close()
-
-
-async def _change_password(etcd: EtcdProcess, user: str) -> None:
-    """Set the same password again: etcd then forgets all of the user's tokens."""
-    channel = rpc.insecure_channel(str(etcd.endpoint))
-    auth = rpc.AuthStub(channel)
-    login = await auth.Authenticate(rpc.AuthenticateRequest(name="root", password=PASSWORD))
-    request = rpc.AuthUserChangePasswordRequest(name=user, password=PASSWORD)
-    await auth.UserChangePassword(request, metadata=(("token", login.token),))
-    await channel.close()
+    with etcd_with_users(PASSWORD, ("root", "guest"), guest_keys=(b"guests/", b"guests0")) as etcd:
+        yield etcd
 
 
 def _store(etcd: EtcdProcess, user: str, password: str = PASSWORD, prefix: str = "") -> EtcdStore:
@@ -108,14 +73,14 @@ async def test_a_forgotten_token_is_renewed(etcd: EtcdProcess) -> None:
             lambda: store.write(Write("/renewed/a", b"2", None)),
             lambda: store.transact([Write("/renewed/a", b"3", None)]),
         ):
-            await _change_password(etcd, "root")
+            await change_password(etcd, "root", root=PASSWORD, new=PASSWORD)
             await call()
-        await _change_password(etcd, "root")
+        await change_password(etcd, "root", root=PASSWORD, new=PASSWORD)
         async with store.watch("/renewed/") as batches:
             with anyio.fail_after(60):
                 [resync] = await anext(batches)
                 assert isinstance(resync, Resync)
-                await _change_password(etcd, "root")
+                await change_password(etcd, "root", root=PASSWORD, new=PASSWORD)
                 result = await store.write(Write("/renewed/a", b"4", None))
                 assert result.item is not None
                 assert await anext(batches) == [Put(result.item)]
@@ -136,7 +101,7 @@ async def test_all_whose_token_was_forgotten_share_one_login(
     async with _store(etcd, "root") as store:
         await store.check()
         assert len(logins) == 1
-        await _change_password(etcd, "root")
+        await change_password(etcd, "root", root=PASSWORD, new=PASSWORD)
         async with anyio.create_task_group() as tg:
             for number in range(30):
                 tg.start_soon(store.get, f"/{number}")

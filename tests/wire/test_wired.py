@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections.abc import Awaitable, Callable
 
 import grpc
 import grpc.aio
@@ -32,6 +33,18 @@ def test_without_its_extension_the_start_says_what_to_do(monkeypatch: pytest.Mon
     assert "set MM_DATAPLANE=python" in said
 
 
+async def served(
+    answer: Callable[[IncomingCall], Awaitable[None]],
+) -> tuple[Wired, tuple[GrpcServer, GrpcServer], int]:
+    """Answer a wire, the servers for clients and for peers behind it, and the port of clients."""
+    wired = Wired(make_config())
+    external = GrpcServer(answer, limits=EXTERNAL_LIMITS, external=True)
+    peers = GrpcServer(answer, limits=PEER_LIMITS, external=False)
+    port = await wired.before(external).start("127.0.0.1", 0)
+    await wired.before(peers).start("127.0.0.1", 0)
+    return wired, (external, peers), port
+
+
 async def test_stopping_takes_as_long_as_the_calls_and_no_longer() -> None:
     begun, go_on = asyncio.Event(), asyncio.Event()
 
@@ -40,18 +53,14 @@ async def test_stopping_takes_as_long_as_the_calls_and_no_longer() -> None:
         await go_on.wait()
         call.send_status(0, "")
 
-    wired = Wired(make_config())
-    external = GrpcServer(answer, limits=EXTERNAL_LIMITS, external=True)
-    peers = GrpcServer(answer, limits=PEER_LIMITS, external=False)
-    port = await wired.before(external).start("127.0.0.1", 0)
-    await wired.before(peers).start("127.0.0.1", 0)
+    wired, servers, port = await served(answer)
     async with (
         grpc.aio.insecure_channel(f"127.0.0.1:{port}") as client,
         asyncio.timeout(PATIENCE_S),
     ):
         call = client.unary_unary("/a.B/c")(b"", wait_for_ready=True)
         await begun.wait()
-        draining = asyncio.create_task(wired.drain((external, peers), 10 * PATIENCE_S))
+        draining = asyncio.create_task(wired.drain(servers, 10 * PATIENCE_S))
         await asyncio.wait([draining], timeout=0.5)
         assert not draining.done()
         go_on.set()
@@ -67,18 +76,14 @@ async def test_calls_that_take_longer_than_a_stop_may_hear_of_it() -> None:
         begun.set()
         await asyncio.Event().wait()
 
-    wired = Wired(make_config())
-    external = GrpcServer(answer, limits=EXTERNAL_LIMITS, external=True)
-    peers = GrpcServer(answer, limits=PEER_LIMITS, external=False)
-    port = await wired.before(external).start("127.0.0.1", 0)
-    await wired.before(peers).start("127.0.0.1", 0)
+    wired, servers, port = await served(answer)
     async with (
         grpc.aio.insecure_channel(f"127.0.0.1:{port}") as client,
         asyncio.timeout(PATIENCE_S),
     ):
         call = client.unary_unary("/a.B/c")(b"", wait_for_ready=True)
         await begun.wait()
-        await wired.drain((external, peers), 0.3)
+        await wired.drain(servers, 0.3)
         await wired.close()
         assert await call.code() is grpc.StatusCode.UNAVAILABLE
         assert await call.details() == "the server is shutting down"
