@@ -50,6 +50,7 @@ RUN apt-get update \
     && ln -s mmesh /opt/kserve/tas
 COPY --from=build /opt/mm /opt/mm
 COPY config/image/stop.sh /opt/kserve/mmesh/stop.sh
+COPY config/image/health.py /opt/kserve/mmesh/health.py
 ENV PATH=/opt/mm/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1
@@ -60,5 +61,5 @@ EXPOSE 8033 8080 8089 8090 2112
 USER 2000:0
 # For Docker and Podman; Kubernetes has probes of its own.
 HEALTHCHECK --interval=30s --timeout=5s --start-period=90s --retries=2 \
-    CMD ["/opt/mm/bin/python", "-IS", "-c", "import http.client as c, os; h = c.HTTPConnection('127.0.0.1', int(os.environ.get('MM_PROBE_PORT') or 8089), timeout=4); h.request('GET', '/live'); raise SystemExit(h.getresponse().status != 200)"]
+    CMD ["/opt/mm/bin/python", "-IS", "/opt/kserve/mmesh/health.py"]
 ENTRYPOINT ["/opt/mm/bin/mm", "serve"]

@@ -175,6 +175,7 @@ def check_pods(image: Stage, endpoint: str) -> None:
         for container, (uid, _) in zip(containers, USERS, strict=True):
             assert infer(container.pod, service.name)[0] == service.model_id
             assert container.pod.probe(tables.LIVENESS) == 200
+            say_health(container, image)
             say_process(container, uid)
         end_one(containers[0], containers[1], service)
 
@@ -196,6 +197,16 @@ def say_process(container: Container, uid: int) -> None:
     used = int(status["VmHWM"][0]) / 1024
     assert used * 2**20 < tables.MEMORY_LIMIT_BYTES / 2
     print(f"user {uid}: process 1, no capability, nothing can be written, {used:.0f} MiB")
+
+
+def say_health(container: Container, image: Stage) -> None:
+    """Run the health check as Docker would, with the container's variables and without."""
+    listens = f"MM_BIND_HOST={container.pod.ip}"
+    for variables, code in (([listens], 0), ([listens, "MM_PROBE_PORT=8088"], 1)):
+        ran = container.execute("env", *variables, *image.health)
+        said, _ = ran.communicate(timeout=_WAIT_S)
+        assert ran.returncode == code, said
+    print("health check: 0 while it serves, 1 where nobody listens")
 
 
 def end_one(goes: Container, stays: Container, service: Service) -> None:

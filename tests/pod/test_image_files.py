@@ -62,6 +62,9 @@ def test_the_image_has_the_ports_and_the_user_that_pods_have() -> None:
     config = Config.from_environment({"KV_STORE": "memory"})
     ports = (config.grpc_port, config.peer_port, config.probe_port, config.prestop_port)
     assert said["EXPOSE"].split() == [str(each) for each in (*ports, tables.METRICS_PORT)]
+    # What the health check runs is there.
+    health = str(said["HEALTHCHECK"]).rpartition('"/')[2].rstrip('"]')
+    assert f"COPY config/image/{Path(health).name} /{health}\n" in DOCKERFILE
     # By number: Kubernetes has to see that it is not root.
     assert re.fullmatch(r"[1-9]\d*:0", said["USER"])
 

@@ -8,6 +8,7 @@ import re
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
@@ -27,7 +28,8 @@ pytestmark = pytest.mark.system
 
 #: Ends what hangs.
 LIMIT_S = 60.0
-STOP_SCRIPT = Path(__file__).parents[2] / "config/image/stop.sh"
+IMAGE = Path(__file__).parents[2] / "config/image"
+STOP_SCRIPT = IMAGE / "stop.sh"
 PORTS = {"MM_PROBE_PORT": "0", "MM_PRESTOP_WAIT_PORT": "0"}
 #: A load takes a fifth of a second: a call that waits for one would show.
 SIZE = "SIZE_1000000_200_0"
@@ -63,6 +65,7 @@ def test_interop_16_probes_from_the_first_second(mesh: Mesh) -> None:
     port = port_of(program, "/live and /ready")
     # Before the store is connected, even.
     assert ask(port, "/live") == (200, b"")
+    assert is_healthy(MM_PROBE_PORT=str(port), MM_BIND_HOST="0.0.0.0")
     assert ask(port, "/ready") == (503, b"")
     program.wait_line("connected to etcd")
     # Nothing that takes time comes before it.
@@ -78,6 +81,23 @@ def test_interop_16_probes_from_the_first_second(mesh: Mesh) -> None:
         disturb(port, port_of(program, "/prestop"))
         program.terminate()
         assert program.wait_end(LIMIT_S) == 0
+
+
+def is_healthy(**settings: str) -> bool:
+    """Run the image's health check with these settings and Python's own library alone."""
+    command = [sys.executable, "-IS", IMAGE / "health.py"]
+    ran = subprocess.run(command, env=settings, capture_output=True, text=True, check=False)
+    assert ran.returncode in (0, 1), ran.stderr
+    assert ran.returncode == 0 or ran.stderr.startswith("health.py: no answer from "), ran.stderr
+    return ran.returncode == 0
+
+
+def test_the_health_check_of_the_image() -> None:
+    assert is_healthy(MM_PROBE_PORT="none"), "nobody is meant to ask"
+    with closing(socket.create_server(("127.0.0.1", 0))) as silent:
+        port = str(silent.getsockname()[1])
+    assert not is_healthy(MM_PROBE_PORT=port)
+    assert not is_healthy(MM_PROBE_PORT="a port")
 
 
 def disturb(probe_port: int, hook_port: int) -> None:
