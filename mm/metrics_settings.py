@@ -1,4 +1,4 @@
-"""What operators say of metrics: ``MM_METRICS`` and ``MM_INFO_METRICS`` (around 19.1).
+"""What operators say of metrics: ``MM_METRICS`` and what goes with it (around 19.1, 13.2).
 
 A part of ``Config``. What is not understood ends the start: a mesh that nobody can watch, because
 of a letter, would be noticed when it is needed.
@@ -13,9 +13,11 @@ from typing import Final
 from mm.environment import Environment, wrong
 from mm.errors import ConfigError
 from mm.limits import Limits
+from mm.tls_settings import KEY, NAMES
 
 #: Labels of the information metric at most, as in Java.
 INFO_LABELS_MAX: Final = 4
+CERTIFICATE: Final = "MM_METRICS_CERTIFICATE"
 _KINDS: Final = ("disabled", "prometheus", "statsd")
 _PARAMETERS: Final = {
     "disabled": frozenset[str](),
@@ -48,8 +50,11 @@ class MetricsSettings:
     kind: str = "statsd"
     #: To listen on (prometheus; 0 chooses a free one), or to send to (statsd).
     port: int = 8126
-    #: prometheus: over TLS, with a certificate of our own.
+    #: prometheus: over TLS,
     is_https: bool = True
+    #: and with the certificate that clients are shown, not with one of its own
+    #: (MM_METRICS_CERTIFICATE).
+    shows_serving_certificate: bool = False
     #: The label `method` is "pkg.Service/Method" instead of "Method".
     has_full_names: bool = False
     #: prometheus: labels `modelId` and `vModelId`.
@@ -97,8 +102,34 @@ def metrics_settings(env: Environment) -> MetricsSettings:
     if info is not None and settings.kind != "prometheus":
         warnings = (*warnings, "MM_INFO_METRICS is ignored: only prometheus shows it")
         info = None
-    logs_requests = env.boolean("MM_LOG_PROMETHEUS_REQS", default=False)
-    return replace(settings, info=info, logs_requests=logs_requests, warnings=warnings)
+    shows_serving, more = _shows_serving_certificate(env, settings)
+    return replace(
+        settings,
+        info=info,
+        logs_requests=env.boolean("MM_LOG_PROMETHEUS_REQS", default=False),
+        shows_serving_certificate=shows_serving,
+        warnings=(*warnings, *more),
+    )
+
+
+def _shows_serving_certificate(
+    env: Environment, settings: MetricsSettings
+) -> tuple[bool, tuple[str, ...]]:
+    """Read ``MM_METRICS_CERTIFICATE``: a name of its own, for Java refuses parameters that it does
+    not know, and has no metrics then.
+    """
+    chosen = env.choice(CERTIFICATE, default="own", allowed=("own", "serving"))
+    if chosen == "own":
+        return False, ()
+    if settings.kind != "prometheus" or not settings.is_https:
+        return False, (f"{CERTIFICATE} is ignored: only prometheus with scheme=https has one",)
+    if env.find(*NAMES[KEY]) is None:
+        env.refuse(
+            ConfigError(
+                f"{CERTIFICATE}=serving asks for the certificate of {KEY}, which is not set"
+            )
+        )
+    return True, ()
 
 
 def _settings(value: str) -> MetricsSettings:

@@ -368,6 +368,14 @@ SECTIONS: Final[tuple[tuple[str, tuple[Setting, ...]], ...]] = (
                 "`disabled`, `prometheus` or `statsd`, with `:NAME=VALUE[;NAME=VALUE…]`",
             ),
             _setting(
+                "MM_METRICS_CERTIFICATE",
+                lambda c: "serving" if c.metrics.shows_serving_certificate else "own",
+                "Which certificate the page for Prometheus shows over https: one made at the start"
+                " that nobody signed, or that of `MM_TLS_KEY_CERT_PATH`, exchanged with it.",
+                "own",
+                "`own` or `serving`",
+            ),
+            _setting(
                 "MM_INFO_METRICS",
                 lambda c: c.metrics.info.name if c.metrics.info else "",
                 "One more gauge that is always 1, with labels from the environment; of Prometheus.",

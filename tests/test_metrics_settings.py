@@ -47,8 +47,26 @@ def test_what_is_understood(text: str, settings: MetricsSettings) -> None:
 
 def test_all_that_is_wrong_is_told_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
-        read(MM_METRICS="x", MM_INFO_METRICS="y", MM_LOG_PROMETHEUS_REQS="z")
-    assert len(caught.value.complaints) == 3
+        read(
+            MM_METRICS="x",
+            MM_INFO_METRICS="y",
+            MM_LOG_PROMETHEUS_REQS="z",
+            MM_METRICS_CERTIFICATE="a",
+        )
+    assert len(caught.value.complaints) == 4
+
+
+def test_the_page_may_show_the_certificate_that_clients_see() -> None:
+    serving = {"MM_METRICS": "prometheus", "MM_METRICS_CERTIFICATE": "Serving"}
+    with pytest.raises(ConfigError, match="MM_TLS_PRIVATE_KEY_PATH, which is not set"):
+        read(**serving)
+    found = read(**serving, TAS_SVC_GRPC_PRIVATE_KEY_PATH="/key")
+    assert found.shows_serving_certificate
+    assert not read(MM_METRICS="prometheus").shows_serving_certificate
+    for kind in ("statsd", "disabled", "prometheus:scheme=http"):
+        ignored = read(**serving | {"MM_METRICS": kind})
+        assert not ignored.shows_serving_certificate
+        assert "MM_METRICS_CERTIFICATE is ignored" in ignored.warnings[0]
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,7 @@ from mm.mesh.readiness import Readiness
 from mm.mesh.static_models import StaticModels
 
 if TYPE_CHECKING:
-    from mm.edge.tls import Tls, TlsStatistics
+    from mm.edge.tls import Tls
     from mm.edge.wired import Wired
 
 logger = logging.getLogger(__name__)
@@ -245,10 +245,7 @@ class Instance:
         wire = None
         if self._wired is not None:
             sources, wire = (*sources, self._wired.calls), self._wired.statistics
-        return Metrics(self._config, node, sources, wire, self._tls_statistics)
-
-    def _tls_statistics(self) -> TlsStatistics | None:
-        return None if self._tls is None else self._tls.statistics
+        return Metrics(self._config, node, sources, wire, self._tls)
 
     def _logged(self, services: ServiceTable) -> Handler:
         headers = self._config.logs.request_headers

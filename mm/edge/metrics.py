@@ -10,11 +10,10 @@ import asyncio
 import contextlib
 import gzip
 import logging
-import ssl
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from http import HTTPStatus
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from mm.config import Config
 from mm.core.call_meter import CallMeter, CallSource
@@ -26,17 +25,33 @@ from mm.edge.own_series import own_families
 from mm.edge.statsd import Statsd
 from mm.mesh.node import Node
 
+if TYPE_CHECKING:
+    import ssl
+
+    from mm.edge.tls import Contexts, Tls
+
 logger = logging.getLogger(__name__)
 
 #: Where the page is, as in Java.
 PATHS: Final = frozenset(("/", "/metrics"))
 
 
-def _tls(host: str) -> ssl.SSLContext:
+def _context(host: str, tls: Tls | None) -> ssl.SSLContext:
+    """Answer the TLS of the page, with the certificate of ``tls`` or one of its own."""
     # Takes a tenth of a second to import, which most instances have no use for.
-    from mm.edge.self_signed import self_signed_context
+    from mm.edge.page_tls import page_context, self_signed, use
 
-    return self_signed_context(host)
+    context = page_context()
+    if tls is None:
+        use(context, self_signed(host))
+        return context
+
+    def exchange(_: Contexts) -> None:
+        use(context, tls.files.key + tls.files.chain)
+
+    use(context, tls.files.key + tls.files.chain)
+    tls.on_exchange.append(exchange)
+    return context
 
 
 def call_meter(config: Config) -> CallMeter | None:
@@ -51,8 +66,7 @@ def call_meter(config: Config) -> CallMeter | None:
 class Metrics:
     """Told from ``shown`` on, as long as that lasts.
 
-    ``sources`` are the data planes; ``wire_statistics`` answers those of the wire, if there is one,
-    ``tls_statistics`` those of TLS, if there is any.
+    ``sources`` are the data planes; ``wire_statistics`` answers those of the wire, if there is one.
     """
 
     def __init__(
@@ -61,13 +75,13 @@ class Metrics:
         node: Node,
         sources: tuple[CallSource, ...],
         wire_statistics: Callable[[], object] | None = None,
-        tls_statistics: Callable[[], object | None] = lambda: None,
+        tls: Tls | None = None,
     ) -> None:
         self._config = config
         self._settings = config.metrics
         self._node = node
         self._wire_statistics = wire_statistics
-        self._tls_statistics = tls_statistics
+        self._tls = tls
         self._java = JavaSeries(node, config.metrics, sources)
 
     @asynccontextmanager
@@ -86,10 +100,11 @@ class Metrics:
     @asynccontextmanager
     async def _listening(self) -> AsyncIterator[None]:
         config, settings = self._config, self._settings
-        tls = None
+        context = None
         if settings.is_https:
-            tls = await asyncio.to_thread(_tls, config.advertise_host)
-        server = HttpServer(self._answer, config, tls)
+            shown = self._tls if settings.shows_serving_certificate else None
+            context = await asyncio.to_thread(_context, config.advertise_host, shown)
+        server = HttpServer(self._answer, config, context)
         port = await open_listener(server, config.bind_host, settings.port, "MM_METRICS")
         scheme = "https" if settings.is_https else "http"
         logger.info("metrics for Prometheus: %s, port %d, path /metrics", scheme, port)
@@ -116,7 +131,8 @@ class Metrics:
         """Answer all series that the page shows."""
         yield from self._java.families()
         wire = None if self._wire_statistics is None else self._wire_statistics()
-        yield from own_families(self._node.statistics(), wire, self._tls_statistics())
+        tls = None if self._tls is None else self._tls.statistics
+        yield from own_families(self._node.statistics(), wire, tls)
         info = self._settings.info
         if info is not None:
             yield Family(info.name, "gauge", "Info Metric", (Sample(1, info.labels),))

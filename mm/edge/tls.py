@@ -69,8 +69,8 @@ class Tls:
             self.peers = TlsEnd(contexts.peers, self.counts, handshake_s)
             self.to_peers = TlsEnd(contexts.to_peers, self.counts, handshake_s)
         self.contexts = contexts
-        #: Told of new contexts.
-        self.on_exchange: Callable[[Contexts], None] | None = None
+        #: Told of new contexts, when ``files`` says what they are made of.
+        self.on_exchange: list[Callable[[Contexts], None]] = []
         #: What is counted elsewhere.
         self.other_counts: Callable[[], HandshakeCounts] = HandshakeCounts
         self._exchanges = 0
@@ -142,8 +142,8 @@ class Tls:
             self.peers.context = contexts.peers
             self.to_peers.context = contexts.to_peers
         self._exchanges += 1
-        if self.on_exchange is not None:
-            self.on_exchange(contexts)
+        for tell in self.on_exchange:
+            tell(contexts)
         logger.info("TLS: new files are in use, for connections from now on")
         self._warn()
 

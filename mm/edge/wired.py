@@ -99,7 +99,7 @@ class Wired:
         self._tls = WireTls()
         if tls is not None:
             self._tls = self._tls_of(tls.contexts)
-            tls.on_exchange = self._exchange
+            tls.on_exchange.append(self._exchange)
             tls.other_counts = self._handshakes
         self._dataplane = config.dataplane_config
         self._services: list[ServiceTable] = []

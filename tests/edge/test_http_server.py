@@ -17,7 +17,7 @@ from mm.config import Config
 from mm.core.ids import InstanceId
 from mm.edge.http_server import HttpServer, Request, Response
 from mm.edge.life_cycle import LifeCycle
-from mm.edge.self_signed import self_signed_context
+from mm.edge.page_tls import self_signed_context
 from mm.limits import Limits
 
 pytestmark = pytest.mark.anyio

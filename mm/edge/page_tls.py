@@ -1,7 +1,8 @@
-"""A certificate of our own, for a listener whose clients verify none (around 13.2).
+"""The TLS of the page of metrics: a certificate of our own, or that of the service (around 13.2).
 
-Made at the start and kept in memory: the file system may be read-only, and nobody else needs the
-key.
+Our own is for scrapers that verify none. It is made at the start and kept in memory: the file
+system may be read-only, and nobody else needs the key. Where the files of the service's are, and
+when they change, is ``mm.edge.tls``'s.
 """
 
 from __future__ import annotations
@@ -23,22 +24,26 @@ VALID_DAYS: Final = 3650
 BEGINS_EARLIER_DAYS: Final = 1
 
 
-def self_signed_context(host: str) -> ssl.SSLContext:
-    """Answer the TLS of a server at ``host`` with a certificate made now."""
+def page_context() -> ssl.SSLContext:
+    """Answer the TLS of the page; a certificate is still to be given to it."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["http/1.1"])
-    # The ssl module reads keys from files alone; this one has no name and no place on a disk.
-    memory = os.memfd_create("certificate", os.MFD_CLOEXEC)
-    with os.fdopen(memory, "wb") as file:
-        file.write(_key_and_certificate(host))
-        file.flush()
-        context.load_cert_chain(f"/proc/self/fd/{memory}")
     return context
 
 
-def _key_and_certificate(host: str) -> bytes:
-    """Answer both as PEM."""
+def use(context: ssl.SSLContext, key_and_chain: bytes) -> None:
+    """Show this certificate, PEM, on connections from now on."""
+    # The ssl module reads keys from files alone; this one has no name and no place on a disk.
+    memory = os.memfd_create("certificate", os.MFD_CLOEXEC)
+    with os.fdopen(memory, "wb") as file:
+        file.write(key_and_chain)
+        file.flush()
+        context.load_cert_chain(f"/proc/self/fd/{memory}")
+
+
+def self_signed(host: str) -> bytes:
+    """Answer a key and a certificate for a server at ``host``, made now, as PEM."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "modelmesh")])
     now = datetime.datetime.now(datetime.UTC)
