@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Final, Self
 
 from mm import identity_settings, json_settings
+from mm.connection_settings import ConnectionSettings, connection_settings
 from mm.core.constraints import NO_CONSTRAINTS, TypeConstraints
 from mm.core.dataplane import DataplaneConfig
 from mm.core.ids import InstanceId
@@ -104,6 +105,7 @@ class Config(Limits):
     message_bytes_max: int = 16 * MIB
     #: MM_SVC_GRPC_MAX_HEADERS_SIZE: a header list, as HTTP/2 counts it.
     headers_bytes_max: int = 8192
+    connections: ConnectionSettings = field(default_factory=ConnectionSettings)
     #: MM_MULTI_PARALLELISM: concurrent calls for one multi-model call.
     multi_parallelism: int = 4
 
@@ -223,6 +225,7 @@ class Config(Limits):
             runtime_serving_endpoint=serving_endpoint(env),
             message_bytes_max=_bytes(env, "MM_SVC_GRPC_MAX_MSG_SIZE", 16 * MIB, 1, 2**31 - 1),
             headers_bytes_max=_bytes(env, "MM_SVC_GRPC_MAX_HEADERS_SIZE", 8192, 1024, 16 * MIB),
+            connections=connection_settings(env),
             multi_parallelism=env.integer(
                 "MM_MULTI_PARALLELISM", default=4, minimum=1, maximum=1000
             ),

@@ -264,6 +264,12 @@ class Limits:
     #: Streams at once on one connection of a client. 100, grpclib's own value, stalls a busy
     #: client; the settings are told to the client, who waits or opens another connection.
     external_streams_max: int = 1_000
+    #: Connections at once from instances: four from each thread of 500 others, and as many again
+    #: while they are upgraded.
+    peer_connections_max: int = 10_000
+    #: Clients get no more than this part of the files that the process may open: instances, the
+    #: runtime and the store have to be reached whatever clients do.
+    connections_of_files: float = 0.75
     #: Streams at once on one connection of a peer, which carries the calls of many clients.
     peer_streams_max: int = 20_000
     #: Models used in this time are moved elsewhere before an instance stops, as in Java; who comes

@@ -230,6 +230,18 @@ SECTIONS: Final[tuple[tuple[str, tuple[Setting, ...]], ...]] = (
                 "The largest header list of a client's call.",
             ),
             _setting(
+                "MM_SVC_GRPC_MAX_CONNECTIONS",
+                lambda c: c.connections.connections_max,
+                "Connections of clients at a time, and at most three quarters of the files that"
+                " the process may open. Instances do not count ([security](security.md)).",
+            ),
+            _setting(
+                "MM_SVC_GRPC_MAX_CONNECTIONS_PER_ADDRESS",
+                lambda c: c.connections.per_address_max,
+                "Of these, of one IPv4 address or IPv6 /64, such as a load balancer's.",
+                "three quarters of `MM_SVC_GRPC_MAX_CONNECTIONS`",
+            ),
+            _setting(
                 "MM_MULTI_PARALLELISM",
                 lambda c: c.multi_parallelism,
                 "Calls at once for one call that names several models.",

@@ -29,6 +29,7 @@ SETTINGS = (
     "mm.environment",
     "mm.identity_settings",
     "mm.json_settings",
+    "mm.connection_settings",
     "mm.scaling_settings",
     "mm.tls_settings",
     "mm.settings_reference",

@@ -134,6 +134,9 @@ WIRE_COUNTERS: Final = {
     "connect_failures": "Connections to the runtime or to peers that could not be opened",
     "upstreams_idle": "Connections to others closed because nobody needed them",
     "accept_pauses": "Times that there was no room for a connection",
+    "crowded": "Connections refused because clients had as many as they may",
+    "crowded_address": "Connections refused because one address had as many as it may",
+    "crowded_peers": "Connections refused because peers had as many as they may",
     "resets_refused": "Connections dropped because they reset calls too fast",
 }
 #: Of TLS, where there is any (``mm.edge.tls.TlsStatistics``).

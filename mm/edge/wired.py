@@ -23,14 +23,15 @@ from mm.core.dynamic_settings import LOG_EACH, Value
 from mm.core.ids import InstanceId, ModelId
 from mm.core.records import VModelRecord
 from mm.edge.binding import Listener
+from mm.edge.client_limits import client_limits
 from mm.edge.h2.server import GrpcServer, listening_socket
 from mm.edge.h2.tls import HandshakeCounts
 from mm.edge.unary import ServiceTable
 from mm.edge.wire_calls import WireCalls, measures_of
+from mm.edge.wire_complaints import WireComplaints
 from mm.endpoints import Endpoint, UnixEndpoint
 from mm.mesh.concurrency import CallLimits
 from mm.mesh.ports import RuntimeParameters
-from mm.mesh.seldom import Seldom
 from mm.table import Table
 from mm.wire import Method, MethodFlag, Role, Wire, WireSettings, WireStatistics, WireTls
 from mm.wire.addresses import Target, inet_sockaddr, unix_sockaddr
@@ -113,12 +114,10 @@ class Wired:
         self._peers_called = asyncio.Event()
         self._node: Node | None = None
         self._counted = (0, 0)
-        self._accept_pauses = 0
-        self._complaints = Seldom()
-        self._tls_complaints = Seldom()
         self._logs_each = config.logs.each_invoke
         self._tasks: list[asyncio.Task[None]] = []
         self._wire = Wire(config.wire_threads, self._tier2.connect, measures_of(config))
+        self._complaints = WireComplaints(self._wire)
         self.calls = WireCalls(self._wire.calls)
         self._wire.start(self._settings())
         asyncio.get_running_loop().add_reader(self._wire.notice_fd, self._noticed)
@@ -225,6 +224,8 @@ class Wired:
             kept_bytes_max=config.retry_buffer_bytes_max,
             external_streams_max=config.external_streams_max,
             peer_streams_max=config.peer_streams_max,
+            clients=client_limits(config),
+            peer_connections_max=config.peer_connections_max,
             leaves_here=self._logs_each,
             has_slots=self._limits is not None,
             observed_models=self._observed_models(),
@@ -302,7 +303,7 @@ class Wired:
             ]
             parts.sentinel.told(in_flight, answered)
             before = now
-            self._complain()
+            self._complaints.look()
             await asyncio.sleep(self._config.peer_look_s)
 
     async def _report_loads(self) -> None:
@@ -320,18 +321,6 @@ class Wired:
                 goes_on = pusher.look(asyncio.get_running_loop().time())
                 if goes_on:
                     await asyncio.sleep(max(least_s, len(pusher.watched) * _LOOK_AT_EACH_S))
-
-    def _complain(self) -> None:
-        pauses = self._wire.statistics().accept_pauses
-        if pauses != self._accept_pauses:
-            self._accept_pauses = pauses
-            level = self._complaints.level(asyncio.get_running_loop().time())
-            logger.log(level, "new connections wait: too many files are open (see ulimit -n)")
-        failure = self._wire.take_tls_failure()
-        if failure is not None:
-            role, why = failure
-            level = self._tls_complaints.level(asyncio.get_running_loop().time())
-            logger.log(level, "no TLS at the %s port with a client: %s", role.name.lower(), why)
 
     def _fold(self) -> int:
         """Bring the counters of the instance up to date; answers the hits under way."""

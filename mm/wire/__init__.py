@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import ipaddress
 import os
 import socket
 import threading
@@ -18,6 +19,7 @@ from urllib.parse import unquote
 
 from mm.wire._wire import TlsContext, Worker
 from mm.wire.addresses import Target
+from mm.wire.client_limits import ClientLimits
 
 if TYPE_CHECKING:
     from mm.table import Table
@@ -91,7 +93,9 @@ class WireSettings:
     held_bytes_max: int = 256 * 2**20
     external_streams_max: int = 1000
     peer_streams_max: int = 20_000
-    connections_max: int = 10_000
+    clients: ClientLimits = field(default_factory=ClientLimits)
+    #: Of all threads, as those of clients are.
+    peer_connections_max: int = 10_000
     #: A connection to an instance, and to the runtime all but one, is closed after so long without
     #: calls: as long as tier 2 keeps its own.
     upstream_idle_ms: int = 300_000
@@ -152,6 +156,11 @@ class WireStatistics:
     #: Why after an attempt: there was no answer, or it may mean more than it says.
     again_fault: int
     again_answer: int
+    #: Connections refused because there were too many: of clients, of one address of them, of
+    #: peers.
+    crowded: int
+    crowded_address: int
+    crowded_peers: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,7 +227,9 @@ class Wire:
     ) -> None:
         #: Readable when ``mend`` should be called.
         self.notice_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._workers = [Worker(self.notice_fd, measures) for _ in range(threads_count)]
+        self._workers = [Worker(self.notice_fd, measures)]
+        while len(self._workers) < threads_count:
+            self._workers.append(Worker(self.notice_fd, measures, self._workers[0]))
         self._threads: list[threading.Thread] = []
         self._listeners: list[socket.socket] = []
         self._new_tier2 = new_tier2
@@ -288,6 +299,14 @@ class Wire:
             if role_and_why is not None:
                 found = Role(role_and_why[0]), role_and_why[1]
         return found
+
+    def take_crowded_address(self) -> str:
+        """Answer which address had too many connections since the last time; "" if none had."""
+        found = self._workers[0].take_crowded_address()
+        if not found:
+            return ""
+        address = ipaddress.IPv6Address(found)
+        return str(address.ipv4_mapped or f"{address}/64")
 
     def _connect_tier2(self, worker: Worker, role: Role, own: bool) -> None:
         sock = self._new_tier2(role, own)

@@ -77,6 +77,7 @@ cdef struct conn_t
 cdef struct call_t
 cdef struct target_t
 cdef struct method_t
+cdef struct crowd_t
 
 
 cdef struct source_t:
@@ -197,6 +198,7 @@ cdef struct conn_t:
     source_t source
     worker_t *worker
     nghttp2_session *session
+    uint8_t address[16]        # of a client, as it is told apart
     SSL *ssl                   # NULL: plain text
     int fd
     uint8_t is_server
@@ -275,7 +277,8 @@ cdef struct config_t:
     uint64_t kept_bytes_max    # of one request
     uint64_t held_bytes_max    # of all requests of a worker
     uint32_t streams_max[ROLES]
-    uint32_t connections_max
+    uint32_t connections_max[ROLES]   # of all workers
+    uint32_t per_address_max   # of these, of clients
     uint32_t upstream_idle_ms
     uint8_t leaves_here        # calls for copies here are tier 2's: it logs each
     uint8_t has_slots          # copies take few calls at a time (mm/mesh/concurrency.py)
@@ -328,6 +331,7 @@ cdef struct worker_t:
     uint8_t reports_noticed    # Python knows that there are some
     char tls_failure[120]      # why a handshake at a listener failed last
     uint8_t tls_failure_role
+    crowd_t *crowd             # shared with the other workers, under its own lock
     # The worker's own.
     rows_t by                  # rows, by what they are of
     uint16_t *methods_index    # hashed: a place in `methods`

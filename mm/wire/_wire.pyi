@@ -60,7 +60,11 @@ class TlsSession:
 class Worker:
     """Methods may be called from any thread but the one that is in ``run``."""
 
-    def __init__(self, notice_fd: int, measures: Measures | None) -> None: ...
+    def __init__(
+        self, notice_fd: int, measures: Measures | None, beside: Worker | None = None
+    ) -> None:
+        """``beside``: another worker, with which it counts connections together."""
+
     def run(self) -> None:
         """Serve until ``stop``; the GIL is not held."""
 
@@ -98,6 +102,9 @@ class Worker:
 
     def take_tls_failure(self) -> tuple[int, str] | None:
         """Answer (role, text) of the handshake at a listener that failed last; once."""
+
+    def take_crowded_address(self) -> bytes:
+        """Answer the last address that had too many connections, as IPv6; once."""
 
     def counts(self) -> list[int]:
         """Answer the counters, in the order of ``WireStatistics``."""

@@ -75,6 +75,7 @@ include "_wire_requests.pxi"
 include "_wire_answers.pxi"
 include "_wire_ends.pxi"
 include "_wire_pieces.pxi"
+include "_wire_crowd.pxi"
 include "_wire_writing.pxi"
 include "_wire_conns.pxi"
 include "_wire_tls_contexts.pxi"
@@ -173,7 +174,9 @@ cdef config_t *config_new(object told) except NULL:
         config.held_bytes_max = told.held_bytes_max
         config.streams_max[ROLE_EXTERNAL] = told.external_streams_max
         config.streams_max[ROLE_PEER] = told.peer_streams_max
-        config.connections_max = told.connections_max
+        config.connections_max[ROLE_EXTERNAL] = told.clients.connections_max
+        config.connections_max[ROLE_PEER] = told.peer_connections_max
+        config.per_address_max = told.clients.per_address_max
         config.upstream_idle_ms = told.upstream_idle_ms
         config.leaves_here = told.leaves_here
         config.has_slots = told.has_slots
@@ -225,11 +228,12 @@ cdef class Worker:
     cdef worker_t *core
     cdef object table   # kept alive: the thread reads it
 
-    def __cinit__(self, int notice_fd, measures):
+    def __cinit__(self, int notice_fd, measures, Worker beside=None):
         cdef worker_t *w = worker_new(
             int.from_bytes(os.urandom(8), "little"), notice_fd,
             0 if measures is None else measures.models_max or METHODS_MAX * CODES,
-            measures is not None and measures.models_max > 0)
+            measures is not None and measures.models_max > 0,
+            NULL if beside is None else beside.core.crowd)
         self.core = w
         if measures is not None:
             for i, bound in enumerate(measures.bounds_us[:TIME_BUCKETS - 1]):
@@ -365,6 +369,17 @@ cdef class Worker:
         w.tls_failure[0] = 0
         pthread_mutex_unlock(&w.reports_lock)
         return (role, text.decode()) if text[0] else None
+
+    def take_crowded_address(self):
+        """Answer the last client's address that had too many connections, as IPv6; once."""
+        cdef crowd_t *crowd = self.core.crowd
+        cdef bytes found = b""
+        pthread_mutex_lock(&crowd.lock)
+        if crowd.has_refused:
+            found = crowd.refused[:16]
+        crowd.has_refused = 0
+        pthread_mutex_unlock(&crowd.lock)
+        return found
 
     def counts(self):
         """Answer the counters, in the order of COUNT_*."""

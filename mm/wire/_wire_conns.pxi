@@ -87,6 +87,7 @@ cdef void conn_close(conn_t *conn) noexcept nogil:
             count(w, COUNT_UPSTREAMS_OPEN, <uint64_t>-1)
     else:
         count(w, COUNT_CONNECTIONS_OPEN, <uint64_t>-1)
+        crowd_leave(w.crowd, conn.role, conn.address)
     if conn.is_shaking and not conn.is_connecting:
         # Probes of ports connect and say nothing.
         if conn.is_late or not SSL_in_before(conn.ssl):

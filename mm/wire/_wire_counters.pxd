@@ -39,7 +39,11 @@ cdef enum:
     # Why after an attempt: the sum is COUNT_REPLAYED.
     COUNT_AGAIN_FAULT = 29     # there was no answer
     COUNT_AGAIN_ANSWER = 30    # it may mean more than it says
-    COUNTS = 31
+    # Connections that were refused: clients' and peers', all together or of one address.
+    COUNT_CROWDED = 31
+    COUNT_CROWDED_ADDRESS = 32
+    COUNT_CROWDED_PEERS = 33
+    COUNTS = 34
 
     METHODS_MAX = 257          # told apart, and one place for all others
     METHOD_PATH_BYTES = 1000   # of longer ones: with the others

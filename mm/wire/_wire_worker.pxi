@@ -14,7 +14,7 @@ cdef enum:
 
 
 cdef worker_t *worker_new(
-    uint64_t seed, int notice_fd, uint32_t rows_max, bint by_model
+    uint64_t seed, int notice_fd, uint32_t rows_max, bint by_model, crowd_t *crowd
 ) except NULL:
     """Make a worker that does not run yet; Python owns it and frees it."""
     cdef worker_t *w = <worker_t *>calloc(1, sizeof(worker_t))
@@ -26,6 +26,7 @@ cdef worker_t *worker_new(
     w.notice_fd = notice_fd
     w.random = seed | 1
     pthread_mutex_init(&w.lock, NULL)
+    w.crowd = crowd_new(w.random) if crowd == NULL else crowd_share(crowd)
     w.input = <uint8_t *>malloc(INPUT_BYTES)
     w.peers = <target_t **>calloc(PEERS_MAX, sizeof(target_t *))
     w.peers_open = <atomic_u32 *>calloc(PEERS_MAX, sizeof(atomic_u32))
@@ -38,7 +39,7 @@ cdef worker_t *worker_new(
     event.events = EPOLLIN
     event.data.ptr = &w.mailbox
     if (not reports_new(w) or not statistics_new(w, rows_max, by_model)
-            or w.input == NULL or w.peers == NULL or w.peers_open == NULL
+            or w.crowd == NULL or w.input == NULL or w.peers == NULL or w.peers_open == NULL
             or w.peers_answers == NULL or w.wake_fd < 0 or w.epoll_fd < 0
             or not nv_reserve(w, 64) or not buffer_reserve(&w.gather, GATHER_BYTES + 65536)
             or not buffer_reserve(&w.records, RECORDS_BYTES)
@@ -90,6 +91,7 @@ cdef void worker_free(worker_t *w) noexcept:
     free(w.peers)
     free(w.peers_open)
     free(w.peers_answers)
+    crowd_release(w.crowd)
     reports_free(w)
     statistics_free(w)
     free(w.input)
@@ -144,23 +146,31 @@ cdef void listener_close(worker_t *w, listener_t *listener) noexcept nogil:
 
 
 cdef void listener_event(worker_t *w, listener_t *listener) noexcept nogil:
-    cdef int i, fd
+    cdef int i, fd, why
     cdef conn_t *conn
+    cdef sockaddr_storage address
+    cdef socklen_t length
+    cdef uint8_t key[16]
     for i in range(ACCEPTS):
         if listener.is_closed:
             return
-        fd = accept4(listener.fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC)
+        length = sizeof(address)
+        fd = accept4(
+            listener.fd, <sockaddr *>&address, &length, SOCK_NONBLOCK | SOCK_CLOEXEC)
         if fd < 0:
             if errno == EMFILE or errno == ENFILE or errno == ENOBUFS or errno == ENOMEM:
                 accepts_pause(w)
             return
-        if (w.config != NULL and load_u64(&w.counts[COUNT_CONNECTIONS_OPEN], relaxed)
-                >= w.config.connections_max):
-            close(fd)
+        address_key(&address, key)
+        why = crowd_enter(w.crowd, w.config, listener.role, key)
+        if why != 0:
+            crowd_refuse(w, fd, listener.role, why)
             continue
         conn = conn_new(w, fd, listener.role, NULL)
         if conn == NULL:
+            crowd_leave(w.crowd, listener.role, key)
             continue
+        memcpy(conn.address, key, 16)
         count(w, COUNT_CONNECTIONS, 1)
         count(w, COUNT_CONNECTIONS_OPEN, 1)
         timer_set(

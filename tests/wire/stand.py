@@ -65,6 +65,7 @@ class WireStand:
     runtime: FakeRuntime
     port: int
     settings: WireSettings
+    tier2_servers: dict[Role, GrpcServer]
     addresses: list[str] = field(default_factory=list)
 
     def client(self, **options: Any) -> grpc.aio.Channel:
@@ -140,7 +141,7 @@ async def serve_wire(
         runtime_port = runtime_port or runtime.port
         address = inet_sockaddr("127.0.0.1", runtime_port)
         wire.set_runtime(Target(f"127.0.0.1:{runtime_port}", address))
-        stand = WireStand(wire, table, router, runtime, port, settings)
+        stand = WireStand(wire, table, router, runtime, port, settings, tier2.servers)
         stand.put("m")
         asyncio.get_running_loop().add_reader(wire.notice_fd, wire.mend)
         try:

@@ -1,0 +1,25 @@
+"""What clients are held to, from the configuration: of the wire, and what this machine allows."""
+
+from __future__ import annotations
+
+import resource
+
+from mm.config import Config
+from mm.wire.client_limits import ClientLimits
+
+
+def client_limits(config: Config) -> ClientLimits:
+    """Answer the limits of the wire's external listener."""
+    connections = config.connections
+    return ClientLimits(
+        connections_max=connections_max(config),
+        per_address_max=connections.per_address_max,
+    )
+
+
+def connections_max(config: Config) -> int:
+    """Answer how many connections clients may have; others need files, too."""
+    files_max, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if files_max == resource.RLIM_INFINITY:
+        return config.connections.connections_max
+    return min(config.connections.connections_max, int(files_max * config.connections_of_files))

@@ -1,0 +1,14 @@
+"""What the wire holds a client to; the story of each value is in ``mm.limits``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class ClientLimits:
+    """Of the external listener."""
+
+    #: At a time, of all threads; and of these, of one IPv4 address or IPv6 /64.
+    connections_max: int = 20_000
+    per_address_max: int = 15_000
