@@ -68,10 +68,12 @@ class Config(Limits):
     #: MM_DEFAULT_VMODEL_OWNER: of vmodels that are created without one.
     default_vmodel_owner: str = ""
 
-    #: MM_BIND_HOST: the address both listeners bind.
+    #: MM_BIND_HOST: the address that all listeners bind.
     bind_host: str = "0.0.0.0"
     #: MM_SVC_GRPC_PORT: clients. 0 chooses a free port and logs it.
     grpc_port: int = 8033
+    #: MM_MANAGEMENT_PORT: those who manage models; None: at the port of the clients.
+    management_port: int | None = None
     #: MM_PEER_PORT: other instances. 0 chooses a free port and logs it.
     peer_port: int = 8080
     #: MM_PROBE_PORT: `/live` and `/ready` over HTTP; None: nobody asks.
@@ -212,6 +214,7 @@ class Config(Limits):
             default_vmodel_owner=env.text_or_nothing("MM_DEFAULT_VMODEL_OWNER") or "",
             bind_host=env.text("MM_BIND_HOST") or "0.0.0.0",
             grpc_port=ports.grpc,
+            management_port=ports.management,
             peer_port=ports.peer,
             probe_port=ports.probe,
             prestop_port=ports.prestop,

@@ -108,23 +108,21 @@ class Environment:
         self._describe_port(names[0])
         return port
 
-    def port_or_none(self, name: str, *, default: int) -> int | None:
+    def port_or_none(self, name: str, *, default: int | None) -> int | None:
         """Answer a TCP port, 0 for a free one; None for the word NONE."""
         found = self.find(name)
-        wants_none = found is not None and found[1].strip().upper() == "NONE"
-        port = (
-            default
-            if wants_none
-            else self.integer(
-                name,
-                default=default,
-                minimum=0,
-                maximum=65535,
-                meaning="a TCP port; 0 chooses a free one, NONE does without",
-            )
+        wants_none = default is None if found is None else found[1].strip().upper() == "NONE"
+        if wants_none:
+            return None
+        port = self.integer(
+            name,
+            default=default or 0,
+            minimum=0,
+            maximum=65535,
+            meaning="a TCP port; 0 chooses a free one, NONE does without",
         )
         self._describe_port(name)
-        return None if wants_none else port
+        return port
 
     def _describe_port(self, name: str) -> None:
         """What an error says of a port is a rule, and no unit."""

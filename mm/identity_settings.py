@@ -134,9 +134,10 @@ def version(env: Environment) -> tuple[int, tuple[str, ...]]:
 
 
 class PortSettings(NamedTuple):
-    """The four listeners; None: there is none."""
+    """The listeners; None: there is none."""
 
     grpc: int
+    management: int | None
     peer: int
     probe: int | None
     prestop: int | None
@@ -144,12 +145,19 @@ class PortSettings(NamedTuple):
 
 def ports(env: Environment) -> PortSettings:
     """Answer the ports to listen on."""
-    names = "MM_SVC_GRPC_PORT", "MM_PEER_PORT", "MM_PROBE_PORT", "MM_PRESTOP_WAIT_PORT"
+    names = (
+        "MM_SVC_GRPC_PORT",
+        "MM_MANAGEMENT_PORT",
+        "MM_PEER_PORT",
+        "MM_PROBE_PORT",
+        "MM_PRESTOP_WAIT_PORT",
+    )
     found = PortSettings(
         env.port(names[0], "TAS_SVC_GRPC_PORT", default=8033, free_allowed=True),
-        env.port(names[1], default=8080, free_allowed=True),
-        env.port_or_none(names[2], default=8089),
-        env.port_or_none(names[3], default=8090),
+        env.port_or_none(names[1], default=None),
+        env.port(names[2], default=8080, free_allowed=True),
+        env.port_or_none(names[3], default=8089),
+        env.port_or_none(names[4], default=8090),
     )
     for (first, port), (second, other) in combinations(zip(names, found, strict=True), 2):
         if port == other and port:

@@ -114,6 +114,14 @@ SECTIONS: Final[tuple[tuple[str, tuple[Setting, ...]], ...]] = (
                 lambda c: c.grpc_port,
                 "Clients call here. The Java mesh served none without it.",
             ),
+            _setting(
+                "MM_MANAGEMENT_PORT",
+                lambda c: c.management_port,
+                "Who registers, lists or watches models calls here, and here alone"
+                " ([more](security.md#who-may-do-what)).",
+                "none: at the clients' port",
+                "a TCP port; 0 chooses a free one, NONE does without",
+            ),
             _setting("MM_PEER_PORT", lambda c: c.peer_port, "Other instances call here."),
             _setting(
                 "MM_PROBE_PORT",

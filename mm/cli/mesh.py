@@ -49,6 +49,8 @@ if TYPE_CHECKING:
 
 DEFAULT_ADDRESS: Final = "localhost:8033"
 DEFAULT_PORT: Final = 8033
+#: Named by a port that does not serve what it is asked, where management has its own.
+MANAGEMENT_PORT: Final = "MM_MANAGEMENT_PORT"
 #: How often what is waited for is looked at, to say how far it is.
 LOOK_S: Final = 1.0
 #: A watch may hear nothing for hours: so often it asks whether the instance is there, and takes it
@@ -154,6 +156,10 @@ async def connected(
             yield channel
     except GRPCError as exc:
         text = f"{exc.status.name}: {exc.message or 'no message'}"
+        if MANAGEMENT_PORT in text:
+            raise CommandError(
+                f"{place}: {text}; --address takes it", exit_code=UNREACHABLE
+            ) from exc
         if _is_elsewhere(exc):
             raise CommandError(
                 f"{place} is not the client port of an mm instance (MM_SVC_GRPC_PORT,"

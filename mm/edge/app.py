@@ -9,13 +9,12 @@ import logging
 import random
 import signal
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Callable
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import anyio
-import anyio.to_thread
 from anyio.abc import TaskStatus
 
 from mm.config import Config
@@ -23,9 +22,6 @@ from mm.core.call_meter import CallSource
 from mm.core.dataplane import DataplaneConfig
 from mm.core.dynamic_settings import LOG_LEVEL, Value
 from mm.edge.binding import open_listener
-from mm.edge.embedded_etcd import embedded_etcd
-from mm.edge.etcd_secret import EtcdSecret
-from mm.edge.etcd_store import EtcdStore
 from mm.edge.garbage import collect_quietly
 from mm.edge.h2 import (
     EXTERNAL_LIMITS,
@@ -37,28 +33,22 @@ from mm.edge.h2 import (
     IncomingCall,
     TransportLimits,
 )
-from mm.edge.health import add_health
-from mm.edge.kv_config import Embedded, EtcdTarget, Memory, parse, secret_path
 from mm.edge.life_cycle import LifeCycle
-from mm.edge.listing import add_listing
 from mm.edge.log_context import Handler, HeaderLogging
-from mm.edge.management import Management
-from mm.edge.memory_store import MemoryStore
 from mm.edge.metrics import Metrics, call_meter
 from mm.edge.payload_sinks import Observers
 from mm.edge.peers import GrpcPeers, PeerService
-from mm.edge.policy_management import PolicyManagement
 from mm.edge.proxy import Proxy
-from mm.edge.reflection import add_reflection
 from mm.edge.runtime_client import GrpcRuntime
+from mm.edge.services import add_peer_services, client_services
 from mm.edge.settings_files import SettingsFiles
+from mm.edge.stores import open_store
 from mm.edge.unary import ServiceTable
-from mm.edge.vmodel_management import VModelManagement
 from mm.endpoints import Endpoint
 from mm.errors import NoRoomError, StartupError
 from mm.mesh.composition import Ports
 from mm.mesh.node import Node
-from mm.mesh.ports import Clock, Store
+from mm.mesh.ports import Clock
 from mm.mesh.readiness import Readiness
 from mm.mesh.static_models import StaticModels
 
@@ -143,6 +133,8 @@ class Instance:
         self._peer_server = GrpcServer(
             self._logged(self._peer_services), limits=peer_limits, external=False
         )
+        #: For clients, and for those who manage models if they have their own.
+        self._servers: list[GrpcServer] = []
         self._channels = ChannelPool(peer_limits)
         self._runtime = GrpcRuntime(config)
         #: For inferences; where that is, is known once the runtime is ready.
@@ -181,7 +173,7 @@ class Instance:
             if config.payloads.sinks:
                 self._observers = Observers(config, node.parts.counters, node.start_time_ms)
                 await stack.enter_async_context(self._observers.running())
-            external_server, services = self._serve_node(node)
+            services = self._serve_node(node)
             await stack.enter_async_context(self._metrics(node).shown())
             static_models = StaticModels(config, node.models, node.vmodels)
             await stack.enter_async_context(
@@ -193,7 +185,8 @@ class Instance:
             )
             # Peers are served by now: the same models may be loading here for others' starts.
             await static_models.register_first()
-            grpc_port = await self._open(external_server, config.grpc_port, "MM_SVC_GRPC_PORT")
+            grpc_port = await self._open(self._servers[0], config.grpc_port, "MM_SVC_GRPC_PORT")
+            management = await self._open_management()
             if self._wired is not None:
                 await self._wired.follow(
                     node, (services, self._peer_services), self._serving_endpoint
@@ -201,10 +194,11 @@ class Instance:
             self.serving = True
             self._on_started()
             logger.info(
-                "ready: instance %s, clients on port %d, peers on port %d",
+                "ready: instance %s, clients on port %d, peers on port %d%s",
                 config.instance_id,
                 grpc_port,
                 peer_port,
+                management,
             )
             async with anyio.create_task_group() as group:
                 group.start_soon(collect_quietly, lambda: not node.statistics().waiting_calls)
@@ -212,7 +206,7 @@ class Instance:
                 group.start_soon(static_models.run)
                 await stopping.wait()
                 group.cancel_scope.cancel()
-            await self._stop(node, external_server)
+            await self._stop(node)
 
     async def _secure(self, stack: AsyncExitStack) -> None:
         """Have TLS before there is a listener, if it is asked for."""
@@ -235,6 +229,16 @@ class Instance:
         listener = server if self._wired is None else self._wired.before(server)
         return await open_listener(listener, self._config.bind_host, port, variable)
 
+    async def _open_management(self) -> str:
+        """Listen for those who manage models, if that has a port; answers what the log says."""
+        port = self._config.management_port
+        if port is None:
+            return ""
+        # Not the wire's: nothing of it is a hit.
+        host = self._config.bind_host
+        port = await open_listener(self._servers[1], host, port, "MM_MANAGEMENT_PORT")
+        return f", management on port {port}"
+
     @property
     def _serving_endpoint(self) -> Endpoint:
         """Where inferences go; known once the runtime is ready."""
@@ -254,17 +258,16 @@ class Instance:
     def _is_ready(self) -> bool:
         return self.serving and self._health.serving
 
-    def _serve_node(self, node: Node) -> tuple[GrpcServer, ServiceTable]:
-        """Attach everything to the listeners; answers the external one, and what it serves."""
+    def _serve_node(self, node: Node) -> ServiceTable:
+        """Attach everything to the listeners; answers what the external one serves."""
         config = self._config
         self._serving_channel = Channel(
             str(self._serving_endpoint),
             _limits(RUNTIME_LIMITS, config, RUNTIME_LIMITS.streams_max),
         )
-        services = ServiceTable()
-        for table, external in ((services, True), (self._peer_services, False)):
-            Management(node.models, external=external).add_to(table)
-            PolicyManagement(node.models).add_to(table)
+        services = client_services(node, has_management_port=config.management_port is not None)
+        add_peer_services(self._peer_services, node)
+        for table, external in ((services.external, True), (self._peer_services, False)):
             proxy = Proxy(
                 node.router,
                 runtime=self._serving_channel,
@@ -276,14 +279,16 @@ class Instance:
             )
             self._proxies.append(proxy)
             table.fallback = proxy
-        VModelManagement(node.vmodels).add_to(services)
-        add_listing(services, node.parts)
-        self._health = add_health(services)
+        self._health = services.health
         self._health.set_serving(node.unready is None)
-        add_reflection(services)
         limits = _limits(EXTERNAL_LIMITS, config, config.external_streams_max)
         tls = None if self._tls is None else self._tls.clients
-        return GrpcServer(self._logged(services), limits=limits, external=True, tls=tls), services
+        self._servers = [
+            GrpcServer(self._logged(each), limits=limits, external=True, tls=tls)
+            for each in (services.external, services.management)
+            if each is not None
+        ]
+        return services.external
 
     def _set_dataplane(self, dataplane: DataplaneConfig) -> None:
         """Calls that come from now on go by it."""
@@ -298,7 +303,7 @@ class Instance:
             self._health.set_serving(readiness.unready is None)
             await changed.wait()
 
-    async def _stop(self, node: Node, external_server: GrpcServer) -> None:
+    async def _stop(self, node: Node) -> None:
         config = self._config
         limit_s = max(1.0, config.shutdown_timeout_s - STOP_RESERVE_S)
         self._health.set_serving(False)
@@ -310,11 +315,11 @@ class Instance:
             left_s = everything.deadline - anyio.current_time()
             grace_s = min(config.drain_timeout_s, max(0.0, left_s))
             if self._wired is not None:
-                await self._wired.drain((external_server, self._peer_server), grace_s)
+                await self._wired.drain((*self._servers, self._peer_server), grace_s)
             else:
                 async with anyio.create_task_group() as group:
-                    group.start_soon(external_server.stop, grace_s)
-                    group.start_soon(self._peer_server.stop, grace_s)
+                    for server in (*self._servers, self._peer_server):
+                        group.start_soon(server.stop, grace_s)
         logger.info("stopped serving")
 
     async def _close(self) -> None:
@@ -326,33 +331,6 @@ class Instance:
             if self._serving_channel is not None:
                 await self._serving_channel.close()
             await self._runtime.close()
-
-
-@asynccontextmanager
-async def open_store(config: Config) -> AsyncIterator[Store]:
-    """Open what ``KV_STORE`` names."""
-    path = await anyio.to_thread.run_sync(secret_path, config.kv_store)
-    if path is not None:
-        secret = EtcdSecret(path)
-        target = await anyio.to_thread.run_sync(secret.read)
-        async with _etcd_store(target, config) as store, secret.followed(store.exchange):
-            yield store
-        return
-    match parse(config.kv_store):
-        case Memory():
-            logger.info("KV_STORE=memory: the registry lives and dies with this process")
-            yield MemoryStore()
-        case Embedded():
-            logger.info("KV_STORE=embedded: an etcd of its own for this one instance, not kept")
-            async with embedded_etcd() as etcd, _etcd_store(etcd.target, config) as store:
-                yield store
-        case EtcdTarget() as target:
-            async with _etcd_store(target, config) as store:
-                yield store
-
-
-def _etcd_store(target: EtcdTarget, config: Config) -> EtcdStore:
-    return EtcdStore(target, timeout_s=config.store_timeout_s, silence_s=config.store_silence_max_s)
 
 
 def _begin_wire(config: Config, tls: Tls | None) -> Wired:

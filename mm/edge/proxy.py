@@ -39,6 +39,9 @@ from mm.mesh.ports import Router
 
 #: The services that manage a runtime are for its own mesh alone (around 6.4).
 _FORBIDDEN = tuple(prefix.encode() for prefix in MANAGEMENT_SERVICES)
+#: What instances tell each other. A call of it for a model elsewhere would be sent on to the port
+#: where it is served.
+_OF_PEERS = b"/mm.peer."
 
 
 class Proxy:
@@ -77,7 +80,7 @@ class Proxy:
     async def __call__(self, incoming: IncomingCall) -> None:
         """Serve one call. Raises ``MeshError``."""
         head = incoming.head
-        if head.path.startswith(_FORBIDDEN):
+        if head.path.startswith(_FORBIDDEN) or (self.external and head.path.startswith(_OF_PEERS)):
             name = incoming.method[1:]
             raise MethodRefusedError(f"Method not found or not permitted: {name}")
         hop = HopRequest() if self.external else read_hop_request(head.mesh)

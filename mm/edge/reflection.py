@@ -30,6 +30,9 @@ LISTED: Final = (
     "inference.GRPCInferenceService",
     "mmesh.ModelMesh",
 )
+#: Of these, what is at its own port where there is one (``mm.edge.services``).
+MANAGEMENT: Final = "mmesh.ModelMesh"
+INFERENCE: Final = "inference.GRPCInferenceService"
 
 
 #: Read when the module is loaded, not when the event loop runs.
@@ -81,8 +84,11 @@ def _message_symbols(prefix: str, messages: Iterable[DescriptorProto]) -> Iterat
 class Reflection:
     """One version of the service. The two differ by their package's name alone."""
 
-    def __init__(self, descriptors: Descriptors, messages: ModuleType) -> None:
+    def __init__(
+        self, descriptors: Descriptors, messages: ModuleType, listed: Iterable[str] = LISTED
+    ) -> None:
         self._descriptors = descriptors
+        self._listed = tuple(listed)
         self._messages = messages
 
     async def serve(self, call: IncomingCall) -> None:
@@ -102,7 +108,7 @@ class Reflection:
         )
         found: list[bytes] | None = None
         if request.list_services is not None:
-            names = [made.ServiceResponse(name=name) for name in LISTED]
+            names = [made.ServiceResponse(name=name) for name in self._listed]
             answer.list_services_response = made.ListServiceResponse(service=names)
             return answer
         if request.file_by_filename is not None:
@@ -120,12 +126,13 @@ class Reflection:
         return answer
 
 
-def add_reflection(services: ServiceTable) -> None:
+def add_reflection(services: ServiceTable, listed: Iterable[str] = LISTED) -> None:
     """Serve both versions."""
+    listed = tuple(listed)
     descriptors = Descriptors(_ENCODED)
     for package, messages in (("v1", v1), ("v1alpha", v1alpha)):
         services.add(
             f"/grpc.reflection.{package}.ServerReflection/ServerReflectionInfo",
-            Reflection(descriptors, messages).serve,
+            Reflection(descriptors, messages, listed).serve,
             yields_to_ids=True,
         )

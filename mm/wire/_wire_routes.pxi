@@ -28,9 +28,12 @@ cdef method_t *find_method(conn_t *conn, const config_t *config, const text_t *p
 
 
 cdef bint is_forbidden(const text_t *path) noexcept nogil:
-    """Answer whether it manages a runtime: for its own mesh alone (around 6.4)."""
+    """Answer whether it manages a runtime: for its own mesh alone (around 6.4). Or is what
+    instances tell each other: at another one's port it would be served.
+    """
     return (
         (path.length >= 20 and same(path.bytes, b"/mmesh.ModelRuntime/", 20))
+        or (path.length >= 9 and same(path.bytes, b"/mm.peer.", 9))
         or (path.length >= 46
             and same(path.bytes, b"/com.ibm.watson.tas.internal.proto.ModelServer/", 46))
     )

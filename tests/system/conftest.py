@@ -40,6 +40,7 @@ _ON_BOTH = frozenset(
         "conformance_vmodel_calls",
         "foreign_calls",
         "foreign_services",
+        "management_port",
         "metrics",
         "mounted_files",
         "payloads",

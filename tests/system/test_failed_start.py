@@ -129,7 +129,7 @@ def test_settings(serve: Serve, settings: dict[str, str], complaint: str) -> Non
     assert program.complaint.startswith(complaint)
 
 
-@pytest.mark.parametrize("variable", ["MM_PEER_PORT", "MM_SVC_GRPC_PORT"])
+@pytest.mark.parametrize("variable", ["MM_PEER_PORT", "MM_SVC_GRPC_PORT", "MM_MANAGEMENT_PORT"])
 def test_port_in_use(serve: Serve, runtime: GrpcioRuntime, variable: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

@@ -75,6 +75,15 @@ def test_services(client: ReflectedClient) -> None:
     assert services & {"mmesh.ModelRuntime", "mm.peer.Peer"} == set()
 
 
+@pytest.mark.parametrize("method", ["statistics", "no_such"])
+def test_what_peers_tell_each_other_is_for_them_alone(pair: Pair, method: str) -> None:
+    """Sent on as a call for a model at another instance, it would be served there."""
+    stub: Any = pair.other.channel.unary_unary(f"/mm.peer.Peer/{method}")
+    code, text = refusal(partial(stub, b"", metadata=(("mm-model-id", "echo"),), timeout=TIMEOUT_S))
+    assert code == grpc.StatusCode.UNIMPLEMENTED
+    assert text == f"Method not found or not permitted: mm.peer.Peer/{method}"
+
+
 def test_management_by_reflection(client: ReflectedClient) -> None:
     service = "mmesh.ModelMesh"
     info = {"type": "example", "path": "SIZE_1000000_0_0"}
