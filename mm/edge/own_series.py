@@ -127,6 +127,8 @@ WIRE_COUNTERS: Final = {
     "left_busy": "All slots of the copy, or all connections, were taken",
     "again_fault": "Of those after an attempt: there was no answer",
     "again_answer": "The answer may have meant more than it said",
+    "failures_told": "Attempts that failed and whose calls could not be sent again",
+    "failures_untold": "Those that Python was not told of, for want of room",
     "bytes_in": "Bytes read from clients and peers",
     "bytes_out": "Bytes written to clients and peers",
     "deadlines": "Calls whose deadline passed",

@@ -1,7 +1,8 @@
-"""What the wire says of a call that it gives to tier 2 after an attempt of its own (docs/wire.md).
+"""What the wire says of attempts of its own that failed (docs/wire.md).
 
-The words are headers that begin with ``mm-wire-``, heard on the wire's own connections alone. Which
-of them the wire writes is in ``mm/wire/_wire_build.pxi``.
+The words are headers that begin with ``mm-wire-``, heard on the wire's own connections alone, with
+the call that the wire gives to tier 2 to go on with; of a call that cannot be sent again they come
+without it. Which of them the wire writes is in ``mm/wire/_wire_build.pxi``.
 """
 
 from __future__ import annotations
@@ -70,20 +71,10 @@ def goes_on(router: Router, incoming: IncomingCall, call: Call, tried: Tried) ->
     """
     if tried.model_id != call.model_id:
         return True  # a vmodel that has moved on: the attempt says nothing of the model now
-    route: Route | None = LocalRoute(call.model_id, load_id=tried.number)
-    if tried.where != "here":
-        route = router.route_there(call.model_id, int(tried.where), may_redirect=bool(tried.number))
-    if route is None:
+    weighed = _weigh(router, call, tried)
+    if weighed is None:
         return True
-    outcome, text = Outcome.UNREACHABLE, tried.fault
-    if not tried.fault:
-        outcome, text = judge(route, tried.status), tried.status.message
-        if isinstance(route, PeerRoute):
-            if tried.status.hop_state is not None:
-                router.report_state(call, route, tried.status.hop_state)
-            call.hear_retry(tried.status.retry_after_ms)
-    if router.tried(call, route, outcome, text):
-        return True
+    outcome, text = weighed
     if outcome is Outcome.NO_MODEL and call.failure is not None:
         raise call.failure
     if tried.fault:
@@ -98,3 +89,25 @@ def goes_on(router: Router, incoming: IncomingCall, call: Call, tried: Tried) ->
             extra.append((RESULT, outcome.value.encode()))
     incoming.send_status(tried.status.code or 0, "", extra)
     return False
+
+
+def hear(router: Router, tried: Tried) -> None:
+    """Weigh an attempt whose call cannot be sent again, and has had its answer."""
+    _weigh(router, Call(tried.model_id), tried)
+
+
+def _weigh(router: Router, call: Call, tried: Tried) -> tuple[Outcome, str] | None:
+    """Answer what an attempt came to; None if it makes sense to try the call again."""
+    route: Route | None = LocalRoute(call.model_id, load_id=tried.number)
+    if tried.where != "here":
+        route = router.route_there(call.model_id, int(tried.where), may_redirect=bool(tried.number))
+    if route is None:
+        return None
+    outcome, text = Outcome.UNREACHABLE, tried.fault
+    if not tried.fault:
+        outcome, text = judge(route, tried.status), tried.status.message
+        if isinstance(route, PeerRoute):
+            if tried.status.hop_state is not None:
+                router.report_state(call, route, tried.status.hop_state)
+            call.hear_retry(tried.status.retry_after_ms)
+    return None if router.tried(call, route, outcome, text) else (outcome, text)

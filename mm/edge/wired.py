@@ -29,6 +29,7 @@ from mm.edge.h2.tls import HandshakeCounts
 from mm.edge.unary import ServiceTable
 from mm.edge.wire_calls import WireCalls, measures_of
 from mm.edge.wire_complaints import WireComplaints
+from mm.edge.wire_words import hear, read_tried
 from mm.endpoints import Endpoint, UnixEndpoint
 from mm.mesh.concurrency import CallLimits
 from mm.mesh.ports import RuntimeParameters
@@ -112,6 +113,7 @@ class Wired:
         self._tier2 = Tier2({})
         self._peers_changed = asyncio.Event()
         self._peers_called = asyncio.Event()
+        self._attempts_failed = asyncio.Event()
         self._node: Node | None = None
         self._counted = (0, 0)
         self._logs_each = config.logs.each_invoke
@@ -125,6 +127,7 @@ class Wired:
     def _noticed(self) -> None:
         self._wire.mend()
         self._peers_called.set()
+        self._attempts_failed.set()
         if self._limits is not None:
             self._limits.look()
 
@@ -160,6 +163,7 @@ class Wired:
         self._tasks.append(loop.create_task(self._follow_peers()))
         self._tasks.append(loop.create_task(self._watch_peers()))
         self._tasks.append(loop.create_task(self._report_loads()))
+        self._tasks.append(loop.create_task(self._hear_failures()))
         parts.vmodels.listen(self._vmodel_changed)
         for vmodel_id in list(parts.vmodels.mirror):
             self._vmodel_changed(vmodel_id, parts.vmodels.get(vmodel_id))
@@ -321,6 +325,18 @@ class Wired:
                 goes_on = pusher.look(asyncio.get_running_loop().time())
                 if goes_on:
                     await asyncio.sleep(max(least_s, len(pusher.watched) * _LOOK_AT_EACH_S))
+
+    async def _hear_failures(self) -> None:
+        """Weigh what attempts came to that the threads made for calls that cannot be sent again."""
+        assert self._node is not None
+        router = self._node.parts.router
+        while True:
+            await self._attempts_failed.wait()
+            self._attempts_failed.clear()
+            for headers in self._wire.take_failures():
+                tried = read_tried(headers)
+                assert tried is not None, headers
+                hear(router, tried)
 
     def _fold(self) -> int:
         """Bring the counters of the instance up to date; answers the hits under way."""

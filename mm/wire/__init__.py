@@ -161,6 +161,10 @@ class WireStatistics:
     crowded: int
     crowded_address: int
     crowded_peers: int
+    #: Attempts that failed and whose calls cannot be sent again, of which ``take_failures`` tells;
+    #: and those that it had no room for.
+    failures_told: int
+    failures_untold: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,6 +294,13 @@ class Wire:
             for worker in self._workers
             for sender, model_id, _, answers, told, service_ns in worker.take_reports()
         ]
+
+    def take_failures(self) -> list[list[tuple[bytes, bytes]]]:
+        """Answer what attempts came to whose calls cannot be sent again, since the last time;
+        ``notice_fd`` says when there is something. Each in the headers that tell of an attempt
+        (``mm.edge.wire_words``).
+        """
+        return [each for worker in self._workers for each in worker.take_failures()]
 
     def take_tls_failure(self) -> tuple[Role, str] | None:
         """Answer why a handshake with a client or peer failed since the last time, if one did."""

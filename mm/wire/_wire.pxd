@@ -26,7 +26,7 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from mm._lru cimport slot_t, table_t
 from mm._lru_atomics cimport atomic_u32, atomic_u64
-from mm.wire._wire_counters cimport COUNTS, report_t, row_t, rows_t
+from mm.wire._wire_counters cimport COUNTS, failure_t, report_t, row_t, rows_t
 from mm.wire._wire_values cimport buffer_t, head_t, headers_t, injector_t, meter_t, text_t
 from mm.wire.nghttp2 cimport nghttp2_nv, nghttp2_session
 from mm.wire.openssl cimport SSL, SSL_CTX
@@ -329,6 +329,8 @@ cdef struct worker_t:
     uint16_t *reports_index    # hashed: a place in `reports`, counted from 1
     uint32_t reports_count
     uint8_t reports_noticed    # Python knows that there are some
+    failure_t *failures        # the last one first
+    uint32_t failures_count
     char tls_failure[120]      # why a handshake at a listener failed last
     uint8_t tls_failure_role
     crowd_t *crowd             # shared with the other workers, under its own lock

@@ -100,6 +100,11 @@ class Worker:
         since the last time.
         """
 
+    def take_failures(self) -> list[list[tuple[bytes, bytes]]]:
+        """Answer what attempts came to whose calls cannot be sent again, since the last time: in
+        the headers that replayed calls bring.
+        """
+
     def take_tls_failure(self) -> tuple[int, str] | None:
         """Answer (role, text) of the handshake at a listener that failed last; once."""
 

@@ -222,6 +222,20 @@ cdef object row_told(worker_t *w, row_t *row):
     )
 
 
+cdef list failure_told(failure_t *failure):
+    """Lay out what an attempt came to for Python."""
+    cdef const uint8_t *at = <const uint8_t *>(failure + 1)
+    cdef const uint8_t *end = at + failure.length
+    cdef uint32_t lengths[2]
+    cdef list found = []
+    while at < end:
+        memcpy(lengths, at, sizeof(lengths))
+        at += sizeof(lengths)
+        found.append((at[:lengths[0]], at[lengths[0]:lengths[0] + lengths[1]]))
+        at += lengths[0] + lengths[1]
+    return found
+
+
 cdef class Worker:
     """One thread's worth of wire. Methods may be called from any thread but ``run``'s."""
 
@@ -356,6 +370,28 @@ cdef class Worker:
                 ))
         finally:
             free(copied)
+        return found
+
+    def take_failures(self):
+        """Answer what attempts came to whose calls cannot be sent again: lists of headers."""
+        cdef worker_t *w = self.core
+        cdef failure_t *first
+        cdef failure_t *each
+        cdef list found = []
+        with nogil:
+            pthread_mutex_lock(&w.reports_lock)
+            first = w.failures
+            w.failures = NULL
+            w.failures_count = 0
+            pthread_mutex_unlock(&w.reports_lock)
+        try:
+            each = first
+            while each != NULL:
+                found.append(failure_told(each))
+                each = each.next
+        finally:
+            failures_free(first)
+        found.reverse()
         return found
 
     def take_tls_failure(self):

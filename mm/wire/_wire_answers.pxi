@@ -147,12 +147,18 @@ cdef void answer_trailers_received(call_t *call) noexcept nogil:
             # Once the stream upstream is closed, which it is in a moment.
             call.wants_replay = 1
             return
-        add_hop_result(call)
+        answer_stands(call)
     elif call.lane == LANE_HERE and not call.copy_word & 1:
         # It has the model: what makes a later NOT_FOUND news. The bit of an earlier copy is of no
         # harm: it was answered, too.
         or_u32(&call.slot.flags, 1, relaxed)
     answer_end(call)
+
+
+cdef void answer_stands(call_t *call) noexcept nogil:
+    """What the answer may mean is not to be tried again: tier 2 and a peer are told of it."""
+    failure_note(call, &call.trailers)
+    add_hop_result(call)
 
 
 cdef void answer_end(call_t *call) noexcept nogil:

@@ -87,18 +87,25 @@ cdef size_t build_splice(call_t *call, nghttp2_nv *nv) noexcept nogil:
             put_header(&nv[n], h)
         n += 1
     if call.is_replayed:
-        n = build_tried(call, nv, n)
+        n += build_tried(call, call.tried_lane, &call.held_trailers if call.has_held else NULL,
+                         &nv[n])
     return n
 
 
-cdef size_t build_tried(call_t *call, nghttp2_nv *nv, size_t n) noexcept nogil:
-    """Tell tier 2 where the call has been, and what was answered there."""
+cdef size_t build_tried(
+    call_t *call, uint8_t lane, const headers_t *trailers, nghttp2_nv *nv
+) noexcept nogil:
+    """Tell tier 2 where the call has been, and what was answered there; NULL: nothing.
+
+    Answers the number of headers, of which there are at most ADDED_MAX.
+    """
     cdef char text[48]
     cdef text_t kept
     cdef header_t *h
     cdef uint32_t i
+    cdef size_t n = 0
     cdef int length
-    if call.tried_lane == LANE_HERE:
+    if lane == LANE_HERE:
         length = snprintf(text, sizeof(text), b"here %u", call.copy_word >> 8)
     else:
         length = snprintf(text, sizeof(text), b"%u %d", call.handle, <int>call.may_redirect)
@@ -107,11 +114,11 @@ cdef size_t build_tried(call_t *call, nghttp2_nv *nv, size_t n) noexcept nogil:
         n += 1
     put(&nv[n], b"mm-wire-model", 13, call.model_id.bytes, call.model_id.length, 0)
     n += 1
-    if not call.has_held:
+    if trailers == NULL:
         put(&nv[n], b"mm-wire-fault", 13, call.fault.bytes, call.fault.length, 0)
         return n + 1
-    for i in range(call.held_trailers.count):
-        h = &call.held_trailers.items[i]
+    for i in range(trailers.count):
+        h = &trailers.items[i]
         if h.name_length == 11 and same(h.name, b"grpc-status", 11):
             put(&nv[n], b"mm-wire-status", 14, h.value, h.value_length, 0)
         elif h.name_length == 12 and same(h.name, b"grpc-message", 12):
@@ -125,7 +132,7 @@ cdef size_t build_tried(call_t *call, nghttp2_nv *nv, size_t n) noexcept nogil:
         else:
             continue
         n += 1
-        if n >= call.request.count + ADDED_MAX:
+        if n == ADDED_MAX:
             break
     return n
 

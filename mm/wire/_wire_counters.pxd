@@ -43,7 +43,10 @@ cdef enum:
     COUNT_CROWDED = 31
     COUNT_CROWDED_ADDRESS = 32
     COUNT_CROWDED_PEERS = 33
-    COUNTS = 34
+    # Attempts that failed and whose calls cannot be sent again: tier 2 is told of them,
+    COUNT_FAILURES_TOLD = 34
+    COUNT_FAILURES_UNTOLD = 35  # or is not, for want of room
+    COUNTS = 36
 
     METHODS_MAX = 257          # told apart, and one place for all others
     METHOD_PATH_BYTES = 1000   # of longer ones: with the others
@@ -54,6 +57,11 @@ cdef enum:
     # Pairs of a peer and a model that Python is told of in one look, and the bytes of their ids.
     REPORTS_MAX = 1024
     REPORT_BYTES = 224
+
+    # Failed attempts that Python has not looked at yet, and bytes of one text among what they say.
+    # A look follows at once, and what is not told of is told of with the next call.
+    FAILURES_MAX = 256
+    FAILURE_TEXT_BYTES = 4096
 
 
 # How many values fell between which bounds, and what they came to (`worker_t.bounds`).
@@ -104,3 +112,10 @@ cdef struct report_t:
     uint16_t sender_length
     uint16_t id_length
     uint8_t bytes[REPORT_BYTES]   # the peer's id, as its header has it, and the model's
+
+
+# What a failed attempt came to, in the headers of `build_tried`. Behind it lie, for each, the
+# lengths of name and value, and both.
+cdef struct failure_t:
+    failure_t *next
+    size_t length

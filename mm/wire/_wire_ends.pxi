@@ -122,6 +122,8 @@ cdef void up_closed(call_t *call, uint32_t code, bint is_lost) noexcept nogil:
     invoked_count(call, attempt_status(call, code, is_lost))
     leave(call)
     if call.down == NULL:
+        if call.wants_replay:
+            failure_note(call, &call.trailers)
         call_settle(call)
     elif call.wants_replay:
         replay(call)
@@ -165,8 +167,10 @@ cdef void up_broke(call_t *call, conn_t *conn, uint32_t code, bint is_lost) noex
         arena_text(call, &call.fault, text, n)
         if may_repeat(call):
             replay(call)
-        else:
-            call_fail(call, 14, <const uint8_t *>text, n)
+            return
+        if call.lane < LANE_MODEL:
+            failure_note(call, NULL)
+        call_fail(call, 14, <const uint8_t *>text, n)
         return
     if code < CODE_NAMES_COUNT:
         n = snprintf(text, sizeof(text), b"the upstream ended the call: stream reset (%s)",

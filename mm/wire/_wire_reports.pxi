@@ -4,6 +4,9 @@
 #
 # Python takes all of it every few milliseconds while there is something, under a lock that the
 # thread finds free otherwise.
+#
+# And what attempts came to whose calls cannot be sent again, so that tier 2 weighs those, too: else
+# a model that the runtime has lost stayed where the table has it.
 
 
 cdef bint reports_new(worker_t *w) noexcept nogil:
@@ -14,6 +17,7 @@ cdef bint reports_new(worker_t *w) noexcept nogil:
 
 
 cdef void reports_free(worker_t *w) noexcept nogil:
+    failures_free(w.failures)
     free(w.reports)
     free(w.reports_index)
     pthread_mutex_destroy(&w.reports_lock)
@@ -79,3 +83,65 @@ cdef report_t *report_of(worker_t *w, const text_t *sender, const text_t *id) no
     memcpy(each.bytes, sender.bytes, sender.length)
     memcpy(each.bytes + sender.length, id.bytes, id.length)
     return each
+
+
+# --- failures -------------------------------------------------------------------------------------
+
+cdef void failures_free(failure_t *failure) noexcept nogil:
+    cdef failure_t *next_
+    while failure != NULL:
+        next_ = failure.next
+        free(failure)
+        failure = next_
+
+
+cdef void failure_note(call_t *call, const headers_t *trailers) noexcept nogil:
+    """Have tier 2 told what an attempt came to: an answer's trailers; NULL: the fault."""
+    cdef worker_t *w = call.worker
+    cdef failure_t *failure = NULL
+    cdef size_t count_
+    if nv_reserve(w, ADDED_MAX):
+        count_ = build_tried(call, call.lane, trailers, w.nv)
+        failure = failure_new(w.nv, count_)
+    pthread_mutex_lock(&w.reports_lock)
+    if failure != NULL and w.failures_count < FAILURES_MAX:
+        failure.next = w.failures
+        w.failures = failure
+        w.failures_count += 1
+        failure = NULL
+        count(w, COUNT_FAILURES_TOLD, 1)
+    else:
+        count(w, COUNT_FAILURES_UNTOLD, 1)
+    pthread_mutex_unlock(&w.reports_lock)
+    free(failure)
+    notice(w)
+
+
+cdef failure_t *failure_new(const nghttp2_nv *nv, size_t count_) noexcept nogil:
+    """Copy what build_tried has laid out; NULL without memory."""
+    cdef failure_t *failure
+    cdef uint8_t *at
+    cdef uint32_t lengths[2]
+    cdef size_t i, length = 0
+    for i in range(count_):
+        length += sizeof(lengths) + nv[i].namelen + failure_text(&nv[i])
+    failure = <failure_t *>malloc(sizeof(failure_t) + length)
+    if failure == NULL:
+        return NULL
+    failure.length = length
+    at = <uint8_t *>(failure + 1)
+    for i in range(count_):
+        lengths[0] = <uint32_t>nv[i].namelen
+        lengths[1] = <uint32_t>failure_text(&nv[i])
+        memcpy(at, lengths, sizeof(lengths))
+        at += sizeof(lengths)
+        memcpy(at, nv[i].name, lengths[0])
+        at += lengths[0]
+        memcpy(at, nv[i].value, lengths[1])
+        at += lengths[1]
+    return failure
+
+
+cdef inline size_t failure_text(const nghttp2_nv *nv) noexcept nogil:
+    """Answer how much of a value is told: all of an id."""
+    return nv.valuelen if nv.valuelen < FAILURE_TEXT_BYTES else <size_t>FAILURE_TEXT_BYTES

@@ -38,7 +38,7 @@ cdef bint body_kept(call_t *call, const uint8_t *bytes, size_t length) noexcept 
         return True
     call.wants_replay = 0
     stop_keeping(call)
-    add_hop_result(call)
+    answer_stands(call)
     answer_end(call)
     return False
 

@@ -11,6 +11,7 @@ import pytest
 
 from mm.pb import mmesh
 from tests.system.meshes import CALL_TIMEOUT_S, Instance, channel_to, mesh_of
+from tests.system.processes import eventually
 
 pytestmark = pytest.mark.system
 
@@ -39,24 +40,49 @@ def instances(
         yield dict(zip(VARIANTS, pool.map(start, VARIANTS), strict=True))
 
 
+def forget(instance: Instance, model_id: str) -> None:
+    """Have the runtime unload a model behind the mesh's back."""
+    with channel_to(int(instance.settings["INTERNAL_GRPC_PORT"])) as runtime:
+        unload = runtime.unary_unary(
+            "/mmesh.ModelRuntime/unloadModel",
+            request_serializer=bytes,
+            response_deserializer=mmesh.UnloadModelResponse.parse,
+        )
+        request = mmesh.UnloadModelRequest(model_id=model_id)
+        code = unload.future(request, timeout=CALL_TIMEOUT_S).code()
+        # Some variants unload it and say that there was nothing to unload.
+        assert code in (grpc.StatusCode.OK, grpc.StatusCode.NOT_FOUND)
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_handle_missing_model(variant: str, instances: dict[str, Instance]) -> None:
     instance = instances[variant]
     status = instance.register("m", "SIZE_1000000_10_0", load_now=True, sync=True)
     assert status.status == mmesh.ModelStatusInfoModelStatus.LOADED
     instance.predict("m")
-    port = int(instance.settings["INTERNAL_GRPC_PORT"])
-    with channel_to(port) as runtime:
-        unload = runtime.unary_unary(
-            "/mmesh.ModelRuntime/unloadModel",
-            request_serializer=bytes,
-            response_deserializer=mmesh.UnloadModelResponse.parse,
-        )
-        for _ in range(2):
-            # Some variants unload it and say that there was nothing to unload.
-            code = unload.future(
-                mmesh.UnloadModelRequest(model_id="m"), timeout=CALL_TIMEOUT_S
-            ).code()
-            assert code in (grpc.StatusCode.OK, grpc.StatusCode.NOT_FOUND)
-            reply = instance.predict("m", "again")
-            assert reply.results[0].category == "classification for again by model m"
+    for _ in range(2):
+        forget(instance, "m")
+        reply = instance.predict("m", "again")
+        assert reply.results[0].category == "classification for again by model m"
+
+
+def test_calls_too_large_to_be_sent_again_have_the_model_brought_back(
+    instances: dict[str, Instance],
+) -> None:
+    """The first hears that it is lost; were that all, so would every other."""
+    instance = instances["plain"]
+    instance.register("large", "SIZE_1000000_10_0", load_now=True, sync=True)
+    text = "x" * 2**21
+    instance.predict("large", text)
+    forget(instance, "large")
+    with pytest.raises(grpc.RpcError) as caught:
+        instance.predict("large", text)
+    assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+
+    def answers() -> bool:
+        code = instance.predict_later("large", text).code()
+        # That it is lost may not have been heard yet.
+        assert code in (grpc.StatusCode.OK, grpc.StatusCode.NOT_FOUND)
+        return bool(code is grpc.StatusCode.OK)
+
+    eventually(answers)

@@ -28,6 +28,7 @@ from mm.edge.h2 import (
 from mm.edge.h2.server import listening_socket
 from mm.edge.proxy import Proxy
 from mm.edge.wire_calls import measures_of
+from mm.edge.wire_words import hear, read_tried
 from mm.edge.wired import Tier2
 from mm.table import CopyState, Table
 from mm.wire import Role, Wire, WireSettings, WireStatistics
@@ -92,6 +93,14 @@ class WireStand:
         self.wire.set_peers([Target(f"127.0.0.1:{port}", address, handle)])
         return handle
 
+    def noticed(self) -> None:
+        """Do what ``Wired`` does when a thread has news."""
+        self.wire.mend()
+        for headers in self.wire.take_failures():
+            tried = read_tried(headers)
+            assert tried is not None
+            hear(self.router, tried)
+
     def configure(self, **values: Any) -> None:
         self.settings = replace(self.settings, **values)
         self.wire.configure(self.settings)
@@ -143,7 +152,7 @@ async def serve_wire(
         wire.set_runtime(Target(f"127.0.0.1:{runtime_port}", address))
         stand = WireStand(wire, table, router, runtime, port, settings, tier2.servers)
         stand.put("m")
-        asyncio.get_running_loop().add_reader(wire.notice_fd, wire.mend)
+        asyncio.get_running_loop().add_reader(wire.notice_fd, stand.noticed)
         try:
             yield stand
         finally:
