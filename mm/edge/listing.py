@@ -17,6 +17,7 @@ from mm.edge.management import SERVICE
 from mm.edge.protobuf import message_class
 from mm.edge.status_messages import UINT64_MAX, at_most, fill_status
 from mm.edge.unary import MessageStream, ServiceTable, parse_message, read_request, send_reply
+from mm.edge.wire_words import client_of
 from mm.errors import InvalidRequestError
 from mm.mesh.composition import Parts
 from mm.mesh.listing import IN_A_ROW, ListedModel, ListedVModel, Listing, PageRequest
@@ -107,9 +108,7 @@ async def _watch(call: IncomingCall, watches: Watches, tell: Callable[[str], byt
     stream = MessageStream(call)
     # An instance that stops does not wait for those who only look on.
     call.holds_stop = False
-    # The wire's own connections are those of many clients.
-    client = None if call.link.is_wire else call.link
-    with watches.open(request.id, request.id_prefix, client) as watch:
+    with watches.open(request.id, request.id_prefix, client_of(call)) as watch:
         call.send_headers()
         while True:
             message = tell(await watch.next())

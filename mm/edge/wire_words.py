@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 #: "the answer that the wire holds is the answer".
 PASS_ON: Final = b"mm-wire-pass-on"
+_CLIENT: Final = b"mm-wire-client"
 _TRIED: Final = b"mm-wire-tried"
 _MODEL: Final = b"mm-wire-model"
 _FAULT: Final = b"mm-wire-fault"
@@ -48,6 +49,16 @@ class Tried:
     #: Why there was no answer; empty: there was.
     fault: str
     status: Status
+
+
+def client_of(call: IncomingCall) -> object:
+    """Answer whose call it is, the same for all calls of one connection of a client.
+
+    Tier 2 has few connections with the wire, for all clients; none but these are believed.
+    """
+    if not call.link.is_wire:
+        return call.link
+    return next((value for name, value in call.head.mesh if name == _CLIENT), call.link)
 
 
 def read_tried(mesh: Iterable[Header]) -> Tried | None:

@@ -107,7 +107,7 @@ class Watches:
     @contextmanager
     def open(self, key_id: str = "", prefix: str = "", client: object = None) -> Iterator[Watch]:
         """Watch an id, or all with a prefix. ``client``: whose it is. Raises ``LimitError``."""
-        own_count = sum(each.client is client for each in self._watches)
+        own_count = sum(each.client == client for each in self._watches)
         if client is not None and own_count >= WATCHES_OF_CLIENT_MAX:
             self._counters.watches_refused += 1
             raise LimitError(f"this connection has {own_count} watches open, the limit")

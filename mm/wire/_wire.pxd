@@ -199,6 +199,7 @@ cdef struct conn_t:
     worker_t *worker
     nghttp2_session *session
     uint8_t address[16]        # of a client, as it is told apart
+    uint64_t number            # of the worker's connections, from 1
     SSL *ssl                   # NULL: plain text
     int fd
     uint8_t is_server
@@ -350,6 +351,7 @@ cdef struct worker_t:
     listener_t *dead_listeners
     timer_t accept_timer       # set while listeners rest
     conn_t *conns
+    uint64_t conns_made
     conn_t *dead
     conn_t *dirty
     conn_t *dirty_last

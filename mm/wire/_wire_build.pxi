@@ -89,7 +89,26 @@ cdef size_t build_splice(call_t *call, nghttp2_nv *nv) noexcept nogil:
     if call.is_replayed:
         n += build_tried(call, call.tried_lane, &call.held_trailers if call.has_held else NULL,
                          &nv[n])
+    if call.lane == LANE_OWN:
+        n += put_client(call, &nv[n])
     return n
+
+
+cdef uint32_t put_client(call_t *call, nghttp2_nv *nv) noexcept nogil:
+    """Whose call it is: all clients share the wire's connections to tier 2, and what one connection
+    may have of the mesh's own services is counted there. 0: the client is gone, or without memory.
+    """
+    cdef char text[48]
+    cdef text_t kept
+    cdef int length
+    if call.down == NULL:
+        return 0
+    length = snprintf(text, sizeof(text), b"%d-%llu", call.worker.reader,
+                      <unsigned long long>call.down.number)
+    if not arena_text(call, &kept, text, length):
+        return 0
+    put(&nv[0], b"mm-wire-client", 14, kept.bytes, kept.length, NGHTTP2_NV_FLAG_NO_INDEX)
+    return 1
 
 
 cdef size_t build_tried(

@@ -31,6 +31,8 @@ cdef conn_t *conn_new(worker_t *w, int fd, uint8_t role, target_t *target) noexc
         return NULL
     conn.source.kind = SOURCE_CONN
     conn.worker = w
+    w.conns_made += 1
+    conn.number = w.conns_made
     conn.fd = fd
     conn.role = role
     conn.target = target

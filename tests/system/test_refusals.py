@@ -1,19 +1,23 @@
 """What one instance refuses by its settings and limits, in real processes: churn, models, ids.
 
-The churn guard (spec core 3.12), `MM_MAX_MODELS` and the longest id (issue 4, parts 4 and 7).
+The churn guard (spec core 3.12), `MM_MAX_MODELS`, the longest id, the watches of one connection.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from functools import partial
+from typing import Any
 
 import grpc
 import pytest
 
 from mm.limits import Limits
-from tests.system.meshes import Instance, Mesh, mesh_of, refusal
+from mm.mesh.watches import WATCHES_OF_CLIENT_MAX
+from mm.pb import mmesh
+from tests.system.meshes import Instance, Mesh, channel_to, mesh_of, refusal
 from tests.system.processes import eventually
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(120)]
@@ -98,3 +102,29 @@ def test_ids_longer_than_4_kib_are_refused_with_the_limit(instance: Instance) ->
     # The longest that is allowed is as good as any: it is known, and only churn is in its way.
     code, text = refusal(partial(instance.predict, LONGEST_ID))
     assert (code, text) == (grpc.StatusCode.UNAVAILABLE, "Cache churn threshold exceeded")
+
+
+def test_a_connection_has_its_share_of_watches_and_no_more(instance: Instance) -> None:
+    """On the wire, too, where all clients share the connections to what serves watches."""
+    request = bytes(mmesh.WatchRequest(id="used-0"))
+    with closing(channel_to(instance.port)) as greedy, closing(channel_to(instance.port)) as other:
+
+        def watch(channel: grpc.Channel) -> Any:
+            call = channel.unary_stream("/mmesh.ModelMesh/watchModels")(request, timeout=60)
+            call.initial_metadata()  # sent when the watch is there, or is refused
+            return call
+
+        watches = [watch(greedy) for _ in range(WATCHES_OF_CLIENT_MAX)]
+        for _ in range(2):
+            # A word that only the wire may say does not help.
+            forged = (("mm-wire-client", "1-1"),)
+            more = greedy.unary_stream("/mmesh.ModelMesh/watchModels")(
+                request, metadata=forged, timeout=60
+            )
+            status, text = refusal(partial(next, more))
+            assert status == grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert text == f"this connection has {WATCHES_OF_CLIENT_MAX} watches open, the limit"
+        assert watch(other).is_active()
+        watches.pop().cancel()
+        eventually(lambda: watch(greedy).is_active(), what="the place of one that left")
+        assert all(each.is_active() for each in watches)
