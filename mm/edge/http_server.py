@@ -17,7 +17,7 @@ from http import HTTPStatus
 from typing import Final, cast
 from urllib.parse import parse_qs
 
-from mm.edge.h2.server import listening_socket
+from mm.edge.h2.listening import listening_socket
 from mm.limits import Limits
 
 logger = logging.getLogger(__name__)

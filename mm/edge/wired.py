@@ -24,7 +24,8 @@ from mm.core.ids import InstanceId, ModelId
 from mm.core.records import VModelRecord
 from mm.edge.binding import Listener
 from mm.edge.client_limits import client_limits
-from mm.edge.h2.server import GrpcServer, listening_socket
+from mm.edge.h2.listening import listening_socket
+from mm.edge.h2.server import GrpcServer
 from mm.edge.h2.tls import HandshakeCounts
 from mm.edge.unary import ServiceTable
 from mm.edge.wire_calls import WireCalls, measures_of

@@ -212,6 +212,8 @@ cdef struct conn_t:
     uint8_t is_ended           # the other side has said in TLS that nothing follows
     uint8_t is_ready           # SETTINGS of the other side are here
     uint8_t is_blocked         # the socket takes no more; EPOLLOUT is asked for
+    uint8_t is_mute            # it takes nothing any more; what has come is still read
+    uint8_t is_in_line         # the listener's backlog is full: connecting is tried again
     uint8_t is_draining        # GOAWAY was sent, or received: no new streams
     uint8_t goaway_sent        # the final one
     uint8_t awaits_ping
@@ -226,6 +228,7 @@ cdef struct conn_t:
     row_t *row                 # of the last one that was measured
     buffer_t out               # what the socket did not take
     timer_t timer
+    uint64_t until_ms          # tries to connect until then
     uint64_t heard_ms
     uint64_t idle_since_ms     # of a connection of ours: its last call ended then
     uint64_t recent_ids[RECENT_IDS]   # hashes of ids that were sent on it

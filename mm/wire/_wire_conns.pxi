@@ -230,7 +230,11 @@ cdef void conn_timer(conn_t *conn) noexcept nogil:
     cdef worker_t *w = conn.worker
     if conn.is_closed:
         return
-    if not conn.is_ready:
+    if conn.is_in_line and w.now_ms < conn.until_ms:
+        target_connect_again(conn)
+    elif conn.is_mute:
+        conn_close(conn)
+    elif not conn.is_ready:
         if conn.is_shaking and not conn.is_connecting:
             conn.is_late = 1
             count(w, COUNT_HANDSHAKES_LATE, 1)

@@ -8,6 +8,9 @@
 cdef enum:
     WAITING_MAX = 10000
     CONNECT_PAUSE_MS = 50       # after a connect that failed
+    # A Unix socket whose backlog is full refuses at once, where TCP would try again by itself. Its
+    # owner takes what waits there in one go, as soon as it comes to it.
+    CONNECT_AGAIN_MS = 20
     CONNS_RUNTIME = 16
     CONNS_PEER = 4
 
@@ -58,14 +61,16 @@ cdef void target_connect(worker_t *w, target_t *target) noexcept nogil:
     """Begin to make a connection."""
     cdef int fd = socket(target.address.ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0)
     cdef conn_t *conn
+    cdef bint is_in_line = False
     if fd < 0:
         target_failed(w, target, errno)
         return
-    if (connect(fd, <const sockaddr *>&target.address, target.address_length) != 0
-            and errno != EINPROGRESS and errno != EAGAIN):
-        target_failed(w, target, errno)
-        close(fd)
-        return
+    if connect(fd, <const sockaddr *>&target.address, target.address_length) != 0:
+        is_in_line = errno == EAGAIN
+        if errno != EINPROGRESS and not is_in_line:
+            target_failed(w, target, errno)
+            close(fd)
+            return
     conn = conn_new(w, fd, 0, target)
     if conn == NULL:
         target_failed(w, target, ENOMEM)
@@ -75,8 +80,34 @@ cdef void target_connect(worker_t *w, target_t *target) noexcept nogil:
     conn.is_connecting = 1
     target.conns[target.conns_count] = conn
     target.conns_count += 1
-    timer_set(w, &conn.timer, w.now_ms + CONNECT_MS)
-    conn_watch(conn)
+    conn.until_ms = w.now_ms + CONNECT_MS
+    if is_in_line:
+        conn.is_in_line = 1
+        # A socket that is not connected is told of as hung up, all the time.
+        epoll_ctl(w.epoll_fd, EPOLL_CTL_DEL, conn.fd, NULL)
+        timer_set(w, &conn.timer, w.now_ms + CONNECT_AGAIN_MS)
+    else:
+        timer_set(w, &conn.timer, conn.until_ms)
+        conn_watch(conn)
+
+
+cdef void target_connect_again(conn_t *conn) noexcept nogil:
+    """Stand in line once more before a listener whose backlog was full."""
+    cdef worker_t *w = conn.worker
+    cdef target_t *target = conn.target
+    cdef epoll_event event
+    if connect(conn.fd, <const sockaddr *>&target.address, target.address_length) != 0:
+        if errno == EAGAIN:
+            timer_set(w, &conn.timer, w.now_ms + CONNECT_AGAIN_MS)
+            return
+        target_failed(w, target, errno)
+        conn_close(conn)
+        return
+    conn.is_in_line = 0
+    event.events = EPOLLIN | EPOLLOUT
+    event.data.ptr = conn
+    epoll_ctl(w.epoll_fd, EPOLL_CTL_ADD, conn.fd, &event)
+    timer_set(w, &conn.timer, conn.until_ms)
 
 
 cdef const char *why_failed(const target_t *target) noexcept nogil:

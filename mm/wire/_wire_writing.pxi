@@ -7,6 +7,9 @@
 
 cdef enum:
     GATHER_BYTES = 262144       # written at once
+    # What a socket that broke has left to read is here already: a few turns, unless somebody only
+    # closed one half of it.
+    LAST_READS_MS = 1000
     FLUSH_ROUNDS = 4            # in a turn; a large answer must not keep the others waiting
     # Two parts more cost the kernel as much as copying so many bytes.
     POINTED_BYTES_MIN = 2048
@@ -44,11 +47,11 @@ cdef void flush(conn_t *conn) noexcept nogil:
     cdef worker_t *w = conn.worker
     cdef int _round
     cdef bint is_well
-    if conn.is_closed or conn.is_connecting:
+    if conn.is_closed or conn.is_connecting or conn.is_mute:
         return
     if buffer_left(&conn.out) != 0:
         if not write_some(conn, &conn.out):
-            conn_close(conn)
+            conn_broke(conn)
             return
         if buffer_left(&conn.out) != 0:
             return
@@ -64,7 +67,7 @@ cdef void flush(conn_t *conn) noexcept nogil:
         w.is_packing = 0
         calls_leave(w)
         if not is_well:
-            conn_close(conn)
+            conn_broke(conn)
             return
         if buffer_left(&conn.out) != 0:
             conn.is_blocked = 1
@@ -74,6 +77,21 @@ cdef void flush(conn_t *conn) noexcept nogil:
             conn_finish(conn)
             return
     mark_dirty(conn)
+
+
+cdef void conn_broke(conn_t *conn) noexcept nogil:
+    """Nothing can be written any more. Who was asked may have answered before: that is read first,
+    until the socket has nothing more, which it says soon.
+    """
+    if conn.is_server or conn.is_shaking:
+        conn_close(conn)
+        return
+    conn.is_mute = conn.is_draining = 1
+    buffer_free(&conn.out)
+    if conn.is_blocked:
+        conn.is_blocked = 0
+        conn_watch(conn)
+    timer_set(conn.worker, &conn.timer, conn.worker.now_ms + LAST_READS_MS)
 
 
 cdef void calls_leave(worker_t *w) noexcept nogil:

@@ -25,7 +25,7 @@ from mm.edge.h2 import (
     ChannelPool,
     GrpcServer,
 )
-from mm.edge.h2.server import listening_socket
+from mm.edge.h2.listening import listening_socket
 from mm.edge.proxy import Proxy
 from mm.edge.wire_calls import measures_of
 from mm.edge.wire_words import hear, read_tried

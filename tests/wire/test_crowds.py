@@ -8,7 +8,7 @@ from contextlib import ExitStack, closing
 
 import pytest
 
-from mm.edge.h2.server import listening_socket
+from mm.edge.h2.listening import listening_socket
 from mm.wire import Role
 from mm.wire.client_limits import ClientLimits
 from tests.edge.raw_h2 import PATIENCE_S

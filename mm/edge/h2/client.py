@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 #: Time for what was written last to leave when a channel closes.
 _CLOSE_TIMEOUT_S = 1.0
 _UNIX = "unix:"
+#: A listener takes what waits in its backlog in one go, as soon as its owner comes to it.
+_CONNECT_AGAIN_S = 0.02
 
 
 class UnreachableError(MeshError):
@@ -242,8 +245,8 @@ class Channel:
         try:
             async with asyncio.timeout(self.limits.connect_timeout_s):
                 if self.address.startswith(_UNIX):
-                    path = self.address[len(_UNIX) :]
-                    transport, _ = await loop.create_unix_connection(lambda: link, path)
+                    sock = await _unix_connection(self.address[len(_UNIX) :])
+                    transport, _ = await loop.create_unix_connection(lambda: link, sock=sock)
                 else:
                     host, _, port = self.address.rpartition(":")
                     transport, _ = await loop.create_connection(
@@ -312,6 +315,25 @@ class Channel:
             if not waiter.done():
                 waiter.set_result(None)
                 return
+
+
+async def _unix_connection(path: str) -> socket.socket:
+    """Connect to a Unix socket. One whose backlog is full refuses at once, where TCP would try
+    again by itself, and the event loops take that for the end, or for a connection.
+    """
+    sock = socket.socket(socket.AF_UNIX)
+    sock.setblocking(False)
+    try:
+        while True:
+            try:
+                sock.connect(path)
+            except BlockingIOError:
+                await asyncio.sleep(_CONNECT_AGAIN_S)
+            else:
+                return sock
+    except BaseException:
+        sock.close()
+        raise
 
 
 class ChannelPool:

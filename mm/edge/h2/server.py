@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import logging
 import os
 import socket
@@ -24,9 +23,11 @@ from mm.core.headers import (
     read_request_head,
     status_trailers,
 )
+from mm.edge.h2.accepting import Acceptor
 from mm.edge.h2.incoming import IncomingCall
 from mm.edge.h2.limits import TransportLimits, wire_limits
 from mm.edge.h2.link import Link
+from mm.edge.h2.listening import BACKLOG, listening_socket, unix_socket
 from mm.edge.h2.stream import NOBODY, RawStream
 from mm.edge.h2.turns import CALLS_A_TURN, PARKED_MAX, TurnQueue
 from mm.errors import MeshError, StatusCode
@@ -46,7 +47,6 @@ _GOAWAY_PING = b"goodbye?"
 _LAST_ID_MAX = 2**31 - 1
 #: Time for what was written last to leave when the server stops.
 _CLOSE_TIMEOUT_S = 1.0
-_BACKLOG = 1024
 
 
 Handler = Callable[[IncomingCall], Awaitable[None]]
@@ -262,7 +262,7 @@ class GrpcServer:
         self.calls: set[IncomingCall] = set()
         #: What calls hold of their requests (``IncomingCall.hold``).
         self.held_bytes = 0
-        self._listener: asyncio.Server | None = None
+        self._listener: Acceptor | None = None
         self._path: str | None = None
         self._quiet = asyncio.Event()
 
@@ -271,10 +271,8 @@ class GrpcServer:
     ) -> int:
         """Listen, and answer the port (0 for a Unix socket). Raises ``OSError``."""
         assert (port is None) != (path is None)
-        loop = asyncio.get_running_loop()
         if path is not None:
-            self._path = path
-            self._listener = await loop.create_unix_server(self._make_link, path, backlog=_BACKLOG)
+            await self.start_on(await asyncio.to_thread(unix_socket, path))
             return 0
         assert port is not None
         sock = listening_socket(host, port)
@@ -283,12 +281,11 @@ class GrpcServer:
 
     async def start_on(self, sock: socket.socket) -> None:
         """Listen on a socket that is bound already, TCP or Unix."""
-        loop = asyncio.get_running_loop()
-        start: Callable[..., Awaitable[asyncio.Server]] = loop.create_server
         if sock.family == socket.AF_UNIX:
             self._path = sock.getsockname()
-            start = loop.create_unix_server
-        self._listener = await start(self._make_link, sock=sock, backlog=_BACKLOG)
+        sock.listen(BACKLOG)
+        self._listener = Acceptor(sock, self._make_link)
+        self._listener.start()
 
     async def adopt(self, sock: socket.socket) -> None:
         """Serve a connected socket at whose other end the wire is."""
@@ -342,7 +339,6 @@ class GrpcServer:
     async def stop(self, grace_s: float) -> None:
         """Take no more calls, let those that run finish within ``grace_s``, then close."""
         if self._listener is not None:
-            # Not wait_closed: it waits for clients that stay connected (Python 3.12 and later).
             self._listener.close()
             self._listener = None
         if self._path is not None:
@@ -383,20 +379,3 @@ def _cancel(calls: list[IncomingCall]) -> list[asyncio.Task[None]]:
         call.send_status(StatusCode.UNAVAILABLE, "the server is shutting down")
         call.task.cancel()
     return [call.task for call in calls]
-
-
-def listening_socket(host: str | None, port: int) -> socket.socket:
-    """Bind one socket: every address of both families without a host."""
-    if not host or host in ("0.0.0.0", "::"):
-        if host != "0.0.0.0" and socket.has_dualstack_ipv6():
-            try:
-                return socket.create_server(
-                    ("", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=_BACKLOG
-                )
-            except OSError as error:
-                # A kernel booted without IPv6 says so only now.
-                if error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
-                    raise
-        return socket.create_server(("", port), backlog=_BACKLOG)
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    return socket.create_server((host, port), family=family, backlog=_BACKLOG)

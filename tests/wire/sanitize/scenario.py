@@ -13,8 +13,8 @@ import sys
 
 from mm._lru import Table
 from mm.edge.h2 import EXTERNAL_LIMITS, GrpcServer, IncomingCall
+from mm.edge.h2.listening import listening_socket
 from mm.edge.h2.messages import frame_message
-from mm.edge.h2.server import listening_socket
 from mm.edge.wired import Tier2
 from mm.errors import MeshError, StatusCode
 from mm.table import CopyState
