@@ -60,6 +60,25 @@ def library(name: str, option: str) -> list[str]:
     return answer.stdout.split()
 
 
+#: What nghttp2 does about floods. Both came into older versions by patches as well, so the version
+#: does not tell.
+GUARDS = ("nghttp2_option_set_stream_reset_rate_limit", "nghttp2_option_set_max_continuations")
+
+
+def check_nghttp2() -> None:
+    """Refuse a library with holes (CVE-2023-44487, CVE-2024-28182)."""
+    tool = shutil.which("pkg-config") or "pkg-config"
+    answer = subprocess.run(
+        [tool, "--variable=includedir", "libnghttp2"], capture_output=True, text=True, check=True
+    )
+    header = os.path.join(answer.stdout.strip(), "nghttp2", "nghttp2.h")
+    with open(header, encoding="utf-8") as file:
+        text = file.read()
+    missing = [name for name in GUARDS if name not in text]
+    if missing:
+        raise SystemExit(f"libnghttp2 is too old, or not patched: it lacks {', '.join(missing)}")
+
+
 EXTENSIONS = [
     Extension(
         "mm._lru",
@@ -82,6 +101,7 @@ EXTENSIONS = [
 ]
 
 if __name__ == "__main__":
+    check_nghttp2()
     setup(
         ext_modules=cythonize(
             EXTENSIONS, compiler_directives=DIRECTIVES, annotate=DEBUG, force=DEBUG

@@ -270,6 +270,16 @@ class Limits:
     #: Clients get no more than this part of the files that the process may open: instances, the
     #: runtime and the store have to be reached whatever clients do.
     connections_of_files: float = 0.75
+    #: Resets of calls less than a second old on one connection of a client, at once and so many
+    #: more each second; what makes us reset counts as well. A load balancer whose clients give up
+    #: all of its thousand streams at a time does no more.
+    client_resets_burst: int = 1_000
+    client_resets_per_s: int = 200
+    #: Pings, settings, priorities, window updates, empty and unknown frames, besides those that
+    #: go with the calls and answers on the connection (four for each piece). Clients send a ping
+    #: each 10 s, and a few of the others; so much takes a thread a millisecond a second.
+    client_frames_burst: int = 10_000
+    client_frames_per_s: int = 1_000
     #: Streams at once on one connection of a peer, which carries the calls of many clients.
     peer_streams_max: int = 20_000
     #: Models used in this time are moved elsewhere before an instance stops, as in Java; who comes

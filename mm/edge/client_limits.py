@@ -14,6 +14,10 @@ def client_limits(config: Config) -> ClientLimits:
     return ClientLimits(
         connections_max=connections_max(config),
         per_address_max=connections.per_address_max,
+        resets_burst=config.client_resets_burst,
+        resets_per_s=config.client_resets_per_s,
+        frames_burst=config.client_frames_burst,
+        frames_per_s=config.client_frames_per_s,
     )
 
 

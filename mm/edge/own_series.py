@@ -139,6 +139,7 @@ WIRE_COUNTERS: Final = {
     "crowded": "Connections refused because clients had as many as they may",
     "crowded_address": "Connections refused because one address had as many as it may",
     "crowded_peers": "Connections refused because peers had as many as they may",
+    "floods_refused": "Connections cut off for what clients sent",
     "resets_refused": "Connections dropped because they reset calls too fast",
 }
 #: Of TLS, where there is any (``mm.edge.tls.TlsStatistics``).

@@ -31,6 +31,9 @@ class WireComplaints:
         if self._has_risen("crowded_address", now.crowded_address):
             address = self._wire.take_crowded_address()
             self._say("crowded_address", "refusing %s: too many connections", address)
+        flood = self._wire.take_flood()
+        if flood is not None:
+            self._say("flood", "cut off %s: too many of %s", *flood)
         failure = self._wire.take_tls_failure()
         if failure is not None:
             role, why = failure

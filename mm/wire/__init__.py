@@ -165,6 +165,8 @@ class WireStatistics:
     #: and those that it had no room for.
     failures_told: int
     failures_untold: int
+    #: Clients that were cut off for what they sent.
+    floods_refused: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,8 +318,15 @@ class Wire:
         found = self._workers[0].take_crowded_address()
         if not found:
             return ""
-        address = ipaddress.IPv6Address(found)
-        return str(address.ipv4_mapped or f"{address}/64")
+        return _client_of(found)
+
+    def take_flood(self) -> tuple[str, str] | None:
+        """Answer which client was cut off since the last time, and what it sent too much of."""
+        for worker in self._workers:
+            found = worker.take_flood()
+            if found is not None:
+                return _client_of(found[0]), found[1]
+        return None
 
     def _connect_tier2(self, worker: Worker, role: Role, own: bool) -> None:
         sock = self._new_tier2(role, own)
@@ -382,3 +391,9 @@ class Wire:
             handle: (sum(one[0] for one in of_it), sum(one[1] for one in of_it))
             for handle, of_it in zip(handles, zip(*each, strict=True), strict=True)
         }
+
+
+def _client_of(key: bytes) -> str:
+    """Answer what clients are told apart by (_wire_crowd.pxi) in words."""
+    address = ipaddress.IPv6Address(key)
+    return str(address.ipv4_mapped or f"{address}/64")

@@ -232,8 +232,18 @@ cdef struct conn_t:
     uint64_t heard_ms
     uint64_t idle_since_ms     # of a connection of ours: its last call ended then
     uint64_t recent_ids[RECENT_IDS]   # hashes of ids that were sent on it
+    # What a client may send besides calls (_wire_guards.pxi), and where its frames stand.
+    const char *flood          # what it sent too much of
+    double frames_left
+    uint64_t frames_ms
     double resets_left
     uint64_t resets_ms
+    uint32_t frame_left
+    uint8_t frame_head[9]
+    uint8_t frame_head_length
+    uint8_t continuations
+    uint8_t is_in_block        # of headers, since:
+    uint64_t block_ms
 
 
 # An address that calls are sent to.
@@ -283,6 +293,8 @@ cdef struct config_t:
     uint32_t streams_max[ROLES]
     uint32_t connections_max[ROLES]   # of all workers
     uint32_t per_address_max   # of these, of clients
+    uint32_t resets_burst, resets_per_s   # of a client's connection
+    uint32_t frames_burst, frames_per_s
     uint32_t upstream_idle_ms
     uint8_t leaves_here        # calls for copies here are tier 2's: it logs each
     uint8_t has_slots          # copies take few calls at a time (mm/mesh/concurrency.py)
@@ -337,6 +349,8 @@ cdef struct worker_t:
     uint32_t failures_count
     char tls_failure[120]      # why a handshake at a listener failed last
     uint8_t tls_failure_role
+    char flood[40]             # why a client was cut off last, and which
+    uint8_t flood_address[16]
     crowd_t *crowd             # shared with the other workers, under its own lock
     # The worker's own.
     rows_t by                  # rows, by what they are of

@@ -108,6 +108,9 @@ class Worker:
     def take_tls_failure(self) -> tuple[int, str] | None:
         """Answer (role, text) of the handshake at a listener that failed last; once."""
 
+    def take_flood(self) -> tuple[bytes, str] | None:
+        """Answer (address as IPv6, what it sent too much of) of the client cut off last; once."""
+
     def take_crowded_address(self) -> bytes:
         """Answer the last address that had too many connections, as IPv6; once."""
 

@@ -77,6 +77,7 @@ include "_wire_ends.pxi"
 include "_wire_pieces.pxi"
 include "_wire_crowd.pxi"
 include "_wire_writing.pxi"
+include "_wire_guards.pxi"
 include "_wire_conns.pxi"
 include "_wire_tls_contexts.pxi"
 include "_wire_tls.pxi"
@@ -84,119 +85,11 @@ include "_wire_sessions.pxi"
 include "_wire_targets.pxi"
 include "_wire_commands.pxi"
 include "_wire_worker.pxi"
+include "_wire_told.pxi"
 
 headers_setup()
 sessions_setup()
 tls_setup()
-
-
-cdef void fill_target(target_t *target, object told) except *:
-    """Lay out an address as ``connect`` wants it."""
-    cdef bytes raw = told.sockaddr
-    cdef bytes name = told.name.encode()
-    if <size_t>len(raw) > sizeof(target.address):
-        raise ValueError(f"the address {told.name} is too long")
-    memset(target, 0, sizeof(target_t))
-    target.handle = told.handle
-    target.away_until_ns = told.away_until_ns
-    memcpy(&target.address, <const char *>raw, len(raw))
-    target.address_length = <uint32_t>len(raw)
-    name = name[:sizeof(target.name) - 1]
-    memcpy(target.name, <const char *>name, len(name))
-    target.name_length = <uint32_t>len(name)
-
-
-cdef uint8_t *copied(bytes text) except NULL:
-    cdef uint8_t *bytes_ = <uint8_t *>malloc(len(text) + 1)
-    if bytes_ == NULL:
-        raise MemoryError
-    memcpy(bytes_, <const char *>text, len(text) + 1)
-    return bytes_
-
-
-cdef uint32_t *copied_numbers(object numbers) except NULL:
-    cdef uint32_t *found = <uint32_t *>calloc(len(numbers) + 1, sizeof(uint32_t))
-    cdef Py_ssize_t i
-    if found == NULL:
-        raise MemoryError
-    for i in range(len(numbers)):
-        found[i] = numbers[i]
-    return found
-
-
-cdef method_t *method_new(bytes path, object told) except NULL:
-    cdef method_t *method = <method_t *>calloc(1, sizeof(method_t))
-    if method == NULL:
-        raise MemoryError
-    try:
-        method.flags = told.flags
-        method.path = copied(path)
-        method.path_length = <uint32_t>len(path)
-        method.numbers = copied_numbers(told.injection_path)
-        method.numbers_count = <uint32_t>len(told.injection_path)
-        method.extract_numbers = copied_numbers(told.extraction_path)
-        method.extract_count = <uint32_t>len(told.extraction_path)
-    except BaseException:
-        method_free(method)
-        raise
-    return method
-
-
-cdef config_t *config_new(object told) except NULL:
-    """Make a worker's own copy of the configuration."""
-    cdef config_t *config = <config_t *>calloc(1, sizeof(config_t))
-    cdef uint32_t size = 64, place, i
-    cdef uint64_t hash
-    cdef method_t *method
-    if config == NULL:
-        raise MemoryError
-    try:
-        while size < 2 * len(told.methods):
-            size *= 2
-        config.methods = <method_t **>calloc(size, sizeof(method_t *))
-        if config.methods == NULL:
-            raise MemoryError
-        config.methods_size = size
-        config.others = method_new(b"", told.others)
-        for path, each in told.methods.items():
-            method = method_new(path, each)
-            hash = 0xCBF29CE484222325U
-            for i in range(method.path_length):
-                hash = (hash ^ method.path[i]) * 0x100000001B3U
-            place = <uint32_t>(hash ^ hash >> 32) & (size - 1)
-            method.next = config.methods[place]
-            config.methods[place] = method
-        if told.table is not None:
-            config.table = (<Table?>told.table).core
-        config.header_bytes_max = told.header_bytes_max
-        config.message_bytes_max = told.message_bytes_max
-        config.kept_bytes_max = told.kept_bytes_max
-        config.held_bytes_max = told.held_bytes_max
-        config.streams_max[ROLE_EXTERNAL] = told.external_streams_max
-        config.streams_max[ROLE_PEER] = told.peer_streams_max
-        config.connections_max[ROLE_EXTERNAL] = told.clients.connections_max
-        config.connections_max[ROLE_PEER] = told.peer_connections_max
-        config.per_address_max = told.clients.per_address_max
-        config.upstream_idle_ms = told.upstream_idle_ms
-        config.leaves_here = told.leaves_here
-        config.has_slots = told.has_slots
-        if told.observed_models is not None:
-            config.observed = <text_t *>calloc(len(told.observed_models) + 1, sizeof(text_t))
-            if config.observed == NULL:
-                raise MemoryError
-            for i, model_id in enumerate(told.observed_models):
-                config.observed[i].bytes = copied(model_id)
-                config.observed[i].length = <uint32_t>len(model_id)
-        config.tls[ROLE_EXTERNAL] = context_of(told.tls.clients)
-        config.tls[ROLE_PEER] = context_of(told.tls.peers)
-        config.tls_to_peers = context_of(told.tls.to_peers)
-        config.handshake_ms = told.tls.handshake_ms
-        config.instance.bytes = copied(told.instance)
-        config.instance.length = <uint32_t>len(told.instance)
-    except BaseException:
-        config_free(config)
-        raise
-    return config
 
 
 cdef object read_numbers(atomic_u64 *numbers, int count_):
@@ -405,6 +298,18 @@ cdef class Worker:
         w.tls_failure[0] = 0
         pthread_mutex_unlock(&w.reports_lock)
         return (role, text.decode()) if text[0] else None
+
+    def take_flood(self):
+        """Answer (address as IPv6, what it sent too much of) of the client cut off last; once."""
+        cdef worker_t *w = self.core
+        cdef char text[40]
+        cdef uint8_t address[16]
+        pthread_mutex_lock(&w.reports_lock)
+        memcpy(text, w.flood, sizeof(text))
+        memcpy(address, w.flood_address, 16)
+        w.flood[0] = 0
+        pthread_mutex_unlock(&w.reports_lock)
+        return (address[:16], text.decode()) if text[0] else None
 
     def take_crowded_address(self):
         """Answer the last client's address that had too many connections, as IPv6; once."""

@@ -16,8 +16,6 @@ cdef enum:
     PING_MS = 2500              # to peers, and then this long for the answer:
     PING_ANSWER_MS = 5000
     DRAIN_NOTICE_MS = 100       # between the first GOAWAY and the second
-    RESETS_BURST = 1000
-    RESETS_PER_S = 200
 
 
 cdef conn_t *conn_new(worker_t *w, int fd, uint8_t role, target_t *target) noexcept nogil:
@@ -39,8 +37,11 @@ cdef conn_t *conn_new(worker_t *w, int fd, uint8_t role, target_t *target) noexc
     conn.is_server = target == NULL
     conn.timer.owner = conn
     conn.timer.kind = TIMER_CONN
-    conn.heard_ms = conn.resets_ms = w.now_ms
-    conn.resets_left = RESETS_BURST
+    conn.heard_ms = conn.resets_ms = conn.frames_ms = w.now_ms
+    if w.config != NULL:
+        conn.resets_left = w.config.resets_burst
+        conn.frames_left = w.config.frames_burst
+    conn.frame_left = PREFACE_BYTES
     # Without it an answer may wait 40 ms for an acknowledgement. Refused by Unix sockets.
     setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one))
     event.events = EPOLLIN
@@ -168,11 +169,20 @@ cdef void conn_readable(conn_t *conn) noexcept nogil:
     n = plain_read(conn, input) if conn.ssl == NULL else tls_read(conn, input)
     if n < 0 or (n == 0 and not conn.is_ended):
         return
+    if is_guarded(conn):
+        frames_watch(conn, input, n)
+        if conn.flood != NULL:
+            conn_cut(conn)
+            return
     pieces = w.pieces_count
     used = nghttp2_session_mem_recv(conn.session, input, n)
     if w.pieces_count != pieces:
         w.input_at += n
-    if used < 0 or conn.is_ended:
+    if used == NGHTTP2_ERR_FLOODED or used == NGHTTP2_ERR_TOO_MANY_CONTINUATIONS:
+        conn.flood = b"control frames"
+    if conn.flood != NULL:
+        conn_cut(conn)
+    elif used < 0 or conn.is_ended:
         # What the session still has to say is why (GOAWAY).
         flush(conn)
         conn_close(conn)
@@ -310,20 +320,3 @@ cdef void conn_goaway(conn_t *conn) noexcept nogil:
         conn.session, NGHTTP2_FLAG_NONE, nghttp2_session_get_last_proc_stream_id(conn.session),
         NGHTTP2_NO_ERROR, NULL, 0)
     mark_dirty(conn)
-
-
-cdef void reset_received(conn_t *conn) noexcept nogil:
-    """Count a reset; a client that does little else is dropped (CVE-2023-44487)."""
-    cdef worker_t *w = conn.worker
-    if conn.role != ROLE_EXTERNAL or not conn.is_server:
-        return
-    conn.resets_left += (w.now_ms - conn.resets_ms) * <double>RESETS_PER_S / 1000
-    if conn.resets_left > RESETS_BURST:
-        conn.resets_left = RESETS_BURST
-    conn.resets_ms = w.now_ms
-    conn.resets_left -= 1
-    if conn.resets_left < 0 and not conn.goaway_sent:
-        conn.goaway_sent = conn.is_draining = 1
-        count(w, COUNT_RESETS_REFUSED, 1)
-        nghttp2_session_terminate_session(conn.session, NGHTTP2_ENHANCE_YOUR_CALM)
-        mark_dirty(conn)

@@ -46,7 +46,8 @@ cdef enum:
     # Attempts that failed and whose calls cannot be sent again: tier 2 is told of them,
     COUNT_FAILURES_TOLD = 34
     COUNT_FAILURES_UNTOLD = 35  # or is not, for want of room
-    COUNTS = 36
+    COUNT_FLOODS = 36          # clients that were cut off for what they sent
+    COUNTS = 37
 
     METHODS_MAX = 257          # told apart, and one place for all others
     METHOD_PATH_BYTES = 1000   # of longer ones: with the others

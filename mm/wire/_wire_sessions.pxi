@@ -21,7 +21,8 @@ cdef void sessions_setup() except *:
     nghttp2_option_set_no_auto_window_update(options, 1)
     nghttp2_option_set_no_http_messaging(options, 1)
     nghttp2_option_set_no_closed_streams(options, 1)
-    lift_reset_limit(options)   # `reset_received` has its own
+    lift_reset_limit(options)   # `reset_counted` has its own
+    limit_continuations(options, CONTINUATIONS_MAX)
     nghttp2_option_set_max_send_header_block_length(options, 4 * HEADER_BYTES_MAX)
     nghttp2_session_callbacks_set_on_begin_headers_callback(server_callbacks, server_begin_headers)
     nghttp2_session_callbacks_set_on_header_callback(server_callbacks, server_header)
@@ -101,14 +102,16 @@ cdef int server_begin_headers(
 
 cdef int server_header(
     nghttp2_session *session, const nghttp2_frame *frame, const uint8_t *name, size_t name_length,
-    const uint8_t *value, size_t value_length, uint8_t flags, void *_user
+    const uint8_t *value, size_t value_length, uint8_t flags, void *user
 ) noexcept nogil:
+    cdef conn_t *conn = <conn_t *>user
     cdef call_t *call
     if frame.hd.type != NGHTTP2_HEADERS or frame.headers.cat != NGHTTP2_HCAT_REQUEST:
         return 0   # trailers of a request mean nothing to gRPC but its end
     call = <call_t *>nghttp2_session_get_stream_user_data(session, frame.hd.stream_id)
     if call == NULL or not take_request_header(
             call, name, name_length, value, value_length, flags):
+        frames_charge(conn, BOMB_FRAMES, b"headers that are too long")
         return NGHTTP2_ERR_TEMPORAL_CALLBACK_FAILURE
     return 0
 
@@ -125,7 +128,8 @@ cdef int server_frame(
             timer_stop(w, &conn.timer)
         return 0
     if frame.hd.type == NGHTTP2_RST_STREAM:
-        reset_received(conn)
+        reset_counted(conn, <call_t *>nghttp2_session_get_stream_user_data(
+            session, frame.hd.stream_id))
         return 0
     if frame.hd.type != NGHTTP2_HEADERS and frame.hd.type != NGHTTP2_DATA:
         return 0
@@ -158,14 +162,19 @@ cdef int server_data(
 
 
 cdef int server_frame_sent(
-    nghttp2_session *session, const nghttp2_frame *frame, void *_user
+    nghttp2_session *session, const nghttp2_frame *frame, void *user
 ) noexcept nogil:
+    cdef conn_t *conn = <conn_t *>user
     cdef call_t *call
+    if frame.hd.type == NGHTTP2_RST_STREAM:
+        reset_sent(conn, frame.rst_stream.error_code)
+        return 0
     if frame.hd.type != NGHTTP2_HEADERS or not frame.hd.flags & NGHTTP2_FLAG_END_STREAM:
         return 0
     call = <call_t *>nghttp2_session_get_stream_user_data(session, frame.hd.stream_id)
     if call != NULL:
         call.answer_whole = 1
+        frames_earn(conn)
         if not call.request_ended:
             # What the client still sends is of no use (RFC 9113, 8.1).
             nghttp2_submit_rst_stream(

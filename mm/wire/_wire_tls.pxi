@@ -45,7 +45,7 @@ cdef int records_read(BIO *bio, char *to, int length) noexcept nogil:
     cdef conn_t *conn = <conn_t *>BIO_get_data(bio)
     cdef worker_t *w = conn.worker
     BIO_clear_retry_flags(bio)
-    if w.records_of != conn or buffer_left(&w.records) == 0:
+    if w.records_of != conn or buffer_left(&w.records) == 0 or conn.flood != NULL:
         BIO_set_retry_read(bio)
         return -1
     if <size_t>length > buffer_left(&w.records):
@@ -82,6 +82,8 @@ cdef bint tls_open(conn_t *conn, SSL_CTX *context) noexcept nogil:
     else:
         SSL_set_connect_state(conn.ssl)
     conn.is_shaking = 1
+    if is_guarded(conn):
+        SSL_set_msg_callback(conn.ssl, key_updates_watch)
     return True
 
 
@@ -175,6 +177,9 @@ cdef ssize_t tls_open_records(conn_t *conn, uint8_t *to) noexcept nogil:
             break
         length += n
     why = SSL_get_error(conn.ssl, n)
+    if conn.flood != NULL:
+        conn_cut(conn)
+        return 0
     # Answers to the other side's change of keys, or the alert.
     if not tls_send(conn):
         return 0

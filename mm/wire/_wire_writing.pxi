@@ -177,6 +177,7 @@ cdef int send_data(
         if answer_left(call) < length:
             return NGHTTP2_ERR_TEMPORAL_CALLBACK_FAILURE
         part_copy(w, head, 9)
+        frames_earn(conn)
         answer_send(call, length)
         return 0
     out = request_out(call)

@@ -26,9 +26,13 @@ cdef extern from "nghttp2/nghttp2.h" nogil:
         nghttp2_frame_hd hd
         int32_t last_stream_id
         uint32_t error_code
+    ctypedef struct nghttp2_rst_stream:
+        nghttp2_frame_hd hd
+        uint32_t error_code
     ctypedef union nghttp2_frame:
         nghttp2_frame_hd hd
         nghttp2_headers headers
+        nghttp2_rst_stream rst_stream
         nghttp2_goaway goaway
     ctypedef struct nghttp2_nv:
         uint8_t *name
@@ -80,6 +84,7 @@ cdef extern from "nghttp2/nghttp2.h" nogil:
         NGHTTP2_DATA_FLAG_NO_COPY
         NGHTTP2_ERR_WOULDBLOCK
         NGHTTP2_ERR_DEFERRED
+        NGHTTP2_ERR_FLOODED
         NGHTTP2_ERR_TEMPORAL_CALLBACK_FAILURE
         NGHTTP2_SETTINGS_ENABLE_PUSH
         NGHTTP2_SETTINGS_MAX_CONCURRENT_STREAMS
@@ -87,6 +92,11 @@ cdef extern from "nghttp2/nghttp2.h" nogil:
         NGHTTP2_SETTINGS_MAX_HEADER_LIST_SIZE
         NGHTTP2_NO_ERROR
         NGHTTP2_INTERNAL_ERROR
+        NGHTTP2_PROTOCOL_ERROR
+        NGHTTP2_FLOW_CONTROL_ERROR
+        NGHTTP2_STREAM_CLOSED
+        NGHTTP2_FRAME_SIZE_ERROR
+        NGHTTP2_COMPRESSION_ERROR
         NGHTTP2_REFUSED_STREAM
         NGHTTP2_CANCEL
         NGHTTP2_ENHANCE_YOUR_CALM
@@ -121,6 +131,7 @@ cdef extern from "nghttp2/nghttp2.h" nogil:
     void nghttp2_session_del(nghttp2_session *)
     ssize_t nghttp2_session_mem_recv(nghttp2_session *, const uint8_t *, size_t)
     ssize_t nghttp2_session_mem_send(nghttp2_session *, const uint8_t **)
+    size_t nghttp2_session_get_outbound_queue_size(nghttp2_session *)
     int nghttp2_session_want_read(nghttp2_session *)
     int nghttp2_session_want_write(nghttp2_session *)
     int nghttp2_submit_settings(
@@ -148,14 +159,26 @@ cdef extern from "nghttp2/nghttp2.h" nogil:
 
 cdef extern from *:
     """
-    /* Versions from 1.57 on (and older ones that were patched) drop connections that reset many
-       streams, by limits that suit no peer. Where the function is missing, so is what it limits. */
+    /* Both came with a version, 1.57 and 1.61, and into older ones by patches, so that no version
+       says whether they are there. The build asks for them (setup.py); a wire that runs with a
+       library without them does without, and has its own limits (_wire_guards.pxi). */
     extern void nghttp2_option_set_stream_reset_rate_limit(
         nghttp2_option *, uint64_t, uint64_t) __attribute__((weak));
+    extern void nghttp2_option_set_max_continuations(
+        nghttp2_option *, size_t) __attribute__((weak));
+    /* By limits that suit no peer. */
     static void mm_lift_reset_limit(nghttp2_option *option) {
         if (nghttp2_option_set_stream_reset_rate_limit)
             nghttp2_option_set_stream_reset_rate_limit(
                 option, (uint64_t)1 << 40, (uint64_t)1 << 40);
     }
+    static void mm_limit_continuations(nghttp2_option *option, size_t limit) {
+        if (nghttp2_option_set_max_continuations)
+            nghttp2_option_set_max_continuations(option, limit);
+    }
+    enum { MM_TOO_MANY_CONTINUATIONS = -905 };   /* not in the headers of all versions */
     """
     void lift_reset_limit "mm_lift_reset_limit" (nghttp2_option *)
+    void limit_continuations "mm_limit_continuations" (nghttp2_option *, size_t)
+    enum:
+        NGHTTP2_ERR_TOO_MANY_CONTINUATIONS "MM_TOO_MANY_CONTINUATIONS"

@@ -33,6 +33,7 @@ cdef extern from "openssl/ssl.h" nogil:
     int SSL_VERIFY_NONE, SSL_VERIFY_PEER, SSL_VERIFY_FAIL_IF_NO_PEER_CERT
     int SSL_SESS_CACHE_OFF, SSL_RECEIVED_SHUTDOWN
     int SSL_TLSEXT_ERR_OK, SSL_TLSEXT_ERR_ALERT_FATAL, OPENSSL_NPN_NEGOTIATED
+    int SSL3_RT_HANDSHAKE, SSL3_MT_KEY_UPDATE
     int SSL_R_HTTP_REQUEST, SSL_R_HTTPS_PROXY_REQUEST
     unsigned long SSL_OP_NO_COMPRESSION, SSL_OP_NO_RENEGOTIATION
     long SSL_MODE_RELEASE_BUFFERS, SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER
@@ -81,6 +82,9 @@ cdef extern from "openssl/ssl.h" nogil:
     SSL *SSL_new(SSL_CTX *)
     void SSL_free(SSL *)
     void SSL_set_bio(SSL *, BIO *, BIO *)
+    BIO *SSL_get_rbio(const SSL *)
+    void SSL_set_msg_callback(
+        SSL *, void (*)(int, int, int, const void *, size_t, SSL *, void *) noexcept nogil)
     void SSL_set_accept_state(SSL *)
     void SSL_set_connect_state(SSL *)
     int SSL_do_handshake(SSL *)

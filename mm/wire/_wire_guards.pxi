@@ -1,0 +1,167 @@
+# What a client may do on a connection besides calling: frames that cost us something and bring
+# nobody anything are counted, and who sends too many is cut off.
+#
+# The heads of frames are read here, before nghttp2 sees them: its own limits are of this or that
+# version, and it tells of some frames only when they are whole, of others never. A connection has
+# an allowance (`frames_left`) that fills with time and with what it really calls for; what it sends
+# costs a part of it. Peers pass on what all their clients do, and are not held to it.
+
+cdef enum:
+    # Of one list of headers. At 16 KiB a frame lists are far longer than any that is accepted.
+    CONTINUATIONS_MAX = 8
+    # Each piece of a body allows for the window updates of both ends, and a ping with it.
+    FRAMES_EARNED = 4
+    # What is dear, in frames: a change of TLS keys, headers that are not kept, streams for which
+    # new settings count.
+    KEY_UPDATE_FRAMES = 300
+    BOMB_FRAMES = 500
+    STREAMS_A_FRAME = 8
+    # Control frames that may wait for a client that does not read, beside four of each stream.
+    QUEUE_MAX = 2000
+    # A call that has run so long was not made to be reset.
+    RESET_LIFE_NS = 1000000000
+
+    FRAME_DATA = 0
+    FRAME_HEADERS = 1
+    FRAME_RST_STREAM = 3
+    FRAME_SETTINGS = 4
+    FRAME_CONTINUATION = 9
+    FLAG_END_STREAM = 1
+    FLAG_END_HEADERS = 4
+    FLAG_PADDED = 8
+    PREFACE_BYTES = 24
+
+
+cdef inline bint is_guarded(const conn_t *conn) noexcept nogil:
+    return conn.is_server and conn.role == ROLE_EXTERNAL
+
+
+cdef void frames_earn(conn_t *conn) noexcept nogil:
+    """A piece of a body, or the end of an answer, has passed."""
+    if conn.worker.config == NULL:
+        return
+    conn.frames_left += FRAMES_EARNED
+    if conn.frames_left > conn.worker.config.frames_burst:
+        conn.frames_left = conn.worker.config.frames_burst
+
+
+cdef void frames_charge(conn_t *conn, double frames, const char *what) noexcept nogil:
+    """Take so much from the allowance; with nothing left ``what`` is why it is cut off."""
+    cdef worker_t *w = conn.worker
+    if not is_guarded(conn) or w.config == NULL:
+        return
+    conn.frames_left -= frames
+    if conn.frames_left >= 0:
+        return
+    conn.frames_left += (w.now_ms - conn.frames_ms) * <double>w.config.frames_per_s / 1000
+    conn.frames_ms = w.now_ms
+    if conn.frames_left > w.config.frames_burst:
+        conn.frames_left = w.config.frames_burst
+    if conn.frames_left < 0 and conn.flood == NULL:
+        conn.flood = what
+
+
+cdef void frame_begun(conn_t *conn) noexcept nogil:
+    """The head of a frame is there."""
+    cdef const uint8_t *head = conn.frame_head
+    cdef uint32_t length = <uint32_t>head[0] << 16 | <uint32_t>head[1] << 8 | head[2]
+    cdef uint8_t type = head[3], flags = head[4]
+    conn.frame_left = length
+    if type == FRAME_DATA:
+        if length != 0 and not flags & FLAG_PADDED:
+            frames_earn(conn)
+        elif not flags & FLAG_END_STREAM:
+            frames_charge(conn, 1, b"empty frames")
+    elif type == FRAME_HEADERS or type == FRAME_CONTINUATION:
+        if type == FRAME_HEADERS:
+            conn.continuations = 0
+            conn.block_ms = conn.worker.now_ms
+        else:
+            conn.continuations += 1
+            if conn.continuations > CONTINUATIONS_MAX and conn.flood == NULL:
+                conn.flood = b"CONTINUATION frames"
+        conn.is_in_block = not flags & FLAG_END_HEADERS
+    elif type == FRAME_SETTINGS:
+        frames_charge(conn, 1 + conn.streams // STREAMS_A_FRAME, b"settings")
+    elif type != FRAME_RST_STREAM:   # `reset_received` has its own measure
+        frames_charge(conn, 1, b"control frames")
+
+
+cdef void frames_watch(conn_t *conn, const uint8_t *bytes, size_t left) noexcept nogil:
+    """Look at the frames in what was read; `flood` says what there are too many of."""
+    cdef size_t step
+    while left != 0 and conn.flood == NULL:
+        if conn.frame_left != 0:
+            step = conn.frame_left if conn.frame_left < left else left
+            conn.frame_left -= <uint32_t>step
+        else:
+            step = 9 - conn.frame_head_length
+            if step > left:
+                step = left
+            memcpy(conn.frame_head + conn.frame_head_length, bytes, step)
+            conn.frame_head_length += <uint8_t>step
+            if conn.frame_head_length == 9:
+                conn.frame_head_length = 0
+                frame_begun(conn)
+        bytes += step
+        left -= step
+    if (conn.is_blocked and conn.flood == NULL
+            and nghttp2_session_get_outbound_queue_size(conn.session)
+            > QUEUE_MAX + 4 * <size_t>conn.worker.config.streams_max[conn.role]):
+        conn.flood = b"answers that it does not read"
+
+
+cdef void conn_cut(conn_t *conn) noexcept nogil:
+    """Say that it is enough, as far as that goes, and close."""
+    cdef worker_t *w = conn.worker
+    count(w, COUNT_FLOODS, 1)
+    pthread_mutex_lock(&w.reports_lock)
+    snprintf(w.flood, sizeof(w.flood), b"%s", conn.flood)
+    memcpy(w.flood_address, conn.address, 16)
+    pthread_mutex_unlock(&w.reports_lock)
+    nghttp2_session_terminate_session(conn.session, NGHTTP2_ENHANCE_YOUR_CALM)
+    flush(conn)
+    conn_close(conn)
+
+
+cdef void reset_counted(conn_t *conn, const call_t *call) noexcept nogil:
+    """Count a reset; a client that does little else is dropped (CVE-2023-44487)."""
+    cdef worker_t *w = conn.worker
+    if not is_guarded(conn) or w.config == NULL:
+        return
+    if call != NULL and w.now_ns - call.arrived_ns >= RESET_LIFE_NS:
+        return   # a client, or a whole crowd of them, whose time was up
+    conn.resets_left += (w.now_ms - conn.resets_ms) * <double>w.config.resets_per_s / 1000
+    if conn.resets_left > w.config.resets_burst:
+        conn.resets_left = w.config.resets_burst
+    conn.resets_ms = w.now_ms
+    conn.resets_left -= 1
+    if conn.resets_left < 0 and not conn.goaway_sent:
+        conn.goaway_sent = conn.is_draining = 1
+        count(w, COUNT_RESETS_REFUSED, 1)
+        nghttp2_session_terminate_session(conn.session, NGHTTP2_ENHANCE_YOUR_CALM)
+        mark_dirty(conn)
+
+
+cdef void reset_sent(conn_t *conn, uint32_t code) noexcept nogil:
+    """We ended a stream: if the client made us, that is as good as its own reset (CVE-2025-8671).
+
+    Codes of our own choice (the clock, the client's upstream) are others.
+    """
+    if code == NGHTTP2_REFUSED_STREAM:
+        frames_charge(conn, 1, b"calls beyond its streams")
+    elif (code == NGHTTP2_PROTOCOL_ERROR or code == NGHTTP2_INTERNAL_ERROR
+            or code == NGHTTP2_FLOW_CONTROL_ERROR or code == NGHTTP2_STREAM_CLOSED
+            or code == NGHTTP2_FRAME_SIZE_ERROR or code == NGHTTP2_COMPRESSION_ERROR):
+        reset_counted(conn, NULL)
+
+
+cdef void key_updates_watch(
+    int _is_sent, int _version, int kind, const void *bytes, size_t length, SSL *ssl, void *_user
+) noexcept nogil:
+    """OpenSSL tells of each message of a handshake; after it, only changes of keys matter."""
+    cdef conn_t *conn
+    if (kind == SSL3_RT_HANDSHAKE and length != 0
+            and (<const uint8_t *>bytes)[0] == SSL3_MT_KEY_UPDATE):
+        conn = <conn_t *>BIO_get_data(SSL_get_rbio(ssl))
+        frames_charge(conn, KEY_UPDATE_FRAMES, b"changes of TLS keys")
