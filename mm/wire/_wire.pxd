@@ -54,6 +54,7 @@ cdef enum:
     TIMER_CALL = 0
     TIMER_CONN = 1
     TIMER_ACCEPT = 2
+    TIMER_TIER2 = 3
 
     # What is known of a method (method_t.flags).
     METHOD_OWN = 1             # the mesh's own
@@ -367,6 +368,7 @@ cdef struct worker_t:
     listener_t *listeners
     listener_t *dead_listeners
     timer_t accept_timer       # set while listeners rest
+    timer_t tier2_timer        # set while Python is to be told that tier 2 is missing
     conn_t *conns
     uint64_t conns_made
     conn_t *dead

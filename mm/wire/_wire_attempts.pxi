@@ -58,6 +58,9 @@ cdef void attempt(call_t *call, target_t *target) noexcept nogil:
     conn = target_conn(w, target)
     if conn != NULL:
         submit(call, conn)
+    elif target.is_retired:
+        leave(call)
+        splice(call, LANE_MODEL, COUNT_LEFT_AWAY)
     elif target_is_coming(target) and target.waiting_count < WAITING_MAX:
         target_wait(call, target)
     elif target.conns_count != 0 and call.lane < LANE_MODEL:

@@ -163,18 +163,26 @@ cdef void tier2_add(worker_t *w, command_t *command) noexcept nogil:
         target = w.tier2[place] = target_new(command.lane)
         if target == NULL:
             close(command.fd)
+            tier2_failed(w, place)
             return
         target.role = command.role
         memcpy(target.name, b"localhost", 10)
         target.name_length = 9
     conn = conn_new(w, command.fd, command.role, target)
     if conn == NULL:
+        tier2_failed(w, place)
         return
     target.failed_ms = 0
     target.failure[0] = 0
     target.conns[0] = conn
     target.conns_count = 1
     mark_dirty(conn)
+
+
+cdef void tier2_failed(worker_t *w, int place) noexcept nogil:
+    """There was no memory, or no place in epoll: Python makes another connection in a moment."""
+    or_u32(&w.missing, <uint32_t>1 << place, release)
+    timer_set(w, &w.tier2_timer, w.now_ms + TIER2_PAUSE_MS)
 
 
 cdef void runtime_set(worker_t *w, const target_t *told) noexcept nogil:

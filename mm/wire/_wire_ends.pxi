@@ -54,6 +54,11 @@ cdef void call_fail(
 cdef void call_expired(call_t *call) noexcept nogil:
     """The client's time is up."""
     cdef const char *text = b"deadline exceeded"
+    if call.wants_replay and call.down != NULL:
+        # The stream upstream is not closed yet, because the socket there takes nothing: of the
+        # answer that it gave nothing has left.
+        failure_note(call, &call.trailers)
+        call.wants_replay = call.answer_ended = 0
     if call.down == NULL or (call.answer_ended and answer_left(call) == 0):
         return
     count(call.worker, COUNT_DEADLINES, 1)

@@ -6,9 +6,11 @@
 # under place 0. With models, the row goes that was not used the longest.
 #
 # Numbers have one writer, the thread, and are read at any time. Which rows there are changes under
-# the lock alone, which whoever reads takes for some rows at a time; the thread reads them without.
+# the lock alone, which whoever reads takes to copy some rows at a time, and never while it needs
+# anything else, the GIL least of all; the thread reads them without.
 
 cdef enum:
+    ROWS_AT_ONCE = 16
     OK = 0
     CANCELLED = 1
     UNKNOWN = 2
@@ -99,6 +101,62 @@ cdef void answered_count(call_t *call, conn_t *conn) noexcept nogil:
     size_add(w, &row.requests, call.request_meter.total)
     if status == OK:
         size_add(w, &row.responses, call.answer_meter.total)
+
+
+# --- reading --------------------------------------------------------------------------------------
+
+cdef inline void numbers_copy(atomic_u64 *to, atomic_u64 *numbers, int count_) noexcept nogil:
+    cdef int i
+    for i in range(count_):
+        store_u64(&to[i], load_u64(&numbers[i], relaxed), relaxed)
+
+
+cdef inline void times_copy(times_t *to, times_t *times) noexcept nogil:
+    numbers_copy(to.counts, times.counts, TIME_BUCKETS)
+    numbers_copy(to.sums, times.sums, TIME_BUCKETS)
+
+
+cdef inline void sizes_copy(sizes_t *to, sizes_t *sizes) noexcept nogil:
+    numbers_copy(to.counts, sizes.counts, SIZE_BUCKETS)
+    numbers_copy(to.sums, sizes.sums, SIZE_BUCKETS)
+
+
+cdef int rows_copy(worker_t *w, uint32_t at, row_t *to) noexcept nogil:
+    """Copy up to ROWS_AT_ONCE rows, with their ids, which the caller frees; answers how many that
+    were, -1 without memory. Any thread.
+    """
+    cdef int n = 0
+    cdef row_t *row
+    cdef size_t length
+    pthread_mutex_lock(&w.rows_lock)
+    while n < ROWS_AT_ONCE and at < w.rows_count:
+        row = w.rows[at]
+        length = <size_t>row.model_length + row.vmodel_length
+        to[n].ids = <uint8_t *>malloc(length + 1)
+        if to[n].ids == NULL:
+            break
+        memcpy(to[n].ids, row.ids, length)
+        to[n].model_length = row.model_length
+        to[n].vmodel_length = row.vmodel_length
+        to[n].method = row.method
+        to[n].code = row.code
+        times_copy(&to[n].invoked, &row.invoked)
+        times_copy(&to[n].answered, &row.answered)
+        sizes_copy(&to[n].requests, &row.requests)
+        sizes_copy(&to[n].responses, &row.responses)
+        n += 1
+        at += 1
+    if n < ROWS_AT_ONCE and at < w.rows_count:
+        rows_free(to, n)
+        n = -1
+    pthread_mutex_unlock(&w.rows_lock)
+    return n
+
+
+cdef void rows_free(row_t *rows, int count_) noexcept nogil:
+    cdef int i
+    for i in range(count_):
+        free(rows[i].ids)
 
 
 # --- rows -----------------------------------------------------------------------------------------

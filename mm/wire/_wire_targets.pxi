@@ -50,8 +50,8 @@ cdef conn_t *target_conn(worker_t *w, target_t *target) noexcept nogil:
         conn = target.conns[i]
         if conn.is_ready and not conn.is_draining and conn.streams < conn.streams_max:
             return conn
-    if (target.address_length != 0 and target.conns_count < target.conns_max
-            and not target_is_coming(target)
+    if (target.address_length != 0 and not target.is_retired
+            and target.conns_count < target.conns_max and not target_is_coming(target)
             and (target.failed_ms == 0 or w.now_ms - target.failed_ms >= CONNECT_PAUSE_MS)):
         target_connect(w, target)
     return NULL
@@ -220,7 +220,13 @@ cdef void target_unwait(call_t *call) noexcept nogil:
 cdef void target_retire(worker_t *w, target_t *target) noexcept nogil:
     """The address is no more: what is under way there ends by itself."""
     cdef uint32_t i
+    cdef call_t *call
     target.is_retired = 1
+    while target.waiting != NULL:
+        call = target.waiting
+        target_unwait(call)
+        leave(call)
+        splice(call, LANE_MODEL, COUNT_LEFT_AWAY)
     target.next_retired = w.retired
     w.retired = target
     if target.conns_count == 0:

@@ -93,5 +93,7 @@ cdef void timer_fire(worker_t *w, timer_t *timer) noexcept nogil:
         call_expired(<call_t *>timer.owner)
     elif timer.kind == TIMER_ACCEPT:
         accepts_resume(<worker_t *>timer.owner)
+    elif timer.kind == TIMER_TIER2:
+        notice(<worker_t *>timer.owner)
     else:
         conn_timer(<conn_t *>timer.owner)

@@ -6,6 +6,7 @@ cdef enum:
     # Without a file descriptor for it a connection waits in the listener, which stays readable.
     # Others end all the time; ten looks a second find out, and cost nothing.
     ACCEPT_PAUSE_MS = 100
+    TIER2_PAUSE_MS = 100        # before a connection to tier 2 is asked for anew that was of no use
     PEERS_MAX = 65536           # instance indexes of the table
     FLUSH_PASSES = 4
     # Of processor time at once. A turn takes less, and most who share the processor, tier 2 among
@@ -36,6 +37,8 @@ cdef worker_t *worker_new(
     w.mailbox.kind = SOURCE_MAILBOX
     w.accept_timer.owner = w
     w.accept_timer.kind = TIMER_ACCEPT
+    w.tier2_timer.owner = w
+    w.tier2_timer.kind = TIMER_TIER2
     event.events = EPOLLIN
     event.data.ptr = &w.mailbox
     if (not reports_new(w) or not statistics_new(w, rows_max, by_model)

@@ -73,11 +73,17 @@ class RawPeer:
         self.events: list[Event] = []
         self.closed = False
 
-    def start(self, streams_max: int = 100) -> None:
-        values = {SettingCodes.MAX_CONCURRENT_STREAMS: streams_max}
+    def start(self, streams_max: int = 100, window_bytes: int = 65_535) -> None:
+        """Begin to speak; ``window_bytes`` is the room of a stream, and of all together if more."""
+        values = {
+            SettingCodes.MAX_CONCURRENT_STREAMS: streams_max,
+            SettingCodes.INITIAL_WINDOW_SIZE: window_bytes,
+        }
         client_side = self.h2.config.client_side
         self.h2.local_settings = Settings(client=client_side, initial_values=values)
         self.h2.initiate_connection()
+        if window_bytes > 65_535:
+            self.h2.increment_flow_control_window(window_bytes - 65_535)
         self.flush()
 
     def flush(self) -> None:
