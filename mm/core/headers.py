@@ -42,6 +42,9 @@ _NAMES_REMEMBERED_MAX: Final = 4096
 _NAME_REMEMBERED_BYTES_MAX: Final = 64
 _NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]+")
 _BAD_VALUE = re.compile(rb"[\x00\r\n]")
+_LENGTH = re.compile(rb"[0-9]{1,18}")
+#: Not what only begins so, as application/grpc-web.
+_GRPC = re.compile(rb"application/grpc(?:[+;]|\Z)")
 _TIMEOUT = re.compile(rb"([0-9]{1,8})([HMSmun])")
 _TIMEOUT_UNITS: Final = {
     b"H": 3600.0,
@@ -96,6 +99,8 @@ class RequestHead:
     #: ``grpc-accept-encoding``; empty when absent.
     accept_encoding: bytes
     timeout_s: float | None
+    #: What the body has to come to, if the client says so.
+    content_length: int | None = None
     #: Whatever else the client sent, to be passed on untouched.
     metadata: HeaderList = field(default_factory=list)
     #: ``mm-*`` and ``tas-model-id``: for the mesh alone.
@@ -109,6 +114,7 @@ def read_request_head(headers: Iterable[Header], size_max: int) -> RequestHead:
     metadata: HeaderList = []
     mesh: HeaderList = []
     size = 0
+    content_length: int | None = None
     for header in headers:
         name, value = header
         if not name.startswith(WIRE_PREFIX):
@@ -126,6 +132,8 @@ def read_request_head(headers: Iterable[Header], size_max: int) -> RequestHead:
             consumed[name] = value
             if name == b"tas-model-id":
                 mesh.append(header)
+            elif name == b"content-length":
+                content_length = _read_length(value, content_length)
         elif name.startswith(b"mm-"):
             mesh.append(header)
         elif not name.startswith(b"grpc-"):
@@ -139,10 +147,12 @@ def read_request_head(headers: Iterable[Header], size_max: int) -> RequestHead:
         )
     _check_pseudo_headers(pseudo)
     content_type = consumed.get(b"content-type", b"")
-    if not content_type.startswith(b"application/grpc"):
+    if not _GRPC.match(content_type):
         raise MalformedHeadersError(
             f"content-type {_show(content_type)} is not application/grpc", http_status=415
         )
+    if consumed.get(b"te", b"trailers") != b"trailers":
+        raise MalformedHeadersError(f"te: {_show(consumed[b'te'])} does not belong into HTTP/2")
     encoding = consumed.get(b"grpc-encoding", b"")
     timeout = consumed.get(b"grpc-timeout")
     return RequestHead(
@@ -151,9 +161,26 @@ def read_request_head(headers: Iterable[Header], size_max: int) -> RequestHead:
         encoding=b"" if encoding == b"identity" else encoding,
         accept_encoding=consumed.get(b"grpc-accept-encoding", b""),
         timeout_s=None if timeout is None else parse_timeout(timeout),
+        content_length=content_length,
         metadata=metadata,
         mesh=mesh,
     )
+
+
+def are_trailers(headers: Iterable[Header]) -> bool:
+    """Answer whether headers may stand behind a request: no pseudo-header, say."""
+    return all(
+        _NAME.fullmatch(name) and name not in _CONNECTION_SPECIFIC and not _BAD_VALUE.search(value)
+        for name, value in headers
+    )
+
+
+def _read_length(value: bytes, before: int | None) -> int:
+    if before is not None:
+        raise MalformedHeadersError("content-length is there twice")
+    if not _LENGTH.fullmatch(value):
+        raise MalformedHeadersError(f"content-length {_show(value)} is no length")
+    return int(value)
 
 
 def _check_name(name: bytes) -> None:

@@ -27,6 +27,7 @@ from mm.core.headers import (
     without_mesh_headers,
 )
 from mm.core.hop_headers import LOAD, PREFIX, RESULT, write_hop_request
+from mm.core.protobuf_ids import MalformedMessageError
 from mm.edge.attempt import Attempt
 from mm.edge.h2.client import Channel, ChannelFullError, UnreachableError
 from mm.edge.h2.incoming import IncomingCall
@@ -274,6 +275,8 @@ class ProxiedCall:
         """Take a piece from the client and pass it on if there is somewhere to."""
         try:
             self._meter.feed(data)
+            if ended and not self._meter.at_boundary:
+                raise MalformedMessageError("the request message is cut off")
         except MeshError as error:
             self.refuse(error)
             return

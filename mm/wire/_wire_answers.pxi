@@ -65,16 +65,16 @@ cdef void answer_data_received(
 ) noexcept nogil:
     """Take a piece of the answer's body."""
     cdef config_t *config = call.worker.config
-    cdef int64_t too_long = -1
+    cdef int64_t too_long = METER_OK
     cdef conn_t *up = call.up
     if call.answer_ended or call.down == NULL:
         nghttp2_session_consume_connection(up.session, length)
         return
     if call.lane < LANE_MODEL:
         too_long = meter_feed(&call.answer_meter, bytes, length, config.message_bytes_max)
-    if too_long >= 0:
+    if too_long != METER_OK:
         nghttp2_session_consume_connection(up.session, length)
-        fail_too_long(call, b"response", too_long)
+        fail_message(call, b"response", too_long)
         return
     buffer_drop(&call.answer)
     if not call.has_response or not answer_add(call, bytes, length):

@@ -4,13 +4,38 @@
 # free the call; `call_fail` never does.
 
 
-cdef void fail_too_long(call_t *call, const char *what, int64_t length) noexcept nogil:
+cdef void fail_message(call_t *call, const char *what, int64_t said) noexcept nogil:
+    """End a call because of a message that ``meter_feed`` objects to."""
     cdef char text[160]
-    cdef int n = snprintf(
+    cdef int n
+    if said == METER_FLAG:
+        n = snprintf(text, sizeof(text), b"%s message with a flag that is neither 0 nor 1", what)
+        call_fail(call, 13, <const uint8_t *>text, n)
+        return
+    n = snprintf(
         text, sizeof(text),
         b"%s message of %lld bytes exceeds the limit of %llu bytes (MM_SVC_GRPC_MAX_MSG_SIZE)",
-        what, <long long>length, <unsigned long long>call.worker.config.message_bytes_max)
+        what, <long long>said, <unsigned long long>call.worker.config.message_bytes_max)
     call_fail(call, 8, <const uint8_t *>text, n)
+
+
+cdef void call_break(call_t *call) noexcept nogil:
+    """Reset the client's stream: its request breaks HTTP/2 (RFC 9113, 8.1.1). Leaves it alive."""
+    if call.down == NULL or (call.answer_ended and not call.wants_replay):
+        return
+    call.answer_ended = 1
+    call.wants_replay = 0
+    call.status = CANCELLED
+    timer_stop(call.worker, &call.timer)
+    if call.waits_for != NULL:
+        target_unwait(call)
+    if call.up != NULL:
+        nghttp2_submit_rst_stream(
+            call.up.session, NGHTTP2_FLAG_NONE, call.up_id, NGHTTP2_CANCEL)
+        mark_dirty(call.up)
+    nghttp2_submit_rst_stream(
+        call.down.session, NGHTTP2_FLAG_NONE, call.down_id, NGHTTP2_PROTOCOL_ERROR)
+    mark_dirty(call.down)
 
 
 cdef void call_fail(

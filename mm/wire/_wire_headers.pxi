@@ -99,6 +99,19 @@ cdef bint take_timeout(head_t *head, const uint8_t *value, size_t length) noexce
     return True
 
 
+cdef void take_length(head_t *head, const header_t *header) noexcept nogil:
+    """Read content-length: eighteen digits, which no body has, and once at most."""
+    cdef uint32_t i
+    if head.has_length or header.value_length == 0 or header.value_length > 18:
+        head.is_odd = 1
+    head.has_length = 1
+    head.content_length = 0
+    for i in range(header.value_length):
+        if header.value[i] < 48 or header.value[i] > 57:
+            head.is_odd = 1
+        head.content_length = head.content_length * 10 + header.value[i] - 48
+
+
 cdef void take_pseudo(head_t *head, header_t *header) noexcept nogil:
     cdef text_t *into = NULL
     if header.name_length == 5 and same(header.name, b":path", 5):
@@ -108,7 +121,10 @@ cdef void take_pseudo(head_t *head, header_t *header) noexcept nogil:
     elif header.name_length == 7 and same(header.name, b":scheme", 7):
         head.is_odd |= head.has_scheme
         head.has_scheme = 1
-    elif not (header.name_length == 10 and same(header.name, b":authority", 10)):
+    elif header.name_length == 10 and same(header.name, b":authority", 10):
+        head.is_odd |= head.has_authority
+        head.has_authority = 1
+    else:
         head.is_odd = 1
     if into != NULL:
         head.is_odd |= into.bytes != NULL
@@ -156,13 +172,13 @@ cdef void take_consumed(head_t *head, header_t *header) noexcept nogil:
     elif length == 12 and same(name, b"tas-model-id", 12):
         head.legacy_ids = 1
     elif length == 2 and same(name, b"te", 2):
-        pass
+        head.is_odd |= not (header.value_length == 8 and same(header.value, b"trailers", 8))
     elif length == 4 and same(name, b"host", 4):
         pass
     elif length == 10 and same(name, b"user-agent", 10):
         pass
     elif length == 14 and same(name, b"content-length", 14):
-        pass
+        take_length(head, header)
     elif length > 5 and same(name, b"grpc-", 5):
         if length == 12 and same(name, b"grpc-timeout", 12):
             if not take_timeout(head, header.value, header.value_length):
@@ -205,6 +221,14 @@ cdef bint take_request_header(
     else:
         take_consumed(head, header)
     return True
+
+
+cdef bint is_trailer(
+    const uint8_t *name, size_t name_length, const uint8_t *value, size_t value_length
+) noexcept nogil:
+    """Answer whether a header may stand behind a request; a pseudo-header is no token."""
+    return (is_token(name, name_length) and not is_of_connection(name, name_length)
+            and is_value(value, value_length))
 
 
 cdef inline bint has_id(const head_t *head) noexcept nogil:
@@ -272,9 +296,19 @@ cdef bint is_plain_request(const head_t *head) noexcept nogil:
         and head.has_scheme
         and head.method.length == 4 and same(head.method.bytes, b"POST", 4)
         and head.path.length != 0 and head.path.bytes[0] == 47
-        and head.content_type.length >= 16
-        and same(head.content_type.bytes, b"application/grpc", 16)
+        and is_grpc(&head.content_type)
     )
+
+
+cdef bint is_grpc(const text_t *content_type) noexcept nogil:
+    """Answer whether it is application/grpc, and not only begins so, as application/grpc-web."""
+    cdef uint8_t next
+    if content_type.length < 16 or not same(content_type.bytes, b"application/grpc", 16):
+        return False
+    if content_type.length == 16:
+        return True
+    next = content_type.bytes[16]
+    return next == 43 or next == 59   # "+", ";"
 
 
 # --- answers --------------------------------------------------------------------------------------

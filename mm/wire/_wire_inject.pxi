@@ -13,11 +13,15 @@ cdef enum:
     WALK_NO_MEMORY = 2
     WALK_COMPRESSED = 3
 
+    # What a meter may say, beside a length.
+    METER_OK = -1
+    METER_FLAG = -2             # that is neither 0 nor 1
+
 
 cdef int64_t meter_feed(
     meter_t *m, const uint8_t *bytes, size_t length, uint64_t length_max
 ) noexcept nogil:
-    """Follow the messages; answer the length of one that is too long, else -1."""
+    """Follow the messages; answer the length of one that is too long, METER_FLAG, or METER_OK."""
     cdef size_t step
     cdef uint64_t announced
     while length != 0:
@@ -34,11 +38,13 @@ cdef int64_t meter_feed(
         if m.head_length == 5:
             m.head_length = 0
             announced = big_endian4(&m.head[1])
+            if m.head[0] > 1:
+                return METER_FLAG
             if announced > length_max:
                 return <int64_t>announced
             m.left = announced
             m.total += announced
-    return -1
+    return METER_OK
 
 
 cdef inline uint64_t big_endian4(const uint8_t *bytes) noexcept nogil:

@@ -6,16 +6,20 @@
 cdef bint body_received(call_t *call, const uint8_t *bytes, size_t length) noexcept nogil:
     """Take a piece of the request's body; False if it is of no use any more."""
     cdef config_t *config = call.worker.config
-    cdef int64_t too_long = -1
+    cdef int64_t too_long = METER_OK
+    if call.head.has_length and not call.head.is_odd and (
+            received_of(call) + length > call.head.content_length):
+        call_break(call)
+        return False
     if call.wants_replay:
         return body_kept(call, bytes, length)
     if call.lane < LANE_MODEL and config != NULL:
         too_long = meter_feed(&call.request_meter, bytes, length, config.message_bytes_max)
-        if too_long >= 0:
+        if too_long != METER_OK:
             if call.lane == LANE_NONE:
                 call.head.is_odd = 1   # tier 2 refuses it
             else:
-                fail_too_long(call, b"request", too_long)
+                fail_message(call, b"request", too_long)
                 return False
     if not call.keeps:
         body_compact(call)
@@ -26,6 +30,30 @@ cdef bint body_received(call_t *call, const uint8_t *bytes, size_t length) noexc
         stop_keeping(call)
     body_grew(call)
     return True
+
+
+cdef inline uint64_t received_of(const call_t *call) noexcept nogil:
+    """Answer how many bytes of the request's body have come."""
+    return call.body_base + call.body.length
+
+
+cdef void body_ended(call_t *call) noexcept nogil:
+    """The request is complete, or says so: let it go on if it is."""
+    cdef const char *text = b"the request message is cut off"
+    if call.answer_ended and not call.wants_replay:
+        return
+    if call.head.has_length and not call.head.is_odd and (
+            received_of(call) != call.head.content_length):
+        call_break(call)
+        return
+    # Between an answer and its replay messages are not followed: tier 2 will.
+    if call.lane < LANE_MODEL and not call.wants_replay and (
+            call.request_meter.left != 0 or call.request_meter.head_length != 0):
+        if call.lane != LANE_NONE:
+            call_fail(call, 3, <const uint8_t *>text, strlen(text))
+            return
+        call.head.is_odd = 1   # tier 2 refuses it
+    body_grew(call)
 
 
 cdef bint body_kept(call_t *call, const uint8_t *bytes, size_t length) noexcept nogil:

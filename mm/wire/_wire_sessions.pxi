@@ -106,9 +106,14 @@ cdef int server_header(
 ) noexcept nogil:
     cdef conn_t *conn = <conn_t *>user
     cdef call_t *call
-    if frame.hd.type != NGHTTP2_HEADERS or frame.headers.cat != NGHTTP2_HCAT_REQUEST:
-        return 0   # trailers of a request mean nothing to gRPC but its end
+    if frame.hd.type != NGHTTP2_HEADERS:
+        return 0
     call = <call_t *>nghttp2_session_get_stream_user_data(session, frame.hd.stream_id)
+    if frame.headers.cat != NGHTTP2_HCAT_REQUEST:
+        # Trailers of a request mean nothing to gRPC but its end.
+        if call != NULL and not is_trailer(name, name_length, value, value_length):
+            call.head.trailers_odd = 1
+        return 0
     if call == NULL or not take_request_header(
             call, name, name_length, value, value_length, flags):
         frames_charge(conn, BOMB_FRAMES, b"headers that are too long")
@@ -136,9 +141,12 @@ cdef int server_frame(
     call = <call_t *>nghttp2_session_get_stream_user_data(session, frame.hd.stream_id)
     if call == NULL:
         return 0
-    if frame.hd.flags & NGHTTP2_FLAG_END_STREAM and not call.request_ended:
+    if (frame.hd.type == NGHTTP2_HEADERS and frame.headers.cat != NGHTTP2_HCAT_REQUEST
+            and (call.head.trailers_odd or not frame.hd.flags & NGHTTP2_FLAG_END_STREAM)):
+        call_break(call)
+    elif frame.hd.flags & NGHTTP2_FLAG_END_STREAM and not call.request_ended:
         call.request_ended = 1
-        body_grew(call)
+        body_ended(call)
     if frame.hd.type == NGHTTP2_HEADERS and frame.headers.cat == NGHTTP2_HCAT_REQUEST:
         if call.head.has_timeout:
             call.deadline_ns = call.arrived_ns + call.head.timeout_ns

@@ -40,6 +40,7 @@ cdef struct head_t:
     text_t hop_kind
     text_t hop_from
     uint64_t timeout_ns      # of grpc-timeout, when there is one
+    uint64_t content_length  # when there is one
     text_t bin_id
     uint16_t ids             # how many of each there are
     uint16_t vmodel_ids, bin_ids, bin_vmodel_ids
@@ -47,6 +48,9 @@ cdef struct head_t:
     uint8_t is_vmodel        # what model_id names, once it is known
     uint8_t has_timeout
     uint8_t has_scheme
+    uint8_t has_authority
+    uint8_t has_length
+    uint8_t trailers_odd     # what ends the request breaks HTTP/2
     uint8_t is_balanced
     uint8_t is_odd           # whatever is wrong or strange with it is tier 2's to say
     uint8_t is_tried         # mm-hop-tried

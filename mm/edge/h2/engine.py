@@ -77,6 +77,12 @@ _FRAME_BYTES_MAX = 64 * 1024
 _SENT_FRAME_BYTES_MAX = 256 * 1024
 
 
+class CompressionError(ProtocolError):
+    """A header block that cannot be read; every later one would be read wrongly (RFC 9113, 4.3)."""
+
+    error_code = ErrorCodes.COMPRESSION_ERROR
+
+
 class EngineStream(H2Stream):
     """A stream whose header lists are neither checked nor rebuilt, and whose faults are its own."""
 
@@ -200,6 +206,8 @@ class Engine(H2Connection):
         """Begin a stream, answer one, or end one with trailers."""
         stream = self.streams.get(stream_id)
         if stream is None:
+            if not self.config.client_side:
+                return  # The client reset it in the same read, of which we are told next.
             self.state_machine.process_input(ConnectionInputs.SEND_HEADERS)
             stream = self._begin_new_stream(stream_id, AllowedStreamIDs(self.config.client_side))
         stream.state_machine.process_input(StreamInputs.SEND_HEADERS)
@@ -380,7 +388,7 @@ class Engine(H2Connection):
         except OversizedHeaderListError as error:
             raise DenialOfServiceError(f"header block too large: {error}") from error
         except (HPACKError, IndexError) as error:
-            raise ProtocolError(f"header block unreadable: {error}") from error
+            raise CompressionError(f"header block unreadable: {error}") from error
 
     def _refuses(self, stream_id: int) -> bool:
         if self.config.client_side:
@@ -413,6 +421,11 @@ class Engine(H2Connection):
             # Data after END_STREAM: the stream is reset, the connection's window is not lost.
             self.acknowledge(frame.stream_id, size)
             raise
+
+    def _receive_rst_stream_frame(self, frame: RstStreamFrame) -> tuple[list[Frame], list[Event]]:
+        if frame.stream_id > max(self.highest_inbound_stream_id, self.highest_outbound_stream_id):
+            raise NoSuchStreamError(frame.stream_id)
+        return super()._receive_rst_stream_frame(frame)
 
     def _receive_goaway_frame(self, frame: GoAwayFrame) -> tuple[list[Frame], list[Event]]:
         last_id = frame.last_stream_id

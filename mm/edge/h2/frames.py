@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from h2.exceptions import DenialOfServiceError
+from h2.exceptions import DenialOfServiceError, ProtocolError
 from h2.frame_buffer import FrameBuffer
+from hyperframe.exceptions import InvalidPaddingError
 from hyperframe.frame import Frame
 
 
@@ -13,6 +14,12 @@ class LimitedFrames(FrameBuffer):
     def __init__(self, server: bool, block_bytes_max: int) -> None:
         super().__init__(server)
         self._block_bytes_max = block_bytes_max
+
+    def __next__(self) -> Frame:
+        try:
+            return super().__next__()
+        except InvalidPaddingError as error:  # which h2 lets through
+            raise ProtocolError("padding is longer than its frame") from error
 
     def _update_header_buffer(self, f: Frame | None) -> Frame | None:
         complete = super()._update_header_buffer(f)

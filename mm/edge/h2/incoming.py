@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from h2.errors import ErrorCodes
 
-from mm.core.headers import Header, HeaderList, RequestHead, status_trailers
+from mm.core.headers import Header, HeaderList, RequestHead, are_trailers, status_trailers
 from mm.edge.h2.stream import RawStream, StreamFault
 from mm.errors import MeshError, StatusCode
 
@@ -42,6 +42,7 @@ class IncomingCall:
         "_early",
         "_finished",
         "_held_bytes",
+        "_length_left",
         "_timer",
         "abandoned",
         "deadline_s",
@@ -84,6 +85,7 @@ class IncomingCall:
         self.task: asyncio.Task[None]
         self._body: Body | None = None
         self._finished = False
+        self._length_left = head.content_length
         self._held_bytes = 0
         self._early: list[tuple[bytes, int, bool]] = []
         self._timer: asyncio.TimerHandle | None = None
@@ -209,6 +211,11 @@ class IncomingCall:
 
     def data_received(self, data: bytes, size: int, ended: bool) -> None:
         """Pass on a piece of the body, or keep it until someone reads."""
+        if self._length_left is not None:
+            self._length_left -= len(data)
+            if self._length_left < 0 or (ended and self._length_left):
+                self._break_off()
+                return
         if self._body is not None:
             self._body.data_received(data, size, ended)
         elif self._finished:
@@ -218,7 +225,10 @@ class IncomingCall:
 
     def trailers_received(self, trailers: HeaderList, initial: bool) -> None:
         """Trailers of a request mean nothing to gRPC but its end."""
-        self.data_received(b"", 0, True)
+        if are_trailers(trailers):
+            self.data_received(b"", 0, True)
+        else:
+            self._break_off()
 
     def data_sent(self, size: int) -> None:
         """Pass on that there is room again."""
@@ -227,6 +237,14 @@ class IncomingCall:
 
     def terminated(self, fault: StreamFault) -> None:
         """The client gave up, or is gone."""
+        self.abandoned = True
+        self._stop_timer()
+        self.task.cancel()
+
+    def _break_off(self) -> None:
+        """Reset the stream: the request breaks HTTP/2 (RFC 9113, 8.1.1)."""
+        self._length_left = None
+        self.stream.reset(ErrorCodes.PROTOCOL_ERROR)
         self.abandoned = True
         self._stop_timer()
         self.task.cancel()

@@ -10,7 +10,13 @@ import struct
 import zlib
 from collections.abc import Iterator
 
-from mm.errors import InvalidRequestError, MethodRefusedError, QueueFullError
+from mm.errors import (
+    InvalidRequestError,
+    MeshError,
+    MethodRefusedError,
+    QueueFullError,
+    StatusCode,
+)
 
 PREFIX = struct.Struct(">BL")
 PREFIX_BYTES = 5
@@ -27,6 +33,15 @@ class MessageTooLargeError(QueueFullError):
             "(MM_SVC_GRPC_MAX_MSG_SIZE)"
         )
         self.length = length
+
+
+class MessageFlagError(MeshError):
+    """What stands before a message breaks gRPC; INTERNAL, as gRPC's own servers say."""
+
+    code = StatusCode.INTERNAL
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"{what} message with a flag that is neither 0 nor 1")
 
 
 class TooMuchHeldError(QueueFullError):
@@ -74,7 +89,7 @@ class MessageMeter:
         return not self._left and not self._head
 
     def feed(self, data: bytes) -> None:
-        """Take the next bytes; raises ``MessageTooLargeError``."""
+        """Take the next bytes; raises ``MessageTooLargeError`` and ``MessageFlagError``."""
         at, end = 0, len(data)
         while at < end:
             if self._left:
@@ -95,6 +110,8 @@ class MessageMeter:
                 at += PREFIX_BYTES
             self.count += 1
             if flag:
+                if flag > 1:
+                    raise MessageFlagError(self._what)
                 self.any_compressed = True
             if length > self._length_max:
                 raise MessageTooLargeError(self._what, length, self._length_max)
@@ -121,11 +138,15 @@ class MessageSplitter:
         return not self._buffer
 
     def feed(self, data: bytes) -> Iterator[tuple[bool, bytes]]:
-        """Take the next bytes; raises ``MessageTooLargeError`` as soon as a prefix says so."""
+        """Take the next bytes; raises ``MessageTooLargeError`` as soon as a prefix says so, and
+        ``MessageFlagError``.
+        """
         buffer = self._buffer
         buffer += data
         while len(buffer) >= PREFIX_BYTES:
             flag, length = PREFIX.unpack_from(buffer)
+            if flag > 1:
+                raise MessageFlagError(self._what)
             if length > self._length_max:
                 raise MessageTooLargeError(self._what, length, self._length_max)
             end = PREFIX_BYTES + length

@@ -171,10 +171,10 @@ class ServerLink(Link):
         stream = RawStream(self, stream_id, call)
         self.streams[stream_id] = stream
         call.stream = stream
+        call.task = self.loop.create_task(self.server.serve(call))
         if ended:
             stream.remote_ended = True
             call.data_received(b"", 0, True)
-        call.task = self.loop.create_task(self.server.serve(call))
 
     def _answer_malformed(self, stream_id: int, error: MalformedHeadersError, ended: bool) -> None:
         stream = RawStream(self, stream_id, NOBODY)

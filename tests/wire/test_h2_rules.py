@@ -1,0 +1,113 @@
+"""Every rule of ``h2_rules.py`` and ``grpc_rules.py``, broken at both data planes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+
+import pytest
+from anyio.from_thread import start_blocking_portal
+
+from tests.edge.upstream import serve_proxy
+from tests.wire.grpc_rules import FIELDS, GRPC
+from tests.wire.h2_rules import BLOCKS, FRAMES
+from tests.wire.h2_talk import DATA, END_STREAM, PREFACE, SETTINGS, Talk, frame, talk
+from tests.wire.h2_words import (
+    MESSAGE,
+    SAID_ON,
+    WAIT,
+    Answers,
+    Ends,
+    Resets,
+    Row,
+    Want,
+    begin,
+)
+from tests.wire.stand import serve_wire
+
+BESIDE = 1
+HELLO = bytes.fromhex("16030100050100000100")
+
+
+@pytest.fixture(scope="module", params=["wire", "python"])
+def plane(request: pytest.FixtureRequest) -> Iterator[tuple[str, int]]:
+    """Its name, and where it listens; at the end nothing of all that was said is left."""
+    with ExitStack() as stack:
+        portal = stack.enter_context(start_blocking_portal("asyncio"))
+        if request.param == "wire":
+            wire = stack.enter_context(portal.wrap_async_context_manager(serve_wire()))
+            yield "wire", wire.port
+            portal.call(lambda: wire.settle(calls_open=0, connections_open=0, hits_open=0))
+        else:
+            proxy = stack.enter_context(portal.wrap_async_context_manager(serve_proxy()))
+            yield "python", proxy.port
+            assert not proxy.server.held_bytes
+
+
+@pytest.mark.parametrize(
+    "row", [*FRAMES, *BLOCKS, *FIELDS, *GRPC], ids=lambda row: f"{row.section} {row.name}"
+)
+def test_a_rule(plane: tuple[str, int], row: Row) -> None:
+    name, port = plane
+    want = (row.wire if name == "wire" else row.python) or row.want
+    conversation = talk(port)
+    with closing(conversation.sock):
+        conversation.send(begin(stream_id=BESIDE))
+        conversation.ping(b"has come")
+        for said in row.sent:
+            if said is WAIT:
+                conversation.wait_end(SAID_ON)
+            else:
+                assert isinstance(said, bytes)
+                conversation.send(said)
+        judge(conversation, want)
+        if not isinstance(want, Ends):
+            conversation.send(frame(DATA, END_STREAM, BESIDE, MESSAGE))
+            beside = conversation.wait_end(BESIDE)
+            assert (beside.headers[b"grpc-status"], beside.reset) == (b"0", None)
+            assert beside.body[5:] == b"echo:q"
+            assert conversation.goaway is None
+
+
+def judge(conversation: Talk, want: Want) -> None:
+    """See what came of it."""
+    if isinstance(want, Ends):
+        conversation.wait_closed()
+        assert conversation.goaway is not None
+        code, last = conversation.goaway
+        assert code == want.code
+        assert last <= SAID_ON or last == 7
+    elif isinstance(want, Resets):
+        assert conversation.wait_end(SAID_ON).reset == want.code
+    elif isinstance(want, Answers):
+        answer = conversation.wait_end(SAID_ON)
+        assert answer.headers[b":status"] == want.http.encode()
+        assert answer.headers[b"grpc-status"] == want.grpc.encode()
+    else:
+        conversation.ping(b"goes on!")
+
+
+@pytest.mark.parametrize(
+    "greeting",
+    [
+        pytest.param(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n", id="HTTP/1.1"),
+        pytest.param(HELLO + bytes(200), id="TLS"),
+        pytest.param(PREFACE[:-1] + b"x" + frame(SETTINGS, 0, 0), id="preface with a wrong end"),
+        pytest.param(PREFACE + frame(DATA, 0, 1, b"x"), id="no SETTINGS"),
+    ],
+)
+def test_what_begins_otherwise_is_closed(plane: tuple[str, int], greeting: bytes) -> None:
+    """RFC 9113, 3.4."""
+    conversation = talk(plane[1], greeting)
+    with closing(conversation.sock):
+        conversation.wait_closed()
+
+
+def test_settings_and_pings_are_answered(plane: tuple[str, int]) -> None:
+    """RFC 9113, 6.5.3 and 6.7."""
+    conversation = talk(plane[1])
+    with closing(conversation.sock):
+        conversation.send(frame(SETTINGS, 0, 0) * 2)
+        conversation.ping(b"\0\xff ping!")
+        assert conversation.acknowledged == 3
+        assert conversation.pongs == [b"\0\xff ping!"]
