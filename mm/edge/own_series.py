@@ -129,6 +129,7 @@ WIRE_COUNTERS: Final = {
     "again_answer": "The answer may have meant more than it said",
     "failures_told": "Attempts that failed and whose calls could not be sent again",
     "failures_untold": "Those that Python was not told of, for want of room",
+    "slow_given_up": "Calls ended because their clients read nothing while too much waited",
     "bytes_in": "Bytes read from clients and peers",
     "bytes_out": "Bytes written to clients and peers",
     "deadlines": "Calls whose deadline passed",

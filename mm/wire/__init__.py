@@ -91,6 +91,9 @@ class WireSettings:
     kept_bytes_max: int = 2**20
     #: Of a thread.
     held_bytes_max: int = 256 * 2**20
+    #: Of a thread: answers that wait for their readers, a window (256 KiB) of each at most. Room
+    #: for a thousand that read nothing; beyond, those go that took nothing for the longest.
+    answer_bytes_max: int = 256 * 2**20
     external_streams_max: int = 1000
     peer_streams_max: int = 20_000
     clients: ClientLimits = field(default_factory=ClientLimits)
@@ -167,6 +170,8 @@ class WireStatistics:
     failures_untold: int
     #: Clients that were cut off for what they sent.
     floods_refused: int
+    #: Calls whose clients took nothing of their answers while too many bytes of answers waited.
+    slow_given_up: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -182,6 +182,10 @@ cdef struct call_t:
     piece_t *pieces
     piece_t *pieces_last
     size_t pieces_bytes
+    # While something of the answer waits: in the order of who has waited longest for its reader.
+    call_t *slow_previous
+    call_t *slow_next
+    uint8_t is_slow
     # Of all bytes of the request, counted from its first: where `body` begins, and how many were
     # given back to the client's window.
     uint64_t body_base
@@ -291,6 +295,7 @@ cdef struct config_t:
     uint64_t message_bytes_max
     uint64_t kept_bytes_max    # of one request
     uint64_t held_bytes_max    # of all requests of a worker
+    uint64_t answer_bytes_max  # of all answers of a worker that wait for their readers
     uint32_t streams_max[ROLES]
     uint32_t connections_max[ROLES]   # of all workers
     uint32_t per_address_max   # of these, of clients
@@ -380,6 +385,9 @@ cdef struct worker_t:
     call_t *pool
     uint32_t pool_count
     size_t held_bytes
+    call_t *slow               # calls with answers that wait (_wire_slow.pxi)
+    call_t *slow_last
+    size_t answers_bytes       # of answers that are here
     target_t *runtime
     target_t *tier2[ROLES * 2]
     target_t **peers           # by instance index

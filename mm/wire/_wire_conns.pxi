@@ -10,7 +10,10 @@ cdef enum:
     INPUT_BYTES = 262144
     READ_BYTES = 131072         # at once
     STREAM_WINDOW_BYTES = 262144
-    CONNECTION_WINDOW_BYTES = 67108864
+    CONNECTION_WINDOW_BYTES = 67108864   # of those who call here
+    # Of a connection of ours whose window is as large as can be: nghttp2 gives back what has left
+    # when that is half of it, so so many streams' windows have room at any time.
+    CONN_STREAMS_MAX = 0x7FFFFFFF // 2 // 262144
     HANDSHAKE_MS = 10000
     CONNECT_MS = 6000
     PING_MS = 2500              # to peers, and then this long for the answer:

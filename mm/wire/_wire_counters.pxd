@@ -47,7 +47,8 @@ cdef enum:
     COUNT_FAILURES_TOLD = 34
     COUNT_FAILURES_UNTOLD = 35  # or is not, for want of room
     COUNT_FLOODS = 36          # clients that were cut off for what they sent
-    COUNTS = 37
+    COUNT_SLOW_GIVEN_UP = 37   # calls ended because too much waited for readers
+    COUNTS = 38
 
     METHODS_MAX = 257          # told apart, and one place for all others
     METHOD_PATH_BYTES = 1000   # of longer ones: with the others

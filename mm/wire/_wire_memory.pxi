@@ -220,7 +220,7 @@ cdef void call_free(call_t *call) noexcept nogil:
         call.pool_next = w.leaving
         w.leaving = call
         return
-    pieces_drop(call)
+    answer_forget(call)
     w.held_bytes -= call.held_bytes
     if w.pool_count >= POOL_MAX:
         call_destroy(call)

@@ -27,10 +27,16 @@ cdef bint answer_add(call_t *call, const uint8_t *bytes, size_t length) noexcept
     """Take bytes of an answer that lie in the input; False without memory."""
     cdef worker_t *w = call.worker
     cdef piece_t *piece
-    if length < PIECE_BYTES_MIN and call.pieces == NULL:
-        return buffer_add(&call.answer, bytes, length)
-    if w.pieces_count == PIECES_MAX:
-        return pieces_copy(call) and buffer_add(&call.answer, bytes, length)
+    if w.pieces_count == PIECES_MAX and not pieces_copy(call):
+        return False
+    if w.pieces_count == PIECES_MAX or (length < PIECE_BYTES_MIN and call.pieces == NULL):
+        if not buffer_add(&call.answer, bytes, length):
+            return False
+        w.answers_bytes += length
+        # A small one that comes alone is gone by the end of the turn, most often.
+        if buffer_left(&call.answer) != length:
+            slow_enter(call)
+        return True
     piece = &w.pieces[w.pieces_count]
     w.pieces_count += 1
     piece.next = NULL
@@ -43,6 +49,7 @@ cdef bint answer_add(call_t *call, const uint8_t *bytes, size_t length) noexcept
         call.pieces = piece
     call.pieces_last = piece
     call.pieces_bytes += length
+    w.answers_bytes += length
     return True
 
 
@@ -71,6 +78,8 @@ cdef void answer_send(call_t *call, size_t length) noexcept nogil:
         if piece.length == 0:
             piece.call = NULL
             call.pieces = piece.next
+    w.answers_bytes -= length
+    slow_moved(call)
     answer_sent(call, length)
 
 
@@ -89,6 +98,8 @@ cdef bint pieces_copy(call_t *call) noexcept nogil:
     while is_done and piece != NULL:
         buffer_add(&call.answer, piece.bytes, piece.length)
         piece = piece.next
+    if not is_done:
+        call.worker.answers_bytes -= call.pieces_bytes
     pieces_drop(call)
     return is_done
 
@@ -99,10 +110,14 @@ cdef void pieces_settle(worker_t *w) noexcept nogil:
     cdef call_t *call
     for i in range(w.pieces_count):
         call = w.pieces[i].call
-        if call != NULL and not pieces_copy(call) and call.down != NULL:
+        if call == NULL:
+            continue
+        slow_enter(call)
+        if not pieces_copy(call) and call.down != NULL:
             # A part of the answer is lost, so it must not end well.
             nghttp2_submit_rst_stream(
                 call.down.session, NGHTTP2_FLAG_NONE, call.down_id, NGHTTP2_INTERNAL_ERROR)
             mark_dirty(call.down)
     w.pieces_count = 0
     w.input_at = 0
+    slow_check(w)

@@ -63,8 +63,7 @@ cdef bint session_open(conn_t *conn) noexcept nogil:
             return False
         settings[2].settings_id = NGHTTP2_SETTINGS_ENABLE_PUSH
         settings[2].value = 0
-        if conn.target.lane >= LANE_MODEL:
-            window = 0x7FFFFFFF   # carries every client: each stream has its own window
+        window = 0x7FFFFFFF   # carries many clients: each stream has its own window
     return (nghttp2_submit_settings(conn.session, NGHTTP2_FLAG_NONE, settings, 3) == 0
             and nghttp2_session_set_local_window_size(
                 conn.session, NGHTTP2_FLAG_NONE, 0, window) == 0)

@@ -148,6 +148,8 @@ cdef void conn_settled(conn_t *conn) noexcept nogil:
     cdef worker_t *w = conn.worker
     conn.streams_max = nghttp2_session_get_remote_settings(
         conn.session, NGHTTP2_SETTINGS_MAX_CONCURRENT_STREAMS)
+    if conn.target.lane < LANE_MODEL and conn.streams_max > CONN_STREAMS_MAX:
+        conn.streams_max = CONN_STREAMS_MAX
     if not conn.is_ready:
         conn.is_ready = 1
         count(w, COUNT_UPSTREAMS_OPEN, 1)
