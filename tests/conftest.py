@@ -69,6 +69,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=_turn)
 
 
+def pytest_collection_finish() -> None:
+    # Thousands of tests stay to the end: nobody need look at them again. A simulated run ends with
+    # a collection of everything, which took a tenth of its CPU.
+    gc.collect()
+    gc.freeze()
+
+
 def _turn(item: pytest.Item) -> int:
     file = item.path.relative_to(_TESTS) if item.path.is_relative_to(_TESTS) else item.path
     for turn, name in enumerate(_LONGEST_FIRST):

@@ -43,6 +43,8 @@ PREFIX: Final = f"/tas-runtime/{SERVICE}"
 #: How often ``until`` looks at first and at last; real time on asyncio, so short.
 LOOK_MIN_S: Final = 0.001
 LOOK_MAX_S: Final = 0.05
+#: Limits of every cluster that is not told others: tests set them for all that they are not about.
+DEFAULT_LIMITS: Final[dict[str, Any]] = {}
 
 
 async def until(condition: Callable[[], bool], timeout_s: float = 60.0, what: str = "") -> None:
@@ -100,7 +102,7 @@ class Cluster:
             service_name=SERVICE,
             kv_store="memory",
             instance_id=InstanceId(name),
-            **{**self._limits, **limits},
+            **{**DEFAULT_LIMITS, **self._limits, **limits},
         )
         runtime = runtime or self.make_runtime(config)
         instance = Instance(self, config, runtime, address or f"{name}:8080")
