@@ -39,6 +39,7 @@ class Leader:
         self._candidate = f"_{me}"
         self._rng = random.Random(self._candidate)
         self._mirror = Mirror(store, prefix, self._changed)
+        self._has_stood = False
         self._has_resigned = False
         #: Set, and replaced, whenever our candidate key changed.
         self._own_changed = anyio.Event()
@@ -71,7 +72,7 @@ class Leader:
     async def resign(self) -> None:
         """Stand no more: this instance is about to leave. Raises ``StoreUnavailableError``."""
         self._has_resigned = True
-        if self._mirror.get(self._candidate) is None:
+        if not self._has_stood:
             return
         key = self._mirror.key(self._candidate)
         await self._store.write(Write(key, None, if_revision=None))
@@ -82,6 +83,7 @@ class Leader:
         known = self._mirror.get(self._candidate)
         if known is not None and known.lease_id == lease_id and known.mod_revision:
             return True
+        self._has_stood = True
         result = await self._store.write(
             Write(
                 self._mirror.key(self._candidate),
@@ -90,8 +92,12 @@ class Leader:
                 lease_id=lease_id,
             )
         )
-        if result.item is not None:
-            self._mirror.written(result.item)
+        item = result.item
+        if item is not None:
+            # Who stood before a new key of ours is told by the watch, in order; until it has come
+            # that far we would take ourselves for the first. So it is the watch that tells of us.
+            if item.create_revision <= self._mirror.revision:
+                self._mirror.written(item)
         elif known is not None:
             self._mirror.deleted_by_us(self._candidate, known.mod_revision)
         return result.succeeded

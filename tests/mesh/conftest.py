@@ -13,6 +13,7 @@ from mm.testing import cluster
 #: What is tested here and is about copies that follow the load.
 _ABOUT_DEMAND = ("test_scaler.py", "test_scale_down.py")
 
+
 @pytest.fixture(autouse=True)
 def same_schedule(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     """Have trio's scheduler decide by the name of the test: a failure can be had again.

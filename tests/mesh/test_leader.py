@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+from functools import partial
+
 import anyio
 import pytest
 
@@ -38,6 +41,36 @@ async def test_who_stands_first_leads_until_it_leaves() -> None:
         await until(lambda: leads(cluster, "a"))
         assert changed.is_set()
         assert not leader(cluster, "c").is_leader
+
+
+@pytest.mark.virtual_time
+async def test_of_those_who_start_together_one_alone_ever_leads(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """An answer to a write comes sooner than the news of who wrote before."""
+    caplog.set_level(logging.INFO, "mm.mesh.leader")
+    async with running_cluster() as cluster:
+        cluster.store_delay_s, cluster.watch_delay_s = 0.01, 0.1
+        async with anyio.create_task_group() as group:
+            for name in "abc":
+                group.start_soon(partial(cluster.start, name, is_known_by_all=False))
+        await until(lambda: any(leads(cluster, name) for name in "abc"))
+        await until(lambda: len(cluster.server.table(KEYS).items) == 3)
+        await anyio.sleep(5)
+    told = [record.getMessage() for record in caplog.records]
+    assert len([text for text in told if text.endswith(" is the leader")]) == 1, told
+
+
+@pytest.mark.virtual_time
+async def test_whoever_leaves_at_once_stands_no_more() -> None:
+    """Also if its watch has not told of its own key yet."""
+    async with running_cluster() as cluster:
+        cluster.watch_delay_s = 5.0
+        await cluster.start("a", is_known_by_all=False)
+        await until(lambda: cluster.server.get(f"{KEYS}_a") is not None)
+        assert not leader(cluster, "a").is_leader
+        await leader(cluster, "a").resign()
+        assert cluster.server.get(f"{KEYS}_a") is None
 
 
 @pytest.mark.virtual_time

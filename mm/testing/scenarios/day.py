@@ -210,7 +210,7 @@ class _Day:
         sizes["keys"] = len(server.table("").items)
         self.outcome.sizes.append(sizes)
         gc.collect()
-        self.outcome.objects.append(len(gc.get_objects()))
+        self.outcome.objects.append(len(gc.get_objects()) + gc.get_freeze_count())
         here = sum(each.runtime.loads_begun.total() for each in self._instances)
         self.outcome.loads_count = self._loads_of_others + here
 
