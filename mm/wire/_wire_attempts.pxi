@@ -93,7 +93,7 @@ cdef void submit(call_t *call, conn_t *conn) noexcept nogil:
     call.up_sent = call.sent_whole = call.up_deferred = 0
     call.status = -1
     call.hop_load = -1
-    if call.injector.suffix_length != 0 and call.lane == LANE_HERE:
+    if is_injected(call):
         inject_reset(&call.injector)
         if not feed_injector(call):
             return

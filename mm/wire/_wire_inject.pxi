@@ -6,6 +6,9 @@
 cdef enum:
     FIELDS_MAX = 100000
     GROUPS_MAX = 100
+    # An id is put behind each message, and messages may be empty: what a window of them becomes is
+    # made piece by piece, as the runtime takes it. With this much waiting no more is made.
+    INJECTED_BYTES_MAX = 131072
 
     # What a walk may say.
     WALK_OK = 0
@@ -156,12 +159,21 @@ cdef bint walk(injector_t *j, const uint8_t *bytes, size_t length) noexcept nogi
     return True
 
 
-cdef int inject_feed(injector_t *j, const uint8_t *bytes, size_t length) noexcept nogil:
-    """Take the next bytes of the request; what is to be sent gathers in ``out``."""
+cdef int inject_feed(
+    injector_t *j, const uint8_t *bytes, size_t length, size_t *used
+) noexcept nogil:
+    """Take the next bytes of the request; what is to be sent gathers in ``out``.
+
+    ``used``: how many bytes were taken, which is not all of them once enough waits.
+    """
+    cdef const uint8_t *first = bytes
     cdef size_t step
     cdef uint64_t announced
     cdef uint8_t head[5]
+    used[0] = 0
     while length != 0 or (j.in_message and j.left == 0):
+        if not j.in_message and buffer_left(&j.out) >= INJECTED_BYTES_MAX:
+            break
         if not j.in_message:
             j.head[j.head_length] = bytes[0]
             j.head_length += 1
@@ -198,6 +210,7 @@ cdef int inject_feed(injector_t *j, const uint8_t *bytes, size_t length) noexcep
             if not buffer_add(&j.out, j.suffix, j.suffix_length):
                 return WALK_NO_MEMORY
             j.in_message = 0
+    used[0] = bytes - first
     return WALK_OK
 
 

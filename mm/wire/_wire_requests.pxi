@@ -78,9 +78,8 @@ cdef void body_grew(call_t *call) noexcept nogil:
         fresh_add(call)
     if call.up == NULL or call.answer_ended:
         return
-    if call.injector.suffix_length != 0 and call.lane == LANE_HERE:
-        if not feed_injector(call):
-            return
+    if is_injected(call) and not feed_injector(call):
+        return
     if call.up_deferred:
         call.up_deferred = 0
         nghttp2_session_resume_data(call.up.session, call.up_id)
@@ -90,11 +89,12 @@ cdef void body_grew(call_t *call) noexcept nogil:
 cdef bint feed_injector(call_t *call) noexcept nogil:
     """Put the id into what came; False if the request is at fault, and was answered."""
     cdef buffer_t *body = &call.body
+    cdef size_t used
     cdef int said = inject_feed(
-        &call.injector, body.bytes + body.at, buffer_left(body))
+        &call.injector, body.bytes + body.at, buffer_left(body), &used)
     cdef const char *text
     if said == WALK_OK:
-        body.at = body.length
+        body.at += used
         return True
     if said == WALK_MALFORMED:
         text = b"the request message is cut off"
@@ -121,11 +121,14 @@ cdef void body_compact(call_t *call) noexcept nogil:
     call.body_base += before - call.body.length
 
 
+cdef inline bint is_injected(const call_t *call) noexcept nogil:
+    """Answer whether the id goes into the messages of this attempt."""
+    return call.injector.suffix_length != 0 and call.lane == LANE_HERE
+
+
 cdef inline buffer_t *request_out(call_t *call) noexcept nogil:
     """Answer where what is to be sent of a request lies."""
-    if call.injector.suffix_length != 0 and call.lane == LANE_HERE:
-        return &call.injector.out
-    return &call.body
+    return &call.injector.out if is_injected(call) else &call.body
 
 
 cdef void body_sent(call_t *call) noexcept nogil:
@@ -133,7 +136,7 @@ cdef void body_sent(call_t *call) noexcept nogil:
     cdef uint64_t total = call.body_base + call.body.at
     cdef uint64_t more
     cdef config_t *config
-    if call.injector.suffix_length != 0 and call.lane == LANE_HERE:
+    if is_injected(call):
         if buffer_left(&call.injector.out) != 0:
             return
         buffer_rewind(&call.injector.out)
@@ -172,18 +175,24 @@ cdef ssize_t read_request(
     """nghttp2 asks how much of a request's body there is to send (`send_data` moves it)."""
     cdef call_t *call = <call_t *>nghttp2_session_get_stream_user_data(session, id)
     cdef size_t left
+    cdef bint is_all
     if call == NULL or call.up_id != id:
         return NGHTTP2_ERR_TEMPORAL_CALLBACK_FAILURE
     left = buffer_left(request_out(call))
+    if left == 0 and is_injected(call) and buffer_left(&call.body) != 0:
+        if not feed_injector(call):
+            return NGHTTP2_ERR_DEFERRED   # it has its answer, and the stream is reset
+        left = buffer_left(&call.injector.out)
+    is_all = call.request_ended and (not is_injected(call) or buffer_left(&call.body) == 0)
     if left == 0:
-        if call.request_ended:
+        if is_all:
             flags[0] |= NGHTTP2_DATA_FLAG_EOF
             return 0
         call.up_deferred = 1
         return NGHTTP2_ERR_DEFERRED
     flags[0] |= NGHTTP2_DATA_FLAG_NO_COPY
     if left <= length:
-        if call.request_ended:
+        if is_all:
             flags[0] |= NGHTTP2_DATA_FLAG_EOF
         return <ssize_t>left
     return <ssize_t>length

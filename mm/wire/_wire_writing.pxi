@@ -184,7 +184,11 @@ cdef int send_data(
     if buffer_left(out) < length:
         return NGHTTP2_ERR_TEMPORAL_CALLBACK_FAILURE
     part_copy(w, head, 9)
-    part_add(w, out.bytes + out.at, length)
+    if is_injected(call):
+        # More may be put in before this is written, in the same place.
+        part_copy(w, out.bytes + out.at, length)
+    else:
+        part_add(w, out.bytes + out.at, length)
     out.at += length
     body_sent(call)
     return 0

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+from pathlib import Path
 from typing import Any
 
 import pytest
-from h2.events import RequestReceived
+from h2.events import DataReceived, RequestReceived, StreamEnded
 
 from mm.core.headers import HeaderList
 from mm.edge.h2.messages import frame_message
 from mm.wire import Method, MethodFlag
 from tests.edge.raw_h2 import RawPeer, connect, listen
 from tests.wire.frames import answer, begin, request
-from tests.wire.stand import WireStand, serve_wire
+from tests.wire.stand import WireStand, serve_wire, until
 
 pytestmark = pytest.mark.anyio
 NOTHING = MethodFlag(0)
@@ -40,6 +43,59 @@ async def test_the_id_is_put_into_each_message() -> None:
             )
             assert [part async for part in both] == [b"re:\x0a\x01m", b"re:\x12\x01x\x0a\x01m"]
         await stand.settle(calls_here=3, calls_open=0)
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+async def test_ids_are_put_into_empty_messages_as_the_runtime_takes_them() -> None:
+    """A window of them has room for 52,000, and each becomes as long as an id may be."""
+    longest, count = "x" * 2400, 12_000
+    message = frame_message(b"\x0a\xe0\x12" + longest.encode())
+
+    async def serve(peer: RawPeer) -> None:
+        peer.start()
+        asked = await peer.wait_for(RequestReceived)
+        assert asked.stream_id is not None
+        asked_event.set()
+        await go_on.wait()
+        left = count * len(message)
+        while left:
+            piece = await peer.wait_on(DataReceived, asked.stream_id)
+            left -= len(piece.data)
+            # Wherever it begins, it goes on in the same way.
+            at = (count * len(message) - left - len(piece.data)) % len(message)
+            assert (
+                piece.data
+                == (message * (len(piece.data) // len(message) + 2))[at:][: len(piece.data)]
+            )
+            if piece.data:
+                peer.h2.acknowledge_received_data(len(piece.data), asked.stream_id)
+                peer.flush()
+        await peer.wait_on(StreamEnded, asked.stream_id)
+        answer(peer, asked.stream_id)
+        await peer.wait_closed()
+
+    asked_event, go_on = asyncio.Event(), asyncio.Event()
+    async with listen(serve) as (address, _):
+        port = int(address.rpartition(":")[2])
+        async with serve_wire(runtime_port=port) as stand, connect(stand.port) as client:
+            stand.put(longest)
+            stand.configure(methods={b"/t.S/Up": Method(injection_path=(1,))})
+            body = frame_message(b"") * count
+            headers = [*request(b"/t.S/Up")[:-1], (b"mm-model-id", longest.encode())]
+            stream_id = client.begin(headers)
+            await asked_event.wait()
+            before = resident_bytes()
+            read = stand.counts.bytes_in
+            for at in range(0, len(body), 15_000):
+                client.send(stream_id, body[at : at + 15_000], end=at + 15_000 >= len(body))
+            await until(lambda: stand.counts.bytes_in >= read + len(body))
+            await stand.settle(calls_open=1)
+            assert resident_bytes() - before < 8 * 2**20, "of 28 MB"
+            go_on.set()
+            assert (await client.wait_answer(stream_id))[0][b"grpc-status"] == b"0"
 
 
 def set_extraction(stand: WireStand, *path: int, flags: MethodFlag = NOTHING) -> None:
