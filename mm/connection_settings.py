@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mm.environment import Environment
+from mm.limits import MIB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,6 +21,10 @@ class ConnectionSettings:
     connections_max: int = 20_000
     #: MM_SVC_GRPC_MAX_CONNECTIONS_PER_ADDRESS: the same of one IPv4 address or IPv6 /64.
     per_address_max: int = 15_000
+    #: MM_WIRE_BUFFER_BYTES_MAX: what the calls of a thread of the wire take. A connection has half
+    #: of it at most: that is all its thousand streams with a window (256 KiB) waiting each. A
+    #: quarter is for requests that are kept to be sent again.
+    buffer_bytes_max: int = 512 * MIB
 
 
 def connection_settings(env: Environment) -> ConnectionSettings:
@@ -35,4 +40,15 @@ def connection_settings(env: Environment) -> ConnectionSettings:
         minimum=1,
         maximum=10**6,
     )
-    return ConnectionSettings(connections_max=connections_max, per_address_max=per_address_max)
+    buffer_bytes_max = env.integer(
+        "MM_WIRE_BUFFER_BYTES_MAX",
+        default=512 * MIB,
+        minimum=16 * MIB,
+        maximum=2**53,
+        meaning="bytes",
+    )
+    return ConnectionSettings(
+        connections_max=connections_max,
+        per_address_max=per_address_max,
+        buffer_bytes_max=buffer_bytes_max,
+    )

@@ -250,6 +250,12 @@ SECTIONS: Final[tuple[tuple[str, tuple[Setting, ...]], ...]] = (
                 "three quarters of `MM_SVC_GRPC_MAX_CONNECTIONS`",
             ),
             _setting(
+                "MM_WIRE_BUFFER_BYTES_MAX",
+                lambda c: c.connections.buffer_bytes_max,
+                "What the calls of each thread of the wire take, with their requests;"
+                " one connection has at most half of it.",
+            ),
+            _setting(
                 "MM_MULTI_PARALLELISM",
                 lambda c: c.multi_parallelism,
                 "Calls at once for one call that names several models.",

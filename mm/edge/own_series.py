@@ -109,6 +109,7 @@ COUNTERS: Final = {
 WIRE_GAUGES: Final = {
     "connections_open": "Connections of clients and peers",
     "calls_open": "Calls under way",
+    "buffer_bytes": "Memory of calls under way, with their requests",
     "upstreams_open": "Connections to the runtime and to peers",
 }
 WIRE_COUNTERS: Final = {
@@ -141,6 +142,7 @@ WIRE_COUNTERS: Final = {
     "crowded_address": "Connections refused because one address had as many as it may",
     "crowded_peers": "Connections refused because peers had as many as they may",
     "floods_refused": "Connections cut off for what clients sent",
+    "buffers_full": "Calls refused because those of their connection took too much memory",
     "resets_refused": "Connections dropped because they reset calls too fast",
 }
 #: Of TLS, where there is any (``mm.edge.tls.TlsStatistics``).

@@ -229,6 +229,8 @@ class Wired:
             kept_bytes_max=config.retry_buffer_bytes_max,
             external_streams_max=config.external_streams_max,
             peer_streams_max=config.peer_streams_max,
+            held_bytes_max=config.connections.buffer_bytes_max // 4,
+            buffer_bytes_max=config.connections.buffer_bytes_max,
             clients=client_limits(config),
             peer_connections_max=config.peer_connections_max,
             leaves_here=self._logs_each,

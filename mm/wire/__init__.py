@@ -89,11 +89,13 @@ class WireSettings:
     header_bytes_max: int = 8192
     message_bytes_max: int = 16 * 2**20
     kept_bytes_max: int = 2**20
-    #: Of a thread.
-    held_bytes_max: int = 256 * 2**20
     #: Of a thread: answers that wait for their readers, a window (256 KiB) of each at most. Room
     #: for a thousand that read nothing; beyond, those go that took nothing for the longest.
     answer_bytes_max: int = 256 * 2**20
+    #: Of a thread: what all calls take, with their requests; of that, requests that were sent and
+    #: are kept to be sent again.
+    held_bytes_max: int = 128 * 2**20
+    buffer_bytes_max: int = 512 * 2**20
     external_streams_max: int = 1000
     peer_streams_max: int = 20_000
     clients: ClientLimits = field(default_factory=ClientLimits)
@@ -172,6 +174,9 @@ class WireStatistics:
     floods_refused: int
     #: Calls whose clients took nothing of their answers while too many bytes of answers waited.
     slow_given_up: int
+    #: What calls and their requests take, and calls that there was no memory for.
+    buffer_bytes: int
+    buffers_full: int
 
 
 @dataclass(frozen=True, slots=True)

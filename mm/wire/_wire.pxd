@@ -194,7 +194,9 @@ cdef struct call_t:
     meter_t request_meter
     meter_t answer_meter
     injector_t injector
+    size_t weight              # as counted in the budget
     chunk_t *chunks
+    size_t chunks_bytes
     size_t arena_used
     uint8_t arena[CALL_ARENA_BYTES]
 
@@ -203,6 +205,7 @@ cdef struct conn_t:
     source_t source
     worker_t *worker
     nghttp2_session *session
+    uint64_t buffer_bytes      # that the calls of a client or peer take
     uint8_t address[16]        # of a client, as it is told apart
     uint64_t number            # of the worker's connections, from 1
     SSL *ssl                   # NULL: plain text
@@ -296,6 +299,7 @@ cdef struct config_t:
     uint64_t kept_bytes_max    # of one request
     uint64_t held_bytes_max    # of all requests of a worker
     uint64_t answer_bytes_max  # of all answers of a worker that wait for their readers
+    uint64_t buffer_bytes_max  # of all that its calls take (_wire_budget.pxi)
     uint32_t streams_max[ROLES]
     uint32_t connections_max[ROLES]   # of all workers
     uint32_t per_address_max   # of these, of clients

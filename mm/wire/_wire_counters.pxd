@@ -48,7 +48,9 @@ cdef enum:
     COUNT_FAILURES_UNTOLD = 35  # or is not, for want of room
     COUNT_FLOODS = 36          # clients that were cut off for what they sent
     COUNT_SLOW_GIVEN_UP = 37   # calls ended because too much waited for readers
-    COUNTS = 38
+    COUNT_BUFFER_BYTES = 38    # that calls take now, without their answers
+    COUNT_BUFFERS_FULL = 39    # calls that there was no memory for
+    COUNTS = 40
 
     METHODS_MAX = 257          # told apart, and one place for all others
     METHOD_PATH_BYTES = 1000   # of longer ones: with the others

@@ -111,6 +111,7 @@ cdef void down_closed(call_t *call) noexcept nogil:
         conn.calls = call.down_next
     if call.down_next != NULL:
         call.down_next.down_previous = call.down_previous
+    conn.buffer_bytes -= call.weight
     call.down = NULL
     conn.streams -= 1
     count(call.worker, COUNT_CALLS_OPEN, <uint64_t>-1)

@@ -96,6 +96,7 @@ cdef uint8_t *arena_take(call_t *call, size_t length) noexcept nogil:
         return NULL
     chunk.next = call.chunks
     call.chunks = chunk
+    call.chunks_bytes += sizeof(chunk_t) + length
     return <uint8_t *>(chunk + 1)
 
 
@@ -192,6 +193,7 @@ cdef void chunks_free(call_t *call) noexcept nogil:
         call.chunks = chunk.next
         free(chunk)
     call.arena_used = 0
+    call.chunks_bytes = 0
 
 
 cdef void call_destroy(call_t *call) noexcept nogil:
@@ -222,6 +224,7 @@ cdef void call_free(call_t *call) noexcept nogil:
         return
     answer_forget(call)
     w.held_bytes -= call.held_bytes
+    weigh_as(call, 0)
     if w.pool_count >= POOL_MAX:
         call_destroy(call)
         return

@@ -21,6 +21,11 @@ cdef bint body_received(call_t *call, const uint8_t *bytes, size_t length) noexc
             else:
                 fail_message(call, b"request", too_long)
                 return False
+    if is_greedy(call, length):
+        if not call.keeps or call.lane == LANE_NONE:
+            call_refuse(call)
+            return False
+        stop_keeping(call)   # what it keeps to be sent again goes first
     if not call.keeps:
         body_compact(call)
     if not buffer_add(&call.body, bytes, length):
@@ -29,6 +34,7 @@ cdef bint body_received(call_t *call, const uint8_t *bytes, size_t length) noexc
     if call.keeps and config != NULL and call.body.length > config.kept_bytes_max:
         stop_keeping(call)
     body_grew(call)
+    call_weigh(call)
     return True
 
 

@@ -94,6 +94,7 @@ cdef int server_begin_headers(
         conn.calls.down_previous = call
     conn.calls = call
     conn.streams += 1
+    call_weigh(call)
     count(w, COUNT_CALLS_OPEN, 1)
     nghttp2_session_set_stream_user_data(session, frame.hd.stream_id, call)
     return 0
@@ -152,6 +153,9 @@ cdef int server_frame(
         # What follows in the same read comes first, most often the whole request.
         count(w, COUNT_CALLS, 1)
         fresh_add(call)
+        call_weigh(call)
+        if is_greedy(call, 0):
+            call_refuse(call)
     return 0
 
 

@@ -191,6 +191,7 @@ cdef int send_data(
         part_add(w, out.bytes + out.at, length)
     out.at += length
     body_sent(call)
+    call_weigh(call)
     return 0
 
 

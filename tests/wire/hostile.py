@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import select
 import socket
 import struct
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -114,13 +115,17 @@ def attack(
 
 
 def _read_what_is_there(caller: socket.socket, into: bytearray) -> None:
-    with suppress(BlockingIOError):
-        while data := caller.recv(2**16, socket.MSG_DONTWAIT):
-            into += data
+    while select.select([caller], [], [], 0)[0]:
+        data = caller.recv(2**16)
+        if not data:
+            return
+        into += data
 
 
 @asynccontextmanager
-async def good_client(stand: WireStand) -> AsyncIterator[Callable[[], int]]:
+async def good_client(
+    stand: WireStand, *, model_id: str = "m", body: bytes = b""
+) -> AsyncIterator[Callable[[], int]]:
     """Somebody who calls all the time, one call after the other, and loses none.
 
     Yields how many were answered.
@@ -131,11 +136,11 @@ async def good_client(stand: WireStand) -> AsyncIterator[Callable[[], int]]:
         nonlocal answered
         async with stand.client() as client:
             while True:
-                body = b"%d" % answered
+                sent = b"%d" % answered + body
                 answer = await client.unary_unary("/t.S/Unary")(
-                    body, metadata=(("mm-model-id", "m"),), timeout=PATIENCE_S
+                    sent, metadata=(("mm-model-id", model_id),), timeout=PATIENCE_S
                 )
-                assert answer == b"echo:" + body
+                assert answer == b"echo:" + sent
                 answered += 1
 
     async def wait_for(count: int) -> None:
