@@ -4,10 +4,14 @@ No change made here can make a number wrong (``core.vmodel_changes``). Those of 
 and people who write to the store by hand: a number that is too high keeps a model for ever, one
 that is too low lets go of it while it serves.
 
-What does not agree in the mirrors is only suspected: they may be behind. It is counted in a table
-of all vmodels as of one revision. Every change of what is referred to changes the model's record
-too; so the number holds as long as that record is the one of that revision or an older one, and it
-is written on the condition that it still is.
+What does not agree in the mirrors is only suspected: they may be behind. A record of a model that
+comes with another number than the mirror of vmodels has is looked at some seconds later, if they
+still differ: so what a writer counted from a mirror that was behind does not stay for long. All the
+others are looked at in turn.
+
+What is suspected is counted in a table of all vmodels as of one revision. Every change of what is
+referred to changes the model's record too; so the number holds as long as that record is the one of
+that revision or an older one, and it is written on the condition that it still is.
 """
 
 from __future__ import annotations
@@ -40,6 +44,11 @@ logger = logging.getLogger(__name__)
 FIRST_LOOK_S: Final = 10.0
 #: Records looked at before others have their turn: a millisecond or two.
 AT_ONCE: Final = 200
+#: The records of a model and of the vmodels that name it come by two watches. What differs for
+#: longer than that is worth a question to the store.
+SUSPICION_S: Final = 2.0
+#: Models that are suspected at a time; those beyond wait for the look at all.
+SUSPECTS_MAX: Final = 1_000
 #: Numbers put right in one look; more at a time would be a storm, and the next look comes.
 REPAIRS_MAX: Final = 1_000
 #: In JSON no text can look like that: its quotes would be escaped.
@@ -47,7 +56,12 @@ _REFERENCES = re.compile(rb'"refs":(-?\d{1,18})')
 
 
 class ReferenceCounts:
-    """Looks some time after an election, and then every ``reaper_interval_s``."""
+    """Looks at all some time after an election, and then every ``reaper_interval_s``; at those that
+    seem wrong as they come, ``SUSPICION_S`` later.
+
+    Invariant: ``_suspected`` holds none but models whose number was not what the mirror of vmodels
+    had when their record came last, while this instance led.
+    """
 
     def __init__(
         self,
@@ -66,13 +80,61 @@ class ReferenceCounts:
         self._leader = leader
         self._counters = counters
         self._repairs_told = Seldom(loud_max=FAILURES_LOUD_MAX)
+        #: Since when each is.
+        self._suspected: dict[ModelId, float] = {}
+        self._news = anyio.Event()
+        registry.mirror.listen(self._model_changed)
 
     async def run(self) -> None:
         """Do so until cancelled."""
+        async with anyio.create_task_group() as group:
+            group.start_soon(self._look_at_suspects)
+            await self._look_at_all()
+
+    def _model_changed(self, key_id: str, item: Item | None) -> None:
+        model_id = ModelId(key_id)
+        if not self._leads or item is None or self._agrees(model_id, item):
+            self._suspected.pop(model_id, None)
+        elif len(self._suspected) < SUSPECTS_MAX:
+            self._suspected.setdefault(model_id, anyio.current_time())
+            self._news.set()
+
+    @property
+    def _leads(self) -> bool:
+        return self._leader.is_leader and not self._config.kv_read_only
+
+    def _agrees(self, model_id: ModelId, item: Item) -> bool:
+        return _number(item) == self._vmodels.references.count(model_id)
+
+    async def _look_at_suspects(self) -> None:
+        while True:
+            if not self._suspected:
+                self._news = anyio.Event()
+                await self._news.wait()
+            await anyio.sleep(SUSPICION_S)
+            before_s = anyio.current_time() - SUSPICION_S
+            due = [each for each, since_s in self._suspected.items() if since_s <= before_s]
+            for model_id in due:
+                del self._suspected[model_id]
+            wrong = [each for each in due if self._differs(each)]
+            if wrong and self._leads:
+                await self._try_look(wrong)
+
+    def _differs(self, model_id: ModelId) -> bool:
+        item = self._registry.mirror.get(model_id)
+        return item is not None and not self._agrees(model_id, item)
+
+    async def _try_look(self, suspects: Sequence[ModelId] | None = None) -> None:
+        try:
+            await self.look(suspects)
+        except StoreUnavailableError as exc:
+            logger.debug("references are not counted: %s", exc)
+
+    async def _look_at_all(self) -> None:
         wait_s = FIRST_LOOK_S
         while True:
             changed = self._leader.changed
-            if not self._leader.is_leader or self._config.kv_read_only:
+            if not self._leads:
                 await changed.wait()
                 continue
             with anyio.move_on_after(wait_s):
@@ -80,17 +142,17 @@ class ReferenceCounts:
             wait_s = FIRST_LOOK_S
             if changed.is_set():
                 continue
-            try:
-                await self.look()
-            except StoreUnavailableError as exc:
-                logger.debug("references are not counted: %s", exc)
+            await self._try_look()
             wait_s = self._config.reaper_interval_s
 
-    async def look(self) -> None:
-        """Count, and put right what is wrong. Raises ``StoreUnavailableError``."""
+    async def look(self, suspects: Sequence[ModelId] | None = None) -> None:
+        """Count, and put right what is wrong, of all models or of these. Raises
+        ``StoreUnavailableError``.
+        """
         if self._vmodels.mirror.unconfirmed_count or self._registry.mirror.unconfirmed_count:
             return  # the store has lost records, and is given them back
-        suspects = await self._suspects()
+        if suspects is None:
+            suspects = await self._suspects()
         if not suspects:
             return
         table = await self._store.list(self._vmodels.mirror.prefix)
@@ -107,8 +169,7 @@ class ReferenceCounts:
         for number, (key_id, item) in enumerate(list(self._registry.mirror.items())):
             if not number % AT_ONCE:
                 await anyio.lowlevel.checkpoint()
-            told = _REFERENCES.search(item.value)
-            count, right = int(told[1]) if told is not None else 0, expected[ModelId(key_id)]
+            count, right = _number(item), expected[ModelId(key_id)]
             is_orphan = is_whole and not right and b'"autoDel":true' in item.value
             if count < right or (count != right and is_whole) or is_orphan:
                 found.append(ModelId(key_id))
@@ -143,6 +204,12 @@ class ReferenceCounts:
                 right,
                 ", and deleted" if is_orphan else "",
             )
+
+
+def _number(item: Item) -> int:
+    """Answer the number in a model's record, without parsing all of it."""
+    told = _REFERENCES.search(item.value)
+    return 0 if told is None else int(told[1])
 
 
 async def _count(items: Sequence[Item]) -> tuple[Counter[ModelId], bool]:

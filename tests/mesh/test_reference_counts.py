@@ -14,9 +14,11 @@ from mm.core.ids import ModelId
 from mm.core.records import ModelRecord, VModelRecord
 from mm.edge.memory_store import Fault
 from mm.mesh.ports import Write
-from mm.mesh.reference_counts import ReferenceCounts
+from mm.mesh.reference_counts import SUSPICION_S, ReferenceCounts
+from mm.mesh.vmodel_references import TOLD_MAX
 from mm.testing.cluster import INFO, PREFIX, Cluster, running_cluster, until
 from tests.mesh.calls import FAST
+from tests.mesh.test_vmodel_manager import set_vmodel
 
 pytestmark = pytest.mark.anyio
 
@@ -70,6 +72,56 @@ async def test_wrong_numbers_are_put_right(caplog: pytest.LogCaptureFixture) -> 
         assert "model orphan had 1 references, 0 is right: put right, and deleted" in caplog.text
         repaired = [each.node.parts.counters.references_repaired for each in cluster.serving]
         assert sorted(repaired) == [0, 6], "the leader does it, and nobody else"
+
+
+@pytest.mark.virtual_time
+async def test_what_was_counted_from_an_old_mirror_is_right_in_seconds() -> None:
+    """A target that was gone comes back with the number of the vmodels that name it: more than are
+    made sure of one by one (``TOLD_MAX``), and fewer by now.
+    """
+    count = TOLD_MAX + 50
+    async with running_cluster("leads", plan=FAST, reaper_interval_s=1e6) as cluster:
+        for number in range(count):
+            put(cluster, "vmodels", f"v{number:03}", VModelRecord(A, A).encode())
+        await anyio.sleep(60)  # the look after the election is over
+        cluster.watch_delay_s = 30.0
+        setter = await cluster.start("sets", is_known_by_all=False)
+        (leader,) = (each for each in cluster.serving if each.node.services.leader.is_leader)
+        assert leader is cluster["leads"]
+        references = leader.node.parts.vmodels.references
+        assert references.count(A) == count
+        for number in range(TOLD_MAX, count, 2):
+            put(cluster, "vmodels", f"v{number:03}", None)
+        await set_vmodel(setter, "a", "new")
+        assert counts(cluster) == {"a": count + 1}, "a look would have to read all vmodels"
+        begun_s = anyio.current_time()
+        await until(lambda: counts(cluster) == {"a": count + 1 - 25}, timeout_s=60.0)
+        assert anyio.current_time() - begun_s < 3 * SUSPICION_S
+        assert leader.node.parts.counters.references_repaired == 1
+
+
+@pytest.mark.virtual_time
+async def test_changes_that_come_by_two_watches_cost_no_look(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with running_cluster("one", plan=FAST, reaper_interval_s=1e6) as cluster:
+        await anyio.sleep(60)
+        listed: list[str] = []
+        list_table = cluster["one"].store.list
+
+        async def list_noted(prefix: str) -> Any:
+            listed.append(prefix)
+            return await list_table(prefix)
+
+        monkeypatch.setattr(cluster["one"].store, "list", list_noted)
+        put_model(cluster, "a", 1)
+        await cluster.settle()
+        put(cluster, "vmodels", "v", VModelRecord(A, A).encode())
+        await anyio.sleep(60)
+        assert listed == []
+        put_model(cluster, "a", 2)
+        await until(lambda: counts(cluster) == {"a": 1}, timeout_s=60.0)
+        assert len(listed) == 1
 
 
 async def test_a_vmodel_that_cannot_be_read_may_count() -> None:
