@@ -15,11 +15,13 @@ from collections.abc import Callable
 
 import anyio
 
+from mm.core.calls import NamedBy
 from mm.core.ids import ModelId
-from mm.errors import QueueFullError
+from mm.errors import ModelMovedError, QueueFullError
 from mm.mesh.local_copy import LocalCopy
 from mm.mesh.measures import Measures
 from mm.mesh.statistics import Counters
+from mm.mesh.waiters import HasMoved
 
 #: Calls that one copy has and keeps waiting when `copy_calls_max` is 0: for each that it takes at a
 #: time, but a copy that takes one at a time has a line too.
@@ -28,12 +30,14 @@ CALLS_MIN = 16
 
 
 class _Waiting:
-    """A call in the line. Woken without a slot: the copy leaves."""
+    """A call in the line. Woken without a slot: the copy leaves, or the call's vmodel has moved."""
 
-    __slots__ = ("has_slot", "woken")
+    __slots__ = ("has_moved", "has_slot", "named_by", "woken")
 
-    def __init__(self) -> None:
+    def __init__(self, named_by: NamedBy | None) -> None:
+        self.named_by = named_by
         self.has_slot = False
+        self.has_moved = False
         self.woken = anyio.Event()
 
 
@@ -44,10 +48,13 @@ class _Slots:
     until ``CallLimits.look`` is told.
     """
 
-    __slots__ = ("calls_max", "line", "model_id", "running_count", "slots_max")
+    __slots__ = ("calls_max", "line", "load_id", "model_id", "running_count", "slots_max")
 
-    def __init__(self, model_id: ModelId, slots_max: int, calls_max: int | None) -> None:
+    def __init__(
+        self, model_id: ModelId, load_id: int, slots_max: int, calls_max: int | None
+    ) -> None:
         self.model_id = model_id
+        self.load_id = load_id
         self.slots_max = slots_max
         #: Those running and waiting together; None: any number.
         self.calls_max = calls_max
@@ -72,9 +79,11 @@ class CallLimits:
 
     The calls that a copy runs and keeps waiting are bounded; one more is refused at once, and may
     be served elsewhere. Those who wait for a copy that leaves are let go at once, to look again:
-    what the copy runs is all that its unload waits for.
+    what the copy runs is all that its unload waits for. So are those whose vmodel stands for
+    another model by now: they go where it went.
 
-    Invariant: there are slots of a copy here exactly while calls run or wait.
+    Invariants: 1. there are slots of a copy here exactly while calls run or wait; 2. ``_named`` has
+    the calls in lines that a vmodel named.
     """
 
     def __init__(self, copy_calls_max: int, counters: Counters, measures: Measures) -> None:
@@ -86,12 +95,15 @@ class CallLimits:
         self._measures = measures
         #: By the number of the copy's load.
         self._slots: dict[int, _Slots] = {}
+        #: By vmodel, each with the line that it stands in.
+        self._named: dict[str, dict[_Waiting, _Slots]] = {}
 
-    async def enter(self, copy: LocalCopy) -> bool:
+    async def enter(self, copy: LocalCopy, named_by: NamedBy | None = None) -> bool:
         """Return with a slot of the copy, to be given back by ``leave``; False if the copy left
         while the call waited.
 
-        Raises ``QueueFullError`` at once if there are too many already.
+        Raises ``QueueFullError`` at once if there are too many already, and ``ModelMovedError``
+        when the vmodel that named the model stands for another one while the call waits.
         """
         slots = self._slots.get(copy.load_id)
         if slots is None:
@@ -105,8 +117,8 @@ class CallLimits:
             self._forget_unused(copy.load_id)
             self._counters.calls_overloaded += 1
             raise QueueFullError("Model queue overload")
-        waiting = _Waiting()
-        slots.line[waiting] = None
+        waiting = _Waiting(named_by)
+        self._join(slots, waiting)
         began_s = anyio.current_time()
         try:
             await waiting.woken.wait()
@@ -116,6 +128,10 @@ class CallLimits:
             slots.line.pop(waiting, None)
             self._forget_unused(copy.load_id)
             raise
+        finally:
+            self._forget_named(waiting)
+        if waiting.has_moved:
+            raise ModelMovedError
         if waiting.has_slot and not copy.serves:
             self.leave(copy.load_id)
             return False
@@ -147,6 +163,29 @@ class CallLimits:
             slots.line.popitem(last=False)[0].woken.set()
         self._forget_unused(load_id)
 
+    def vmodel_changed(self, has_moved: HasMoved, vmodel_id: str, _: object = None) -> None:
+        """Let those go whose vmodel stands for another model than the one they wait for."""
+        for waiting, slots in list(self._named.get(vmodel_id, {}).items()):
+            assert waiting.named_by is not None, waiting
+            if waiting in slots.line and has_moved(waiting.named_by, slots.model_id):
+                del slots.line[waiting]
+                waiting.has_moved = True
+                waiting.woken.set()
+                self._forget_unused(slots.load_id)
+
+    def _join(self, slots: _Slots, waiting: _Waiting) -> None:
+        slots.line[waiting] = None
+        if waiting.named_by is not None:
+            self._named.setdefault(waiting.named_by.vmodel_id, {})[waiting] = slots
+
+    def _forget_named(self, waiting: _Waiting) -> None:
+        if waiting.named_by is None:
+            return
+        named = self._named[waiting.named_by.vmodel_id]
+        del named[waiting]
+        if not named:
+            del self._named[waiting.named_by.vmodel_id]
+
     def _others(self, slots: _Slots, asking_count: int = 0) -> int:
         """Answer the calls of the wire at a copy."""
         if self.in_flight is None:
@@ -161,6 +200,6 @@ class CallLimits:
     def _slots_of(self, copy: LocalCopy) -> _Slots:
         slots_max, calls_max = max(1, copy.concurrency_max), self._copy_calls_max
         if calls_max < 0:
-            return _Slots(copy.model_id, slots_max, None)
+            return _Slots(copy.model_id, copy.load_id, slots_max, None)
         calls_max = calls_max or max(CALLS_MIN, CALLS_FOR_EACH_SLOT * slots_max)
-        return _Slots(copy.model_id, slots_max, calls_max)
+        return _Slots(copy.model_id, copy.load_id, slots_max, calls_max)

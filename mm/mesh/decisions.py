@@ -11,7 +11,7 @@ import random
 from mm.config import Config
 from mm.core import routing
 from mm.core.calls import Call, Outcome
-from mm.core.ids import InstanceId
+from mm.core.ids import InstanceId, ModelId
 from mm.core.records import ModelRecord
 from mm.core.routing import (
     Action,
@@ -70,6 +70,11 @@ class Decisions:
         """Answer whether there is a copy, ready or on its way, that the call may still use."""
         action = self.decide(call, self._registry.get(call.model_id)).action
         return action not in (Action.FAIL, Action.LOAD)
+
+    def is_busy(self, model_id: ModelId) -> bool:
+        """Answer whether the copy here has as many calls as its runtime likes, or more."""
+        table = self._copies.table
+        return 0 < table.concurrency_max(model_id) <= table.in_flight(model_id)
 
     def favours_self(self, call: Call) -> bool:
         """Answer whether a copy here is as good as any (spec core 2.4 step 2)."""

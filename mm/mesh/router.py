@@ -10,6 +10,7 @@ import logging
 import random
 from collections.abc import Collection, Mapping
 from dataclasses import replace
+from functools import partial
 
 import anyio
 
@@ -19,7 +20,6 @@ from mm.core.calls import (
     Call,
     Hop,
     LocalRoute,
-    NamedBy,
     Outcome,
     PeerRoute,
     Route,
@@ -85,7 +85,6 @@ class Router:
         sentinel: Sentinel,
         rng: random.Random,
     ) -> None:
-        self._config = config
         self._me = config.instance_id
         self._registry = registry
         self._vmodels = vmodels
@@ -119,7 +118,9 @@ class Router:
         self.logs_each_call = config.logs.each_invoke
         #: Calls between `route` and `finished`.
         self.routes_open = 0
-        vmodels.listen(lambda vmodel_id, _: waiters.vmodel_changed(vmodel_id, vmodels.has_moved))
+        for each in (waiters, copies.call_limits):
+            if each is not None:
+                vmodels.listen(partial(each.vmodel_changed, vmodels.has_moved))
 
     # --- the question ---
 
@@ -135,13 +136,11 @@ class Router:
                 if await self._has_slot(call, route):
                     break
                 route = await self._look(call)
-            if isinstance(route, PeerRoute) and route.may_wait:
-                # If it is refused, the load stays noted as sent there: others may have sent it.
-                if call.named_by is not None:
-                    self._refuse_if_moved(call, call.named_by)
-                    route = replace(route, named_by=self._vmodels.as_mirrored(call.named_by))
-                call.end_turn()
-                self._waiters.enter(call)
+            if isinstance(route, PeerRoute):
+                route = self._named(call, route)
+                if route.may_wait:
+                    call.end_turn()
+                    self._waiters.enter(call)
         except ModelMovedError as exc:
             # It goes on as another call, in the same turn.
             if call.hop is not Hop.EXTERNAL:
@@ -156,9 +155,13 @@ class Router:
         self._opened(call, route)
         return route
 
-    def _refuse_if_moved(self, call: Call, named_by: NamedBy) -> None:
-        if self._vmodels.has_moved(named_by, call.model_id):
-            raise ModelMovedError
+    def _named(self, call: Call, route: PeerRoute) -> PeerRoute:
+        """Tell a peer where the call may wait, for a load or a slot, which vmodel it is for."""
+        if call.named_by is None or not (route.may_wait or self._call_limits is not None):
+            return route
+        # If it is refused, the load stays noted as sent there: others may have sent it.
+        self._vmodels.refuse_if_moved(call.named_by, call.model_id)
+        return replace(route, named_by=self._vmodels.as_mirrored(call.named_by))
 
     def request_grew(self, call: Call, size_bytes: int) -> None:
         """Hear of more bytes of a request that waits; raises ``WaitersFullError``."""
@@ -278,7 +281,7 @@ class Router:
         is_here = False
         if copy is not None and copy.serves:
             is_here = True
-            if call.may_redirect and self._is_busy(model_id):
+            if call.may_redirect and self._decisions.is_busy(model_id):
                 raise hop_error(Outcome.REDIRECT, f"the copy of model {model_id} here is busy")
             # What `routing.stays` says, the cheapest question first.
             if (
@@ -300,10 +303,6 @@ class Router:
         call.attempts += 1
         may_redirect = is_here or len(self._table.peers(model_id)) > 1
         return self._hop_routes.to(call, instance_id, Hop.HIT_ONLY, may_redirect=may_redirect)
-
-    def _is_busy(self, model_id: ModelId) -> bool:
-        """Answer whether the copy here has as many calls as its runtime likes, or more."""
-        return 0 < self._table.concurrency_max(model_id) <= self._table.in_flight(model_id)
 
     def _pin(self, call: Call, copy: LocalCopy) -> LocalRoute | None:
         """Send it to the copy here; None if that is about to leave."""
@@ -328,7 +327,8 @@ class Router:
         has_slot, copy = False, self._copies.get(route.model_id)
         try:
             if copy is not None and copy.load_id == route.load_id:
-                has_slot = await self._call_limits.enter(copy)
+                self._vmodels.refuse_if_moved(call.named_by, route.model_id)
+                has_slot = await self._call_limits.enter(copy, call.named_by)
         except QueueFullError as exc:
             again = self._retries.failed_here(call, Outcome.EXHAUSTED, exc.message)
             if again is Again.NO or not self._decisions.has_copy(call):
@@ -423,8 +423,8 @@ class Router:
         if call.method and not copy.settled.is_set():
             self._loader.ensure_awaited(copy)
             call.has_waited = True
-        if call.named_by is not None and not copy.settled.is_set():
-            self._refuse_if_moved(call, call.named_by)
+        if not copy.settled.is_set():
+            self._vmodels.refuse_if_moved(call.named_by, call.model_id)
         began_s = anyio.current_time()
         await self._waiters.wait(copy, call)
         if copy.failure is not None:

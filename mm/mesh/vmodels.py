@@ -17,7 +17,7 @@ from mm.core.calls import NamedBy
 from mm.core.ids import ModelId
 from mm.core.records import VModelRecord
 from mm.core.vmodel_changes import references
-from mm.errors import MeshError, ModelNotFoundError, StatusCode
+from mm.errors import MeshError, ModelMovedError, ModelNotFoundError, StatusCode
 from mm.limits import Limits
 from mm.mesh.look_ups import ANSWER_S, LookUps
 from mm.mesh.mirror import Mirror
@@ -137,6 +137,11 @@ class VModels:
             return False
         record = self.get(named_by.vmodel_id)
         return record is not None and model_id not in references(record)
+
+    def refuse_if_moved(self, named_by: NamedBy | None, model_id: ModelId) -> None:
+        """Raise ``ModelMovedError`` if a vmodel named the model, and has left it since."""
+        if named_by is not None and self.has_moved(named_by, model_id):
+            raise ModelMovedError
 
     def as_mirrored(self, named_by: NamedBy) -> NamedBy:
         """Answer the same with the revision that is mirrored, if that is newer."""

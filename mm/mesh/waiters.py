@@ -28,6 +28,10 @@ BATCH_CALLS = 2
 JOIN_S = 0.05
 
 
+#: Answers whether a vmodel that named a model is seen to have left it since.
+HasMoved = Callable[[NamedBy, ModelId], bool]
+
+
 class Batch:
     """Calls for one copy, named by the same vmodel or by none, that began to wait together, and go
     on together: one event for all.
@@ -241,7 +245,7 @@ class Waiters:
 
     # --- who goes on ---
 
-    def vmodel_changed(self, vmodel_id: str, has_moved: Callable[[NamedBy, ModelId], bool]) -> None:
+    def vmodel_changed(self, has_moved: HasMoved, vmodel_id: str, _: object = None) -> None:
         """Let those go whose vmodel stands for another model than the one they wait for."""
         line: Line = OrderedDict()
         for batch in list(self._named.get(vmodel_id, ())):

@@ -10,10 +10,10 @@ from dataclasses import replace
 import anyio
 import pytest
 
-from mm.core.calls import Call, Hop, LocalRoute, Outcome, Route
+from mm.core.calls import Call, Hop, LocalRoute, NamedBy, Outcome, PeerRoute, Route
 from mm.core.ids import ModelId
-from mm.core.records import ModelInfo
-from mm.errors import QueueFullError, StatusCode
+from mm.core.records import ModelInfo, VModelRecord
+from mm.errors import MeshError, ModelMovedError, QueueFullError, StatusCode
 from mm.mesh.concurrency import CallLimits
 from mm.mesh.local_copy import LocalCopy, Phase
 from mm.mesh.measures import Measures
@@ -21,6 +21,7 @@ from mm.mesh.statistics import Counters
 from mm.testing.cluster import Cluster, Instance, running_cluster, until
 from mm.testing.fake_runtime import DEFAULT_PARAMETERS, ModelPlan
 from tests.mesh.calls import FAST, B, call_for, loaded_at
+from tests.mesh.test_transitions import put
 
 pytestmark = pytest.mark.anyio
 
@@ -127,6 +128,59 @@ async def test_whoever_waits_for_a_copy_that_leaves_looks_again() -> None:
         assert (len(line.entered), len(line.left)) == (2, 3)
         line.limits.leave(1)
     assert line.limits._slots == {}, "the other slot was given back by the one who left"
+
+
+async def test_whoever_waits_for_a_model_that_its_vmodel_has_left_goes_at_once() -> None:
+    line = Line(1)
+    moved: list[int] = []
+
+    async def enter(number: int, vmodel_id: str) -> None:
+        try:
+            assert await line.limits.enter(line.copy, NamedBy(vmodel_id))
+        except ModelMovedError:
+            moved.append(number)
+
+    def has_moved(named_by: NamedBy, model_id: ModelId) -> bool:
+        assert (named_by.vmodel_id, model_id) == ("v", "m")
+        return has_left
+
+    async with anyio.create_task_group() as group:
+        await line.enter(0)
+        for number, vmodel_id in enumerate("vwvv", start=1):
+            group.start_soon(enter, number, vmodel_id)
+            await anyio.wait_all_tasks_blocked()
+        group.start_soon(line.enter, 5)
+        await anyio.wait_all_tasks_blocked()
+        has_left = False
+        line.limits.vmodel_changed(has_moved, "v")
+        has_left = True
+        line.limits.vmodel_changed(has_moved, "other")
+        line.limits.leave(1)  # goes to the first, which has not run yet
+        line.limits.vmodel_changed(has_moved, "v")
+        await anyio.wait_all_tasks_blocked()
+        assert moved == [3, 4], "the first has its slot"
+        for _ in range(3):
+            line.limits.leave(1)
+            await anyio.wait_all_tasks_blocked()
+        assert line.entered == [0, 5]
+    assert line.limits._slots == {}
+    assert line.limits._named == {}
+
+
+async def test_a_line_that_its_vmodel_has_left_whole_is_forgotten() -> None:
+    line = Line(1)
+    line.limits.in_flight = lambda _: 2  # one of the wire's, and the one that asks
+    async with anyio.create_task_group() as group:
+
+        async def leave() -> None:
+            await anyio.wait_all_tasks_blocked()
+            line.limits.vmodel_changed(lambda _, __: True, "v")
+            assert line.limits._slots == {}
+
+        group.start_soon(leave)
+        with pytest.raises(ModelMovedError):
+            await line.limits.enter(line.copy, NamedBy("v"))
+    assert line.limits._named == {}
 
 
 # --- on nodes ------------------------------------------------------------------------------------
@@ -247,6 +301,45 @@ async def test_calls_that_wait_for_an_evicted_copy_are_served_by_the_next() -> N
             calls.end.set()
         assert (others.running_max, others.refused) == (1, 0)
         assert a.runtime.loads_done[ModelId("m")] == 2
+        await cluster.settle()
+        cluster.check()
+
+
+@pytest.mark.usefixtures("no_transitions")
+async def test_calls_in_line_go_where_their_vmodel_went() -> None:
+    """At the instance that the client called, and at a peer."""
+    async with limited_cluster("a", "b", concurrency_max=1) as cluster:
+        b = cluster["b"]
+        await loaded_at(cluster, "b")
+        await b.register("n")
+        put(cluster, "vmodels", "v", VModelRecord(ModelId("m"), ModelId("m")).encode())
+        await cluster.settle()
+        running, waiting = call_for(), call_for(named_by=NamedBy("v"))
+        route = await b.node.router.route(running)
+        there = await cluster["a"].node.router.route(call_for(named_by=NamedBy("v")))
+        assert isinstance(there, PeerRoute)
+        assert there.named_by is not None, "it may have to wait there, though the copy is loaded"
+        from_peer = call_for(named_by=there.named_by, hop=Hop.HIT_ONLY, hops_left=0)
+        moved: list[MeshError] = []
+
+        async def wait(call: Call) -> None:
+            try:
+                await b.node.router.route(call)
+            except ModelMovedError as exc:
+                moved.append(exc)
+
+        async with anyio.create_task_group() as group:
+            for call in (waiting, from_peer):
+                group.start_soon(wait, call)
+            await anyio.wait_all_tasks_blocked()
+            put(cluster, "vmodels", "v", VModelRecord(ModelId("n"), ModelId("n")).encode())
+        assert {each.hop_result for each in moved} == {None, Outcome.MOVED.value}
+        assert len(moved) == 2
+        # One that comes now, from where that is not known yet.
+        with pytest.raises(ModelMovedError):
+            await b.node.router.route(replace(from_peer, attempts=0))
+        b.node.router.finished(running, route, Outcome.ANSWERED)
+        cluster["a"].node.router.finished(call_for(), there, Outcome.ABANDONED)
         await cluster.settle()
         cluster.check()
 
