@@ -25,6 +25,7 @@ from mm.errors import StoreUnavailableError
 from mm.mesh.ports import Put, Resync, Write
 from mm.testing.losing_proxy import losing_proxy
 from tests.certificates import Authority, Pair
+from tests.edge.store_world import put, resync, until, wait_answers
 
 pytestmark = [pytest.mark.anyio, pytest.mark.etcd]
 
@@ -214,6 +215,12 @@ async def test_another_member_takes_over(closed_etcd: EtcdProcess) -> None:
                 assert session.lease_id == lease_id
 
 
+async def _token(store: EtcdStore) -> str:
+    """Answer who the store says it is."""
+    connection = await store._connector.connection(anyio.current_time() + 60)
+    return dict(connection.metadata)["token"]
+
+
 async def test_tokens_that_expire_in_use_are_renewed(
     closed_etcd: EtcdProcess, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -232,8 +239,54 @@ async def test_tokens_that_expire_in_use_are_renewed(
                         result = await store.write(Write("/t/a", b"1", None))
                         assert result.item is not None
                         assert await anext(batches) == [Put(result.item)]
-                        connection = await store._connector.connection(anyio.current_time() + 60)
-                        logins.add(dict(connection.metadata)["token"])
+                        logins.add(await _token(store))
             assert session.lease_id == lease_id
     assert PASSWORD not in caplog.text
     assert not any(token in caplog.text for token in logins)
+
+
+async def _lose_history_and_lease(etcd: EtcdProcess, revision: int, lease_id: int) -> None:
+    """Have etcd forget what was before a revision, and end a lease."""
+    credentials = grpc.ssl_channel_credentials(ROOTS, CLIENT.key, CLIENT.certificate)
+    channel = rpc.secure_channel(str(etcd.endpoint), credentials)
+    request = rpc.CompactionRequest(revision=revision, physical=True)
+    await rpc.KVStub(channel).Compact(request)
+    await rpc.LeaseStub(channel).LeaseRevoke(rpc.LeaseRevokeRequest(ID=lease_id))
+    await channel.close()
+
+
+async def test_history_lease_and_token_are_lost_at_once(closed_etcd: EtcdProcess) -> None:
+    """All of it while there is no way to etcd, as after a night of maintenance."""
+    endpoint = closed_etcd.endpoint
+    target = EtcdTarget(
+        (endpoint,), tls=KNOWN, user="root", password=PASSWORD, root_prefix="all-lost"
+    )
+    async with (
+        losing_proxy(endpoint.host, endpoint.port) as proxy,
+        EtcdStore(
+            replace(target, endpoints=(Endpoint(proxy.host, proxy.port),)), timeout_s=TIMEOUT_S
+        ) as store,
+        EtcdStore(target) as other,
+        store.watch("/t/") as batches,
+        store.session(5) as session,
+    ):
+        await resync(batches)
+        lease_id = session.lease_id
+        await store.write(Write("/t/leased", b"1", None, lease_id))
+        token = await _token(store)
+        await proxy.cut()
+        kept = await put(other, "/t/kept")
+        await _lose_history_and_lease(closed_etcd, kept.mod_revision, lease_id)
+        await proxy.restore()
+
+        table = await resync(batches)
+        assert list(table.items) == [kept], "what was bound to the lease is gone"
+        with anyio.fail_after(60):
+            renewed_id = await session.wait_change(lease_id)
+            await wait_answers(store)
+        result = await store.write(Write("/t/leased", b"2", None, renewed_id))
+        assert result.item is not None
+        assert await until(batches, Put(result.item)) == [Put(result.item)]
+        with anyio.fail_after(60):
+            while await _token(store) == token:
+                await store.write(Write("/t/leased", b"3", None, renewed_id))
