@@ -49,6 +49,10 @@ HEAVY: Final = 0.75
 #: What an instance gives up in six minutes, as a part of its capacity; one copy in any case.
 DROPPED_PART: Final = 0.05
 DROPPED_PERIOD_MS: Final = 6 * MINUTE_MS
+#: Copies that a model is given while instances of the Java mesh are there. Those cannot reach ours,
+#: and where five live instances have a model, they take it to be broken: they load it nowhere any
+#: more, and refuse its calls (spec core 2.4, g).
+BESIDE_JAVA_MAX: Final = 4
 
 
 @dataclass(frozen=True, slots=True)

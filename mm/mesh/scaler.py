@@ -27,6 +27,7 @@ from mm.core.ids import NEVER_MS, InstanceId, ModelId
 from mm.core.placement_bands import Ranking
 from mm.core.records import InstanceRecord, ModelRecord
 from mm.core.scaling import (
+    BESIDE_JAVA_MAX,
     HEAVY,
     CopyCounts,
     CopyUse,
@@ -376,6 +377,9 @@ class Scaler:
             out = verdict.excluded | unseen | set(holders.ready) | set(holders.coming)
             hosts_count = self._cluster.statistics_of(record.info.model_type).instance_count
             hosts_left_count = max(0, hosts_count - len(out))
+        present_count = len(holders.ready) + len(holders.coming) + len(unseen)
+        if present_count + hosts_left_count > BESIDE_JAVA_MAX and self._members.foreign_count:
+            hosts_left_count = max(0, BESIDE_JAVA_MAX - present_count)
         return CopyCounts(
             ready_count=len(holders.ready),
             coming_count=len(holders.coming) + len(unseen),

@@ -222,6 +222,13 @@ class JavaInstance:
             self.copies[model_id] = now_ms
         return is_there
 
+    def refuses(self, model_id: str) -> bool:
+        """Answer whether it tries no load for a call: five others have the model, and it reaches
+        none of them (spec core 2.4, g).
+        """
+        copies = self.table("registry")[model_id].get("instanceIds", {})
+        return self.name not in copies and len(copies.keys() & self.table("instances")) >= 5
+
     async def unload(self, model_id: str) -> None:
         """Take its own copy out, and nobody else's."""
         loaded_ms = self.copies.pop(model_id)
