@@ -68,6 +68,12 @@ test-sanitize: $(EXTENSION) ## the table's readers under ThreadSanitizer
 test-sanitize-wire: $(EXTENSION) ## the wire under the sanitizers: some minutes
 	@$(PY) tests/wire/sanitize/run.py $(ARGS)
 
+MINUTES ?= 5
+
+.PHONY: fuzz
+fuzz: $(EXTENSION) ## mutated clients and upstreams of the wire under ASan: make fuzz MINUTES=15
+	@$(PY) tests/wire/fuzz/run.py --minutes $(MINUTES) $(ARGS)
+
 CHECKS := check-style check-format check-types check-cython check-spelling check-proto
 
 # cython-lint starts pycodestyle, and the protobuf compiler its plugin, from PATH.
