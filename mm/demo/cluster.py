@@ -16,6 +16,7 @@ import anyio
 from grpclib.client import Channel
 from grpclib.exceptions import GRPCError, ProtocolError, StreamTerminatedError
 
+from mm.demo.lost_connections import told_as_errors
 from mm.demo.processes import ChildProcess, DemoError, free_ports
 from mm.demo.traffic import Target
 from mm.pb.grpc.health.v1 import (
@@ -106,7 +107,8 @@ async def ended(process: ChildProcess, code: int) -> DemoError:
 
 async def _is_serving(channel: Channel) -> bool:
     try:
-        answer = await HealthStub(channel).check(HealthCheckRequest(), timeout=1.0)
+        with told_as_errors():
+            answer = await HealthStub(channel).check(HealthCheckRequest(), timeout=1.0)
     except (OSError, GRPCError, StreamTerminatedError, ProtocolError):
         return False
     return answer.status == HealthCheckResponseServingStatus.SERVING

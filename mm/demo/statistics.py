@@ -15,6 +15,7 @@ from grpclib.exceptions import GRPCError, ProtocolError, StreamTerminatedError
 
 from mm.core.ids import UNIT_BYTES
 from mm.demo.cluster import HOST, Instance
+from mm.demo.lost_connections import told_as_errors
 from mm.pb.mm.peer import InstanceStatistics, PeerStub
 
 POLL_S: Final = 0.5
@@ -138,7 +139,8 @@ class Statistics:
         history = self._histories[instance.name]
         channel = Channel(HOST, instance.peer_port)
         try:
-            answer = await PeerStub(channel).statistics(timeout=_TIMEOUT_S)
+            with told_as_errors():
+                answer = await PeerStub(channel).statistics(timeout=_TIMEOUT_S)
         except (OSError, GRPCError, StreamTerminatedError, ProtocolError):
             history.lose()
         else:

@@ -25,6 +25,7 @@ from grpclib.client import Channel, UnaryUnaryMethod
 from grpclib.encoding.base import CodecBase
 from grpclib.exceptions import GRPCError, ProtocolError, StreamTerminatedError
 
+from mm.demo.lost_connections import told_as_errors
 from mm.demo.tally import Tally
 from mm.demo.training import Sample, TrainedModel
 from mm.pb.inference import (
@@ -265,11 +266,12 @@ class Traffic:
             connection.channel, INFER_PATH, bytes, ModelInferResponse
         )
         try:
-            response = await method(
-                question.request,
-                timeout=CALL_TIMEOUT_S,
-                metadata={"mm-model-id": question.model_id},
-            )
+            with told_as_errors():
+                response = await method(
+                    question.request,
+                    timeout=CALL_TIMEOUT_S,
+                    metadata={"mm-model-id": question.model_id},
+                )
         except GRPCError as exc:
             text = f"{target.name}: {question.model_id}: {exc.status.name}: {exc.message}"
             self._tally.record_failure(text)

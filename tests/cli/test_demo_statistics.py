@@ -8,9 +8,13 @@ from typing import cast
 import anyio
 import anyio.lowlevel
 import pytest
+from grpclib.client import Channel
+from grpclib.protocol import H2Protocol
+from grpclib.server import Server
 
 from mm.core.ids import UNIT_BYTES
 from mm.demo.cluster import Instance
+from mm.demo.lost_connections import told_as_errors
 from mm.demo.statistics import Counts, InstanceHistory, Reading, Statistics, hit_ratio
 from mm.pb.mm.peer import InstanceStatistics
 
@@ -34,6 +38,37 @@ def test_gauges_and_rates() -> None:
     assert reading.calls_per_s == 10.0
     assert reading.used_bytes == 60 * UNIT_BYTES
     assert reading.free_bytes == 40 * UNIT_BYTES
+
+
+@pytest.mark.anyio
+async def test_a_connection_that_is_lost_before_the_call_is_no_crash(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whoever is killed just then is down; that is all there is to it."""
+    connect = Channel.__connect__
+
+    async def lose(self: Channel) -> H2Protocol:
+        protocol = await connect(self)
+        protocol.processor.connection.close()
+        return protocol
+
+    monkeypatch.setattr(Channel, "__connect__", lose)
+    server = Server([])
+    await server.start("127.0.0.1", 0)
+    try:
+        assert server._server is not None
+        port = server._server.sockets[0].getsockname()[1]
+        statistics = Statistics([cast(Instance, SimpleNamespace(name="a", peer_port=port))])
+        await statistics.poll()
+    finally:
+        server.close()
+        await server.wait_closed()
+    assert not statistics.readings[0].is_up
+
+
+def test_other_mistakes_are_told_as_they_are() -> None:
+    with pytest.raises(AttributeError, match="nonsense"), told_as_errors():
+        SimpleNamespace().nonsense  # noqa: B018
 
 
 @pytest.mark.anyio

@@ -119,7 +119,8 @@ def pasted(lines: list[str], title: str) -> str:
 
 
 def test_a_whole_run_and_what_it_leaves_to_play_with(tmp_path: Path) -> None:
-    args = ("--seconds", "3", "--models", "24", "--evictions", "5", "--keep")
+    # The third instance and eight models more are left to `make demo`.
+    args = ("--seconds", "3", "--models", "16", "--instances", "2", "--evictions", "3", "--keep")
     with running_demo(tmp_path, *args) as demo:
         demo.read_until("serves again")
         # After a failure the reasons stand between the table and this line.
@@ -143,7 +144,7 @@ def test_a_whole_run_and_what_it_leaves_to_play_with(tmp_path: Path) -> None:
 
         below = demo.descendants()
         # etcd, and two processes for each instance.
-        assert len(below) >= 7
+        assert len(below) >= 5
         assert demo.interrupt() == 0
         assert not any(map(is_running, below))
     assert list(tmp_path.iterdir()) == []
