@@ -26,7 +26,7 @@ from mm.edge.garbage import collect_quietly
 from mm.edge.h2 import (
     EXTERNAL_LIMITS,
     PEER_LIMITS,
-    RUNTIME_LIMITS,
+    SERVING_LIMITS,
     Channel,
     ChannelPool,
     GrpcServer,
@@ -263,7 +263,7 @@ class Instance:
         config = self._config
         self._serving_channel = Channel(
             str(self._serving_endpoint),
-            _limits(RUNTIME_LIMITS, config, RUNTIME_LIMITS.streams_max),
+            _limits(SERVING_LIMITS, config, SERVING_LIMITS.streams_max),
         )
         services = client_services(node, has_management_port=config.management_port is not None)
         add_peer_services(self._peer_services, node)

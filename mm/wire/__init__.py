@@ -104,6 +104,11 @@ class WireSettings:
     #: A connection to an instance, and to the runtime all but one, is closed after so long without
     #: calls: as long as tier 2 keeps its own.
     upstream_idle_ms: int = 300_000
+    #: The runtime says nothing for so long though it has calls: it is asked for a sign of life, and
+    #: what is under way on the connection is given up so long after that. As tier 2 does it
+    #: (``SERVING_LIMITS``).
+    quiet_ms: int = 60_000
+    quiet_answer_ms: int = 240_000
     #: Calls for copies here are tier 2's: it logs each.
     leaves_here: bool = False
     #: Copies take few calls at a time: a thread takes a slot that is free, and tier 2 has a line.

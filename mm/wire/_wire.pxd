@@ -225,6 +225,7 @@ cdef struct conn_t:
     uint8_t is_draining        # GOAWAY was sent, or received: no new streams
     uint8_t goaway_sent        # the final one
     uint8_t awaits_ping
+    uint8_t may_ping           # a runtime has answered something since the last one
     conn_t *dirty_next
     conn_t *previous           # all of the worker
     conn_t *next
@@ -238,6 +239,7 @@ cdef struct conn_t:
     timer_t timer
     uint64_t until_ms          # tries to connect until then
     uint64_t heard_ms
+    uint64_t pinged_ms
     uint64_t idle_since_ms     # of a connection of ours: its last call ended then
     uint64_t recent_ids[RECENT_IDS]   # hashes of ids that were sent on it
     # What a client may send besides calls (_wire_guards.pxi), and where its frames stand.
@@ -306,6 +308,8 @@ cdef struct config_t:
     uint32_t resets_burst, resets_per_s   # of a client's connection
     uint32_t frames_burst, frames_per_s
     uint32_t upstream_idle_ms
+    uint32_t quiet_ms          # of a runtime with calls, until it is asked for a sign of life
+    uint32_t quiet_answer_ms   # and then until it is given up
     uint8_t leaves_here        # calls for copies here are tier 2's: it logs each
     uint8_t has_slots          # copies take few calls at a time (mm/mesh/concurrency.py)
     text_t *observed           # models that somebody observes, up to one without bytes; NULL: all

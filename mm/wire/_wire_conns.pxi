@@ -18,6 +18,7 @@ cdef enum:
     CONNECT_MS = 6000
     PING_MS = 2500              # to peers, and then this long for the answer:
     PING_ANSWER_MS = 5000
+    PING_RUNTIME_MS = 310000    # between two that nothing was answered between
     DRAIN_NOTICE_MS = 100       # between the first GOAWAY and the second
 
 
@@ -259,6 +260,8 @@ cdef void conn_timer(conn_t *conn) noexcept nogil:
     elif conn.target.lane < LANE_MODEL and not conn_close_idle(conn):
         if conn.target.uses_ping:
             conn_keep_alive(conn)
+        else:
+            conn_ask_runtime(conn)
         if not conn.is_closed:
             timer_set(w, &conn.timer, w.now_ms + look_ms(conn))
 
@@ -267,9 +270,9 @@ cdef uint32_t look_ms(const conn_t *conn) noexcept nogil:
     """Answer when to look again whether a connection of ours is of use."""
     cdef uint32_t wait_ms = 500 if conn.awaits_ping else PING_MS
     cdef uint32_t idle_ms = conn.worker.config.upstream_idle_ms // 4 + 1
-    if not conn.target.uses_ping or idle_ms < wait_ms:
-        wait_ms = idle_ms
-    return wait_ms
+    if not conn.target.uses_ping:
+        wait_ms = conn.worker.config.quiet_ms // 4 + 1
+    return idle_ms if idle_ms < wait_ms else wait_ms
 
 
 cdef bint conn_close_idle(conn_t *conn) noexcept nogil:
@@ -302,6 +305,30 @@ cdef void conn_keep_alive(conn_t *conn) noexcept nogil:
         mark_dirty(conn)
     elif quiet_ms < PING_MS:
         conn.awaits_ping = 0
+
+
+cdef void conn_ask_runtime(conn_t *conn) noexcept nogil:
+    """A runtime that says nothing for very long, though it has calls, is no more, or stopped: calls
+    without a deadline would wait there for ever.
+
+    gRPC servers end connections with more pings than one in five minutes, unless something was
+    answered in between, or without calls.
+    """
+    cdef worker_t *w = conn.worker
+    cdef config_t *config = w.config
+    if conn.awaits_ping:
+        if conn.heard_ms > conn.pinged_ms:
+            conn.awaits_ping = 0
+        elif w.now_ms - conn.pinged_ms >= config.quiet_answer_ms:
+            conn_close(conn)
+            return
+    elif (conn.calls != NULL and w.now_ms - conn.heard_ms >= config.quiet_ms
+            and (conn.may_ping or w.now_ms - conn.pinged_ms >= PING_RUNTIME_MS)):
+        conn.awaits_ping = 1
+        conn.may_ping = 0
+        conn.pinged_ms = w.now_ms
+        nghttp2_submit_ping(conn.session, NGHTTP2_FLAG_NONE, NULL)
+        mark_dirty(conn)
 
 
 cdef void conn_drain(conn_t *conn) noexcept nogil:

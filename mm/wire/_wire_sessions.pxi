@@ -262,6 +262,7 @@ cdef int client_frame(
         return 0
     if frame.hd.type != NGHTTP2_HEADERS and frame.hd.type != NGHTTP2_DATA:
         return 0
+    conn.may_ping = 1
     call = <call_t *>nghttp2_session_get_stream_user_data(session, frame.hd.stream_id)
     if call == NULL or call.down == NULL or call.answer_ended:
         return 0

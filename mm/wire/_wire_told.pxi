@@ -95,6 +95,8 @@ cdef config_t *config_new(object told) except NULL:
         config.frames_burst = told.clients.frames_burst
         config.frames_per_s = told.clients.frames_per_s
         config.upstream_idle_ms = told.upstream_idle_ms
+        config.quiet_ms = told.quiet_ms
+        config.quiet_answer_ms = told.quiet_answer_ms
         config.leaves_here = told.leaves_here
         config.has_slots = told.has_slots
         if told.observed_models is not None:

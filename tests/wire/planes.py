@@ -7,9 +7,10 @@ import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from mm.edge.h2 import SERVING_LIMITS
 from mm.wire.addresses import Target, unix_sockaddr
 from tests.edge.raw_h2 import PeerClosedError, RawPeer
 from tests.edge.upstream import FakeRouter, serve_proxy
@@ -32,17 +33,24 @@ class Plane:
 
 @asynccontextmanager
 async def serve_plane(
-    kind: str, *, runtime_port: int | None = None, runtime_path: str | None = None
+    kind: str,
+    *,
+    runtime_port: int | None = None,
+    runtime_path: str | None = None,
+    quiet_s: float = 60.0,
+    quiet_answer_s: float = 240.0,
 ) -> AsyncIterator[Plane]:
     """A data plane; model "m" is ready here. What failed at the runtime is not tried again."""
     if kind == "python":
         address = f"unix:{runtime_path}" if runtime_path else None
         if runtime_port is not None:
             address = f"127.0.0.1:{runtime_port}"
-        async with serve_proxy(runtime_address=address) as stand:
+        limits = replace(SERVING_LIMITS, quiet_s=quiet_s, quiet_answer_s=quiet_answer_s)
+        async with serve_proxy(runtime_address=address, runtime_limits=limits) as stand:
             yield Plane(stand.port, stand.router, None)
         return
     async with serve_wire(runtime_port=runtime_port) as stand:
+        stand.configure(quiet_ms=int(1000 * quiet_s), quiet_answer_ms=int(1000 * quiet_answer_s))
         if runtime_path is not None:
             stand.wire.set_runtime(Target("localhost", unix_sockaddr(runtime_path)))
         yield Plane(stand.port, stand.router, stand)

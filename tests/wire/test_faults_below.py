@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from h2.errors import ErrorCodes
-from h2.events import StreamEnded, StreamReset
+from h2.events import PingReceived, StreamEnded, StreamReset
 
 from mm.edge.h2.listening import (
     CLIENT_IDLE_S,
@@ -80,7 +80,7 @@ async def test_without_file_descriptors_those_who_are_there_go_on_and_others_wai
             with no_file_descriptor_left():
                 for caller in callers:
                     caller.connect(("127.0.0.1", plane.port))
-                for _ in range(50):
+                for _ in range(10):
                     _, body = await client.wait_answer(begin(client))
                     assert body == frame_message(b"echo:q")
             for caller in callers:
@@ -192,7 +192,7 @@ async def test_calls_above_the_last_stream_of_a_goaway_are_sent_again(kind: str)
     async with listen(serve) as (address, peers):
         port = int(address.rpartition(":")[2])
         async with serve_plane(kind, runtime_port=port) as plane:
-            plane.router.again = [True]
+            plane.router.again = [True] * 100
             async with connect(plane.port) as client:
                 one = begin(client)
                 await until(lambda: bool(seen))
@@ -280,3 +280,50 @@ async def test_clients_that_are_gone_without_a_word_are_noticed_by_the_kernel() 
         names = ("TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT", "TCP_USER_TIMEOUT")
         values = [accepted.getsockopt(socket.IPPROTO_TCP, getattr(socket, name)) for name in names]
         assert values == [CLIENT_IDLE_S, CLIENT_PROBES_S, CLIENT_PROBES, CLIENT_UNREAD_MS]
+
+
+@both_planes
+async def test_a_runtime_that_stops_is_given_up_without_a_deadline_too(kind: str) -> None:
+    """It is asked once, and has long to answer; the call is tried again elsewhere."""
+
+    async def serve(peer: RawPeer) -> None:
+        if len(peers) > 1:
+            await _answer_all(peer, b"again")
+        peer.start()
+        await _ended(peer)
+        # From here on not even pings are answered: nothing is read.
+        stopped.set()
+        await given_up.wait()
+
+    stopped, given_up = asyncio.Event(), asyncio.Event()
+    async with listen(serve) as (address, peers):
+        port = int(address.rpartition(":")[2])
+        async with serve_plane(kind, runtime_port=port, quiet_s=0.05, quiet_answer_s=0.2) as plane:
+            plane.router.again = [True] * 100
+            async with connect(plane.port) as client:
+                headers, body = await client.wait_answer(begin(client))
+            assert stopped.is_set()
+            assert headers[b"grpc-status"] == b"0"
+            # Tier 2 of the wire's stand has a runtime of its own.
+            assert body in (frame_message(b"again"), frame_message(b"echo:q"))
+            given_up.set()
+
+
+@both_planes
+async def test_a_runtime_that_takes_long_is_asked_and_waited_for(kind: str) -> None:
+    async def serve(peer: RawPeer) -> None:
+        peer.start()
+        stream_id = await _ended(peer)
+        # h2 answers the ping; its next one would come after five minutes.
+        await peer.wait_for(PingReceived)
+        for _ in range(3):
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(peer.wait_for(PingReceived), 0.1)
+        answer(peer, stream_id)
+        await peer.wait_closed()
+
+    async with listen(serve) as (address, peers):
+        port = int(address.rpartition(":")[2])
+        async with serve_plane(kind, runtime_port=port, quiet_s=0.02) as plane:
+            assert await _call(plane.port) == frame_message(b"a")
+        assert len(peers) == 1

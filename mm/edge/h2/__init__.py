@@ -12,7 +12,13 @@ lists and messages above a limit, more than 100 streams, and on a GOAWAY with ca
 
 from mm.edge.h2.client import Channel, ChannelFullError, ChannelPool, UnreachableError
 from mm.edge.h2.incoming import Body, IncomingCall
-from mm.edge.h2.limits import EXTERNAL_LIMITS, PEER_LIMITS, RUNTIME_LIMITS, TransportLimits
+from mm.edge.h2.limits import (
+    EXTERNAL_LIMITS,
+    PEER_LIMITS,
+    RUNTIME_LIMITS,
+    SERVING_LIMITS,
+    TransportLimits,
+)
 from mm.edge.h2.server import GrpcServer, Handler
 from mm.edge.h2.stream import FaultKind, RawStream, StreamFault, StreamSink
 
@@ -20,6 +26,7 @@ __all__ = [
     "EXTERNAL_LIMITS",
     "PEER_LIMITS",
     "RUNTIME_LIMITS",
+    "SERVING_LIMITS",
     "Body",
     "Channel",
     "ChannelFullError",

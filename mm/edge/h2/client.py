@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from mm.core.headers import HeaderList
 from mm.edge.h2.limits import TransportLimits
 from mm.edge.h2.link import Link
+from mm.edge.h2.liveness import Liveness
 from mm.edge.h2.stream import FaultKind, RawStream, StreamFault, StreamSink
 from mm.errors import MeshError, StatusCode
 
@@ -47,6 +48,7 @@ class ClientLink(Link):
         self.channel = channel
         #: Done when the other side's SETTINGS are here, failed when the connection is gone.
         self.ready: asyncio.Future[None] = self.loop.create_future()
+        self._liveness = Liveness(self)
 
     def open(self, headers: HeaderList, sink: StreamSink, end: bool) -> RawStream:
         """Begin a stream; only while ``engine.can_open()``."""
@@ -56,7 +58,13 @@ class ClientLink(Link):
         self.streams[stream_id] = stream
         stream.local_ended = end
         self.request_flush()
+        self._liveness.begin()
         return stream
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes, as any link does."""
+        self._liveness.heard()
+        super().data_received(data)
 
     def handshake_failed(self, reason: str) -> None:
         """There will be no connection."""
@@ -66,6 +74,7 @@ class ClientLink(Link):
     def connection_lost(self, exc: BaseException | None) -> None:
         """Tell the channel."""
         super().connection_lost(exc)
+        self._liveness.stop()
         reason = f": {exc}" if exc else " before it spoke HTTP/2"
         self._not_ready(f"{self.channel.address} closed the connection{reason}")
         self.channel.link_lost(self)
@@ -94,6 +103,7 @@ class ClientLink(Link):
     def release(self, stream: RawStream) -> None:
         """Forget a stream; another may take its place."""
         super().release(stream)
+        self._liveness.answered()
         if self.engine.goaway_last_id is not None:
             self._close_if_done()
         else:

@@ -42,6 +42,10 @@ class TransportLimits:
     ping_interval_s: float = 0.0
     #: Time for that sign.
     ping_timeout_s: float = 10.0
+    #: A connection with calls that says nothing for so long is asked for a sign of life; 0: never.
+    quiet_s: float = 0.0
+    #: And is given up so long after that, with those calls.
+    quiet_answer_s: float = 240.0
     #: Resets that a client may send before the rate counts, and how many a second come back. A
     #: client that resets what it just asked for makes us work for nothing (CVE-2023-44487).
     resets_burst: int = 1000
@@ -78,6 +82,9 @@ PEER_LIMITS = TransportLimits(
 )
 #: The runtime beside this instance: no pings, which gRPC servers punish when they come often.
 RUNTIME_LIMITS = TransportLimits(header_list_bytes_max=64 * 1024)
+#: The same for inferences: without a deadline they would wait for ever for a runtime that is
+#: stopped. One that loads may be silent for minutes, too.
+SERVING_LIMITS = replace(RUNTIME_LIMITS, quiet_s=60.0)
 
 
 def wire_limits(limits: TransportLimits) -> TransportLimits:
