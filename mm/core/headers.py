@@ -45,6 +45,8 @@ _BAD_VALUE = re.compile(rb"[\x00\r\n]")
 _LENGTH = re.compile(rb"[0-9]{1,18}")
 #: Not what only begins so, as application/grpc-web.
 _GRPC = re.compile(rb"application/grpc(?:[+;]|\Z)")
+#: Other bytes have ended servers of gRPC behind us, for all their clients (grpcio 1.85 in Python).
+_PATH = re.compile(rb"[\x21-\x7e]+")
 _TIMEOUT = re.compile(rb"([0-9]{1,8})([HMSmun])")
 _TIMEOUT_UNITS: Final = {
     b"H": 3600.0,
@@ -200,6 +202,8 @@ def _check_pseudo_headers(pseudo: dict[bytes, bytes]) -> None:
         raise MalformedHeadersError("gRPC calls are POST requests", http_status=405)
     if not pseudo[b":path"].startswith(b"/"):
         raise MalformedHeadersError(f":path {_show(pseudo[b':path'])} does not begin with /")
+    if not _PATH.fullmatch(pseudo[b":path"]):
+        raise MalformedHeadersError(f":path {_show(pseudo[b':path'])} is not made of ASCII")
     unknown = pseudo.keys() - {b":method", b":path", b":scheme", b":authority"}
     if unknown:
         raise MalformedHeadersError(f"unknown pseudo-header {_show(unknown.pop())}")

@@ -49,6 +49,15 @@ cdef inline bint is_value(const uint8_t *value, size_t length) noexcept nogil:
     return True
 
 
+cdef inline bint is_ascii(const uint8_t *value, size_t length) noexcept nogil:
+    """Answer whether a path is made of what is printed; others have ended servers of gRPC."""
+    cdef size_t i
+    cdef uint8_t wrong = 0
+    for i in range(length):
+        wrong |= value[i] < 33 or value[i] > 126
+    return not wrong
+
+
 cdef inline bint is_of_connection(const uint8_t *name, size_t length) noexcept nogil:
     """Answer whether a header makes a message of HTTP/2 malformed (RFC 9113, 8.2.2)."""
     if length == 10:
@@ -129,6 +138,7 @@ cdef void take_pseudo(head_t *head, header_t *header) noexcept nogil:
     if into != NULL:
         head.is_odd |= into.bytes != NULL
         take_text(into, header)
+        head.is_odd |= not is_ascii(header.value, header.value_length)
     head.is_odd |= head.regular_seen
 
 

@@ -80,6 +80,8 @@ FIELDS: Final = [
     Row("8.3.1", "no :authority", whole(altered(authority=None)), SERVED),
     Row("8.3.1", "empty :path", whole(altered(path=b"")), MALFORMED),
     Row("8.3.1", ":path without a slash", whole(altered(path=b"t.S/Unary")), MALFORMED),
+    Row("8.3.1", ":path beyond ASCII", whole(altered(path=b"/t.S/\xff")), MALFORMED),
+    Row("8.3.1", ":path with a blank", whole(altered(path=b"/t.S/Unary x")), MALFORMED),
     Row("8.3.1", "two :method", whole([REQUEST[0], *REQUEST]), MALFORMED),
     Row("8.3.1", "two :scheme", whole([REQUEST[1], *REQUEST]), MALFORMED),
     Row("8.3.1", "two :path", whole([REQUEST[2], *REQUEST]), MALFORMED),

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
+from dataclasses import dataclass
 
 import pytest
 from anyio.from_thread import start_blocking_portal
 
-from tests.edge.upstream import serve_proxy
+from tests.edge.upstream import FakeRouter, serve_proxy
 from tests.wire.grpc_rules import FIELDS, GRPC
 from tests.wire.h2_rules import BLOCKS, FRAMES
-from tests.wire.h2_talk import DATA, END_STREAM, PREFACE, SETTINGS, Talk, frame, talk
+from tests.wire.h2_talk import DATA, END_STREAM, PING, PREFACE, SETTINGS, Talk, frame, talk
 from tests.wire.h2_words import (
+    FLOW_CONTROL_ERROR,
     MESSAGE,
+    REQUEST,
     SAID_ON,
     WAIT,
     Answers,
@@ -22,6 +26,7 @@ from tests.wire.h2_words import (
     Row,
     Want,
     begin,
+    body,
 )
 from tests.wire.stand import serve_wire
 
@@ -29,28 +34,36 @@ BESIDE = 1
 HELLO = bytes.fromhex("16030100050100000100")
 
 
+@dataclass(frozen=True)
+class Plane:
+    """A data plane that serves."""
+
+    name: str
+    port: int
+    router: FakeRouter
+
+
 @pytest.fixture(scope="module", params=["wire", "python"])
-def plane(request: pytest.FixtureRequest) -> Iterator[tuple[str, int]]:
-    """Its name, and where it listens; at the end nothing of all that was said is left."""
+def plane(request: pytest.FixtureRequest) -> Iterator[Plane]:
+    """One data plane; at the end nothing of all that was said is left."""
     with ExitStack() as stack:
         portal = stack.enter_context(start_blocking_portal("asyncio"))
         if request.param == "wire":
             wire = stack.enter_context(portal.wrap_async_context_manager(serve_wire()))
-            yield "wire", wire.port
+            yield Plane("wire", wire.port, wire.router)
             portal.call(lambda: wire.settle(calls_open=0, connections_open=0, hits_open=0))
         else:
             proxy = stack.enter_context(portal.wrap_async_context_manager(serve_proxy()))
-            yield "python", proxy.port
+            yield Plane("python", proxy.port, proxy.router)
             assert not proxy.server.held_bytes
 
 
 @pytest.mark.parametrize(
     "row", [*FRAMES, *BLOCKS, *FIELDS, *GRPC], ids=lambda row: f"{row.section} {row.name}"
 )
-def test_a_rule(plane: tuple[str, int], row: Row) -> None:
-    name, port = plane
-    want = (row.wire if name == "wire" else row.python) or row.want
-    conversation = talk(port)
+def test_a_rule(plane: Plane, row: Row) -> None:
+    want = (row.wire if plane.name == "wire" else row.python) or row.want
+    conversation = talk(plane.port)
     with closing(conversation.sock):
         conversation.send(begin(stream_id=BESIDE))
         conversation.ping(b"has come")
@@ -96,18 +109,32 @@ def judge(conversation: Talk, want: Want) -> None:
         pytest.param(PREFACE + frame(DATA, 0, 1, b"x"), id="no SETTINGS"),
     ],
 )
-def test_what_begins_otherwise_is_closed(plane: tuple[str, int], greeting: bytes) -> None:
+def test_what_begins_otherwise_is_closed(plane: Plane, greeting: bytes) -> None:
     """RFC 9113, 3.4."""
-    conversation = talk(plane[1], greeting)
+    conversation = talk(plane.port, greeting)
     with closing(conversation.sock):
         conversation.wait_closed()
 
 
-def test_settings_and_pings_are_answered(plane: tuple[str, int]) -> None:
+def test_settings_and_pings_are_answered(plane: Plane) -> None:
     """RFC 9113, 6.5.3 and 6.7."""
-    conversation = talk(plane[1])
+    conversation = talk(plane.port)
     with closing(conversation.sock):
         conversation.send(frame(SETTINGS, 0, 0) * 2)
         conversation.ping(b"\0\xff ping!")
         assert conversation.acknowledged == 3
         assert conversation.pongs == [b"\0\xff ping!"]
+
+
+def test_more_than_a_window(plane: Plane) -> None:
+    """RFC 9113, 6.9.1: either the stream or the connection; what was held of it is given back."""
+    plane.router.answers.append(asyncio.Event())  # which never comes
+    waits = [*REQUEST[:-1], (b"mm-model-id", b"cold")]
+    conversation = talk(plane.port)
+    with closing(conversation.sock):
+        conversation.send(begin(waits) + body(b"\0\0\x7f\0\0", 0) + 100 * body(bytes(16384), 0))
+        conversation.send(frame(PING, 0, 0, b"and then"))
+        while b"and then" not in conversation.pongs and conversation.read():
+            pass
+        codes = {conversation.goaway and conversation.goaway[0], conversation.answer(SAID_ON).reset}
+        assert codes == {FLOW_CONTROL_ERROR, None}
