@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Final, Self
 
 from mm import identity_settings, json_settings
+from mm.access_settings import access_settings
 from mm.connection_settings import ConnectionSettings, connection_settings
 from mm.core.constraints import NO_CONSTRAINTS, TypeConstraints
 from mm.core.dataplane import DataplaneConfig
@@ -123,6 +124,10 @@ class Config(Limits):
     #: MM_DATAPLANE_CONFIG_PATH: a file that is read again whenever it changes.
     dataplane_config_path: str = ""
 
+    #: MM_ACCESS_CONFIG_PATH: a file that is read again whenever it changes, of who may do what;
+    #: empty: anybody may do anything.
+    access_path: str = ""
+
     #: MM_TYPE_CONSTRAINTS, or the content of MM_TYPE_CONSTRAINTS_PATH at the start.
     type_constraints: TypeConstraints = NO_CONSTRAINTS
     #: MM_TYPE_CONSTRAINTS_PATH: a file that is read again whenever it changes.
@@ -203,7 +208,8 @@ class Config(Limits):
         metrics = metrics_settings(env)
         tls, tls_warnings = tls_settings(env)
         payloads = payload_settings(env)
-        told = address_warnings + version_warnings + tls_warnings
+        access_path, access_warnings = access_settings(env, tls)
+        told = address_warnings + version_warnings + tls_warnings + access_warnings
         return cls(
             service_name=identity_settings.service_name(env, alone=alone),
             kv_store=kv_store,
@@ -237,6 +243,7 @@ class Config(Limits):
             wire_threads=_wire_threads(env),
             dataplane_config=json_settings.dataplane_config(env),
             dataplane_config_path=json_settings.existing_file(env, "MM_DATAPLANE_CONFIG_PATH"),
+            access_path=access_path,
             type_constraints=json_settings.type_constraints(env),
             type_constraints_path=json_settings.existing_file(env, "MM_TYPE_CONSTRAINTS_PATH"),
             static_models=json_settings.static_models(env),

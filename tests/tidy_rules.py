@@ -31,6 +31,8 @@ SETTINGS = (
     "mm.json_settings",
     "mm.connection_settings",
     "mm.scaling_settings",
+    "mm.access_settings",
+    "mm.tls_reference",
     "mm.tls_settings",
     "mm.settings_reference",
     "mm.limits",

@@ -18,9 +18,11 @@ import anyio
 from anyio.abc import TaskStatus
 
 from mm.config import Config
+from mm.core.access import Access
 from mm.core.call_meter import CallSource
 from mm.core.dataplane import DataplaneConfig
 from mm.core.dynamic_settings import LOG_LEVEL, Value
+from mm.edge.access import AccessControl, remarks_of
 from mm.edge.binding import open_listener
 from mm.edge.garbage import collect_quietly
 from mm.edge.h2 import (
@@ -141,6 +143,7 @@ class Instance:
         self._serving_channel: Channel | None = None
         self._proxies: list[Proxy] = []
         self._wired: Wired | None = None
+        self._access: AccessControl | None = None
         self._tls: Tls | None = None
         self._meter = call_meter(config)
         self._observers: Observers | None = None
@@ -154,6 +157,9 @@ class Instance:
             await stack.enter_async_context(LifeCycle(config, self._is_ready).shown())
             files = SettingsFiles(config)
             config = self._config = await files.read_into(config)
+            access = await files.first_access()
+            if access is not None:
+                self._access = AccessControl(access)
             await self._secure(stack)
             store = await stack.enter_async_context(open_store(config))
             stack.push_async_callback(self._close)
@@ -166,6 +172,8 @@ class Instance:
             peer_service.add_identity(self._peer_services)
             if config.dataplane == "wire" and not config.legacy_errors:
                 self._wired = _begin_wire(config, self._tls)
+            if self._access is not None:
+                self._admit(self._access.access)
             peer_port = await self._open(self._peer_server, config.peer_port, "MM_PEER_PORT")
             await stack.enter_async_context(node.running(f"{config.advertise_host}:{peer_port}"))
             peer_service.add_statistics(self._peer_services)
@@ -178,6 +186,7 @@ class Instance:
             static_models = StaticModels(config, node.models, node.vmodels)
             await stack.enter_async_context(
                 files.followed(
+                    access=self._admit,
                     constraints=node.set_type_constraints,
                     dataplane=self._set_dataplane,
                     static_models=static_models.tell,
@@ -249,11 +258,26 @@ class Instance:
         wire = None
         if self._wired is not None:
             sources, wire = (*sources, self._wired.calls), self._wired.statistics
-        return Metrics(self._config, node, sources, wire, self._tls)
+        return Metrics(self._config, node, sources, wire, self._tls, self._access)
 
     def _logged(self, services: ServiceTable) -> Handler:
         headers = self._config.logs.request_headers
         return HeaderLogging(headers, services) if headers else services
+
+    def _asked(self, services: ServiceTable) -> Handler:
+        """Before everything else, logs too: tokens are nobody's business there."""
+        handler = self._logged(services)
+        return handler if self._access is None else self._access.before(services, handler)
+
+    def _admit(self, access: Access) -> None:
+        """Calls that begin from now on go by it."""
+        assert self._access is not None
+        self._access.access = access
+        if self._wired is not None:
+            self._access.other_counts = self._wired.statistics
+            self._wired.admit(access)
+        for remark in remarks_of(access, self._config):
+            logger.warning("access configuration: %s", remark)
 
     def _is_ready(self) -> bool:
         return self.serving and self._health.serving
@@ -284,7 +308,7 @@ class Instance:
         limits = _limits(EXTERNAL_LIMITS, config, config.external_streams_max)
         tls = None if self._tls is None else self._tls.clients
         self._servers = [
-            GrpcServer(self._logged(each), limits=limits, external=True, tls=tls)
+            GrpcServer(self._asked(each), limits=limits, external=True, tls=tls)
             for each in (services.external, services.management)
             if each is not None
         ]

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 from mm.config import Config
 from mm.core.call_meter import CallMeter, CallSource
 from mm.core.metric_families import CONTENT_TYPE, Family, Sample, write_text
+from mm.edge.access import AccessControl
 from mm.edge.binding import open_listener
 from mm.edge.http_server import HttpServer, Request, Response
 from mm.edge.java_series import JavaSeries
@@ -76,12 +77,14 @@ class Metrics:
         sources: tuple[CallSource, ...],
         wire_statistics: Callable[[], object] | None = None,
         tls: Tls | None = None,
+        access: AccessControl | None = None,
     ) -> None:
         self._config = config
         self._settings = config.metrics
         self._node = node
         self._wire_statistics = wire_statistics
         self._tls = tls
+        self._access = access
         self._java = JavaSeries(node, config.metrics, sources)
 
     @asynccontextmanager
@@ -132,7 +135,8 @@ class Metrics:
         yield from self._java.families()
         wire = None if self._wire_statistics is None else self._wire_statistics()
         tls = None if self._tls is None else self._tls.statistics
-        yield from own_families(self._node.statistics(), wire, tls)
+        access = None if self._access is None else self._access.statistics
+        yield from own_families(self._node.statistics(), wire, tls, access)
         info = self._settings.info
         if info is not None:
             yield Family(info.name, "gauge", "Info Metric", (Sample(1, info.labels),))

@@ -156,6 +156,11 @@ TLS_COUNTERS: Final = {
     "handshakes_late": "Of these, those that took too long",
     "exchanges": "Times that new files came into use",
 }
+#: Of who may do what, where that is asked (``mm.edge.access.AccessStatistics``).
+ACCESS_COUNTERS: Final = {
+    "unauthenticated": "Calls refused because nobody is known by what they show",
+    "denied": "Calls refused because their callers have not the role",
+}
 #: Told in labels of ``mm_instance_info``, or by type, which has no bound.
 NO_SERIES: Final = frozenset({"instance_id", "unready_because", "partitions", "counters"})
 
@@ -168,9 +173,12 @@ _UNITS: Final = (
 
 
 def own_families(
-    now: InstanceStatistics, wire: object | None = None, tls: object | None = None
+    now: InstanceStatistics,
+    wire: object | None = None,
+    tls: object | None = None,
+    access: object | None = None,
 ) -> Iterator[Family]:
-    """Answer all, as of now; with the statistics of the wire and of TLS, if there are any."""
+    """Answer all, as of now; with the statistics of the wire, TLS and access, if there are any."""
     labels = (("instance", now.instance_id), ("unready", now.unready_because))
     yield Family(
         PREFIX + "instance_info",
@@ -187,6 +195,8 @@ def own_families(
     if tls is not None:
         yield from statistics_families(PREFIX + "tls_", tls, TLS_GAUGES, "gauge")
         yield from statistics_families(PREFIX + "tls_", tls, TLS_COUNTERS, "counter")
+    if access is not None:
+        yield from statistics_families(PREFIX + "access_", access, ACCESS_COUNTERS, "counter")
     yield from _process()
 
 

@@ -12,6 +12,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 
 from mm.config import Config
+from mm.core.access import Access, parse_access
 from mm.core.constraints import NO_CONSTRAINTS, TypeConstraints, parse_type_constraints
 from mm.core.dataplane import DataplaneConfig, parse_dataplane_config
 from mm.core.static_models import StaticModel, joined, parse_static_models
@@ -29,6 +30,9 @@ class SettingsFiles:
             self._constraints = WatchedFile(
                 "type constraints", config.type_constraints_path, parse_type_constraints
             )
+        self._access: WatchedFile[Access] | None = None
+        if config.access_path:
+            self._access = WatchedFile("access configuration", config.access_path, parse_access)
         self._dataplane: WatchedFile[DataplaneConfig] | None = None
         if config.dataplane_config_path:
             self._dataplane = WatchedFile(
@@ -58,6 +62,10 @@ class SettingsFiles:
             config = replace(config, static_models=await self._static_models.first())
         return config
 
+    async def first_access(self) -> Access | None:
+        """Answer who may do what, None: anybody; raises ``BadFileError``: else all could."""
+        return None if self._access is None else await self._access.first()
+
     async def _first_constraints(self) -> TypeConstraints:
         """Without constraints an instance places loads anywhere, as the Java mesh does: a mesh that
         serves is worth more than one that places well.
@@ -73,6 +81,7 @@ class SettingsFiles:
     async def followed(
         self,
         *,
+        access: Callable[[Access], None],
         constraints: Callable[[TypeConstraints], None],
         dataplane: Callable[[DataplaneConfig], None],
         static_models: Callable[[tuple[StaticModel, ...]], None],
@@ -84,6 +93,8 @@ class SettingsFiles:
             dataplane(config)
 
         async with AsyncExitStack() as stack:
+            if self._access is not None:
+                await stack.enter_async_context(self._access.followed(access))
             if self._constraints is not None:
                 await stack.enter_async_context(self._constraints.followed(constraints))
             if self._dataplane is not None:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from mm.config import Config
+from mm.core.access import Access, role_of_own
 from mm.core.dataplane import DataplaneConfig
 from mm.core.dynamic_settings import LOG_EACH, Value
 from mm.core.ids import InstanceId, ModelId
@@ -28,6 +29,7 @@ from mm.edge.h2.listening import listening_socket
 from mm.edge.h2.server import GrpcServer
 from mm.edge.h2.tls import HandshakeCounts
 from mm.edge.unary import ServiceTable
+from mm.edge.wire_access import wire_access
 from mm.edge.wire_calls import WireCalls, measures_of
 from mm.edge.wire_complaints import WireComplaints
 from mm.edge.wire_words import hear, read_tried
@@ -104,6 +106,7 @@ class Wired:
             self._tls = self._tls_of(tls.contexts)
             tls.on_exchange.append(self._exchange)
             tls.other_counts = self._handshakes
+        self._access: Access | None = None
         self._dataplane = config.dataplane_config
         self._services: list[ServiceTable] = []
         self._parameters: RuntimeParameters | None = None
@@ -177,6 +180,11 @@ class Wired:
         self._dataplane = dataplane
         self._wire.configure(self._settings())
 
+    def admit(self, access: Access) -> None:
+        """Go by who may do what: calls that begin from now on."""
+        self._access = access
+        self._wire.configure(self._settings())
+
     def _exchange(self, contexts: Contexts) -> None:
         """Go by new files of TLS: connections that come from now on."""
         self._tls = self._tls_of(contexts)
@@ -219,7 +227,9 @@ class Wired:
             for path, yields_to_ids in service.paths():
                 own = MethodFlag.OWN_UNLESS_ID if yields_to_ids else MethodFlag.OWN
                 found = methods.get(path, others)
-                methods[path] = replace(found, flags=found.flags | own)
+                # Of what peers alone are served, nothing is said to clients.
+                needs = role_of_own(path) if service is self._services[0] else found.needs
+                methods[path] = replace(found, flags=found.flags | own, needs=needs)
         return WireSettings(
             table=self._table,
             methods=methods,
@@ -237,6 +247,7 @@ class Wired:
             has_slots=self._limits is not None,
             observed_models=self._observed_models(),
             instance=quote(config.instance_id, safe="").encode(),
+            access=wire_access(self._access),
             tls=self._tls,
         )
 

@@ -54,6 +54,10 @@ class MethodFlag(enum.IntFlag):
 _NOTHING: Final = MethodFlag(0)
 
 
+#: What a call needs unless the mesh itself serves it (``mm.core.access.Role.INFER``).
+_INFER: Final = 2
+
+
 @dataclass(frozen=True, slots=True)
 class Method:
     """How to treat the calls of a method."""
@@ -63,6 +67,30 @@ class Method:
     #: from the client.
     injection_path: tuple[int, ...] = ()
     extraction_path: tuple[int, ...] = ()
+    #: Of the mesh's own: the ``mm.core.access.Role`` of who may call it.
+    needs: int = _INFER
+
+
+@dataclass(frozen=True, slots=True)
+class WireIdentity:
+    """Somebody who may call."""
+
+    name: bytes
+    #: By what a call needs: why it is refused; empty: it is not.
+    refusals: tuple[bytes, ...]
+    #: SHA-256 of tokens, and names in certificates with their kind before them.
+    known_by: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class WireAccess:
+    """Who may do what (``mm.core.access``)."""
+
+    identities: tuple[WireIdentity, ...]
+    #: Why nobody is known by what a call shows, in the order of ``_wire_access.pxd``.
+    unknown: tuple[bytes, ...]
+    #: Runtimes get tokens, too.
+    passes_tokens: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +145,8 @@ class WireSettings:
     observed_models: frozenset[bytes] | None = frozenset()
     #: Our instance id as ``mm-hop-from`` has it.
     instance: bytes = b""
+    #: None: anybody may do anything.
+    access: WireAccess | None = None
     tls: WireTls = WireTls()
 
 
@@ -182,6 +212,9 @@ class WireStatistics:
     #: What calls and their requests take, and calls that there was no memory for.
     buffer_bytes: int
     buffers_full: int
+    #: Calls of clients refused: by nobody who is known, and by those without the role.
+    unauthenticated: int
+    denied: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from mm._lru cimport slot_t, table_t
 from mm._lru_atomics cimport atomic_u32, atomic_u64
+from mm.wire._wire_access cimport access_t, shown_t
 from mm.wire._wire_counters cimport COUNTS, failure_t, report_t, row_t, rows_t
 from mm.wire._wire_values cimport buffer_t, head_t, headers_t, injector_t, meter_t, text_t
 from mm.wire.nghttp2 cimport nghttp2_nv, nghttp2_session
@@ -235,6 +236,7 @@ cdef struct conn_t:
     target_t *target           # of a connection of ours
     method_t *method           # of the last call: the next is likely of the same
     row_t *row                 # of the last one that was measured
+    shown_t shown              # who calls, where that counts
     buffer_t out               # what the socket did not take
     timer_t timer
     uint64_t until_ms          # tries to connect until then
@@ -283,6 +285,7 @@ cdef struct method_t:
     uint8_t *path
     uint32_t path_length
     uint32_t flags
+    uint8_t needs              # of the mesh's own: the role of who may call it
     uint32_t numbers_count
     uint32_t *numbers          # idInjectionPath
     uint32_t extract_count
@@ -313,6 +316,7 @@ cdef struct config_t:
     uint8_t leaves_here        # calls for copies here are tier 2's: it logs each
     uint8_t has_slots          # copies take few calls at a time (mm/mesh/concurrency.py)
     text_t *observed           # models that somebody observes, up to one without bytes; NULL: all
+    access_t *access           # of clients; NULL: anybody may do anything
     SSL_CTX *tls[ROLES]        # by role of the listener; NULL: plain text
     SSL_CTX *tls_to_peers
     uint32_t handshake_ms      # of TLS

@@ -46,6 +46,11 @@ class TlsSession:
     def speaks_h2(self) -> bool:
         """Answer whether the handshake has agreed on HTTP/2."""
 
+    def certificate_names(self) -> tuple[str, ...]:
+        """Answer the names in the other side's certificate, as "CN:…", "DNS:…" (in lower case) and
+        "URI:…", in this order; nothing without one.
+        """
+
     def read(self) -> bytes | None:
         """Answer what is there in plain; None if nothing is, and nothing follows. Raises
         ``TlsError``.

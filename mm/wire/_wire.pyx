@@ -56,6 +56,7 @@ from mm._lru_atomics cimport (
     store_u64,
     swap_u32,
 )
+from mm.wire._wire_access cimport *
 from mm.wire._wire_counters cimport *
 from mm.wire._wire_values cimport *
 from mm.wire.nghttp2 cimport *
@@ -69,6 +70,7 @@ include "_wire_inject.pxi"
 include "_wire_reports.pxi"
 include "_wire_statistics.pxi"
 include "_wire_build.pxi"
+include "_wire_access.pxi"
 include "_wire_routes.pxi"
 include "_wire_attempts.pxi"
 include "_wire_requests.pxi"

@@ -86,6 +86,7 @@ cdef size_t build_splice(call_t *call, nghttp2_nv *nv) noexcept nogil:
         else:
             put_header(&nv[n], h)
         n += 1
+    n += put_certificate(call, &nv[n])
     if call.is_replayed:
         n += build_tried(call, call.tried_lane, &call.held_trailers if call.has_held else NULL,
                          &nv[n])

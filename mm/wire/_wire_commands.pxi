@@ -118,6 +118,7 @@ cdef void config_use(worker_t *w, config_t *config) noexcept nogil:
     w.config = config
     while conn != NULL:
         conn.method = NULL   # of the old one
+        shown_forget(&conn.shown)
         conn = conn.next
     config_free(before)
 
@@ -143,6 +144,7 @@ cdef void config_free(config_t *config) noexcept nogil:
     for i in range(<uint32_t>ROLES):
         SSL_CTX_free(config.tls[i])
     SSL_CTX_free(config.tls_to_peers)
+    access_free(config.access)
     free(config)
 
 

@@ -133,6 +133,7 @@ cdef void bury(worker_t *w) noexcept nogil:
             continue
         nghttp2_session_del(conn.session)
         SSL_free(conn.ssl)
+        shown_forget(&conn.shown)
         buffer_free(&conn.out)
         free(conn)
     w.dead = left

@@ -50,7 +50,10 @@ cdef enum:
     COUNT_SLOW_GIVEN_UP = 37   # calls ended because too much waited for readers
     COUNT_BUFFER_BYTES = 38    # that calls take now, without their answers
     COUNT_BUFFERS_FULL = 39    # calls that there was no memory for
-    COUNTS = 40
+    # Calls of clients that were refused: by nobody who is known, and by those without the role.
+    COUNT_UNAUTHENTICATED = 40
+    COUNT_DENIED = 41
+    COUNTS = 42
 
     METHODS_MAX = 257          # told apart, and one place for all others
     METHOD_PATH_BYTES = 1000   # of longer ones: with the others

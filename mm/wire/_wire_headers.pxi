@@ -230,6 +230,9 @@ cdef bint take_request_header(
         take_mesh(head, header)
     else:
         take_consumed(head, header)
+        if name_length == 13 and same(header.name, b"authorization", 13):
+            head.authorizations += 1
+            head.authorization_at = call.request.count - 1
     return True
 
 

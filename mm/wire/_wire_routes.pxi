@@ -62,6 +62,9 @@ cdef void call_begin(worker_t *w, call_t *call) noexcept nogil:
         splice(call, LANE_MODEL if has_id(head) else LANE_OWN, COUNT_LEFT_HEADERS)
         return
     method = find_method(call.down, config, &head.path)
+    if (config.access != NULL and call.role == ROLE_EXTERNAL
+            and not admit(call, config.access, method)):
+        return
     if method.flags & METHOD_OWN or (method.flags & METHOD_OWN_UNLESS_ID and not has_id(head)):
         splice(call, LANE_OWN, 0)
         return

@@ -14,7 +14,9 @@ cdef enum:
     OK = 0
     CANCELLED = 1
     UNKNOWN = 2
+    PERMISSION_DENIED = 7
     UNAVAILABLE = 14
+    UNAUTHENTICATED = 16
 
 
 cdef bint statistics_new(worker_t *w, uint32_t rows_max, bint by_model) noexcept nogil:

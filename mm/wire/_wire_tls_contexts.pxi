@@ -164,6 +164,16 @@ cdef SSL_CTX *context_of(object told) except? NULL:
     return context.core
 
 
+cdef bint list_name(
+    void *user, const char *kind, const uint8_t *name, size_t length
+) noexcept nogil:
+    cdef bint is_dns = kind[0] == 68
+    with gil:
+        text = name[:length].decode("utf-8", "replace")
+        (<list>user).append(kind.decode() + (text.lower() if is_dns else text))
+    return True
+
+
 class TlsError(Exception):
     """OpenSSL gave a connection up; the text says why."""
 
@@ -232,6 +242,12 @@ cdef class TlsSession:
     def speaks_h2(self):
         """Answer whether the handshake has agreed on HTTP/2."""
         return speaks_h2(self.ssl)
+
+    def certificate_names(self):
+        """Answer what the other side's certificate calls it."""
+        cdef list found = []
+        tell_names(self.ssl, list_name, <void *>found)
+        return tuple(found)
 
     def read(self):
         """Answer what is there in plain; None if nothing is, and nothing follows."""

@@ -41,6 +41,7 @@ cdef method_t *method_new(bytes path, object told) except NULL:
         raise MemoryError
     try:
         method.flags = told.flags
+        method.needs = told.needs
         method.path = copied(path)
         method.path_length = <uint32_t>len(path)
         method.numbers = copied_numbers(told.injection_path)
@@ -51,6 +52,50 @@ cdef method_t *method_new(bytes path, object told) except NULL:
         method_free(method)
         raise
     return method
+
+
+cdef void text_copy(text_t *text, bytes told) except *:
+    text.bytes = copied(told)
+    text.length = <uint32_t>len(told)
+
+
+cdef access_t *access_new(object told) except NULL:
+    """Lay out who may do what; an index leads there from what each is known by."""
+    cdef access_t *access = <access_t *>calloc(1, sizeof(access_t))
+    cdef uint32_t size = 64, place, i, j
+    cdef known_t *known
+    if access == NULL:
+        raise MemoryError
+    try:
+        access.passes_tokens = told.passes_tokens
+        for i in range(<uint32_t>UNKNOWNS):
+            text_copy(&access.unknown[i], told.unknown[i])
+        while size < 2 * sum(len(each.known_by) for each in told.identities):
+            size *= 2
+        access.known = <known_t **>calloc(size, sizeof(known_t *))
+        access.identities = <identity_t *>calloc(len(told.identities) + 1, sizeof(identity_t))
+        if access.known == NULL or access.identities == NULL:
+            raise MemoryError
+        access.known_size = size
+        access.identities_count = <uint32_t>len(told.identities)
+        for i, each in enumerate(told.identities):
+            text_copy(&access.identities[i].name, each.name)
+            for j in range(<uint32_t>ACCESS_ROLES):
+                if each.refusals[j]:
+                    text_copy(&access.identities[i].refusals[j], each.refusals[j])
+            for by in each.known_by:
+                known = <known_t *>calloc(1, sizeof(known_t))
+                if known == NULL:
+                    raise MemoryError
+                known.identity = &access.identities[i]
+                place = known_place(access, by, len(by))
+                known.next = access.known[place]
+                access.known[place] = known
+                text_copy(&known.by, by)
+    except BaseException:
+        access_free(access)
+        raise
+    return access
 
 
 cdef config_t *config_new(object told) except NULL:
@@ -106,6 +151,8 @@ cdef config_t *config_new(object told) except NULL:
             for i, model_id in enumerate(told.observed_models):
                 config.observed[i].bytes = copied(model_id)
                 config.observed[i].length = <uint32_t>len(model_id)
+        if told.access is not None:
+            config.access = access_new(told.access)
         config.tls[ROLE_EXTERNAL] = context_of(told.tls.clients)
         config.tls[ROLE_PEER] = context_of(told.tls.peers)
         config.tls_to_peers = context_of(told.tls.to_peers)

@@ -42,6 +42,8 @@ cdef struct head_t:
     uint64_t timeout_ns      # of grpc-timeout, when there is one
     uint64_t content_length  # when there is one
     text_t bin_id
+    uint32_t authorization_at   # the last of them in the list
+    uint16_t authorizations
     uint16_t ids             # how many of each there are
     uint16_t vmodel_ids, bin_ids, bin_vmodel_ids
     uint8_t legacy_ids       # tas-model-id: tier 2 reads those

@@ -25,6 +25,18 @@ cdef extern from "openssl/ssl.h" nogil:
         pass
     ctypedef struct X509s "STACK_OF(X509)":
         pass
+    ctypedef struct X509_NAME_ENTRY:
+        pass
+    ctypedef struct ASN1_STRING:
+        pass
+    ctypedef struct GENERAL_NAME:
+        pass
+    ctypedef struct GENERAL_NAMES:
+        pass
+    ctypedef struct EVP_MD:
+        pass
+    ctypedef struct ENGINE:
+        pass
     ctypedef struct EVP_PKEY:
         pass
     int X509_V_ERR_INVALID_PURPOSE
@@ -39,6 +51,7 @@ cdef extern from "openssl/ssl.h" nogil:
     long SSL_MODE_RELEASE_BUFFERS, SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER
     unsigned long X509_V_FLAG_PARTIAL_CHAIN
     int X509_V_OK
+    int NID_commonName, NID_subject_alt_name, GEN_DNS, GEN_URI
     int BIO_CTRL_FLUSH, BIO_TYPE_SOURCE_SINK
 
     const SSL_METHOD *TLS_server_method()
@@ -127,3 +140,25 @@ cdef extern from "openssl/err.h" nogil:
     unsigned long ERR_peek_error()
     const char *ERR_reason_error_string(unsigned long)
     int ERR_GET_REASON(unsigned long)
+
+cdef extern from "openssl/x509v3.h" nogil:
+    X509 *SSL_get_peer_certificate(const SSL *)
+    int X509_NAME_get_index_by_NID(X509_NAME *, int, int)
+    X509_NAME_ENTRY *X509_NAME_get_entry(const X509_NAME *, int)
+    ASN1_STRING *X509_NAME_ENTRY_get_data(const X509_NAME_ENTRY *)
+    const unsigned char *ASN1_STRING_get0_data(const ASN1_STRING *)
+    int ASN1_STRING_length(const ASN1_STRING *)
+    void *X509_get_ext_d2i(const X509 *, int, int *, int *)
+    int sk_GENERAL_NAME_num(const GENERAL_NAMES *)
+    GENERAL_NAME *sk_GENERAL_NAME_value(const GENERAL_NAMES *, int)
+    void *GENERAL_NAME_get0_value(const GENERAL_NAME *, int *)
+    void GENERAL_NAMES_free(GENERAL_NAMES *)
+
+cdef extern from "openssl/evp.h" nogil:
+    const EVP_MD *EVP_sha256()
+    int EVP_Digest(
+        const void *, size_t, unsigned char *, unsigned int *, const EVP_MD *, ENGINE *)
+
+cdef extern from "openssl/crypto.h" nogil:
+    int CRYPTO_memcmp(const void *, const void *, size_t)
+    void OPENSSL_cleanse(void *, size_t)

@@ -13,7 +13,7 @@ import os
 import socket
 import time
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from h2.errors import ErrorCodes
 
@@ -74,6 +74,16 @@ class ServerLink(Link):
         self.parked_count = 0
         #: Calls of the mesh's own, such as those that manage models.
         self.own_count = 0
+        self._certificate_names: tuple[str, ...] | None = None
+
+    @property
+    def certificate_names(self) -> tuple[str, ...]:
+        """What the client's certificate calls it, in its order; nothing without one."""
+        if self._certificate_names is None:
+            transport: Any = self.transport
+            ask = getattr(transport, "certificate_names", tuple)
+            self._certificate_names = ask()
+        return self._certificate_names
 
     def handshake_begun(self, transport: asyncio.Transport) -> None:
         """Have a place until the handshake is complete, unless there are too many."""

@@ -228,6 +228,10 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         """Take from the socket again."""
         self._raw.resume_reading()
 
+    def certificate_names(self) -> tuple[str, ...]:
+        """Answer what the other side's certificate calls it."""
+        return self._tls.certificate_names()
+
     def get_write_buffer_size(self) -> int:
         """Answer what waits for the socket."""
         return self._raw.get_write_buffer_size()
