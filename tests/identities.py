@@ -1,8 +1,13 @@
-"""Keys and certificates for tests of TLS, made in memory and written where a test wants them."""
+"""Keys and certificates for tests of TLS, made in memory and written where a test wants them.
+
+An ``Identity`` is both as objects; an ``Authority`` issues a ``Pair``, which is both as PEM.
+"""
 
 from __future__ import annotations
 
 import datetime
+import ipaddress
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,13 +31,7 @@ class Identity:
         return self.certificate.public_bytes(serialization.Encoding.PEM)
 
     def key_pem(self, passphrase: bytes = b"") -> bytes:
-        return self.key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.BestAvailableEncryption(passphrase)
-            if passphrase
-            else serialization.NoEncryption(),
-        )
+        return key_pem(self.key, passphrase)
 
     def write(self, directory: Path, *chain: Identity, passphrase: bytes = b"") -> dict[str, str]:
         """Write both files; answers the settings that name them."""
@@ -49,14 +48,17 @@ def make(
     *,
     is_authority: bool = False,
     days: int = 30,
+    hosts: Sequence[str] | None = None,
     usage: x509.ObjectIdentifier | None = None,
     key: rsa.RSAPrivateKey | None = None,
 ) -> Identity:
-    """Make a certificate for ``name`` and localhost, signed by itself if nobody else."""
+    """Make a certificate for ``hosts``, else for ``name`` and localhost, signed by itself if nobody
+    else does.
+    """
     own = key or ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     now = datetime.datetime.now(datetime.UTC)
-    alternatives = x509.SubjectAlternativeName([x509.DNSName("localhost"), x509.DNSName(name)])
+    names = ("localhost", name) if hosts is None else hosts
     builder = (
         x509.CertificateBuilder()
         .subject_name(subject)
@@ -65,9 +67,11 @@ def make(
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - 400 * _DAY)
         .not_valid_after(now + days * _DAY)
-        .add_extension(alternatives, critical=False)
         .add_extension(x509.BasicConstraints(is_authority, None), critical=True)
     )
+    if names:
+        alternatives = x509.SubjectAlternativeName([_host(host) for host in names])
+        builder = builder.add_extension(alternatives, critical=False)
     if usage is not None:
         builder = builder.add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
     return Identity(own, builder.sign(issuer.key if issuer else own, hashes.SHA256()))
@@ -76,6 +80,44 @@ def make(
 def make_authority(name: str = "authority") -> Identity:
     """Make an authority."""
     return make(name, is_authority=True)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A certificate and its private key, both as PEM."""
+
+    certificate: bytes
+    key: bytes
+
+
+class Authority:
+    """Signs certificates; whoever trusts ``certificate`` trusts them."""
+
+    def __init__(self, name: str = "test authority") -> None:
+        self._identity = make(name, is_authority=True, hosts=())
+        self.certificate = self._identity.certificate_pem
+
+    def issue(self, name: str, hosts: Sequence[str] = (), *, days: int = 30) -> Pair:
+        """Sign a certificate for a server at ``hosts``, or a client called ``name``."""
+        own = make(name, self._identity, hosts=hosts, days=days)
+        return Pair(own.certificate_pem, own.key_pem())
+
+
+def key_pem(key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey, passphrase: bytes = b"") -> bytes:
+    """Answer a private key as PEM, encrypted if there is a passphrase."""
+    protection: serialization.KeySerializationEncryption = serialization.NoEncryption()
+    if passphrase:
+        protection = serialization.BestAvailableEncryption(passphrase)
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, protection
+    )
+
+
+def _host(host: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(host))
+    except ValueError:
+        return x509.DNSName(host)
 
 
 #: What a certificate is for.

@@ -6,7 +6,7 @@ table, and the lines and cells of tables.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from operator import attrgetter
 from typing import Any, Final
 
@@ -25,13 +25,20 @@ def status_name(status: int) -> str:
 
 def status_value(model_id: str, info: ModelStatusInfo) -> dict[str, Any]:
     """Answer a model of which only the status is told, or which there is not."""
+    copies = ((each.location, each.copy_status, each.time) for each in info.model_copy_infos)
+    return _status_value(model_id, info, copies)
+
+
+def _status_value(
+    model_id: str, info: Any, copies: Iterable[tuple[str, int, int]]
+) -> dict[str, Any]:
     return {
         "id": model_id,
         "status": status_name(info.status),
         "errors": list(info.errors),
         "copies": [
-            {"instance": c.location, "status": status_name(c.copy_status), "time_ms": c.time}
-            for c in info.model_copy_infos
+            {"instance": location, "status": status_name(status), "time_ms": time_ms}
+            for location, status, time_ms in copies
         ],
     }
 
@@ -39,15 +46,9 @@ def status_value(model_id: str, info: ModelStatusInfo) -> dict[str, Any]:
 def listed_value(entry: Any) -> dict[str, Any]:
     """Answer a listed model; of one that went there is nothing but its status."""
     info = entry.status
-    value = {
-        "id": entry.model_id,
-        "status": status_name(info.status),
-        "errors": list(info.errors),
-        "copies": [
-            {"instance": c.location, "status": status_name(c.copyStatus), "time_ms": c.time}
-            for c in info.modelCopyInfos
-        ],
-    }
+    # Read by another codec than a status is, with the names as they stand in the proto file.
+    copies = ((each.location, each.copyStatus, each.time) for each in info.modelCopyInfos)
+    value = _status_value(entry.model_id, info, copies)
     if info.status == ModelStatusInfoModelStatus.NOT_FOUND:
         return value
     return value | {

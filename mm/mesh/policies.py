@@ -167,7 +167,7 @@ class Policies:
         told = f"{ready_count} of {needed_count} copies are ready"
         hosts_count = self._cluster.statistics_of(record.info.model_type).instance_count
         if hosts_count < needed_count:
-            return f"{told}: only {hosts_count} instances may hold it"
+            return f"{told}: only {_instances(hosts_count)} may hold it"
         if ready_count >= self.kept_count(model_id):
             return f"{told}: policies keep half of the memory, and others come first"
         verdict = self._config.failure_rules.verdict(model_id, record, now_ms)
@@ -204,9 +204,9 @@ class Policies:
         hosts = self._cluster.hosts(model_type)
         if policy.copies_needed > len(hosts):
             raise _impossible(
-                f"min_copies is {policy.copies_needed}, but {len(hosts)} instances may hold models"
-                f" of type {model_type}: ask for fewer copies, start more instances, or let more"
-                " of them hold the type (MM_TYPE_CONSTRAINTS)"
+                f"min_copies is {policy.copies_needed}, but {_instances(len(hosts))} may hold"
+                f" models of type {model_type}: ask for fewer copies, start more instances, or let"
+                " more of them hold the type (MM_TYPE_CONSTRAINTS)"
             )
         size_units = record.size_units or self._default_units
         large_count = sum(fits(size_units, _room_units(host)) for host in hosts.values())
@@ -255,3 +255,7 @@ def _room_units(host: InstanceRecord) -> int:
 
 def _impossible(message: str) -> MeshError:
     return MeshError(message, code=StatusCode.FAILED_PRECONDITION)
+
+
+def _instances(count: int) -> str:
+    return "1 instance" if count == 1 else f"{count} instances"

@@ -10,8 +10,8 @@ import pytest
 
 from mm.cli.client_tls import split_scheme
 from mm.pb import mmesh
-from tests.certificates import Authority, key_pem
 from tests.cli.fake_mesh import FakeMesh, fake_mesh, run_command
+from tests.identities import Authority, key_pem
 
 EMPTY = (0, "", "no models\n")
 

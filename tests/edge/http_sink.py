@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.certificates import Pair
+from tests.identities import Pair
 
 
 @dataclass

@@ -22,10 +22,10 @@ from mm.edge.etcd_secret import EtcdSecret
 from mm.edge.etcd_store import EtcdStore
 from mm.errors import StoreUnavailableError
 from mm.mesh.ports import Put, Resync, Write
-from tests.certificates import Authority
 from tests.edge.etcd_users import change_password, etcd_with_users
 from tests.edge.store_world import PATIENCE_S, wait_answers
 from tests.edge.test_etcd_tls import AUTHORITY, CLIENT, tls_etcd, write_pair
+from tests.identities import Authority
 
 pytestmark = [pytest.mark.anyio, pytest.mark.etcd]
 

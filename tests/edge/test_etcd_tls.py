@@ -24,8 +24,8 @@ from mm.edge.kv_config import Endpoint, EtcdTarget, parse
 from mm.errors import StoreUnavailableError
 from mm.mesh.ports import Put, Resync, Write
 from mm.testing.losing_proxy import losing_proxy
-from tests.certificates import Authority, Pair
 from tests.edge.store_world import put, resync, until, wait_answers
+from tests.identities import Authority, Pair
 
 pytestmark = [pytest.mark.anyio, pytest.mark.etcd]
 

@@ -4,7 +4,6 @@ what is said of those that are no good.
 
 from __future__ import annotations
 
-import datetime
 import json
 import logging
 from pathlib import Path
@@ -17,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from mm.edge.etcd_tls import EtcdTls, system_roots
 from mm.edge.kv_config import EtcdTarget, parse
 from mm.errors import ConfigError
-from tests.certificates import Authority, key_pem
+from tests.identities import Authority, key_pem
 
 AUTHORITY = Authority()
 ROOTS = AUTHORITY.certificate
@@ -89,7 +88,7 @@ def test_without_certificates_those_of_the_system_are_trusted(
 
 
 ENCRYPTED = key_pem(ec.generate_private_key(ec.SECP256R1()), b"hunter2").decode()
-EXPIRED = AUTHORITY.issue("client", ends=datetime.timedelta(hours=-1))
+EXPIRED = AUTHORITY.issue("client", days=-1)
 CHAIN, KEY = CLIENT.certificate.decode(), CLIENT.key.decode()
 BROKEN = "-----BEGIN PRIVATE KEY-----\nhunter2\n-----END PRIVATE KEY-----\n"
 

@@ -14,8 +14,8 @@ import pytest
 from mm.edge.payload_http import DeliveryError, HttpSink
 from mm.edge.payloads import Payload
 from mm.payload_settings import PayloadSink
-from tests.certificates import Authority
 from tests.edge.http_sink import http_sink
+from tests.identities import Authority
 
 REQUEST = Payload(
     "i-1-7",

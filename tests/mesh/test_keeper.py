@@ -193,7 +193,7 @@ async def test_what_grew_beyond_the_half_is_told_and_evicted_like_others() -> No
         await registered(cluster, 1, pinned=True)
         await anyio.sleep(1)
         assert (a.node.statistics().pins_unmet, a.node.statistics().pinned_units) == (1, 0)
-        with pytest.raises(MeshError, match="2, but 1 instances may hold"):
+        with pytest.raises(MeshError, match="2, but 1 instance may hold"):
             await a.set_policy("m", copies_min=2)
         cluster.check()
 

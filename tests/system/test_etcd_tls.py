@@ -12,8 +12,8 @@ import anyio
 import pytest
 
 from mm.edge.etcd_process import EtcdProcess
-from tests.certificates import Pair
 from tests.edge.test_etcd_tls import AUTHORITY, PASSWORD, enable_users, tls_etcd
+from tests.identities import Pair
 from tests.system.meshes import mesh_of
 
 pytestmark = [pytest.mark.system, pytest.mark.etcd]
