@@ -29,7 +29,7 @@ from mm.endpoints import (
     serving_endpoint,
 )
 from mm.environment import Environment
-from mm.known_variables import ELSEWHERE, MEANINGLESS, NOT_YET
+from mm.known_variables import ELSEWHERE, MEANINGLESS
 from mm.limits import MIB, Limits
 from mm.log_settings import LogSettings, log_settings
 from mm.metrics_settings import MetricsSettings, metrics_settings
@@ -310,12 +310,9 @@ def _unused_labels(env: Environment) -> tuple[str, ...]:
 def _unused(env: Environment) -> tuple[str, ...]:
     for name in ELSEWHERE:
         env.find(name)
-    not_yet = [name for name in NOT_YET if env.is_set(name)]
     meaningless = [name for name in MEANINGLESS if env.is_set(name)]
     unknown = env.unknown("MM_")
     warnings = []
-    if not_yet:
-        warnings.append(f"not supported yet, and ignored: {', '.join(not_yet)}")
     if meaningless:
         warnings.append(f"has no meaning here, and is ignored: {', '.join(meaningless)}")
     if unknown:

@@ -21,6 +21,14 @@ class ConnectionSettings:
     connections_max: int = 20_000
     #: MM_SVC_GRPC_MAX_CONNECTIONS_PER_ADDRESS: the same of one IPv4 address or IPv6 /64.
     per_address_max: int = 15_000
+    #: MM_SVC_GRPC_MAX_CONNECTION_IDLE_SECS: without a call for so long a client is sent away. 0:
+    #: never, as with other gRPC servers; clients keep connections for when they need them.
+    idle_s: int = 0
+    #: MM_SVC_GRPC_MAX_CONNECTION_AGE_SECS, a tenth more or less: so that clients spread anew over
+    #: instances. 0: never.
+    age_s: int = 0
+    #: MM_SVC_GRPC_MAX_CONNECTION_AGE_GRACE_SECS: for the calls that run then. 0: any time.
+    age_grace_s: int = 0
     #: MM_WIRE_BUFFER_BYTES_MAX: what the calls of a thread of the wire take. A connection has half
     #: of it at most: that is all its thousand streams with a window (256 KiB) waiting each. A
     #: quarter is for requests that are kept to be sent again.
@@ -50,5 +58,12 @@ def connection_settings(env: Environment) -> ConnectionSettings:
     return ConnectionSettings(
         connections_max=connections_max,
         per_address_max=per_address_max,
+        idle_s=_seconds(env, "MM_SVC_GRPC_MAX_CONNECTION_IDLE_SECS"),
+        age_s=_seconds(env, "MM_SVC_GRPC_MAX_CONNECTION_AGE_SECS"),
+        age_grace_s=_seconds(env, "MM_SVC_GRPC_MAX_CONNECTION_AGE_GRACE_SECS"),
         buffer_bytes_max=buffer_bytes_max,
     )
+
+
+def _seconds(env: Environment, name: str) -> int:
+    return env.integer(name, default=0, minimum=0, maximum=4_000_000, meaning="seconds")

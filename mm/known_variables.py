@@ -7,12 +7,6 @@ from __future__ import annotations
 
 from typing import Final
 
-#: Variables of the Java mesh that will mean something here, but do not yet.
-NOT_YET: Final = (
-    "MM_SVC_GRPC_MAX_CONNECTION_AGE_GRACE_SECS",
-    "MM_SVC_GRPC_MAX_CONNECTION_AGE_SECS",
-)
-
 #: Set in deployments of the Java mesh for things that this one does not have.
 MEANINGLESS: Final = (
     "CUSTOM_JVM_ARGS",

@@ -70,8 +70,9 @@ class Limits:
     losses_believed_max: int = 2
     lost_again_s: float = 60.0
 
-    #: From a connection to the end of its TLS handshake, at all listeners: a client on the other
-    #: side of the world takes a second, one that says nothing holds a place among those allowed.
+    #: From a connection to the end of its TLS handshake and to SETTINGS, at all listeners: a client
+    #: on the other side of the world takes a second, one that says nothing holds a place among
+    #: those allowed.
     tls_handshake_s: float = 10.0
 
     # --- a load, and the memory that it takes -------------------------------------------------
@@ -270,6 +271,13 @@ class Limits:
     #: Clients get no more than this part of the files that the process may open: instances, the
     #: runtime and the store have to be reached whatever clients do.
     connections_of_files: float = 0.75
+    #: From the first frame of a list of headers to its last: they come together.
+    client_headers_s: float = 10.0
+    #: From a call to the end of its first message, unless it is us who do not take it: 16 MiB at
+    #: half a megabit a second. Streams of many messages may rest for hours between them.
+    client_message_s: float = 300.0
+    #: An answer of which the client takes nothing for so long is given up: as long as proxies wait.
+    client_unread_s: float = 300.0
     #: Resets of calls less than a second old on one connection of a client, at once and so many
     #: more each second; what makes us reset counts as well. A load balancer whose clients give up
     #: all of its thousand streams at a time does no more.

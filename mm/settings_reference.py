@@ -199,6 +199,22 @@ SECTIONS: Final[tuple[tuple[str, tuple[Setting, ...]], ...]] = (
                 "three quarters of `MM_SVC_GRPC_MAX_CONNECTIONS`",
             ),
             _setting(
+                "MM_SVC_GRPC_MAX_CONNECTION_IDLE_SECS",
+                lambda c: c.connections.idle_s,
+                "A client that has made no call for so long is told to connect anew; 0: never.",
+            ),
+            _setting(
+                "MM_SVC_GRPC_MAX_CONNECTION_AGE_SECS",
+                lambda c: c.connections.age_s,
+                "A client that has been connected for so long, a tenth more or less, is told to"
+                " connect anew, so that clients spread over new instances; 0: never.",
+            ),
+            _setting(
+                "MM_SVC_GRPC_MAX_CONNECTION_AGE_GRACE_SECS",
+                lambda c: c.connections.age_grace_s,
+                "How long its calls may then run; 0: as long as they like.",
+            ),
+            _setting(
                 "MM_WIRE_BUFFER_BYTES_MAX",
                 lambda c: c.connections.buffer_bytes_max,
                 "What the calls of each thread of the wire take, with their requests;"

@@ -16,7 +16,7 @@ from mm.core.ids import InstanceId
 from mm.core.load_failures import FailureRules
 from mm.endpoints import TcpEndpoint, UnixEndpoint
 from mm.errors import ConfigError
-from mm.known_variables import ELSEWHERE, MEANINGLESS, NOT_YET
+from mm.known_variables import ELSEWHERE, MEANINGLESS
 from mm.limits import Limits
 from mm.log_settings import LogSettings
 
@@ -350,7 +350,6 @@ class TestDataplaneConfig:
 
 def test_odd_variables_are_named_once(caplog: pytest.LogCaptureFixture) -> None:
     config = read(
-        MM_SVC_GRPC_MAX_CONNECTION_AGE_SECS="9",
         MM_SEND_DEST_ID="true",
         MM_TYPO="1",
         MM_TABLE="",
@@ -358,14 +357,13 @@ def test_odd_variables_are_named_once(caplog: pytest.LogCaptureFixture) -> None:
     )
     config.log_warnings(logging.getLogger("test"))
     assert [record.message for record in caplog.records] == [
-        "not supported yet, and ignored: MM_SVC_GRPC_MAX_CONNECTION_AGE_SECS",
         "has no meaning here, and is ignored: MM_SEND_DEST_ID",
         "unknown, and ignored (misspelt?): MM_TYPO",
     ]
 
 
 def test_no_variable_is_on_two_lists() -> None:
-    names = ELSEWHERE + NOT_YET + MEANINGLESS
+    names = ELSEWHERE + MEANINGLESS
     assert len(set(names)) == len(names)
 
 

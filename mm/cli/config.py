@@ -17,7 +17,7 @@ from mm.config import Config
 from mm.edge import kv_config
 from mm.environment import Environment, Kind
 from mm.errors import ConfigError
-from mm.known_variables import MEANINGLESS, NOT_YET, OTHERS
+from mm.known_variables import MEANINGLESS, OTHERS
 from mm.setting import Setting
 from mm.settings_reference import SECTIONS, SETTINGS
 from mm.tls_settings import tls_settings
@@ -176,10 +176,8 @@ _IGNORED: Final = """
 ## Known and not read
 
 Deployments of the Java mesh may set these. None of them keeps an instance from starting, and
-those that are set are named in the log at the start, in one line for each of the two lists; so
+those that are set are named in the log at the start, in one line; so
 are unknown variables that begin with `MM_`, for they are most likely misspelt.
-
-Will mean something, and does not yet: {not_yet}.
 
 Has no meaning here, where there is no JVM, no litelinks and no shell script around the process:
 {meaningless}.
@@ -199,7 +197,7 @@ def _lines(kinds: Mapping[str, Kind]) -> Iterator[str]:
         yield "| --- | --- | --- | --- |"
         for setting in settings:
             yield _line(setting, kinds.get(setting.names[0]))
-    yield _IGNORED.format(not_yet=_names(NOT_YET), meaningless=_names(MEANINGLESS))
+    yield _IGNORED.format(meaningless=_names(MEANINGLESS))
     for name, meaning in OTHERS.items():
         yield f"* `{name}`: {meaning}."
 

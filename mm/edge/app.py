@@ -24,6 +24,7 @@ from mm.core.dataplane import DataplaneConfig
 from mm.core.dynamic_settings import LOG_LEVEL, Value
 from mm.edge.access import AccessControl, remarks_of
 from mm.edge.binding import open_listener
+from mm.edge.client_limits import connections_max
 from mm.edge.garbage import collect_quietly
 from mm.edge.h2 import (
     EXTERNAL_LIMITS,
@@ -305,7 +306,12 @@ class Instance:
             table.fallback = proxy
         self._health = services.health
         self._health.set_serving(node.unready is None)
-        limits = _limits(EXTERNAL_LIMITS, config, config.external_streams_max)
+        limits = replace(
+            _limits(EXTERNAL_LIMITS, config, config.external_streams_max),
+            connections_max=connections_max(config),
+            age_s=config.connections.age_s,
+            age_grace_s=config.connections.age_grace_s,
+        )
         tls = None if self._tls is None else self._tls.clients
         self._servers = [
             GrpcServer(self._asked(each), limits=limits, external=True, tls=tls)

@@ -14,6 +14,12 @@ def client_limits(config: Config) -> ClientLimits:
     return ClientLimits(
         connections_max=connections_max(config),
         per_address_max=connections.per_address_max,
+        headers_ms=round(1000 * config.client_headers_s),
+        message_ms=round(1000 * config.client_message_s),
+        unread_ms=round(1000 * config.client_unread_s),
+        idle_ms=1000 * connections.idle_s,
+        age_ms=1000 * connections.age_s,
+        age_grace_ms=1000 * connections.age_grace_s,
         resets_burst=config.client_resets_burst,
         resets_per_s=config.client_resets_per_s,
         frames_burst=config.client_frames_burst,

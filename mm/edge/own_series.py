@@ -143,6 +143,10 @@ WIRE_COUNTERS: Final = {
     "crowded_peers": "Connections refused because peers had as many as they may",
     "floods_refused": "Connections cut off for what clients sent",
     "buffers_full": "Calls refused because those of their connection took too much memory",
+    "prefaces_late": "Connections closed because nothing, or not enough, came from clients",
+    "aged": "Connections of clients that were ended for their age",
+    "idle": "Connections of clients that were ended because nobody called on them",
+    "messages_late": "Calls ended because their first message took too long",
     "resets_refused": "Connections dropped because they reset calls too fast",
 }
 #: Of TLS, where there is any (``mm.edge.tls.TlsStatistics``).

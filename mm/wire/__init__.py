@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import enum
-import ipaddress
 import os
 import socket
 import threading
@@ -19,7 +18,7 @@ from urllib.parse import unquote
 
 from mm.wire._wire import TlsContext, Worker
 from mm.wire.addresses import Target
-from mm.wire.client_limits import ClientLimits
+from mm.wire.client_limits import ClientLimits, client_of
 
 if TYPE_CHECKING:
     from mm.table import Table
@@ -215,6 +214,12 @@ class WireStatistics:
     #: Calls of clients refused: by nobody who is known, and by those without the role.
     unauthenticated: int
     denied: int
+    #: Connections of clients that were closed: without SETTINGS in time, too old, without calls.
+    prefaces_late: int
+    aged: int
+    idle: int
+    #: Calls whose first message was not whole in time.
+    messages_late: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -366,14 +371,14 @@ class Wire:
         found = self._workers[0].take_crowded_address()
         if not found:
             return ""
-        return _client_of(found)
+        return client_of(found)
 
     def take_flood(self) -> tuple[str, str] | None:
         """Answer which client was cut off since the last time, and what it sent too much of."""
         for worker in self._workers:
             found = worker.take_flood()
             if found is not None:
-                return _client_of(found[0]), found[1]
+                return client_of(found[0]), found[1]
         return None
 
     def _connect_tier2(self, worker: Worker, role: Role, own: bool) -> None:
@@ -439,9 +444,3 @@ class Wire:
             handle: (sum(one[0] for one in of_it), sum(one[1] for one in of_it))
             for handle, of_it in zip(handles, zip(*each, strict=True), strict=True)
         }
-
-
-def _client_of(key: bytes) -> str:
-    """Answer what clients are told apart by (_wire_crowd.pxi) in words."""
-    address = ipaddress.IPv6Address(key)
-    return str(address.ipv4_mapped or f"{address}/64")

@@ -139,6 +139,9 @@ cdef struct call_t:
     uint8_t lane
     # Request.
     uint8_t request_ended
+    uint8_t has_first          # its first message is whole; if not:
+    uint8_t first_head         # how much of its head is here, and
+    uint32_t first_left        # of its bytes not
     uint8_t awaits_message     # the first one, which names the model
     uint8_t keeps              # every request byte so far is in `body`
     uint8_t sent_whole         # END_STREAM of the request has left
@@ -187,6 +190,7 @@ cdef struct call_t:
     call_t *slow_previous
     call_t *slow_next
     uint8_t is_slow
+    uint64_t slow_ms           # since then
     # Of all bytes of the request, counted from its first: where `body` begins, and how many were
     # given back to the client's window.
     uint64_t body_base
@@ -254,6 +258,7 @@ cdef struct conn_t:
     uint8_t frame_head[9]
     uint8_t frame_head_length
     uint8_t continuations
+    uint8_t is_aged
     uint8_t is_in_block        # of headers, since:
     uint64_t block_ms
 
@@ -310,6 +315,9 @@ cdef struct config_t:
     uint32_t per_address_max   # of these, of clients
     uint32_t resets_burst, resets_per_s   # of a client's connection
     uint32_t frames_burst, frames_per_s
+    uint32_t headers_ms, message_ms   # for a list of headers, a first message, to be whole,
+    uint32_t unread_ms         # for an answer to be taken
+    uint32_t idle_ms, age_ms, age_grace_ms   # 0: no limit
     uint32_t upstream_idle_ms
     uint32_t quiet_ms          # of a runtime with calls, until it is asked for a sign of life
     uint32_t quiet_answer_ms   # and then until it is given up
@@ -319,7 +327,7 @@ cdef struct config_t:
     access_t *access           # of clients; NULL: anybody may do anything
     SSL_CTX *tls[ROLES]        # by role of the listener; NULL: plain text
     SSL_CTX *tls_to_peers
-    uint32_t handshake_ms      # of TLS
+    uint32_t handshake_ms      # of TLS, and to SETTINGS
     text_t instance            # our id, as mm-hop-from has it
     text_t instance_name       # and as it is
 

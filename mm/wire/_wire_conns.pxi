@@ -14,7 +14,6 @@ cdef enum:
     # Of a connection of ours whose window is as large as can be: nghttp2 gives back what has left
     # when that is half of it, so so many streams' windows have room at any time.
     CONN_STREAMS_MAX = 0x7FFFFFFF // 2 // 262144
-    HANDSHAKE_MS = 10000
     CONNECT_MS = 6000
     PING_MS = 2500              # to peers, and then this long for the answer:
     PING_ANSWER_MS = 5000
@@ -254,10 +253,14 @@ cdef void conn_timer(conn_t *conn) noexcept nogil:
             conn.is_late = 1
             count(w, COUNT_HANDSHAKES_LATE, 1)
             tls_note(conn, b"it takes too long")
+        elif conn.is_server:
+            count(w, COUNT_PREFACES_LATE, 1)
         conn_close(conn)
     elif conn.is_server:
-        if conn.is_draining and not conn.goaway_sent:
-            conn_goaway(conn)
+        if conn.is_draining:
+            client_drained(conn)
+        else:
+            client_look(conn)
     elif conn.target.lane < LANE_MODEL and not conn_close_idle(conn):
         if conn.target.uses_ping:
             conn_keep_alive(conn)

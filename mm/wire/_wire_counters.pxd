@@ -53,7 +53,12 @@ cdef enum:
     # Calls of clients that were refused: by nobody who is known, and by those without the role.
     COUNT_UNAUTHENTICATED = 40
     COUNT_DENIED = 41
-    COUNTS = 42
+    # Clients' connections: without SETTINGS in time, too old, without calls for too long.
+    COUNT_PREFACES_LATE = 42
+    COUNT_AGED = 43
+    COUNT_IDLE = 44
+    COUNT_MESSAGES_LATE = 45   # first messages that did not get whole
+    COUNTS = 46
 
     METHODS_MAX = 257          # told apart, and one place for all others
     METHOD_PATH_BYTES = 1000   # of longer ones: with the others

@@ -112,6 +112,7 @@ cdef void down_closed(call_t *call) noexcept nogil:
     if call.down_next != NULL:
         call.down_next.down_previous = call.down_previous
     conn.buffer_bytes -= call.weight
+    conn.idle_since_ms = call.worker.now_ms
     call.down = NULL
     conn.streams -= 1
     count(call.worker, COUNT_CALLS_OPEN, <uint64_t>-1)

@@ -11,6 +11,8 @@ cdef bint body_received(call_t *call, const uint8_t *bytes, size_t length) noexc
             received_of(call) + length > call.head.content_length):
         call_break(call)
         return False
+    if not call.has_first:
+        first_follow(call, bytes, length)
     if call.wants_replay:
         return body_kept(call, bytes, length)
     if call.lane < LANE_MODEL and config != NULL:

@@ -129,8 +129,7 @@ cdef int server_frame(
     cdef call_t *call
     if frame.hd.type == NGHTTP2_SETTINGS:
         if not conn.is_ready and not frame.hd.flags & NGHTTP2_FLAG_ACK:
-            conn.is_ready = 1
-            timer_stop(w, &conn.timer)
+            client_settled(conn)
         return 0
     if frame.hd.type == NGHTTP2_RST_STREAM:
         reset_counted(conn, <call_t *>nghttp2_session_get_stream_user_data(

@@ -29,6 +29,7 @@ cdef inline void slow_enter(call_t *call) noexcept nogil:
     if call.is_slow:
         return
     call.is_slow = 1
+    call.slow_ms = w.now_ms
     call.slow_next = NULL
     call.slow_previous = w.slow_last
     if w.slow_last != NULL:
@@ -55,9 +56,10 @@ cdef void answer_forget(call_t *call) noexcept nogil:
 
 
 cdef void slow_check(worker_t *w) noexcept nogil:
-    """Keep what waits within its bound."""
+    """Keep what waits within its bounds."""
     while (w.slow != NULL and w.config != NULL
-           and w.answers_bytes > w.config.answer_bytes_max):
+           and (w.answers_bytes > w.config.answer_bytes_max
+                or w.now_ms - w.slow.slow_ms >= w.config.unread_ms)):
         slow_give_up(w.slow)
 
 

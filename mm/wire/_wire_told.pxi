@@ -137,6 +137,12 @@ cdef config_t *config_new(object told) except NULL:
         config.per_address_max = told.clients.per_address_max
         config.resets_burst = told.clients.resets_burst
         config.resets_per_s = told.clients.resets_per_s
+        config.headers_ms = told.clients.headers_ms
+        config.message_ms = told.clients.message_ms
+        config.unread_ms = told.clients.unread_ms
+        config.idle_ms = told.clients.idle_ms
+        config.age_ms = told.clients.age_ms
+        config.age_grace_ms = told.clients.age_grace_ms
         config.frames_burst = told.clients.frames_burst
         config.frames_per_s = told.clients.frames_per_s
         config.upstream_idle_ms = told.upstream_idle_ms

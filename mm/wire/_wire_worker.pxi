@@ -176,9 +176,7 @@ cdef void listener_event(worker_t *w, listener_t *listener) noexcept nogil:
         memcpy(conn.address, key, 16)
         count(w, COUNT_CONNECTIONS, 1)
         count(w, COUNT_CONNECTIONS_OPEN, 1)
-        timer_set(
-            w, &conn.timer,
-            w.now_ms + (HANDSHAKE_MS if conn.ssl == NULL else w.config.handshake_ms))
+        timer_set(w, &conn.timer, w.now_ms + w.config.handshake_ms)
         mark_dirty(conn)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from dataclasses import dataclass
 
 
@@ -18,3 +19,18 @@ class ClientLimits:
     resets_per_s: int = 200
     frames_burst: int = 10_000
     frames_per_s: int = 1000
+    #: From the first frame of a list of headers to its last; of a call's first message.
+    headers_ms: int = 10_000
+    message_ms: int = 300_000
+    #: An answer of which nothing is taken is given up after this.
+    unread_ms: int = 300_000
+    #: 0: no limit. A connection without calls; one with, and how long calls have then.
+    idle_ms: int = 0
+    age_ms: int = 0
+    age_grace_ms: int = 0
+
+
+def client_of(key: bytes) -> str:
+    """Answer what clients are told apart by (_wire_crowd.pxi) in words."""
+    address = ipaddress.IPv6Address(key)
+    return str(address.ipv4_mapped or f"{address}/64")

@@ -13,7 +13,7 @@ from mm.cli import main
 from mm.cli.config import reference
 from mm.config import Config
 from mm.environment import Environment
-from mm.known_variables import ELSEWHERE, MEANINGLESS, NOT_YET, OTHERS
+from mm.known_variables import ELSEWHERE, MEANINGLESS, OTHERS
 from mm.settings_reference import SETTINGS
 from mm.tls_settings import NAMES
 from tests.identities import make
@@ -49,7 +49,7 @@ def test_the_reference_is_current() -> None:
 def test_the_reference_has_every_variable_once() -> None:
     listed = [name for setting in SETTINGS for name in setting.names]
     listed += [name for name in OTHERS if name not in listed]
-    listed += [*NOT_YET, *MEANINGLESS]
+    listed += MEANINGLESS
     assert len(listed) == len(set(listed))
     assert set(listed) == read_names()
     assert set(ELSEWHERE) < set(listed)
@@ -161,10 +161,9 @@ def test_secrets_are_not_shown(tmp_path: Path) -> None:
 
 
 def test_what_is_ignored_is_told_beside_it() -> None:
-    result = run(**ETCD, MM_SVC_GRPC_MAX_CONNECTION_AGE_SECS="9", HEAP_SIZE_MB="1", MM_TYPO="1")
+    result = run(**ETCD, HEAP_SIZE_MB="1", MM_TYPO="1")
     assert result.exit_code == 0
     assert result.stderr.splitlines() == [
-        "mm: not supported yet, and ignored: MM_SVC_GRPC_MAX_CONNECTION_AGE_SECS",
         "mm: has no meaning here, and is ignored: HEAP_SIZE_MB",
         "mm: unknown, and ignored (misspelt?): MM_TYPO",
     ]

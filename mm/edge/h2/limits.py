@@ -53,6 +53,10 @@ class TransportLimits:
     #: Bytes of requests that a server holds in all, beside the windows of its streams: to send a
     #: call again, to look into its first message, to read a message whole.
     held_bytes_max: int = 256 * 2**20
+    #: A client's connection that is so old, a tenth more or less, is ended, and its calls have so
+    #: long then; 0: never, and any time.
+    age_s: int = 0
+    age_grace_s: int = 0
     #: Bytes of answers to control frames that may pile up towards a client that does not read.
     unread_control_bytes_max: int = 4 * 2**20
 
@@ -97,6 +101,7 @@ def wire_limits(limits: TransportLimits) -> TransportLimits:
         streams_max=2**31 - 1,
         connection_window_bytes=2**31 - 1,
         ping_interval_s=0.0,
+        age_s=0,
         resets_per_s=1e9,
         resets_burst=10**9,
     )

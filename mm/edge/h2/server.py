@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import random
 import socket
 import time
 from collections.abc import Awaitable, Callable
@@ -69,6 +70,7 @@ class ServerLink(Link):
         self._resets_left = float(server.limits.resets_burst)
         self._resets_counted_s = time.monotonic()
         self._handshake: asyncio.TimerHandle | None = None
+        self._age: asyncio.TimerHandle | None = None
         self._rests = False
         #: Calls whose handler waits for something before it can begin, such as a load.
         self.parked_count = 0
@@ -109,7 +111,7 @@ class ServerLink(Link):
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Cancel the calls of the connection."""
-        for timer in (self._handshake, self._goaway_timer):
+        for timer in (self._handshake, self._goaway_timer, self._age):
             if timer is not None:
                 timer.cancel()
         super().connection_lost(exc)
@@ -152,6 +154,16 @@ class ServerLink(Link):
         if self._handshake is not None:
             self._handshake.cancel()
             self._handshake = None
+            if self.limits.age_s:
+                # Of clients that came together not all have to come back together.
+                age_s = self.limits.age_s * random.uniform(0.9, 1.1)
+                self._age = self.loop.call_later(age_s, self._grow_old)
+
+    def _grow_old(self) -> None:
+        """Send the client away; its calls have their grace."""
+        self.drain()
+        if self.limits.age_grace_s:
+            self._age = self.loop.call_later(self.limits.age_grace_s, self.connection.close)
 
     def reset_received(self) -> None:
         """Count a reset; a client that does little else is dropped."""

@@ -1,0 +1,138 @@
+"""Prefaces, headers and messages that trickle; connections that are old, or that nobody needs."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Iterator
+from contextlib import closing
+
+import pytest
+
+from mm.edge.h2.messages import frame_message
+from mm.wire import WireTls
+from mm.wire.client_limits import ClientLimits
+from tests.edge.raw_h2 import connect
+from tests.wire.frames import begin, request
+from tests.wire.hostile import (
+    CONTINUATION,
+    DATA,
+    END_STREAM,
+    ENHANCE_YOUR_CALM,
+    PREFACE,
+    RST_STREAM,
+    SETTINGS,
+    Requests,
+    attack,
+    dial,
+    frame,
+    good_client,
+    run_attack,
+)
+from tests.wire.stand import WireStand, serve_wire
+
+pytestmark = pytest.mark.anyio
+SHORT_MS = 50
+
+
+def _trickle(caller: socket.socket, data: bytes) -> None:
+    for byte in data:
+        caller.sendall(bytes((byte,)))
+
+
+async def test_a_preface_that_trickles_is_not_waited_for() -> None:
+    async with serve_wire() as stand:
+        async with good_client(stand):
+            stand.configure(tls=WireTls(handshake_ms=SHORT_MS))
+            with closing(dial(stand.port)) as caller, closing(dial(stand.port)):
+                _trickle(caller, PREFACE[:-1])
+                await stand.settle(prefaces_late=2, connections_open=1)
+
+
+async def test_headers_that_trickle_are_not_waited_for() -> None:
+    def pieces() -> Iterator[bytes]:
+        yield PREFACE + Requests().next(flags=END_STREAM) + frame(CONTINUATION, stream_id=1)
+
+    async with serve_wire() as stand:
+        stand.configure(clients=ClientLimits(headers_ms=SHORT_MS))
+        end = await run_attack(stand, pieces())
+        assert end.code == ENHANCE_YOUR_CALM
+        assert stand.wire.take_flood() == ("127.0.0.1", "time for headers")
+
+
+async def test_a_first_message_that_trickles_is_not_waited_for() -> None:
+    async with serve_wire() as stand:
+        stand.configure(clients=ClientLimits(message_ms=SHORT_MS))
+        async with good_client(stand), connect(stand.port) as client:
+            streams = [client.begin(request(b"/t.S/Both")) for _ in range(4)]
+            # The fourth is whole, and rests from then on.
+            whole = frame_message(b"whole")
+            for stream_id, part in zip(streams, (0, 3, 8, len(whole)), strict=True):
+                client.send(stream_id, whole[:part])
+            for stream_id in streams[:3]:
+                headers, _ = await client.wait_answer(stream_id)
+                assert headers[b"grpc-status"] == b"4"
+                assert headers[b"grpc-message"].endswith(b"first message takes too long")
+            client.send(streams[3], frame_message(b"more"), end=True)
+            assert (await client.wait_answer(streams[3]))[1] == b"".join(
+                frame_message(b"re:" + each) for each in (b"whole", b"more")
+            )
+            assert stand.counts.messages_late == 3
+
+
+async def test_an_answer_that_nobody_takes_is_given_up() -> None:
+    body = frame_message(b"x" * 10_000)
+
+    def pieces() -> Iterator[bytes]:
+        requests = Requests()
+        yield PREFACE + frame(SETTINGS, b"\0\4\0\0\0\0") + requests.next()
+        yield frame(DATA, body, flags=END_STREAM, stream_id=1)
+
+    async with serve_wire() as stand:
+        stand.configure(clients=ClientLimits(unread_ms=SHORT_MS, headers_ms=SHORT_MS))
+        async with good_client(stand):
+            with closing(dial(stand.port)) as caller:
+                task = asyncio.create_task(asyncio.to_thread(attack, caller, pieces()))
+                await stand.settle(slow_given_up=1, cancelled=1)
+                caller.shutdown(socket.SHUT_WR)
+                end = await task
+        assert (RST_STREAM, 1, bytes((0, 0, 0, ENHANCE_YOUR_CALM))) in list(end.frames())
+
+
+async def _is_sent_away(stand: WireStand) -> None:
+    async with connect(stand.port) as client:
+        assert (await client.wait_answer(begin(client)))[1] == frame_message(b"echo:q")
+        last = await client.wait_closed()
+        assert last is not None
+        assert (last.error_code, last.last_stream_id) == (0, 1)
+
+
+async def test_who_makes_no_call_is_sent_away() -> None:
+    async with serve_wire() as stand:
+        stand.configure(clients=ClientLimits(idle_ms=SHORT_MS, headers_ms=SHORT_MS))
+        async with connect(stand.port) as busy:
+            stream_id = busy.begin(request(b"/t.S/Both"))
+            await stand.settle(calls_open=1)
+            await _is_sent_away(stand)
+            busy.send(stream_id, frame_message(b"1"), end=True)
+            assert (await busy.wait_answer(stream_id))[1] == frame_message(b"re:1")
+            await stand.settle(idle=2, connections_open=0)
+
+
+async def test_connections_that_are_old_end_and_no_call_is_lost() -> None:
+    async with serve_wire() as stand:
+        stand.configure(clients=ClientLimits(age_ms=SHORT_MS))
+        async with good_client(stand):
+            async with asyncio.timeout(60):
+                while stand.counts.aged < 4:
+                    await asyncio.wait((asyncio.get_running_loop().create_future(),), timeout=0.01)
+            await _is_sent_away(stand)
+
+
+async def test_calls_on_old_connections_have_their_grace() -> None:
+    async with serve_wire() as stand:
+        stand.configure(clients=ClientLimits(age_ms=SHORT_MS, age_grace_ms=SHORT_MS))
+        async with connect(stand.port) as client:
+            client.begin(request(b"/t.S/Both"))
+            assert await client.wait_closed() is not None
+            await stand.settle(aged=1, connections_open=0, calls_open=0)
