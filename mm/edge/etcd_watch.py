@@ -133,8 +133,10 @@ class EtcdWatch(Follower, AsyncIterator[Sequence[WatchEvent]]):
         self._resume_at = table.revision + 1
         self._seen.clear()
         self._witness = table.items[-1] if table.items else None
-        if table.is_of_other_store:
-            self._events.append(table)  # nobody will tell again what the old one said before
+        is_news_waiting = any(isinstance(e, Resync) and e.is_of_other_store for e in self._events)
+        if table.is_of_other_store or is_news_waiting:
+            # Nobody will tell again what the old one said before, or that this is another one.
+            self._events.append(table)
         elif not is_empty_still:
             self._events = [table]  # what was not taken yet is out of date
         self._arrived.set()
