@@ -401,6 +401,15 @@ def check_response_headers(headers: Iterable[Header]) -> None:
             raise MalformedHeadersError(f"the value of header {_show(name)} is not allowed")
 
 
+def check_http_status(headers: HeaderList, *, begins: bool) -> None:
+    """Refuse a ``:status`` that is not where it belongs: once, before all else, where an answer
+    begins. Raises ``MalformedHeadersError``.
+    """
+    is_first = bool(headers) and headers[0][0] == b":status" and headers[0][1][:1] != b"1"
+    if is_first != begins or any(name == b":status" for name, _ in headers[1:]):
+        raise MalformedHeadersError("the status of HTTP is not where it belongs")
+
+
 def without_mesh_headers(headers: HeaderList, prefix: bytes = b"mm-") -> HeaderList:
     """Answer response headers or trailers without those of the mesh; the same list if none is."""
     for name, _ in headers:

@@ -17,6 +17,7 @@ from mm.core.headers import (
     HeaderList,
     MalformedHeadersError,
     Status,
+    check_http_status,
     check_response_headers,
     read_status,
     says_model_is_lost,
@@ -90,6 +91,7 @@ class Attempt:
     def headers_received(self, headers: HeaderList) -> None:
         """Hold the initial headers for the rest of the turn."""
         try:
+            check_http_status(headers, begins=True)
             check_response_headers(headers)
         except MalformedHeadersError as error:
             self._spoil(StatusCode.INTERNAL, f"malformed response: {error.message}")
@@ -124,6 +126,7 @@ class Attempt:
         if self.done.done():
             return
         try:
+            check_http_status(trailers, begins=initial)
             check_response_headers(trailers)
         except MalformedHeadersError as error:
             self._spoil(StatusCode.INTERNAL, f"malformed response: {error.message}")

@@ -102,6 +102,14 @@ cdef void submit(call_t *call, conn_t *conn) noexcept nogil:
         provider.read_callback = read_request
         id = nghttp2_submit_request(
             conn.session, NULL, w.nv, count_, NULL if is_empty else &provider, call)
+    if id == NGHTTP2_ERR_STREAM_ID_NOT_AVAILABLE:
+        # After 2^30 of them the next one needs a new connection.
+        conn.is_draining = 1
+        mark_dirty(conn)
+        if call.lane >= LANE_MODEL:
+            tier2_missing(w, call.target)
+        attempt(call, call.target)
+        return
     if id < 0:
         set_fault(call, b"the connection takes no more streams")
         attempt_failed(call)
@@ -131,9 +139,14 @@ cdef void attempt_failed(call_t *call) noexcept nogil:
         call_fail(call, 14, call.fault.bytes, call.fault.length)
 
 
+cdef inline bint has_whole(const call_t *call) noexcept nogil:
+    """Answer whether all of the request is here that has come: it is kept, or none has left."""
+    return call.keeps or call.body_base + call.body.at == 0
+
+
 cdef inline bint may_repeat(const call_t *call) noexcept nogil:
     """Answer whether tier 2 can have the whole call, without anyone's noticing."""
-    return (call.lane < LANE_MODEL and call.keeps and not call.answer_begun
+    return (call.lane < LANE_MODEL and has_whole(call) and not call.answer_begun
             and call.down != NULL)
 
 

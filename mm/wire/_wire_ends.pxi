@@ -179,11 +179,11 @@ cdef void up_broke(call_t *call, conn_t *conn, uint32_t code, bint is_lost) noex
     cdef char text[240]
     cdef int n
     cdef bint is_refused = not is_lost and (code == NGHTTP2_REFUSED_STREAM or not call.up_sent)
-    if is_refused and call.refusals < 3 and call.keeps and not call.answer_begun:
+    if is_refused and call.refusals < 3 and has_whole(call) and not call.answer_begun:
         call.refusals += 1
         call.body.at = 0
         headers_clear(&call.response)
-        call.has_response = 0
+        call.has_response = call.is_spoilt = 0
         if call.lane != LANE_HERE or pin_again(call):
             if call.lane == LANE_THERE:
                 enter_there(call)
@@ -220,6 +220,7 @@ cdef bint pin_again(call_t *call) noexcept nogil:
     if s == t.slots or not slot_pin(call.worker.config, s):
         return False
     call.slot = s
+    call.copy_word = load_u32(&s.flags, relaxed)   # perhaps of another load
     count(call.worker, COUNT_HITS_OPEN, 1)
     return True
 

@@ -360,7 +360,10 @@ cdef bint take_answer_header(
         call.is_spoilt = 1
         return True
     if name[0] == 58:
-        call.is_spoilt |= not (name_length == 7 and same(name, b":status", 7))
+        # The one, before all others, and none behind an answer that has begun.
+        call.is_spoilt |= not (name_length == 7 and same(name, b":status", 7)
+                               and value_length == 3 and headers.count == 1
+                               and not (call.reads_trailers and call.has_response))
         return True
     if not is_token(name, name_length) or is_of_connection(name, name_length):
         call.is_spoilt = 1

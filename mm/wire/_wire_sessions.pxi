@@ -233,11 +233,18 @@ cdef int client_header(
     return 0
 
 
+cdef inline uint8_t status_class(const headers_t *headers) noexcept nogil:
+    """Answer the first digit of :status, 0 if there is none."""
+    cdef header_t *first = headers.items
+    if (headers.count != 0 and first.name_length == 7 and same(first.name, b":status", 7)
+            and first.value_length == 3):
+        return first.value[0]
+    return 0
+
+
 cdef bint is_informational(call_t *call) noexcept nogil:
     """Answer whether the headers just read only announce the answer (1xx), and forget them."""
-    cdef header_t *first = call.response.items
-    if (call.response.count != 0 and first.name_length == 7 and same(first.name, b":status", 7)
-            and first.value_length == 3 and first.value[0] == 49):
+    if status_class(&call.response) == 49:
         headers_clear(&call.response)
         return True
     return False
@@ -267,8 +274,11 @@ cdef int client_frame(
         return 0
     if frame.hd.type == NGHTTP2_HEADERS:
         if call.reads_trailers:
+            # Without headers before them they are those, too, and the last ones.
+            if not call.has_response and status_class(&call.trailers) in (0, 49):
+                call.is_spoilt = 1
             answer_trailers_received(call)
-        elif call.is_spoilt:
+        elif call.is_spoilt or status_class(&call.response) == 0:
             call_fail(call, 13, <const uint8_t *>b"malformed response", 18)
         elif not is_informational(call):
             answer_headers_received(call)

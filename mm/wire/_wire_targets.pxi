@@ -171,17 +171,20 @@ cdef void target_serve(worker_t *w, target_t *target) noexcept nogil:
         attempt(call, target)
 
 
+cdef void tier2_missing(worker_t *w, const target_t *target) noexcept nogil:
+    """Have Python make a connection to tier 2."""
+    cdef uint8_t place = target.role * 2 + (1 if target.lane == LANE_OWN else 0)
+    or_u32(&w.missing, <uint32_t>1 << place, release)
+    notice(w)
+
+
 cdef void target_conn_lost(worker_t *w, target_t *target, conn_t *conn) noexcept nogil:
     """A connection is gone: whoever waited for it hears of it."""
     cdef call_t *call
-    cdef uint8_t lane
     if not conn.is_ready and target.failed_ms == 0:
         target_failed(w, target, 0)
-    if target.lane >= LANE_MODEL and not w.is_stopping:
-        # Python makes another.
-        lane = target.role * 2 + (1 if target.lane == LANE_OWN else 0)
-        or_u32(&w.missing, <uint32_t>1 << lane, release)
-        notice(w)
+    if target.lane >= LANE_MODEL and target.conns_count == 0:
+        tier2_missing(w, target)
     if not target_is_coming(target):
         while target.waiting != NULL:
             call = target.waiting

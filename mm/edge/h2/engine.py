@@ -92,7 +92,9 @@ class EngineStream(H2Stream):
         """Take request, response or trailers."""
         state = self.state_machine
         if state.client and is_informational_response(headers):
-            return [], state.process_input(StreamInputs.RECV_INFORMATIONAL_HEADERS)
+            informed = state.process_input(StreamInputs.RECV_INFORMATIONAL_HEADERS)
+            # An announcement of an answer that ends it.
+            return self._fault() if end_stream else ([], informed)
         events = state.process_input(StreamInputs.RECV_HEADERS)
         event = cast("RequestReceived | ResponseReceived | TrailersReceived", events[0])
         event.headers = cast("list[Any]", headers)
