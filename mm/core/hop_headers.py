@@ -145,8 +145,10 @@ def _write_named_by(named_by: NamedBy) -> HeaderList:
 
 def _read_named_by(value: bytes | None) -> NamedBy | None:
     vmodel_id, _, revision = (value or b"").rpartition(b"/")
-    number = _read_number(revision, 0)
-    return NamedBy(unquote(vmodel_id.decode("ascii", "replace")), number) if number else None
+    number = _read_number(revision, -1)
+    if number < 0 or not vmodel_id:
+        return None
+    return NamedBy(unquote(vmodel_id.decode("ascii", "replace")), number)
 
 
 def read_outcome(hop_result: str | None) -> Outcome | None:

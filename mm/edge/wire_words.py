@@ -86,7 +86,7 @@ def goes_on(router: Router, incoming: IncomingCall, call: Call, tried: Tried) ->
     if weighed is None:
         return True
     outcome, text = weighed
-    if outcome is Outcome.NO_MODEL and call.failure is not None:
+    if outcome in (Outcome.NO_MODEL, Outcome.MOVED) and call.failure is not None:
         raise call.failure
     if tried.fault:
         error = call.failure or RuntimeUnavailableError(text)

@@ -6,6 +6,8 @@
 
 cdef enum:
     ADDED_MAX = 24   # headers that the wire adds to a list at most
+    # Of a vmodel's id, so that it has 4,096 bytes at most when it is encoded.
+    VMODEL_ID_MAX = 1364
 
 
 cdef bint nv_reserve(worker_t *w, uint32_t needed) noexcept nogil:
@@ -207,10 +209,44 @@ cdef uint32_t put_hop(call_t *call, nghttp2_nv *nv) noexcept nogil:
     # The configuration may be replaced while the frame waits, so this one is copied.
     put(&nv[3], b"mm-hop-from", 11, config.instance.bytes, config.instance.length, 0)
     nv[3].flags = NGHTTP2_NV_FLAG_NO_COPY_NAME
-    if call.may_redirect and call.request_ended and call.keeps:
-        put(&nv[n], b"mm-hop-redirect", 15, b"1", 1, 0)
-        n += 1
+    if call.request_ended and call.keeps:
+        if call.may_redirect:
+            put(&nv[n], b"mm-hop-redirect", 15, b"1", 1, 0)
+            n += 1
+        if config.has_slots and call.head.is_vmodel:
+            n += put_vmodel(call, &nv[n])
     return n
+
+
+cdef uint32_t put_vmodel(call_t *call, nghttp2_nv *nv) noexcept nogil:
+    """Which vmodel it is for, as it may wait for a slot there: percent-encoded, of no revision that
+    is known here. 0: it is too long, or without memory.
+    """
+    cdef const text_t *id = &call.head.model_id
+    cdef uint8_t *out = NULL
+    cdef uint32_t n = 0, i
+    cdef uint8_t c
+    if id.length <= VMODEL_ID_MAX:
+        out = arena_take(call, <size_t>id.length * 3 + 2)
+    if out == NULL:
+        return 0
+    for i in range(id.length):
+        c = id.bytes[i]
+        if 48 <= c <= 57 or 65 <= c <= 90 or 97 <= c <= 122 or c in (45, 46, 95, 126):
+            out[n] = c
+            n += 1
+        else:
+            out[n] = 37   # "%"
+            out[n + 1] = HEX[c >> 4]
+            out[n + 2] = HEX[c & 15]
+            n += 3
+    out[n] = 47           # "/"
+    out[n + 1] = 48       # "0"
+    put(nv, b"mm-hop-vmodel", 13, out, n + 2, NGHTTP2_NV_FLAG_NO_INDEX)
+    return 1
+
+
+cdef const uint8_t *HEX = b"0123456789ABCDEF"
 
 
 cdef const char *BASE64 = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
