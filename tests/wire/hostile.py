@@ -39,7 +39,8 @@ PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(SETTINGS)
 class Requests:
     """Lays out requests, one stream after the other."""
 
-    def __init__(self) -> None:
+    def __init__(self, headers: HeaderList | None = None) -> None:
+        self._headers = headers or request()
         self._encoder = Encoder()
         self._blocks: list[bytes] = []
         self.stream_id = -1
@@ -52,7 +53,7 @@ class Requests:
     def _block(self) -> bytes:
         """From the second time on a request is all references, always the same."""
         if len(self._blocks) < 2:
-            self._blocks.append(self._encoder.encode(request()))
+            self._blocks.append(self._encoder.encode(self._headers))
         return self._blocks[-1]
 
 
