@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from mm.core import call_texts
 from mm.errors import InvalidRequestError
 
 #: Fields walked in one message. A walk costs about half a microsecond a field; a hostile message
@@ -105,7 +106,7 @@ def _last_occurrence(
         else:
             at += _fixed_length(number, wire_type, groups)
     if at > end or groups:
-        raise MalformedMessageError("the request message is cut off")
+        raise MalformedMessageError(call_texts.MESSAGE_CUT_OFF)
     return found
 
 
@@ -120,7 +121,7 @@ def _read_varint(message: bytes, at: int, end: int) -> tuple[int, int]:
         shift += 7
         if shift > 63:
             raise MalformedMessageError("a number in the request message is too long")
-    raise MalformedMessageError("the request message is cut off")
+    raise MalformedMessageError(call_texts.MESSAGE_CUT_OFF)
 
 
 def _fixed_length(number: int, wire_type: int, groups: list[int]) -> int:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from h2.errors import ErrorCodes
 
+from mm.core import call_texts
 from mm.core.calls import LocalRoute, Outcome, PeerRoute, Route
 from mm.core.headers import (
     HeaderList,
@@ -93,8 +94,8 @@ class Attempt:
         try:
             check_http_status(headers, begins=True)
             check_response_headers(headers)
-        except MalformedHeadersError as error:
-            self._spoil(StatusCode.INTERNAL, f"malformed response: {error.message}")
+        except MalformedHeadersError:
+            self._spoil(StatusCode.INTERNAL, call_texts.MALFORMED_RESPONSE)
             return
         self._note_load(headers)
         self.held_headers = headers
@@ -119,7 +120,7 @@ class Attempt:
         else:
             self.stream.acknowledge(size)
         if ended:
-            self._spoil(StatusCode.INTERNAL, "the response ended without a status")
+            self._spoil(StatusCode.INTERNAL, call_texts.NO_STATUS)
 
     def trailers_received(self, trailers: HeaderList, initial: bool) -> None:
         """The answer is complete: pass its end on, or hold it if it may be tried again."""
@@ -128,8 +129,8 @@ class Attempt:
         try:
             check_http_status(trailers, begins=initial)
             check_response_headers(trailers)
-        except MalformedHeadersError as error:
-            self._spoil(StatusCode.INTERNAL, f"malformed response: {error.message}")
+        except MalformedHeadersError:
+            self._spoil(StatusCode.INTERNAL, call_texts.MALFORMED_RESPONSE)
             return
         proxied = self.proxied
         if initial:
@@ -164,10 +165,12 @@ class Attempt:
             self._finish(Outcome.UNREACHABLE)
         elif fault.kind is FaultKind.LOST:
             self._finish(Outcome.UNREACHABLE)
+        elif fault.kind is FaultKind.PROTOCOL:
+            self._spoil(StatusCode.INTERNAL, call_texts.MALFORMED_RESPONSE)
         else:
             code = _RESET_CODES.get(ErrorCodes(fault.code)) if fault.code < 14 else None
             self.code = code or StatusCode.INTERNAL
-            text = f"the upstream ended the call: {fault.text}"
+            text = call_texts.UPSTREAM_ENDED % fault.text
             proxied.incoming.send_status(self.code, text)
             self._finish(Outcome.ANSWERED)
 

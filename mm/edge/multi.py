@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from mm.core import call_texts
 from mm.core.calls import Call, LocalRoute, NamedBy, Outcome, PeerRoute, Route
 from mm.core.headers import (
     Header,
@@ -177,7 +178,7 @@ class MultiCall:
             walk = FieldWalk()
             walk.feed(message)
             if not walk.at_boundary:
-                raise MalformedMessageError("the request message is cut off")
+                raise MalformedMessageError(call_texts.MESSAGE_CUT_OFF)
             message = message + injection_suffix(route.injection_path, route.model_id)
         headers = upstream_headers(
             self._incoming, route, channel, b"", ENCODINGS_READ, is_kept=True

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from h2.errors import ErrorCodes
 from hpack.struct import NeverIndexedHeaderTuple
 
+from mm.core import call_texts
 from mm.core.calls import Call, LocalRoute, Outcome, PeerRoute, Route
 from mm.core.headers import (
     HeaderList,
@@ -79,7 +80,7 @@ def upstream_headers(
     if incoming.deadline_s is not None:
         left_s = incoming.deadline_s - incoming.link.loop.time()
         if left_s <= 0:
-            raise MeshError("deadline exceeded", code=StatusCode.DEADLINE_EXCEEDED)
+            raise MeshError(call_texts.DEADLINE_EXCEEDED, code=StatusCode.DEADLINE_EXCEEDED)
         # Different in every call: it would only push useful entries out of HPACK's table.
         headers.append(NeverIndexedHeaderTuple(b"grpc-timeout", format_timeout(left_s)))
     return headers
@@ -276,7 +277,7 @@ class ProxiedCall:
         try:
             self._meter.feed(data)
             if ended and not self._meter.at_boundary:
-                raise MalformedMessageError("the request message is cut off")
+                raise MalformedMessageError(call_texts.MESSAGE_CUT_OFF)
         except MeshError as error:
             self.refuse(error)
             return

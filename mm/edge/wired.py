@@ -427,7 +427,7 @@ class Wired:
 
 async def _target_of(endpoint: Endpoint) -> Target:
     if isinstance(endpoint, UnixEndpoint):
-        return Target("localhost", unix_sockaddr(endpoint.path))
+        return Target("localhost", unix_sockaddr(endpoint.path), label=str(endpoint))
     return Target(str(endpoint), await _sockaddr_of(str(endpoint)))
 
 

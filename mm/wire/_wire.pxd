@@ -221,7 +221,7 @@ cdef struct conn_t:
     uint8_t is_dirty
     uint8_t is_connecting
     uint8_t is_shaking         # the TLS handshake is not complete
-    uint8_t is_late            # it took too long
+    uint8_t is_late            # it took too long until it could be used
     uint8_t is_ended           # the other side has said in TLS that nothing follows
     uint8_t is_ready           # SETTINGS of the other side are here
     uint8_t is_blocked         # the socket takes no more; EPOLLOUT is asked for
@@ -281,9 +281,10 @@ cdef struct target_t:
     uint64_t away_until_ns     # tier 2 says: leave it alone until then
     sockaddr_storage address
     uint32_t address_length
-    char name[256]             # host:port, for :authority and texts
+    char name[256]             # host:port, for :authority
     uint32_t name_length
-    char failure[160]
+    char label[256]            # for texts
+    char failure[400]
 
 
 cdef struct method_t:

@@ -63,6 +63,7 @@ from mm.wire.nghttp2 cimport *
 from mm.wire.openssl cimport *
 from mm.wire.system cimport *
 
+include "_wire_texts.pxi"
 include "_wire_memory.pxi"
 include "_wire_timers.pxi"
 include "_wire_headers.pxi"

@@ -79,7 +79,7 @@ cdef void answer_data_received(
     buffer_drop(&call.answer)
     if not call.has_response or not answer_add(call, bytes, length):
         nghttp2_session_consume_connection(up.session, length)
-        call_fail(call, 13, <const uint8_t *>b"malformed response", 18)
+        call_fail_as(call, 13, MALFORMED_RESPONSE)
         return
     answer_begin(call)
     resume_answer(call)
@@ -129,7 +129,7 @@ cdef void answer_trailers_received(call_t *call) noexcept nogil:
     if call.answer_ended:
         return
     if call.is_spoilt:
-        call_fail(call, 13, <const uint8_t *>b"malformed response", 18)
+        call_fail_as(call, 13, MALFORMED_RESPONSE)
         return
     call.answer_ended = 1
     call.has_trailers = 1

@@ -94,14 +94,13 @@ cdef void command_run(worker_t *w, command_t *command) noexcept nogil:
 
 cdef void calls_end(worker_t *w) noexcept nogil:
     """Give up the calls that the wire serves itself; tier 2 answers those that it has."""
-    cdef const char *text = b"the server is shutting down"
     cdef conn_t *conn = w.conns
     cdef call_t *call
     while conn != NULL:
         call = conn.calls if conn.is_server else NULL
         while call != NULL:
             if call.lane < LANE_MODEL:
-                call_fail(call, UNAVAILABLE, <const uint8_t *>text, strlen(text))
+                call_fail_as(call, UNAVAILABLE, SHUTTING_DOWN)
             call = call.down_next
         conn = conn.next
 

@@ -249,8 +249,8 @@ cdef void conn_timer(conn_t *conn) noexcept nogil:
     elif conn.is_mute:
         conn_close(conn)
     elif not conn.is_ready:
+        conn.is_late = 1
         if conn.is_shaking and not conn.is_connecting:
-            conn.is_late = 1
             count(w, COUNT_HANDSHAKES_LATE, 1)
             tls_note(conn, b"it takes too long")
         elif conn.is_server:

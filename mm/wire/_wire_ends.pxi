@@ -9,13 +9,12 @@ cdef void fail_message(call_t *call, const char *what, int64_t said) noexcept no
     cdef char text[160]
     cdef int n
     if said == METER_FLAG:
-        n = snprintf(text, sizeof(text), b"%s message with a flag that is neither 0 nor 1", what)
+        n = snprintf(text, sizeof(text), MESSAGE_FLAG, what)
         call_fail(call, 13, <const uint8_t *>text, n)
         return
     n = snprintf(
-        text, sizeof(text),
-        b"%s message of %lld bytes exceeds the limit of %llu bytes (MM_SVC_GRPC_MAX_MSG_SIZE)",
-        what, <long long>said, <unsigned long long>call.worker.config.message_bytes_max)
+        text, sizeof(text), MESSAGE_TOO_LONG, what, <long long>said,
+        <long long>call.worker.config.message_bytes_max)
     call_fail(call, 8, <const uint8_t *>text, n)
 
 
@@ -36,6 +35,10 @@ cdef void call_break(call_t *call) noexcept nogil:
     nghttp2_submit_rst_stream(
         call.down.session, NGHTTP2_FLAG_NONE, call.down_id, NGHTTP2_PROTOCOL_ERROR)
     mark_dirty(call.down)
+
+
+cdef inline void call_fail_as(call_t *call, int32_t status, const char *text) noexcept nogil:
+    call_fail(call, status, <const uint8_t *>text, strlen(text))
 
 
 cdef void call_fail(
@@ -73,12 +76,15 @@ cdef void call_fail(
     if length != 0:
         headers_add(call, &call.trailers, <const uint8_t *>b"grpc-message", 12, text, length,
                     PASS, 0)
+    if status == UNIMPLEMENTED:
+        # Of the wire's own there is one reason: a compression.
+        headers_add(call, &call.trailers, <const uint8_t *>b"grpc-accept-encoding", 20,
+                    <const uint8_t *>ENCODINGS_READ, strlen(ENCODINGS_READ), PASS, 0)
     answer_end(call)
 
 
 cdef void call_expired(call_t *call) noexcept nogil:
     """The client's time is up."""
-    cdef const char *text = b"deadline exceeded"
     if call.wants_replay and call.down != NULL:
         # The stream upstream is not closed yet, because the socket there takes nothing: of the
         # answer that it gave nothing has left.
@@ -98,7 +104,7 @@ cdef void call_expired(call_t *call) noexcept nogil:
                 call.up.session, NGHTTP2_FLAG_NONE, call.up_id, NGHTTP2_CANCEL)
             mark_dirty(call.up)
         return
-    call_fail(call, 4, <const uint8_t *>text, strlen(text))
+    call_fail_as(call, 4, DEADLINE_PASSED)
 
 
 cdef void down_closed(call_t *call) noexcept nogil:
@@ -176,7 +182,8 @@ cdef int32_t attempt_status(const call_t *call, uint32_t code, bint is_lost) noe
 
 cdef void up_broke(call_t *call, conn_t *conn, uint32_t code, bint is_lost) noexcept nogil:
     """The stream upstream ended before its answer did."""
-    cdef char text[240]
+    cdef char text[400]
+    cdef char name[16]
     cdef int n
     cdef bint is_refused = not is_lost and (code == NGHTTP2_REFUSED_STREAM or not call.up_sent)
     if is_refused and call.refusals < 3 and has_whole(call) and not call.answer_begun:
@@ -191,11 +198,11 @@ cdef void up_broke(call_t *call, conn_t *conn, uint32_t code, bint is_lost) noex
             return
     if is_lost or is_refused:
         if is_lost:
-            n = snprintf(text, sizeof(text), b"connection to %.160s lost", conn.target.name)
-        elif code == NGHTTP2_REFUSED_STREAM:
-            n = snprintf(text, sizeof(text), b"stream refused (REFUSED_STREAM)")
+            n = snprintf(text, sizeof(text), CONNECTION_LOST, conn.target.label)
+        elif conn.is_draining:
+            n = snprintf(text, sizeof(text), CONNECTION_CLOSING, conn.target.label)
         else:
-            n = snprintf(text, sizeof(text), b"%.160s refused the stream", conn.target.name)
+            n = snprintf(text, sizeof(text), STREAM_REFUSED)
         arena_text(call, &call.fault, text, n)
         if may_repeat(call):
             replay(call)
@@ -205,11 +212,10 @@ cdef void up_broke(call_t *call, conn_t *conn, uint32_t code, bint is_lost) noex
         call_fail(call, 14, <const uint8_t *>text, n)
         return
     if code < CODE_NAMES_COUNT:
-        n = snprintf(text, sizeof(text), b"the upstream ended the call: stream reset (%s)",
-                     CODE_NAMES[code])
+        n = snprintf(text, sizeof(text), UPSTREAM_RESET, CODE_NAMES[code])
     else:
-        n = snprintf(text, sizeof(text), b"the upstream ended the call: stream reset (code %u)",
-                     code)
+        snprintf(name, sizeof(name), b"code %u", code)
+        n = snprintf(text, sizeof(text), UPSTREAM_RESET, name)
     call_fail(call, status_of_reset(code), <const uint8_t *>text, n)
 
 

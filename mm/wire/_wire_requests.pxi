@@ -31,7 +31,7 @@ cdef bint body_received(call_t *call, const uint8_t *bytes, size_t length) noexc
     if not call.keeps:
         body_compact(call)
     if not buffer_add(&call.body, bytes, length):
-        call_fail(call, 8, <const uint8_t *>b"out of memory", 13)
+        call_fail_as(call, 8, OUT_OF_MEMORY)
         return False
     if call.keeps and config != NULL and call.body.length > config.kept_bytes_max:
         stop_keeping(call)
@@ -47,7 +47,6 @@ cdef inline uint64_t received_of(const call_t *call) noexcept nogil:
 
 cdef void body_ended(call_t *call) noexcept nogil:
     """The request is complete, or says so: let it go on if it is."""
-    cdef const char *text = b"the request message is cut off"
     if call.answer_ended and not call.wants_replay:
         return
     if call.head.has_length and not call.head.is_odd and (
@@ -58,7 +57,7 @@ cdef void body_ended(call_t *call) noexcept nogil:
     if call.lane < LANE_MODEL and not call.wants_replay and (
             call.request_meter.left != 0 or call.request_meter.head_length != 0):
         if call.lane != LANE_NONE:
-            call_fail(call, 3, <const uint8_t *>text, strlen(text))
+            call_fail_as(call, 3, MESSAGE_CUT_OFF)
             return
         call.head.is_odd = 1   # tier 2 refuses it
     body_grew(call)
@@ -100,18 +99,15 @@ cdef bint feed_injector(call_t *call) noexcept nogil:
     cdef size_t used
     cdef int said = inject_feed(
         &call.injector, body.bytes + body.at, buffer_left(body), &used)
-    cdef const char *text
     if said == WALK_OK:
         body.at += used
         return True
     if said == WALK_MALFORMED:
-        text = b"the request message is cut off"
-        call_fail(call, 3, <const uint8_t *>text, strlen(text))
+        call_fail_as(call, 3, MESSAGE_CUT_OFF)
     elif said == WALK_COMPRESSED:
-        text = b"compression identity cannot be read here; use gzip or deflate"
-        call_fail(call, 12, <const uint8_t *>text, strlen(text))
+        call_fail_as(call, UNIMPLEMENTED, UNREADABLE_IDENTITY)
     else:
-        call_fail(call, 8, <const uint8_t *>b"out of memory", 13)
+        call_fail_as(call, 8, OUT_OF_MEMORY)
     return False
 
 

@@ -279,13 +279,13 @@ cdef int client_frame(
                 call.is_spoilt = 1
             answer_trailers_received(call)
         elif call.is_spoilt or status_class(&call.response) == 0:
-            call_fail(call, 13, <const uint8_t *>b"malformed response", 18)
+            call_fail_as(call, 13, MALFORMED_RESPONSE)
         elif not is_informational(call):
             answer_headers_received(call)
     elif frame.hd.flags & NGHTTP2_FLAG_END_STREAM:
         if call.has_response:
             answer_begin(call)   # as it came: initial headers, then the failure
-        call_fail(call, 13, <const uint8_t *>b"the response ended without a status", 35)
+        call_fail_as(call, 13, NO_STATUS)
     return 0
 
 

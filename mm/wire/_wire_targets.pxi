@@ -31,6 +31,7 @@ cdef void target_set(target_t *target, const target_t *told) noexcept nogil:
     target.address_length = told.address_length
     memcpy(target.name, told.name, sizeof(target.name))
     target.name_length = told.name_length
+    memcpy(target.label, told.label, sizeof(target.label))
 
 
 cdef bint target_is_coming(const target_t *target) noexcept nogil:
@@ -117,12 +118,18 @@ cdef const char *why_failed(const target_t *target) noexcept nogil:
 
 
 cdef void target_failed(worker_t *w, target_t *target, int why) noexcept nogil:
-    cdef const char *text = b"no answer"
     target.failed_ms = w.now_ms if w.now_ms else 1
-    if why != 0:
-        text = strerror(why)
-    snprintf(target.failure, sizeof(target.failure), b"cannot connect to %.100s: %s", target.name,
-             text)
+    snprintf(target.failure, sizeof(target.failure), NOT_CONNECTED, target.label, strerror(why))
+    count(w, COUNT_CONNECT_FAILURES, 1)
+
+
+cdef void target_silent(worker_t *w, target_t *target, bint is_late) noexcept nogil:
+    """There was a connection, or none came, and nobody spoke HTTP/2 on it."""
+    target.failed_ms = w.now_ms if w.now_ms else 1
+    if is_late:
+        snprintf(target.failure, sizeof(target.failure), NO_ANSWER, target.label, CONNECT_MS / 1e3)
+    else:
+        snprintf(target.failure, sizeof(target.failure), NO_HTTP2, target.label)
     count(w, COUNT_CONNECT_FAILURES, 1)
 
 
@@ -182,7 +189,7 @@ cdef void target_conn_lost(worker_t *w, target_t *target, conn_t *conn) noexcept
     """A connection is gone: whoever waited for it hears of it."""
     cdef call_t *call
     if not conn.is_ready and target.failed_ms == 0:
-        target_failed(w, target, 0)
+        target_silent(w, target, conn.is_late)
     if target.lane >= LANE_MODEL and target.conns_count == 0:
         tier2_missing(w, target)
     if not target_is_coming(target):

@@ -243,8 +243,7 @@ cdef void tls_note(conn_t *conn, const char *why) noexcept nogil:
     if not conn.is_server:
         conn.target.failed_ms = w.now_ms if w.now_ms else 1
         count(w, COUNT_CONNECT_FAILURES, 1)
-        snprintf(conn.target.failure, sizeof(conn.target.failure), b"no TLS with %.80s: %.60s",
-                 conn.target.name, why)
+        snprintf(conn.target.failure, sizeof(conn.target.failure), NO_TLS, conn.target.label, why)
         return
     pthread_mutex_lock(&w.reports_lock)
     snprintf(w.tls_failure, sizeof(w.tls_failure), b"%s", why)

@@ -15,6 +15,8 @@ cdef void fill_target(target_t *target, object told) except *:
     name = name[:sizeof(target.name) - 1]
     memcpy(target.name, <const char *>name, len(name))
     target.name_length = <uint32_t>len(name)
+    name = (told.label or told.name).encode()[:sizeof(target.label) - 1]
+    memcpy(target.label, <const char *>name, len(name))
 
 
 cdef uint8_t *copied(bytes text) except NULL:

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where calls can be sent. ``name`` is what requests say in :authority, and texts.
+    """Where calls can be sent. ``name`` is what requests say in :authority, and texts too, unless
+    there is a ``label``.
 
     Of an instance: its ``handle`` in the table, and until when (on the monotonic clock) tier 2 says
     to leave it alone.
@@ -22,6 +23,7 @@ class Target:
     sockaddr: bytes
     handle: int = 0
     away_until_ns: int = 0
+    label: str = ""
 
 
 def unix_sockaddr(path: str) -> bytes:

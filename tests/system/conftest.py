@@ -13,6 +13,7 @@ import itertools
 import json
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -82,9 +83,9 @@ def dataplane(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.fixture(scope="session")
-def etcd() -> Iterator[EmbeddedEtcd]:
-    """An etcd for the session; each mesh has a service name of its own in it."""
+@contextmanager
+def running_etcd() -> Iterator[EmbeddedEtcd]:
+    """An etcd."""
     started, stop = threading.Event(), threading.Event()
     found: list[EmbeddedEtcd] = []
 
@@ -101,6 +102,13 @@ def etcd() -> Iterator[EmbeddedEtcd]:
     yield found[0]
     stop.set()
     thread.join(START_TIMEOUT_S)
+
+
+@pytest.fixture(scope="session")
+def etcd() -> Iterator[EmbeddedEtcd]:
+    """An etcd for the session; each mesh has a service name of its own in it."""
+    with running_etcd() as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
-"""Calls by chance for the differential test: what a client sends, and how a runtime answers it.
+"""Calls by chance for the differential test: what a client sends.
 
-Everything follows from the seed. Who sends and answers is ``two_planes.py``.
+Everything follows from the seed. Who sends is ``two_planes.py``, how it is answered
+``random_answers.py``.
 """
 
 from __future__ import annotations
@@ -10,24 +11,24 @@ import random
 from dataclasses import dataclass
 
 from mm.core.headers import Header, HeaderList
+from tests.system.random_answers import (
+    OK,
+    OK_STATUS,
+    Script,
+    broken_answer,
+    good_answer,
+    lost_answer,
+    message,
+    odd_answer,
+)
 from tests.system.random_messages import DEEP, PLAIN, compressed, id_message, management
 
 MODEL, OTHER, VMODEL = b"m", b"n", b"v"
+#: These are at another instance than the one that is called.
+FAR, FAR_VMODEL = b"far", b"far-v"
 #: A call that nobody answers has this deadline.
 SHORT = b"60m"
 _TINY = (SHORT, b"0S")
-
-
-@dataclass(frozen=True, slots=True)
-class Script:
-    """How the runtime treats a call; it begins when the headers, a message or the end is there."""
-
-    begins_at: str = "end"
-    #: ("headers", list), ("data", bytes), ("reset", code); the last one of the first two ends it.
-    steps: tuple[tuple[str, object], ...] = ()
-    #: Send back what comes, as it comes, then the steps at the end.
-    echoes: bool = False
-    ends: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +40,25 @@ class RandomCall:
     pieces: tuple[bytes, ...]
     script: Script
     interactive: bool = False
-    #: "with the last piece", "alone" or "never": then the client resets the stream.
+    #: "with the last piece", "alone" or "never": then the client resets the stream, or with
+    #: ``hangs_up`` closes the connection.
     ends: str = "with the last piece"
     reset_code: int = 8
     has_odd_body: bool = False
     #: The runtime is asked for each of several models, in no order.
     is_for_several: bool = False
+    #: The runtime is not there at all.
+    is_away: bool = False
+    #: A model that no other call is for, to be loaded beforehand: its copies move.
+    fresh: bytes = b""
+    #: It has answered before.
+    is_warm: bool = False
+    #: At the other instance.
+    is_far: bool = False
+    hangs_up: bool = False
+    #: Nobody ever has the model, or gives a whole answer. Whether another copy is loaded to see
+    #: that once more depends on who has heard by then that one is gone.
+    fails_everywhere: bool = False
 
     @property
     def ends_within_answer(self) -> bool:
@@ -65,26 +79,28 @@ def make_call(rng: random.Random) -> RandomCall:
     kind = rng.choices(
         (
             *("good", "odd head", "odd id", "odd body", "odd answer", "stream", "hang", "cancel"),
-            *("message", "several", "management"),
+            *("message", "several", "management", "lost", "broken", "away", "hang up"),
         ),
-        (3, 3, 4, 2, 6, 2, 1, 1, 4, 2, 1),
+        (3, 3, 4, 2, 7, 2, 1, 1, 4, 2, 1, 2, 4, 0.3, 0.5),
     )[0]
     if kind in ("message", "several", "management"):
         return _read_call(rng, kind)
+    if kind in ("lost", "broken", "away"):
+        return _moving_call(rng, kind)
     headers = _headers(rng, odd=kind == "odd head")
     ids = _odd_ids(rng) if kind == "odd id" else _good_ids(rng)
     place = rng.randint(len(headers) - 1, len(headers))
     headers[place:place] = ids
-    messages = [_message(rng) for _ in range(rng.choice((1, 1, 1, 0, 2, 3)))]
+    messages = [message(rng) for _ in range(rng.choice((1, 1, 1, 0, 2, 3)))]
     pieces = _cut(rng, b"".join(messages))
-    script = Script(steps=_answer(rng, odd=kind == "odd answer"))
+    script = Script(steps=odd_answer(rng) if kind == "odd answer" else good_answer(rng))
     ends = rng.choice(("with the last piece", "alone"))
     if kind == "odd answer":
         script = Script(rng.choice(("headers", "message", "end", "end")), script.steps)
     if kind == "odd body":
         pieces = _odd_body(rng)
     if kind == "stream":
-        pieces = tuple(_message(rng) for _ in range(rng.randint(1, 4)))
+        pieces = tuple(message(rng) for _ in range(rng.randint(1, 4)))
         steps = (("headers", [(b"grpc-status", b"0")]),)
         return RandomCall(headers, pieces, Script(steps=steps, echoes=True), True, ends)
     if kind == "hang":
@@ -94,41 +110,70 @@ def make_call(rng: random.Random) -> RandomCall:
         data = (step for step in script.steps if step[0] == "data")
         steps = (script.steps[0], *data)[: rng.choice((0, 0, 1, 2))]
         script = Script(steps=steps, ends=False)
-    if kind == "cancel":
+    if kind in ("cancel", "hang up"):
         steps = script.steps[: rng.randint(0, 1)]
         script = Script("headers", steps, ends=False)
-        return RandomCall(headers, pieces, script, False, "never", rng.choice((8, 8, 0, 2, 5)))
+        code = rng.choice((8, 8, 0, 2, 5))
+        return RandomCall(headers, pieces, script, False, "never", code, hangs_up=kind == "hang up")
     return RandomCall(headers, pieces, script, False, ends, has_odd_body=kind == "odd body")
+
+
+def _moving_call(rng: random.Random, kind: str) -> RandomCall:
+    """Answer a call that may end elsewhere than where it began."""
+    headers = _headers(rng, odd=False)
+    fresh, is_far = b"f%d" % rng.getrandbits(40), rng.random() < 0.4
+    headers.append((b"mm-model-id", fresh))
+    pieces = _cut(rng, b"".join(message(rng) for _ in range(rng.choice((1, 1, 0, 2)))))
+    ends = rng.choice(("with the last piece", "alone"))
+    steps = rng.choice((good_answer, good_answer, odd_answer))(rng)
+    first = lost_answer(rng) if kind == "lost" else broken_answer(rng)
+    if fails_everywhere := kind != "away" and rng.random() < 0.3:
+        steps = first
+    begins_at = rng.choice(("end", "end", "message")) if kind == "broken" else "end"
+    script = Script(begins_at, steps, first=None if kind == "away" else first)
+    return RandomCall(
+        headers,
+        pieces,
+        script,
+        False,
+        ends,
+        is_away=kind == "away",
+        fresh=fresh,
+        is_far=is_far,
+        is_warm=rng.random() < 0.5,
+        fails_everywhere=fails_everywhere,
+    )
 
 
 def _read_call(rng: random.Random, kind: str) -> RandomCall:
     """Answer a call of which the mesh reads the first message, or all of it."""
     headers = _headers(rng, odd=False)
-    steps = _answer(rng, odd=False)
+    steps = good_answer(rng)
     ends = rng.choice(("with the last piece", "alone"))
     if kind == "several":
-        ids = rng.sample((MODEL, OTHER, MODEL, OTHER, b"unknown"), rng.randint(2, 4))
+        ids = rng.sample((MODEL, OTHER, MODEL, OTHER, FAR, b"unknown"), rng.randint(2, 4))
         headers += [(b"mm-model-id", each) for each in ids]
         if b"unknown" not in ids and rng.random() < 0.5:
             headers.append((b"mm-required", b"all"))
-        one = (("headers", list(_OK)), ("data", _message(rng)), ("headers", [OK_STATUS]))
-        pieces = _cut(rng, _message(rng))
+        one = (("headers", list(OK)), ("data", message(rng)), ("headers", [OK_STATUS]))
+        pieces = _cut(rng, message(rng))
         return RandomCall(headers, pieces, Script(steps=one), False, ends, is_for_several=True)
     if kind == "management":
-        path, message = management(rng)
+        path, first = management(rng)
         headers = [(name, path if name == b":path" else value) for name, value in headers]
     else:
         path = rng.choice((PLAIN, DEEP))
         headers = [(name, path if name == b":path" else value) for name, value in headers]
         headers += rng.choice(([], [], [(b"mm-model-id", MODEL)], [(b"mm-model-id", b"unknown")]))
-        message = id_message(rng, path, MODEL, VMODEL)
-    body = b"\0" + len(message).to_bytes(4) + message
+        id_ = rng.choice(((MODEL, VMODEL), (FAR, FAR_VMODEL)))
+        first = id_message(rng, path, *id_)
+    body = b"\0" + len(first).to_bytes(4) + first
     if rng.random() < 0.3:
-        encoding, body = compressed(rng, message)
+        encoding, body = compressed(rng, first)
         headers = [each for each in headers if each[0] != b"grpc-encoding"]
         headers.append((b"grpc-encoding", encoding))
     if kind == "message" and rng.random() < 0.2:
-        body += _message(rng)
+        body += message(rng)
     odd = kind == "management"
     return RandomCall(headers, _cut(rng, body), Script(steps=steps), False, ends, has_odd_body=odd)
 
@@ -234,14 +279,15 @@ def _spoil(rng: random.Random, headers: HeaderList) -> None:
 
 
 def _good_ids(rng: random.Random) -> HeaderList:
+    model_id, vmodel_id = rng.choice(((MODEL, VMODEL), (MODEL, VMODEL), (FAR, FAR_VMODEL)))
     return rng.choice(
         (
-            [(b"mm-model-id", MODEL)],
-            [(b"mm-model-id", MODEL)],
-            [(b"mm-model-id-bin", base64.b64encode(MODEL))],
-            [(b"mm-model-id-bin", base64.b64encode(MODEL).rstrip(b"="))],
-            [(b"mm-vmodel-id", VMODEL)],
-            [(b"mm-vmodel-id-bin", base64.b64encode(VMODEL))],
+            [(b"mm-model-id", model_id)],
+            [(b"mm-model-id", model_id)],
+            [(b"mm-model-id-bin", base64.b64encode(model_id))],
+            [(b"mm-model-id-bin", base64.b64encode(model_id).rstrip(b"="))],
+            [(b"mm-vmodel-id", vmodel_id)],
+            [(b"mm-vmodel-id-bin", base64.b64encode(vmodel_id))],
         )
     )
 
@@ -277,11 +323,6 @@ def _odd_ids(rng: random.Random) -> HeaderList:
     return list(rng.choice(some))
 
 
-def _message(rng: random.Random) -> bytes:
-    size = rng.choice((0, 1, 5, 200, 200, 3000, 20_000, 70_000))
-    return b"\0" + size.to_bytes(4) + rng.randbytes(min(size, 50)).ljust(size, b".")
-
-
 def _cut(rng: random.Random, body: bytes) -> tuple[bytes, ...]:
     """Answer a body in frames of at most 16,000 bytes, some of them empty."""
     pieces: list[bytes] = []
@@ -305,69 +346,3 @@ def _odd_body(rng: random.Random) -> tuple[bytes, ...]:
         b"",
     )
     return _cut(rng, rng.choice(bodies))
-
-
-# --- answers --------------------------------------------------------------------------------------
-
-_OK: HeaderList = [(b":status", b"200"), (b"content-type", b"application/grpc")]
-OK_STATUS: Header = (b"grpc-status", b"0")
-_STATUSES = tuple(b"%d" % number for number in range(17) if number not in (5, 14, 8))
-_ODD_STATUSES = (b"17", b"99", b"-1", b"", b"abc", b"00", b"1 ")
-_MESSAGES = (b"", b"it broke", b"100%25", b"%E2%82%AC %zz", b"a%0Ab", b"x" * 3000)
-_TRAILERS: tuple[Header, ...] = (
-    (b"x-late", b"1"),
-    (b"x-late-bin", b"AP8"),
-    (b"grpc-status-details-bin", b"CAU"),
-    (b"mm-late", b"3"),
-    (b"mm-hop-load", b"7"),
-    (b"mm-hop-result", b"not-here"),
-    (b"mm-wire-x", b"1"),
-    (b"grpc-retry-pushback-ms", b"5"),
-    (b"date", b"now"),
-)
-
-
-def _trailers(rng: random.Random, *, odd: bool) -> HeaderList:
-    status = b"0"
-    if odd:
-        status = rng.choice(_STATUSES + _ODD_STATUSES)
-    trailers: HeaderList = [(b"grpc-status", status)]
-    if odd and rng.random() < 0.1:
-        trailers = [(b"x-only", b"1")]
-    if rng.random() < 0.5:
-        trailers.append((b"grpc-message", rng.choice(_MESSAGES)))
-    trailers += rng.sample(_TRAILERS, rng.choice((0, 0, 1, 2)))
-    rng.shuffle(trailers)
-    return trailers
-
-
-def _answer(rng: random.Random, *, odd: bool) -> tuple[tuple[str, object], ...]:
-    headers = list(_OK)
-    if rng.random() < 0.4:
-        headers += [rng.choice(((b"x-early", b"1"), (b"mm-early", b"2"), (b"server", b"s")))]
-    trailers = _trailers(rng, odd=odd)
-    messages = [("data", _message(rng)) for _ in range(rng.choice((1, 1, 1, 0, 2, 3)))]
-    if not odd or rng.random() < 0.3:
-        return ("headers", headers), *messages, ("headers", trailers)
-    what = rng.choice(("only trailers", "reset", "status", "type", "no trailers", "body", "extra"))
-    if what == "only trailers":
-        return (("headers", headers + trailers),)
-    if what == "reset":
-        steps = (("headers", headers), *messages)[: rng.randint(0, 3)]
-        return *steps, ("reset", rng.choice((0, 1, 2, 3, 5, 7, 8, 9, 10, 11, 12, 13, 99)))
-    if what == "status":
-        headers[0] = (b":status", rng.choice((b"404", b"503", b"401", b"429", b"204", b"500")))
-        only = rng.random() < 0.5
-        return (("headers", headers),) if only else (("headers", headers), *messages)
-    if what == "type":
-        headers[1] = (b"content-type", rng.choice((b"text/html", b"application/grpc+x", b"")))
-        return ("headers", headers), *messages, ("headers", trailers)
-    if what == "no trailers":
-        return ("headers", headers), *(messages or [("data", b"")])
-    if what == "body":
-        body = rng.choice((b"\0\0\0", b"\0\0\0\0\5abc", b"\1\0\0\0\1a", b"\0\x01\0\0\x01a"))
-        return ("headers", headers), ("data", body), ("headers", trailers)
-    extra = rng.choice(
-        ((b"grpc-encoding", b"gzip"), (b"content-length", b"7"), (b"x", b"y" * 9000))
-    )
-    return ("headers", [*headers, extra]), *messages, ("headers", trailers)

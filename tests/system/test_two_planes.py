@@ -7,45 +7,68 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+
+import pytest
 
 from mm.demo.processes import free_ports
 from mm.pb import mmesh
-from tests.system.meshes import mesh_of
-from tests.system.random_calls import MODEL, OTHER, VMODEL, make_call
+from tests.system.conftest import running_etcd
+from tests.system.meshes import Instance, mesh_of
+from tests.system.random_calls import FAR, FAR_VMODEL, MODEL, OTHER, VMODEL, make_call
 from tests.system.random_messages import DATAPLANE
-from tests.system.two_planes import Plane, describe, differences, new_rng, runtimes
+from tests.system.scripted_runtime import runtimes
+from tests.system.two_planes import Plane, describe, differences, new_rng
+
+pytestmark = [pytest.mark.system, pytest.mark.etcd]
 
 SEED, CALLS = 7, 150
 PLANES = ("python", "wire")
+Pair = tuple[Instance, Instance]
 
 
 @contextmanager
-def one_of_each(serving_ports: tuple[int, ...]) -> Iterator[list[int]]:
-    """An instance of each kind, alone in its mesh; answers where clients call."""
-    with ExitStack() as stack:
-        ports = []
-        for plane, serving_port in zip(PLANES, serving_ports, strict=True):
+def two_of_each(
+    kv_store: str, new_name: Callable[[], str], serving_ports: tuple[int, ...]
+) -> Iterator[list[Pair]]:
+    """Two instances of each kind, with one runtime for management; answers whom clients call, and
+    the other.
+    """
+    with ExitStack() as stack, ThreadPoolExecutor() as pool:
+
+        def start(plane: str, serving_port: int) -> Pair:
             settings = {"MM_DATAPLANE": plane, "MM_DATAPLANE_CONFIG": DATAPLANE}
-            mesh = stack.enter_context(mesh_of("memory", settings, "two-planes"))
+            mesh = stack.enter_context(mesh_of(kv_store, settings, new_name()))
             own = {"INTERNAL_SERVING_GRPC_PORT": str(serving_port)}
-            instance = mesh.add("same", settings=own)
-            for model_id in (MODEL, OTHER):
-                instance.register(model_id.decode(), "SIZE_1000_0_0", load_now=True, sync=True)
-            vmodel = mmesh.SetVModelRequest(
-                v_model_id=VMODEL.decode(), target_model_id=MODEL.decode(), sync=True
-            )
-            instance.call("/mmesh.ModelMesh/setVModel", vmodel, mmesh.VModelStatusInfo)
-            ports.append(instance.port)
-        yield ports
+            called, other = (mesh.add(name, settings=own) for name in ("called", "other"))
+            place_models(called, other)
+            return called, other
+
+        yield list(pool.map(start, PLANES, serving_ports))
 
 
-async def compare(ports: list[int], serving_ports: list[int], seed: int, numbers: range) -> int:
+def place_models(called: Instance, other: Instance) -> None:
+    """Load what the calls are for, each at one place."""
+    for model_id, at in ((MODEL, called), (OTHER, called), (FAR, other)):
+        called.register(model_id.decode(), "SIZE_1000_0_0")
+        at.load_here(model_id.decode())
+    for vmodel_id, model_id in ((VMODEL, MODEL), (FAR_VMODEL, FAR)):
+        vmodel = mmesh.SetVModelRequest(
+            v_model_id=vmodel_id.decode(), target_model_id=model_id.decode(), sync=True
+        )
+        called.call("/mmesh.ModelMesh/setVModel", vmodel, mmesh.VModelStatusInfo)
+
+
+async def compare(pairs: list[Pair], serving_ports: list[int], seed: int, numbers: range) -> int:
     """Send calls to both; answers how many were answered differently, and prints them."""
     wrong = 0
     async with runtimes(serving_ports) as behind:
-        planes = [Plane(*each) for each in zip(PLANES, ports, behind, strict=True)]
+        planes = [
+            Plane(name, *pair, runtime)
+            for name, pair, runtime in zip(PLANES, pairs, behind, strict=True)
+        ]
         for number in numbers:
             call = make_call(new_rng(seed, number))
             one, other = await asyncio.gather(*(plane.do(call) for plane in planes))
@@ -57,16 +80,27 @@ async def compare(ports: list[int], serving_ports: list[int], seed: int, numbers
     return wrong
 
 
-def test_both_planes_answer_the_same_calls_alike() -> None:
-    serving_ports = free_ports(len(PLANES))
-    with one_of_each(serving_ports) as ports:
-        wrong = asyncio.run(compare(ports, list(serving_ports), SEED, range(CALLS)))
+def test_both_planes_answer_the_same_calls_alike(
+    kv_store: str, new_service_name: Callable[[], str]
+) -> None:
+    ports = free_ports(len(PLANES))
+    with two_of_each(kv_store, new_service_name, ports) as pairs:
+        wrong = asyncio.run(compare(pairs, list(ports), SEED, range(CALLS)))
     assert wrong == 0, "see what was printed"
 
 
+def main() -> int:
+    """Compare as many as one wants."""
+    seed, calls, *rest = map(int, sys.argv[1:])
+    first = rest[0] if rest else 0
+    ports = free_ports(len(PLANES))
+    names = iter(("python-plane", "wire-plane"))
+    with (
+        running_etcd() as etcd,
+        two_of_each(f"etcd:http://{etcd.endpoint}", lambda: next(names), ports) as pairs,
+    ):
+        return asyncio.run(compare(pairs, list(ports), seed, range(first, first + calls)))
+
+
 if __name__ == "__main__":
-    seed_, calls_, *first_ = map(int, sys.argv[1:])
-    at = first_[0] if first_ else 0
-    ports_ = free_ports(len(PLANES))
-    with one_of_each(ports_) as clients_:
-        sys.exit(asyncio.run(compare(clients_, list(ports_), seed_, range(at, at + calls_))) > 0)
+    sys.exit(main() > 0)

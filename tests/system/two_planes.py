@@ -1,7 +1,8 @@
-"""The same calls through two data planes, each a real `mm serve`, and what became of them.
+"""The same calls through two data planes, each two real `mm serve`, and what became of them.
 
-A runtime of raw frames stands behind each, and answers by the script of the call; models are
-managed by the example runtime. Calls are sent one after the other, to both planes at once.
+A runtime of raw frames (``scripted_runtime.py``) stands behind the instances of each, and answers
+by the script of the call; models are managed by the example runtime. Calls are sent one after the
+other, to both planes at once.
 """
 
 from __future__ import annotations
@@ -9,16 +10,12 @@ from __future__ import annotations
 import asyncio
 import random
 import re
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from h2.events import (
     ConnectionTerminated,
     DataReceived,
-    Event,
-    RequestReceived,
     ResponseReceived,
     StreamEnded,
     StreamReset,
@@ -26,36 +23,18 @@ from h2.events import (
 )
 from h2.exceptions import ProtocolError
 
-from mm.core.headers import Header, HeaderList
-from tests.edge.raw_h2 import PATIENCE_S, RawPeer, connect
-from tests.system.random_calls import RandomCall, Script
+from mm.core.headers import HeaderList
+from mm.edge.h2.messages import frame_message
+from tests.edge.raw_h2 import PATIENCE_S, REQUEST, RawPeer, connect
+from tests.system.meshes import Instance
+from tests.system.processes import eventually
+from tests.system.random_answers import OK, OK_STATUS, Script
+from tests.system.random_calls import MODEL, RandomCall
+from tests.system.scripted_runtime import FRAME_BYTES, Attempt, ScriptedRuntime
 
-#: What a proxy puts in place of what the client said, and that depends on time.
-TIMED = (b"grpc-timeout",)
-#: Names a call to the runtime, where what is left of one may come during the next.
-CALL = b"x-call"
-#: Of a frame of DATA without further ado.
-FRAME_BYTES = 16_384
-
-
-@dataclass(slots=True)
-class Attempt:
-    """What one request of a data plane to its runtime was."""
-
-    headers: HeaderList
-    body: bytes = b""
-    #: "whole", or the code of its reset.
-    end: str = ""
-
-    def view(self) -> tuple[Any, ...]:
-        """Answer what must be the same: neither the port nor the time that is left is."""
-        fixed = [
-            (name, re.sub(rb":\d+$", b":port", value) if name == b":authority" else value)
-            for name, value in self.headers
-            if name not in TIMED
-        ]
-        timed = [name for name, _ in self.headers if name in TIMED]
-        return fixed, timed, self.body, self.end
+#: In texts: the ports are of the run.
+_PORT = re.compile(rb"((?:localhost|127\.0\.0\.1):)\d+")
+_PLAIN_SCRIPT = Script(steps=(("headers", list(OK)), ("headers", [OK_STATUS])))
 
 
 @dataclass(slots=True)
@@ -63,137 +42,70 @@ class Seen:
     """What the client got."""
 
     headers: list[HeaderList] = field(default_factory=list)
-    body: bytes = b""
+    body: bytearray = field(default_factory=bytearray)
     end: str = ""
 
 
-class ScriptedRuntime:
-    """Serves one data plane; has the script of the one call that is under way."""
-
-    def __init__(self) -> None:
-        self.script = Script()
-        self.attempts: list[Attempt] = []
-        self.changed = asyncio.Event()
-        self._number = 0
-        self._begun: set[tuple[RawPeer, int]] = set()
-        self._of: dict[tuple[RawPeer, int], Attempt] = {}
-        self._tasks: set[asyncio.Task[Any]] = set()
-
-    def begin(self, script: Script) -> Header:
-        """Expect the next call; answers the header by which it is known."""
-        self.script = script
-        self.attempts = []
-        self._number += 1
-        return CALL, b"%d" % self._number
-
-    async def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Serve a connection."""
-        peer = RawPeer(reader, writer, client_side=False)
-        peer.start(1000)
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
-        try:
-            while await peer.read():
-                events, peer.events = peer.events, []
-                for event in events:
-                    self._hear(peer, event)
-                peer.flush()
-        except asyncio.CancelledError:
-            pass  # how `close` ends it
-        finally:
-            self._tasks.discard(task)
-            writer.close()
-
-    async def close(self) -> None:
-        """Close all connections."""
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
-
-    def _hear(self, peer: RawPeer, event: Event) -> None:
-        stream_id = getattr(event, "stream_id", None)
-        key = (peer, stream_id or 0)
-        if isinstance(event, RequestReceived):
-            attempt = Attempt(list(event.headers))  # type: ignore[arg-type]
-            self._of[key] = attempt
-            if (CALL, b"%d" % self._number) not in attempt.headers:
-                self._begun.add(key)  # of a call that ended before this came
-                return
-            self.attempts.append(attempt)
-            if self.script.echoes:
-                ok = [(b":status", b"200"), (b"content-type", b"application/grpc")]
-                with suppress(ProtocolError):
-                    peer.h2.send_headers(stream_id, ok)
-            self._reach(key, "headers")
-        elif isinstance(event, DataReceived):
-            self._of[key].body += event.data
-            peer.h2.acknowledge_received_data(event.flow_controlled_length, stream_id)
-            if self.script.echoes and event.data and key not in self._begun:
-                with suppress(ProtocolError):
-                    self._send(peer, stream_id, event.data)
-            self._reach(key, "message")
-        elif isinstance(event, StreamEnded):
-            self._of[key].end = "whole"
-            self._reach(key, "end")
-        elif isinstance(event, StreamReset):
-            self._of[key].end = self._of[key].end or f"reset {int(event.error_code or 0)}"
-        self.changed.set()
-
-    def _reach(self, key: tuple[RawPeer, int], what: str) -> None:
-        """Answer, if it is time to."""
-        if key in self._begun or (what != self.script.begins_at and what != "end"):
-            return
-        self._begun.add(key)
-        with suppress(ProtocolError):  # the proxy has given it up
-            self._answer(*key)
-
-    def _answer(self, peer: RawPeer, stream_id: int) -> None:
-        steps = self.script.steps
-        for at, (step, value) in enumerate(steps):
-            last = self.script.ends and at == len(steps) - 1
-            if step == "headers":
-                peer.h2.send_headers(stream_id, value, end_stream=last)
-            elif step == "data":
-                self._send(peer, stream_id, value, end=last)
-            else:
-                peer.h2.reset_stream(stream_id, value)
-                self._of[peer, stream_id].end = "reset here"
-
-    def _send(self, peer: RawPeer, stream_id: Any, data: Any, *, end: bool = False) -> None:
-        pieces = [data[at : at + FRAME_BYTES] for at in range(0, len(data), FRAME_BYTES)]
-        pieces = pieces or [b""]
-        for piece in pieces:
-            assert len(piece) <= peer.h2.local_flow_control_window(stream_id)
-            peer.h2.send_data(stream_id, piece, end_stream=end and piece is pieces[-1])
-
-    def is_done(self) -> bool:
-        """Answer whether every attempt has its end."""
-        return all(attempt.end for attempt in self.attempts)
-
-
 class Plane:
-    """One data plane: where clients call, and its runtime."""
+    """One data plane: the instance that clients call, another one, and their runtime."""
 
-    def __init__(self, name: str, port: int, runtime: ScriptedRuntime) -> None:
+    def __init__(
+        self, name: str, called: Instance, other: Instance, runtime: ScriptedRuntime
+    ) -> None:
         self.name = name
         self.runtime = runtime
-        self._port = port
+        self._called, self._other = called, other
         self._peer: RawPeer | None = None
         self._context: Any = None
 
     async def do(self, call: RandomCall) -> tuple[Seen, list[Attempt]]:
         """Send a call, and answer what became of it."""
+        if call.fresh:
+            at = self._other if call.is_far else self._called
+            await asyncio.to_thread(self._load, call.fresh.decode(), at)
+        if call.is_warm:
+            assert (await self._exchange(self._plain(call.fresh), _PLAIN_SCRIPT))[0].end == "whole"
+        if call.is_away:
+            await self.runtime.go_away()
+        try:
+            return await self._exchange(call, call.script)
+        finally:
+            if call.is_away:
+                await self._come_back()
+
+    def _load(self, model_id: str, at: Instance) -> None:
+        self._called.register(model_id, "SIZE_1000_0_0")
+        at.load_here(model_id)
+        # The called one has to have heard of it, or it loads another copy.
+        eventually(
+            lambda: bool(self._called.status(model_id).model_copy_infos), what="the copy is known"
+        )
+
+    @staticmethod
+    def _plain(model_id: bytes) -> RandomCall:
+        return RandomCall(
+            [*REQUEST, (b"mm-model-id", model_id)], (frame_message(b""),), _PLAIN_SCRIPT
+        )
+
+    async def _come_back(self) -> None:
+        """Let the runtime be there again, as far as that concerns the instance that is called."""
+        await self.runtime.listen()
+        async with asyncio.timeout(PATIENCE_S):
+            while True:
+                seen, _ = await self._exchange(self._plain(MODEL), _PLAIN_SCRIPT)
+                if seen.headers and (b"grpc-status", b"0") in seen.headers[-1]:
+                    return
+
+    async def _exchange(self, call: RandomCall, script: Script) -> tuple[Seen, list[Attempt]]:
         if self._peer is None or self._peer.closed:
             await self.close()
-            self._context = connect(self._port)
+            self._context = connect(self._called.port)
             self._peer = await self._context.__aenter__()
-        headers = [*call.headers, self.runtime.begin(call.script)]
+        headers = [*call.headers, self.runtime.begin(script)]
         seen = Seen()
         try:
             async with asyncio.timeout(PATIENCE_S):
-                await self._exchange(self._peer, headers, call, seen)
+                await self._send(self._peer, headers, call, seen)
                 while not self.runtime.is_done():
                     self.runtime.changed.clear()
                     await self.runtime.changed.wait()
@@ -208,9 +120,7 @@ class Plane:
             await self._context.__aexit__(None, None, None)
             self._context = self._peer = None
 
-    async def _exchange(
-        self, peer: RawPeer, headers: HeaderList, call: RandomCall, seen: Seen
-    ) -> None:
+    async def _send(self, peer: RawPeer, headers: HeaderList, call: RandomCall, seen: Seen) -> None:
         last = call.ends == "with the last piece"
         stream_id = peer.begin(headers, end=not call.pieces and last)
         sent = 0
@@ -250,7 +160,10 @@ class Plane:
             changed.cancel()
         reading.cancel()
         await asyncio.wait((reading,))
-        if not seen.end:
+        if not seen.end and call.hangs_up:
+            await self.close()
+            seen.end = "hung up"
+        elif not seen.end:
             peer.h2.reset_stream(stream_id, call.reset_code)
             peer.flush()
             seen.end = "given up"
@@ -286,22 +199,8 @@ class Plane:
                 seen.end = "whole"
             elif isinstance(event, StreamReset):
                 seen.end = f"reset {int(event.error_code or 0)}"
-
-
-@asynccontextmanager
-async def runtimes(ports: list[int]) -> AsyncIterator[list[ScriptedRuntime]]:
-    """Scripted runtimes on these ports."""
-    found = [ScriptedRuntime() for _ in ports]
-    servers = [
-        await asyncio.start_server(runtime.accept, "127.0.0.1", port)
-        for runtime, port in zip(found, ports, strict=True)
-    ]
-    try:
-        yield found
-    finally:
-        for server, runtime in zip(servers, found, strict=True):
-            server.close()
-            await runtime.close()
+        if seen.headers:
+            self.runtime.client_got(len(seen.body))
 
 
 def describe(call: RandomCall) -> str:
@@ -310,7 +209,11 @@ def describe(call: RandomCall) -> str:
     steps = [f"{step} {value!r:.200}" for step, value in call.script.steps]
     headers = [(name, value[:60]) for name, value in call.headers]
     script = (call.script.begins_at, steps, call.script.echoes, call.script.ends)
-    return f"headers {headers}\npieces {sizes}, ends {call.ends}\nanswer {script}"
+    first = [f"{step} {value!r:.200}" for step, value in call.script.first or ()]
+    return (
+        f"headers {headers}\npieces {sizes}, ends {call.ends}, far {call.is_far},"
+        f" away {call.is_away}\nfirst {first}\nanswer {script}"
+    )
 
 
 def differences(
@@ -324,13 +227,15 @@ def differences(
     found = []
     for what in ("headers", "body", "end"):
         a, b = (getattr(each[0], what) for each in (one, other))
+        if what == "headers":
+            a, b = ([_without_ports(each) for each in lists] for lists in (a, b))
         if call.ends_within_answer and what == "headers" and a and b:
             a, b = (each[-1][-2:] for each in (a, b))
         if call.ends_within_answer and what == "body":
             continue
         if a != b:
             found.append(f"the client's {what}:\n    {a!r:.700}\n    {b!r:.700}")
-    if len(one[1]) != len(other[1]) and not call.is_racy:
+    if len(one[1]) != len(other[1]) and not (call.is_racy or call.fails_everywhere):
         found.append(f"attempts: {len(one[1])} and {len(other[1])}")
     attempts = [each[1] for each in (one, other)]
     if call.is_for_several:
@@ -346,6 +251,13 @@ def differences(
             if a != b:
                 found.append(f"the runtime's {name}:\n    {a!r:.700}\n    {b!r:.700}")
     return found
+
+
+def _without_ports(headers: HeaderList) -> HeaderList:
+    return [
+        (name, _PORT.sub(rb"\1port", value) if name == b"grpc-message" else value)
+        for name, value in headers
+    ]
 
 
 def new_rng(seed: int, number: int) -> random.Random:

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
+from mm.core import call_texts
 from mm.core.headers import HeaderList
 from mm.edge.h2.limits import TransportLimits
 from mm.edge.h2.link import Link
@@ -69,14 +71,18 @@ class ClientLink(Link):
     def handshake_failed(self, reason: str) -> None:
         """There will be no connection."""
         self.lost = True
-        self._not_ready(f"no TLS with {self.channel.address}: {reason}")
+        self._not_ready(call_texts.NO_TLS % (self.channel.address, reason))
+
+    @property
+    def other_end(self) -> str:
+        """As the channel has it: a name, not what it was resolved to."""
+        return self.channel.address
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Tell the channel."""
         super().connection_lost(exc)
         self._liveness.stop()
-        reason = f": {exc}" if exc else " before it spoke HTTP/2"
-        self._not_ready(f"{self.channel.address} closed the connection{reason}")
+        self._not_ready(call_texts.NO_HTTP2 % self.channel.address)
         self.channel.link_lost(self)
 
     def _not_ready(self, why: str) -> None:
@@ -92,7 +98,7 @@ class ClientLink(Link):
 
     def goaway_received(self, last_id: int, code: int) -> None:
         """Give back the streams that the other side will not look at; the others go on."""
-        text = f"{self.channel.address} is closing the connection"
+        text = call_texts.CONNECTION_CLOSING % self.channel.address
         fault = StreamFault(FaultKind.REFUSED, text, code)
         for stream in [stream for stream in self.streams.values() if stream.id > last_id]:
             self.engine.submit_reset(stream.id, 0)
@@ -267,10 +273,11 @@ class Channel:
             if transport is not None:
                 transport.abort()
             raise UnreachableError(
-                f"no answer from {self.address} in {self.limits.connect_timeout_s:g} s"
+                call_texts.NO_ANSWER % (self.address, self.limits.connect_timeout_s)
             ) from None
         except (OSError, ValueError) as error:
-            raise UnreachableError(f"cannot connect to {self.address}: {error}") from error
+            why = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else error
+            raise UnreachableError(call_texts.NOT_CONNECTED % (self.address, why)) from error
         self.links.append(link)
 
     def _secured(self, link: ClientLink) -> asyncio.Protocol:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from h2.errors import ErrorCodes
 
+from mm.core import call_texts
 from mm.core.headers import Header, HeaderList, RequestHead, are_trailers, status_trailers
 from mm.edge.h2.stream import RawStream, StreamFault
 from mm.errors import MeshError, StatusCode
@@ -255,7 +256,7 @@ class IncomingCall:
             # The client does not take what it asked for: no trailers would reach it either.
             self.stream.reset(ErrorCodes.CANCEL)
         else:
-            self.send_status(StatusCode.DEADLINE_EXCEEDED, "deadline exceeded")
+            self.send_status(StatusCode.DEADLINE_EXCEEDED, call_texts.DEADLINE_EXCEEDED)
         self.task.cancel()
 
     def _status_follows(self, code: int) -> None:

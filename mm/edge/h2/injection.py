@@ -7,6 +7,7 @@ look like for the id to be safe at its end is ``mm.core.protobuf_ids``'s.
 
 from __future__ import annotations
 
+from mm.core import call_texts
 from mm.core.protobuf_ids import FieldWalk, MalformedMessageError
 from mm.edge.h2.messages import PREFIX, PREFIX_BYTES, decompress, frame_message
 
@@ -74,6 +75,6 @@ class Injector:
     def _finish_message(self) -> bytes:
         assert self._walk is not None
         if not self._walk.at_boundary:
-            raise MalformedMessageError("the request message is cut off")
+            raise MalformedMessageError(call_texts.MESSAGE_CUT_OFF)
         self._walk = None
         return self._suffix

@@ -30,6 +30,7 @@ from h2.events import (
 from h2.exceptions import ProtocolError
 from h2.settings import SettingCodes
 
+from mm.core import call_texts
 from mm.core.headers import HeaderList
 from mm.edge.h2.engine import Engine
 from mm.edge.h2.limits import TransportLimits
@@ -160,12 +161,12 @@ class LinkEvents(EventsProcessor):
             return
         code = int(event.error_code or 0)
         if not event.remote_reset:
-            kind = FaultKind.PROTOCOL
+            kind, text = FaultKind.PROTOCOL, f"stream protocol ({_name_code(code)})"
         elif code == ErrorCodes.REFUSED_STREAM:
-            kind = FaultKind.REFUSED
+            kind, text = FaultKind.REFUSED, call_texts.STREAM_REFUSED
         else:
-            kind = FaultKind.RESET
-        stream.terminate(StreamFault(kind, f"stream {kind.value} ({_name_code(code)})", code))
+            kind, text = FaultKind.RESET, call_texts.STREAM_RESET % _name_code(code)
+        stream.terminate(StreamFault(kind, text, code))
 
     def process_ping_ack_received(self, event: PingAckReceived) -> None:
         """A sign of life, and perhaps the answer to a question."""
@@ -233,6 +234,11 @@ class Link(H2Protocol):
         self._turn_ends: list[Callable[[], None]] = []
         #: Whether it waits for its turn; what comes in meanwhile waits with it.
         self.is_behind = False
+
+    @property
+    def other_end(self) -> str:
+        """What texts call the other side."""
+        return self.peer_address
 
     # --- what asyncio tells ------------------------------------------------------------------
 
@@ -306,7 +312,7 @@ class Link(H2Protocol):
         """The socket is gone, and all streams with it."""
         self.lost = True
         self.connection.cancel_timers()
-        fault = StreamFault(FaultKind.LOST, f"connection to {self.peer_address} lost")
+        fault = StreamFault(FaultKind.LOST, call_texts.CONNECTION_LOST % self.other_end)
         for stream in list(self.streams.values()):
             stream.terminate(fault)
 

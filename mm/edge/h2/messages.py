@@ -10,6 +10,7 @@ import struct
 import zlib
 from collections.abc import Iterator
 
+from mm.core import call_texts
 from mm.errors import (
     InvalidRequestError,
     MeshError,
@@ -21,7 +22,7 @@ from mm.errors import (
 PREFIX = struct.Struct(">BL")
 PREFIX_BYTES = 5
 #: Encodings that are understood where a message has to be read (extraction, injection).
-ENCODINGS_READ = b"identity,gzip,deflate"
+ENCODINGS_READ = call_texts.ENCODINGS_READ.encode()
 
 
 class MessageTooLargeError(QueueFullError):
@@ -29,8 +30,7 @@ class MessageTooLargeError(QueueFullError):
 
     def __init__(self, what: str, length: int, length_max: int) -> None:
         super().__init__(
-            f"{what} message of {length} bytes exceeds the limit of {length_max} bytes "
-            "(MM_SVC_GRPC_MAX_MSG_SIZE)"
+            call_texts.MESSAGE_TOO_LONG % (what, length, length_max),
         )
         self.length = length
 
@@ -41,7 +41,7 @@ class MessageFlagError(MeshError):
     code = StatusCode.INTERNAL
 
     def __init__(self, what: str) -> None:
-        super().__init__(f"{what} message with a flag that is neither 0 nor 1")
+        super().__init__(call_texts.MESSAGE_FLAG % what)
 
 
 class TooMuchHeldError(QueueFullError):
@@ -165,7 +165,7 @@ def decompress(message: bytes, encoding: bytes, length_max: int) -> bytes:
     window_bits = _WINDOW_BITS.get(encoding)
     if window_bits is None:
         name = encoding.decode("ascii", "replace") or "identity"
-        raise MethodRefusedError(f"compression {name} cannot be read here; use gzip or deflate")
+        raise MethodRefusedError(call_texts.UNREADABLE_ENCODING % name)
     inflater = zlib.decompressobj(window_bits)
     try:
         content = inflater.decompress(message, length_max + 1)

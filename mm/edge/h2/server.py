@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from h2.errors import ErrorCodes
 
+from mm.core import call_texts
 from mm.core.headers import (
     HeaderList,
     MalformedHeadersError,
@@ -398,6 +399,6 @@ class GrpcServer:
 def _cancel(calls: list[IncomingCall]) -> list[asyncio.Task[None]]:
     """End calls because the server stops; answer their tasks."""
     for call in calls:
-        call.send_status(StatusCode.UNAVAILABLE, "the server is shutting down")
+        call.send_status(StatusCode.UNAVAILABLE, call_texts.SHUTTING_DOWN)
         call.task.cancel()
     return [call.task for call in calls]
