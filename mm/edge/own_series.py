@@ -110,7 +110,7 @@ WIRE_GAUGES: Final = {
     "connections_open": "Connections of clients and peers",
     "calls_open": "Calls under way",
     "buffer_bytes": "Memory of calls under way, with their requests",
-    "upstreams_open": "Connections to the runtime and to peers",
+    "hits_open": "Attempts under way that were made from the table alone",
 }
 WIRE_COUNTERS: Final = {
     "connections": "Connections accepted",
@@ -131,8 +131,6 @@ WIRE_COUNTERS: Final = {
     "failures_told": "Attempts that failed and whose calls could not be sent again",
     "failures_untold": "Those that Python was not told of, for want of room",
     "slow_given_up": "Calls ended because their clients read nothing while too much waited",
-    "bytes_in": "Bytes read from clients and peers",
-    "bytes_out": "Bytes written to clients and peers",
     "deadlines": "Calls whose deadline passed",
     "cancelled": "Calls that their clients cancelled",
     "connect_failures": "Connections to the runtime or to peers that could not be opened",
@@ -148,7 +146,15 @@ WIRE_COUNTERS: Final = {
     "idle": "Connections of clients that were ended because nobody called on them",
     "messages_late": "Calls ended because their first message took too long",
     "resets_refused": "Connections dropped because they reset calls too fast",
+    "reports_dropped": "Calls of peers that hear by replies alone how busy copies are",
 }
+#: By who is at the other end, which is the last part of a statistic's name; ``tier2`` is the Python
+#: data plane of this process, which the same bytes may pass once more.
+WIRE_SIDED: Final[tuple[tuple[str, Kind, str, tuple[str, ...]], ...]] = (
+    ("bytes_in", "counter", "Bytes read", ("client", "peer", "runtime", "tier2")),
+    ("bytes_out", "counter", "Bytes written", ("client", "peer", "runtime", "tier2")),
+    ("upstreams_open", "gauge", "Connections made here", ("peer", "runtime", "tier2")),
+)
 #: Of TLS, where there is any (``mm.edge.tls.TlsStatistics``).
 TLS_GAUGES: Final = {
     "files_refused": "1 if the files on disk cannot be used, and older ones hold",
@@ -196,6 +202,7 @@ def own_families(
     if wire is not None:
         yield from statistics_families(PREFIX + "wire_", wire, WIRE_GAUGES, "gauge")
         yield from statistics_families(PREFIX + "wire_", wire, WIRE_COUNTERS, "counter")
+        yield from _sided_families(PREFIX + "wire_", wire)
     if tls is not None:
         yield from statistics_families(PREFIX + "tls_", tls, TLS_GAUGES, "gauge")
         yield from statistics_families(PREFIX + "tls_", tls, TLS_COUNTERS, "counter")
@@ -212,6 +219,16 @@ def statistics_families(
         name, divisor = series_name(prefix, attribute, kind)
         value = getattr(statistics, attribute) / divisor
         yield Family(name, kind, text, (Sample(value),))
+
+
+def _sided_families(prefix: str, statistics: object) -> Iterator[Family]:
+    for attribute, kind, text, sides in WIRE_SIDED:
+        name, divisor = series_name(prefix, attribute, kind)
+        samples = (
+            Sample(getattr(statistics, f"{attribute}_{side}") / divisor, (("side", side),))
+            for side in sides
+        )
+        yield Family(name, kind, text, tuple(samples))
 
 
 def series_name(prefix: str, attribute: str, kind: Kind) -> tuple[str, float]:

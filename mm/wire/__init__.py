@@ -19,6 +19,7 @@ from urllib.parse import unquote
 from mm.wire._wire import TlsContext, Worker
 from mm.wire.addresses import Target
 from mm.wire.client_limits import ClientLimits, client_of
+from mm.wire.statistics import WireStatistics as WireStatistics
 
 if TYPE_CHECKING:
     from mm.table import Table
@@ -147,79 +148,6 @@ class WireSettings:
     #: None: anybody may do anything.
     access: WireAccess | None = None
     tls: WireTls = WireTls()
-
-
-@dataclass(frozen=True, slots=True)
-class WireStatistics:
-    """Since the start, all threads together; those ``_open`` are of this moment."""
-
-    connections: int
-    connections_open: int
-    calls: int
-    calls_open: int
-    #: Sent to the runtime here, and to other instances, from the table alone.
-    calls_here: int
-    calls_there: int
-    #: Passed on to tier 2: for a model, and for the mesh's own services; after an attempt here.
-    spliced_model: int
-    spliced_own: int
-    replayed: int
-    bytes_in: int
-    bytes_out: int
-    deadlines: int
-    cancelled: int
-    upstreams_open: int
-    connect_failures: int
-    resets_refused: int
-    #: Times that no connection was taken for a moment, for want of file descriptors.
-    accept_pauses: int
-    #: Connections to others that were closed because nobody needed them.
-    upstreams_idle: int
-    #: Calls of peers that ``take_reports`` tells nothing of: too many peers and models at once.
-    reports_dropped: int
-    #: Attempts made from the table alone that are under way.
-    hits_open: int
-    #: Of TLS, at either end; of those that failed, those that took too long.
-    handshakes: int
-    handshakes_failed: int
-    handshakes_late: int
-    #: Why calls for models were passed on: their headers, their method (that may not be called, or
-    #: that somebody watches), the message that has the id, no copy that is ready, one where nobody
-    #: could be reached a moment ago, no slot or connection that is free.
-    left_headers: int
-    left_method: int
-    left_message: int
-    left_no_copy: int
-    left_away: int
-    left_busy: int
-    #: Why after an attempt: there was no answer, or it may mean more than it says.
-    again_fault: int
-    again_answer: int
-    #: Connections refused because there were too many: of clients, of one address of them, of
-    #: peers.
-    crowded: int
-    crowded_address: int
-    crowded_peers: int
-    #: Attempts that failed and whose calls cannot be sent again, of which ``take_failures`` tells;
-    #: and those that it had no room for.
-    failures_told: int
-    failures_untold: int
-    #: Clients that were cut off for what they sent.
-    floods_refused: int
-    #: Calls whose clients took nothing of their answers while too many bytes of answers waited.
-    slow_given_up: int
-    #: What calls and their requests take, and calls that there was no memory for.
-    buffer_bytes: int
-    buffers_full: int
-    #: Calls of clients refused: by nobody who is known, and by those without the role.
-    unauthenticated: int
-    denied: int
-    #: Connections of clients that were closed: without SETTINGS in time, too old, without calls.
-    prefaces_late: int
-    aged: int
-    idle: int
-    #: Calls whose first message was not whole in time.
-    messages_late: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -216,6 +216,7 @@ cdef struct conn_t:
     SSL *ssl                   # NULL: plain text
     int fd
     uint8_t is_server
+    uint8_t side               # who is at the other end
     uint8_t role
     uint8_t is_closed
     uint8_t is_dirty

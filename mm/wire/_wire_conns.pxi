@@ -38,6 +38,7 @@ cdef conn_t *conn_new(worker_t *w, int fd, uint8_t role, target_t *target) noexc
     conn.role = role
     conn.target = target
     conn.is_server = target == NULL
+    conn.side = side_of(conn)
     conn.timer.owner = conn
     conn.timer.kind = TIMER_CONN
     conn.heard_ms = conn.resets_ms = conn.frames_ms = w.now_ms
@@ -68,6 +69,15 @@ cdef conn_t *conn_new(worker_t *w, int fd, uint8_t role, target_t *target) noexc
     return conn
 
 
+cdef uint8_t side_of(const conn_t *conn) noexcept nogil:
+    """Answer who is at the other end, for the counters."""
+    if conn.is_server:
+        return SIDE_CLIENT if conn.role == ROLE_EXTERNAL else SIDE_PEER
+    if conn.target.lane == LANE_HERE:
+        return SIDE_RUNTIME
+    return SIDE_PEER if conn.target.lane == LANE_THERE else SIDE_TIER2
+
+
 cdef void conn_close(conn_t *conn) noexcept nogil:
     """End a connection at once; its calls hear of it. Freed at the end of the turn."""
     cdef worker_t *w = conn.worker
@@ -90,7 +100,7 @@ cdef void conn_close(conn_t *conn) noexcept nogil:
                 target.conns[i] = target.conns[target.conns_count]
                 break
         if conn.is_ready:
-            count(w, COUNT_UPSTREAMS_OPEN, <uint64_t>-1)
+            count(w, COUNT_UPSTREAMS_OPEN + conn.side - SIDE_PEER, <uint64_t>-1)
     else:
         count(w, COUNT_CONNECTIONS_OPEN, <uint64_t>-1)
         crowd_leave(w.crowd, conn.role, conn.address)
@@ -159,7 +169,7 @@ cdef ssize_t plain_read(conn_t *conn, uint8_t *to) noexcept nogil:
     if n < 0:
         return 0
     conn.heard_ms = conn.worker.now_ms
-    count(conn.worker, COUNT_BYTES_IN, n)
+    count(conn.worker, COUNT_BYTES_IN + conn.side, n)
     return n
 
 

@@ -5,60 +5,67 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from mm._lru_atomics cimport atomic_u64
 
 cdef enum:
-    # Counters of a worker; `Wire.statistics` names them.
+    # Counters of a worker; `Wire.statistics` names them, in this order.
     COUNT_CONNECTIONS = 0      # accepted
-    COUNT_CONNECTIONS_OPEN = 1
-    COUNT_CALLS = 2
-    COUNT_CALLS_OPEN = 3
-    COUNT_HERE = 4             # answered by the runtime beside
-    COUNT_THERE = 5            # sent to another instance
-    COUNT_SPLICED_MODEL = 6
-    COUNT_SPLICED_OWN = 7
-    COUNT_REPLAYED = 8         # given to tier 2 after an attempt here
-    COUNT_BYTES_IN = 9
-    COUNT_BYTES_OUT = 10
-    COUNT_DEADLINES = 11
-    COUNT_CANCELLED = 12
-    COUNT_UPSTREAMS_OPEN = 13
-    COUNT_CONNECT_FAILURES = 14
-    COUNT_RESETS_REFUSED = 15  # connections dropped because they reset too fast
-    COUNT_ACCEPT_PAUSES = 16   # there was no file descriptor for a connection
-    COUNT_UPSTREAMS_IDLE = 17  # closed because nobody needed them
-    COUNT_REPORTS_DROPPED = 18  # calls of peers that no push tells of: too many peers and models
-    COUNT_HITS_OPEN = 19       # attempts of the wire under way, here and there
-    COUNT_HANDSHAKES = 20      # of TLS, at either end
-    COUNT_HANDSHAKES_FAILED = 21
-    COUNT_HANDSHAKES_LATE = 22   # of these
+    COUNT_CONNECTIONS_OPEN
+    COUNT_CALLS
+    COUNT_CALLS_OPEN
+    COUNT_HERE             # answered by the runtime beside
+    COUNT_THERE            # sent to another instance
+    COUNT_SPLICED_MODEL
+    COUNT_SPLICED_OWN
+    COUNT_REPLAYED         # given to tier 2 after an attempt here
+    COUNT_DEADLINES
+    COUNT_CANCELLED
+    COUNT_CONNECT_FAILURES
+    COUNT_RESETS_REFUSED  # connections dropped because they reset too fast
+    COUNT_ACCEPT_PAUSES   # there was no file descriptor for a connection
+    COUNT_UPSTREAMS_IDLE  # closed because nobody needed them
+    COUNT_REPORTS_DROPPED  # calls of peers that no push tells of: too many peers and models
+    COUNT_HITS_OPEN       # attempts of the wire under way, here and there
+    COUNT_HANDSHAKES      # of TLS, at either end
+    COUNT_HANDSHAKES_FAILED
+    COUNT_HANDSHAKES_LATE   # of these
     # Why calls for models were left to tier 2: the sum of these is COUNT_SPLICED_MODEL.
-    COUNT_LEFT_HEADERS = 23    # what they say is tier 2's to read
-    COUNT_LEFT_METHOD = 24     # it may not be called, or somebody watches its calls
-    COUNT_LEFT_MESSAGE = 25    # where an id is to be read or put in
-    COUNT_LEFT_NO_COPY = 26    # none that is ready
-    COUNT_LEFT_AWAY = 27       # where the copy is nobody could be reached a moment ago
-    COUNT_LEFT_BUSY = 28       # all slots of the copy, or all connections, are taken
+    COUNT_LEFT_HEADERS    # what they say is tier 2's to read
+    COUNT_LEFT_METHOD     # it may not be called, or somebody watches its calls
+    COUNT_LEFT_MESSAGE    # where an id is to be read or put in
+    COUNT_LEFT_NO_COPY    # none that is ready
+    COUNT_LEFT_AWAY       # where the copy is nobody could be reached a moment ago
+    COUNT_LEFT_BUSY       # all slots of the copy, or all connections, are taken
     # Why after an attempt: the sum is COUNT_REPLAYED.
-    COUNT_AGAIN_FAULT = 29     # there was no answer
-    COUNT_AGAIN_ANSWER = 30    # it may mean more than it says
+    COUNT_AGAIN_FAULT     # there was no answer
+    COUNT_AGAIN_ANSWER    # it may mean more than it says
     # Connections that were refused: clients' and peers', all together or of one address.
-    COUNT_CROWDED = 31
-    COUNT_CROWDED_ADDRESS = 32
-    COUNT_CROWDED_PEERS = 33
+    COUNT_CROWDED
+    COUNT_CROWDED_ADDRESS
+    COUNT_CROWDED_PEERS
     # Attempts that failed and whose calls cannot be sent again: tier 2 is told of them,
-    COUNT_FAILURES_TOLD = 34
-    COUNT_FAILURES_UNTOLD = 35  # or is not, for want of room
-    COUNT_FLOODS = 36          # clients that were cut off for what they sent
-    COUNT_SLOW_GIVEN_UP = 37   # calls ended because too much waited for readers
-    COUNT_BUFFER_BYTES = 38    # that calls take now, without their answers
-    COUNT_BUFFERS_FULL = 39    # calls that there was no memory for
+    COUNT_FAILURES_TOLD
+    COUNT_FAILURES_UNTOLD  # or is not, for want of room
+    COUNT_FLOODS          # clients that were cut off for what they sent
+    COUNT_SLOW_GIVEN_UP   # calls ended because too much waited for readers
+    COUNT_BUFFER_BYTES    # that calls take now, without their answers
+    COUNT_BUFFERS_FULL    # calls that there was no memory for
     # Calls of clients that were refused: by nobody who is known, and by those without the role.
-    COUNT_UNAUTHENTICATED = 40
-    COUNT_DENIED = 41
+    COUNT_UNAUTHENTICATED
+    COUNT_DENIED
     # Clients' connections: without SETTINGS in time, too old, without calls for too long.
-    COUNT_PREFACES_LATE = 42
-    COUNT_AGED = 43
-    COUNT_IDLE = 44
-    COUNT_MESSAGES_LATE = 45   # first messages that did not get whole
-    COUNTS = 46
+    COUNT_PREFACES_LATE
+    COUNT_AGED
+    COUNT_IDLE
+    COUNT_MESSAGES_LATE   # first messages that did not get whole
+    # Each for SIDE_CLIENT, SIDE_PEER, SIDE_RUNTIME and SIDE_TIER2.
+    COUNT_BYTES_IN
+    COUNT_BYTES_OUT = COUNT_BYTES_IN + 4
+    COUNT_UPSTREAMS_OPEN = COUNT_BYTES_OUT + 4  # from SIDE_PEER on
+    COUNTS = COUNT_UPSTREAMS_OPEN + 3
+
+    # Who is at the other end of a connection, whichever of both made it.
+    SIDE_CLIENT = 0
+    SIDE_PEER = 1
+    SIDE_RUNTIME = 2
+    SIDE_TIER2 = 3
 
     METHODS_MAX = 257          # told apart, and one place for all others
     METHOD_PATH_BYTES = 1000   # of longer ones: with the others

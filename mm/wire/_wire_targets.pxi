@@ -159,7 +159,7 @@ cdef void conn_settled(conn_t *conn) noexcept nogil:
         conn.streams_max = CONN_STREAMS_MAX
     if not conn.is_ready:
         conn.is_ready = 1
-        count(w, COUNT_UPSTREAMS_OPEN, 1)
+        count(w, COUNT_UPSTREAMS_OPEN + conn.side - SIDE_PEER, 1)
         conn.idle_since_ms = w.now_ms
         timer_stop(w, &conn.timer)
         if conn.target.lane < LANE_MODEL:

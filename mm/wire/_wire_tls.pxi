@@ -154,7 +154,7 @@ cdef ssize_t tls_read(conn_t *conn, uint8_t *to) noexcept nogil:
     if n < 0:
         return 0
     conn.heard_ms = w.now_ms
-    count(w, COUNT_BYTES_IN, n)
+    count(w, COUNT_BYTES_IN + conn.side, n)
     w.records.at = 0
     w.records.length = n
     w.records_of = conn

@@ -38,7 +38,7 @@ cdef bint write_some(conn_t *conn, buffer_t *from_) noexcept nogil:
                 continue
             return errno == EAGAIN
         from_.at += n
-        count(conn.worker, COUNT_BYTES_OUT, n)
+        count(conn.worker, COUNT_BYTES_OUT + conn.side, n)
     return True
 
 
@@ -226,7 +226,7 @@ cdef bint parts_write(conn_t *conn) noexcept nogil:
             if errno != EAGAIN:
                 return False
             break
-        count(w, COUNT_BYTES_OUT, n)
+        count(w, COUNT_BYTES_OUT + conn.side, n)
         while at < w.parts_count and <size_t>n >= vectors[at].iov_len:
             n -= vectors[at].iov_len
             at += 1

@@ -19,6 +19,7 @@ from mm.edge.own_series import (
     TLS_GAUGES,
     WIRE_COUNTERS,
     WIRE_GAUGES,
+    WIRE_SIDED,
     own_families,
 )
 from mm.edge.tls import TlsStatistics
@@ -53,8 +54,22 @@ def exposed() -> set[str]:
     return parts | JAVA_NUMBERS | set(families())
 
 
-def test_what_is_told_of_the_wire_is_there() -> None:
-    assert {*WIRE_GAUGES, *WIRE_COUNTERS} <= {field.name for field in fields(WireStatistics)}
+def test_all_that_is_known_of_the_wire_is_told() -> None:
+    sided = {f"{name}_{side}" for name, _, _, sides in WIRE_SIDED for side in sides}
+    of_tls = {"handshakes", "handshakes_failed", "handshakes_late"}
+    of_access = {"unauthenticated", "denied"}
+    told = [*WIRE_GAUGES, *WIRE_COUNTERS, *sided, *of_tls, *of_access]
+    assert sorted(told) == sorted(field.name for field in fields(WireStatistics))
+
+
+def test_bytes_of_the_wire_are_told_by_who_is_at_the_other_end() -> None:
+    names = [field.name for field in fields(WireStatistics)]
+    first = 5001 + names.index("bytes_in_client")
+    samples = families()["mm_wire_bytes_in_total"].samples
+    assert [(each.labels, each.value) for each in samples] == [
+        ((("side", side),), first + number)
+        for number, side in enumerate(("client", "peer", "runtime", "tier2"))
+    ]
 
 
 def test_all_that_is_known_of_tls_is_told() -> None:
@@ -89,7 +104,7 @@ def test_names_follow_todays_rules() -> None:
 def test_the_tables_do_not_overlap() -> None:
     told = [*GAUGES, *STATISTICS_COUNTERS, *COUNTERS]
     assert len(told) == len(set(told))
-    of_parts = (*WIRE_GAUGES, *WIRE_COUNTERS, *TLS_GAUGES, *TLS_COUNTERS)
+    of_parts = (*WIRE_GAUGES, *WIRE_COUNTERS, *WIRE_SIDED, *TLS_GAUGES, *TLS_COUNTERS)
     assert len(families()) == 1 + len(told) + len(of_parts) + 4
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mm.core.headers import Header, HeaderList
 from tests.system.random_answers import (
@@ -59,6 +59,14 @@ class RandomCall:
     #: Nobody ever has the model, or gives a whole answer. Whether another copy is loaded to see
     #: that once more depends on who has heard by then that one is gone.
     fails_everywhere: bool = False
+
+    def again(self, number: int) -> RandomCall:
+        """Answer the same call, for a model that none was for yet."""
+        if not self.fresh or not number:
+            return self
+        fresh = self.fresh + b"-%d" % number
+        headers = [(name, fresh if value == self.fresh else value) for name, value in self.headers]
+        return replace(self, fresh=fresh, headers=headers)
 
     @property
     def ends_within_answer(self) -> bool:

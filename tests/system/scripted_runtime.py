@@ -12,7 +12,7 @@ import re
 import socket
 import struct
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -51,6 +51,8 @@ class Attempt:
     body: bytearray = field(default_factory=bytearray)
     #: "whole", or the code of its reset.
     end: str = ""
+    #: Of which instance.
+    place: int = 0
 
     def view(self) -> tuple[Any, ...]:
         """Answer what must be the same: neither the port nor the time that is left is."""
@@ -67,6 +69,11 @@ class _Peer(RawPeer):
     """A connection to a data plane, which may be closed in one direction."""
 
     is_ended = False
+
+    @property
+    def place(self) -> int:
+        """Which instance it is."""
+        return int(self.writer.get_extra_info("sockname")[1])
 
     def flush(self) -> None:
         if self.is_ended:
@@ -103,16 +110,18 @@ class _Answer:
 
 
 class ScriptedRuntime:
-    """Serves one data plane; has the script of the one call that is under way."""
+    """Serves one data plane, on a port for each instance of it; has the script of the one call that
+    is under way.
+    """
 
-    def __init__(self, port: int) -> None:
-        self.port = port
+    def __init__(self, ports: Sequence[int]) -> None:
+        self.ports = ports
         self.script = Script()
         self.attempts: list[Attempt] = []
         self.changed = asyncio.Event()
         #: How much of a body the client has; -1: not even headers.
         self.client_has = -1
-        self._server: asyncio.Server | None = None
+        self._servers: list[asyncio.Server] = []
         self._number = 0
         self._begun: set[Key] = set()
         self._of: dict[Key, Attempt] = {}
@@ -131,12 +140,14 @@ class ScriptedRuntime:
 
     async def listen(self) -> None:
         """Be there."""
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", self.port)
+        self._servers = [
+            await asyncio.start_server(self._accept, "127.0.0.1", port) for port in self.ports
+        ]
 
     async def go_away(self) -> None:
         """Be gone, and known to be: nobody listens, and the other ends are closed, too."""
-        assert self._server is not None
-        self._server.close()
+        for server in self._servers:
+            server.close()
         for peer in self._tasks:
             if not peer.is_ended:
                 peer.end()
@@ -145,8 +156,8 @@ class ScriptedRuntime:
 
     async def close(self) -> None:
         """Close all connections."""
-        assert self._server is not None
-        self._server.close()
+        for server in self._servers:
+            server.close()
         tasks = list(self._tasks.values())
         for task in tasks:
             task.cancel()
@@ -183,7 +194,7 @@ class ScriptedRuntime:
         stream_id = getattr(event, "stream_id", None)
         key = (peer, stream_id or 0)
         if isinstance(event, RequestReceived):
-            attempt = Attempt(list(event.headers))  # type: ignore[arg-type]
+            attempt = Attempt(list(event.headers), place=peer.place)  # type: ignore[arg-type]
             self._of[key] = attempt
             if (CALL, b"%d" % self._number) not in attempt.headers:
                 self._begun.add(key)  # of a call that ended before this came
@@ -299,9 +310,9 @@ class ScriptedRuntime:
 
 
 @asynccontextmanager
-async def runtimes(ports: list[int]) -> AsyncIterator[list[ScriptedRuntime]]:
-    """Scripted runtimes on these ports."""
-    found = [ScriptedRuntime(port) for port in ports]
+async def runtimes(ports: Sequence[Sequence[int]]) -> AsyncIterator[list[ScriptedRuntime]]:
+    """Scripted runtimes, each on these ports."""
+    found = [ScriptedRuntime(each) for each in ports]
     for runtime in found:
         await runtime.listen()
     try:

@@ -297,3 +297,8 @@ def test_the_wire_is_told_of(kv_store: str, new_service_name: Callable[[], str])
     assert page["mm_wire_calls_here_total"] + page["mm_wire_spliced_model_total"] == 5
     assert page["mm_hits_total"] == 5, "whoever carried them"
     assert page["mm_wire_connections_open"] >= 1
+    for side in ("client", "runtime", "tier2"):
+        assert page[f'mm_wire_bytes_in_total{{side="{side}",}}'] > 0
+        assert page[f'mm_wire_bytes_out_total{{side="{side}",}}'] > 0
+    assert page['mm_wire_upstreams_open{side="runtime",}'] >= 1
+    assert page['mm_wire_upstreams_open{side="peer",}'] == 0

@@ -236,7 +236,7 @@ def differences(
         if a != b:
             found.append(f"the client's {what}:\n    {a!r:.700}\n    {b!r:.700}")
     if len(one[1]) != len(other[1]) and not (call.is_racy or call.fails_everywhere):
-        found.append(f"attempts: {len(one[1])} and {len(other[1])}")
+        found.append(f"attempts: {_places(one[1])} and {_places(other[1])}")
     attempts = [each[1] for each in (one, other)]
     if call.is_for_several:
         attempts = [sorted(each, key=lambda attempt: attempt.headers) for each in attempts]
@@ -251,6 +251,10 @@ def differences(
             if a != b:
                 found.append(f"the runtime's {name}:\n    {a!r:.700}\n    {b!r:.700}")
     return found
+
+
+def _places(attempts: list[Attempt]) -> str:
+    return " then ".join(f"{each.place} ({each.end})" for each in attempts) or "none"
 
 
 def _without_ports(headers: HeaderList) -> HeaderList:

@@ -74,9 +74,9 @@ async def test_a_call_ends_although_the_runtimes_socket_is_full(leaves: bool) ->
                 # Whatever it hears makes the wire look whether there is room by now.
                 peers[0].h2.ping(bytes(8))
                 peers[0].flush()
-            read = stand.counts.bytes_in
+            read = stand.counts.bytes_in_runtime
             full.set()
-            await until(lambda: stand.counts.bytes_in > read)
+            await until(lambda: stand.counts.bytes_in_runtime > read)
             if not leaves:
                 # Should time have been up earlier on a slow machine, there was nothing to see.
                 headers, _ = await client.wait_answer(stream_id)

@@ -37,11 +37,11 @@ async def test_one_connection_to_the_runtime_stays() -> None:
     async with serve_wire() as stand, stand.client() as client:
         stand.configure(upstream_idle_ms=1)
         assert await client.unary_unary("/t.S/Unary")(b"1", metadata=ID) == b"echo:1"
-        opened = stand.counts.upstreams_open
+        opened = stand.counts.upstreams_open_runtime
         for _ in range(20):
             await stand.settle(calls_open=0)
             assert await client.unary_unary("/t.S/Unary")(b"2", metadata=ID) == b"echo:2"
-        assert (stand.counts.upstreams_open, stand.counts.upstreams_idle) == (opened, 0)
+        assert (stand.counts.upstreams_open_runtime, stand.counts.upstreams_idle) == (opened, 0)
 
 
 async def test_without_file_descriptors_connections_wait_and_so_does_the_wire() -> None:

@@ -88,10 +88,10 @@ async def test_ids_are_put_into_empty_messages_as_the_runtime_takes_them() -> No
             stream_id = client.begin(headers)
             await asked_event.wait()
             before = resident_bytes()
-            read = stand.counts.bytes_in
+            read = stand.counts.bytes_in_client
             for at in range(0, len(body), 15_000):
                 client.send(stream_id, body[at : at + 15_000], end=at + 15_000 >= len(body))
-            await until(lambda: stand.counts.bytes_in >= read + len(body))
+            await until(lambda: stand.counts.bytes_in_client >= read + len(body))
             await stand.settle(calls_open=1)
             assert resident_bytes() - before < 8 * 2**20, "of 28 MB"
             go_on.set()
