@@ -309,6 +309,7 @@ class Instance:
         limits = replace(
             _limits(EXTERNAL_LIMITS, config, config.external_streams_max),
             connections_max=connections_max(config),
+            per_address_max=config.connections.per_address_max,
             age_s=config.connections.age_s,
             age_grace_s=config.connections.age_grace_s,
         )

@@ -25,6 +25,8 @@ class TransportLimits:
     connection_window_bytes: int = 64 * 2**20
     #: Connections that a server accepts.
     connections_max: int = 10_000
+    #: Of these, of one IPv4 address or IPv6 /64; 0: as many as there are.
+    per_address_max: int = 0
     #: Connections that a channel opens to one address, each when those before it are full.
     channel_connections_max: int = 16
     #: Calls that wait for room when all of those are full, and as many while one is being made:

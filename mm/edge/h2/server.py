@@ -26,6 +26,7 @@ from mm.core.headers import (
     status_trailers,
 )
 from mm.edge.h2.accepting import Acceptor
+from mm.edge.h2.crowd import Crowd
 from mm.edge.h2.incoming import IncomingCall
 from mm.edge.h2.limits import TransportLimits, wire_limits
 from mm.edge.h2.link import Link
@@ -33,6 +34,7 @@ from mm.edge.h2.listening import BACKLOG, listening_socket, unix_socket
 from mm.edge.h2.stream import NOBODY, RawStream
 from mm.edge.h2.turns import CALLS_A_TURN, PARKED_MAX, TurnQueue
 from mm.errors import MeshError, StatusCode
+from mm.mesh.seldom import Seldom
 
 if TYPE_CHECKING:
     from mm.edge.h2.tls import TlsEnd
@@ -72,6 +74,7 @@ class ServerLink(Link):
         self._resets_counted_s = time.monotonic()
         self._handshake: asyncio.TimerHandle | None = None
         self._age: asyncio.TimerHandle | None = None
+        self._address = ""
         self._rests = False
         #: Calls whose handler waits for something before it can begin, such as a load.
         self.parked_count = 0
@@ -105,16 +108,25 @@ class ServerLink(Link):
         super().connection_made(transport)
         self.server.links.add(self)
         if len(self.server.links) > self.limits.connections_max:
-            logger.warning("refusing %s: too many connections", self.peer_address)
-            self.connection.close()
+            self._refuse("too many connections")
+            return
+        key = self._address = self.server.crowd.enter(transport.get_extra_info("peername"))
+        if 0 < self.limits.per_address_max < self.server.crowd.counts[key]:
+            self._refuse("too many connections of one address")
             return
         self._handshake = self.loop.call_later(_HANDSHAKE_TIMEOUT_S, self.connection.close)
+
+    def _refuse(self, why: str) -> None:
+        level = self.server.complaints.level(self.loop.time())
+        logger.log(level, "refusing %s: %s", self.peer_address, why)
+        self.connection.close()
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Cancel the calls of the connection."""
         for timer in (self._handshake, self._goaway_timer, self._age):
             if timer is not None:
                 timer.cancel()
+        self.server.crowd.leave(self._address)
         super().connection_lost(exc)
         self.server.link_lost(self)
 
@@ -177,7 +189,8 @@ class ServerLink(Link):
         self._resets_counted_s = now_s
         self._resets_left -= 1
         if self._resets_left < 0 and not self.draining:
-            logger.warning("dropping %s: it resets streams too fast", self.peer_address)
+            level = self.server.complaints.level(now_s)
+            logger.log(level, "dropping %s: it resets streams too fast", self.peer_address)
             self.draining = True
             self.engine.submit_goaway(ErrorCodes.ENHANCE_YOUR_CALM)
             self._flush()
@@ -279,6 +292,8 @@ class GrpcServer:
         #: None: plain text.
         self.tls = tls
         self.links: set[ServerLink] = set()
+        self.crowd = Crowd()
+        self.complaints = Seldom()
         #: Connections whose TLS handshake is not complete.
         self.handshakes: dict[ServerLink, asyncio.Transport] = {}
         self.queue = TurnQueue()

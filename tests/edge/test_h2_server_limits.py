@@ -1,0 +1,59 @@
+"""Clients of the Python data plane whose connections are old, or too many of one address."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from contextlib import ExitStack, closing
+from dataclasses import replace
+
+import pytest
+
+from mm.edge.h2 import EXTERNAL_LIMITS, GrpcServer
+from mm.edge.h2.incoming import IncomingCall
+from mm.errors import StatusCode
+from tests.edge.raw_h2 import PATIENCE_S, REQUEST, connect
+from tests.wire.stand import until
+
+pytestmark = pytest.mark.anyio
+
+
+async def _answer(call: IncomingCall) -> None:
+    call.send_status(StatusCode.OK, "")
+
+
+async def test_old_connections_end() -> None:
+    limits = replace(EXTERNAL_LIMITS, age_s=1)
+    server = GrpcServer(_answer, limits=limits, external=True)
+    port = await server.start("127.0.0.1", 0)
+    try:
+        async with connect(port) as client:
+            headers, _ = await client.wait_answer(client.begin(REQUEST, end=True))
+            assert headers[b"grpc-status"] == b"0"
+            last = await client.wait_closed()
+            assert last is not None
+            assert (last.error_code, last.last_stream_id) == (0, 1)
+    finally:
+        await server.stop(0)
+
+
+async def test_one_address_cannot_take_all_places(caplog: pytest.LogCaptureFixture) -> None:
+    limits = replace(EXTERNAL_LIMITS, per_address_max=2)
+    server = GrpcServer(_answer, limits=limits, external=True)
+    port = await server.start("127.0.0.1", 0)
+    try:
+        with ExitStack() as stack:
+            for _ in range(8):
+                place = ("127.0.0.1", port), PATIENCE_S, ("127.0.0.7", 0)
+                stack.enter_context(closing(socket.create_connection(*place)))
+            await until(lambda: len(server.links) == 2 == server.crowd.counts["127.0.0.7"])
+            async with connect(port) as client:
+                headers, _ = await client.wait_answer(client.begin(REQUEST, end=True))
+                assert headers[b"grpc-status"] == b"0"
+        await until(lambda: not server.links)
+        assert not server.crowd.counts
+    finally:
+        await server.stop(0)
+    loud = [each.message for each in caplog.records if each.levelno == logging.WARNING]
+    assert len(loud) == 1
+    assert loud[0].endswith("too many connections of one address")
