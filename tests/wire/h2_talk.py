@@ -69,6 +69,8 @@ class Talk:
     pongs: list[bytes] = field(default_factory=list)
     acknowledged: int = 0
     is_closed: bool = False
+    #: By TCP: it was closed before all was read that was sent, and last words may be lost.
+    is_broken: bool = False
     _block: bytes = b""
 
     def send(self, data: bytes) -> None:
@@ -76,7 +78,7 @@ class Talk:
         try:
             self.sock.sendall(data)
         except ConnectionError:
-            self.is_closed = self.is_closed or not self.received
+            self.is_broken = True
 
     def answer(self, stream_id: int) -> Answer:
         return self.answers.setdefault(stream_id, Answer())
@@ -86,6 +88,7 @@ class Talk:
         try:
             data = self.sock.recv(65536)
         except ConnectionError:
+            self.is_broken = True
             data = b""
         self.is_closed = not data
         self.received += data

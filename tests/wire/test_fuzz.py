@@ -11,7 +11,7 @@ from tests.wire.fuzz.mutations import conversations, mutated
 from tests.wire.fuzz.stand import KINDS, identities, run, serve
 
 #: Few of those whose answers may never come.
-EXECUTIONS = {"clients": 300, "records": 100, "peers": 30, "runtimes": 30}
+EXECUTIONS = {"clients": 300, "python": 200, "records": 100, "peers": 30, "runtimes": 30}
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -22,7 +22,7 @@ from tests.wire.fuzz.stand import KINDS, identities, run, serve  # noqa: E402
 from tests.wire.sanitize.run import built  # noqa: E402
 
 #: Executions of a kind before it is the next one's turn.
-TURN = {"clients": 2000, "records": 500, "peers": 100, "runtimes": 100}
+TURN = {"clients": 2000, "python": 500, "records": 500, "peers": 100, "runtimes": 100}
 
 
 def fuzz(kinds: list[str], first_seed: int, seconds: float) -> None:

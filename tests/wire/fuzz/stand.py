@@ -1,4 +1,5 @@
-"""A wire between mutated clients and mutated upstreams, and the oracle beside them.
+"""A wire between mutated clients and mutated upstreams, and the oracle beside them. For mutated
+clients there is the Python data plane as well, of which the wire's tier 2 is made.
 
 After so many executions a well-behaved client makes a call, which has to be answered, and rightly;
 at the end all that the wire counts as open has to be gone. A thread that died, or a sanitizer that
@@ -7,6 +8,7 @@ objects, ends the process.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import random
 import socket
@@ -16,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
@@ -26,6 +28,7 @@ from mm.edge.tls import Contexts, make_contexts
 from mm.edge.tls_files import read_files
 from mm.tls_settings import TlsSettings
 from mm.wire import Method, WireTls
+from tests.edge.upstream import serve_proxy
 from tests.identities import make
 from tests.wire.fuzz.mutations import NAMED, conversations, mutated, request
 from tests.wire.fuzz.upstream import Upstream, serve_upstream
@@ -58,7 +61,6 @@ _NO_LINGER: Final = struct.pack("ii", 1, 0)
 class Stand:
     """A wire, and one client that keeps to every rule."""
 
-    wire: WireStand
     port: int
     beside: Talk
     #: The model that it calls: where it is served answers are right.
@@ -189,6 +191,7 @@ def _leave(sock: socket.socket, chance: random.Random) -> None:
 #: What is fuzzed, and how one execution of it goes.
 KINDS: Final[dict[str, Callable[[Stand, int], None]]] = {
     "clients": say,
+    "python": say,
     "records": shake,
     "peers": ask,
     "runtimes": ask,
@@ -210,6 +213,21 @@ def run(stand: Stand, kind: str, seeds: Sequence[int]) -> None:
 
 
 @contextmanager
+def _serve_python(portal: BlockingPortal, upstream: Upstream) -> Iterator[int]:
+    """The Python data plane, in which no exception may go unnoticed; yields its port."""
+    strays: list[dict[str, Any]] = []
+
+    async def listen_for_strays() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, stray: strays.append(stray))
+
+    portal.call(listen_for_strays)
+    address = f"127.0.0.1:{upstream.port}"
+    with portal.wrap_async_context_manager(serve_proxy(runtime_address=address)) as proxy:
+        yield proxy.port
+    assert (proxy.server.held_bytes, len(proxy.server.calls), strays) == (0, 0, [])
+
+
+@contextmanager
 def serve(kind: str, contexts: Contexts, client: ssl.SSLContext, seed: int = 0) -> Iterator[Stand]:
     """What one kind is run against. At the end nothing is open, and the table is whole."""
     with ExitStack() as stack:
@@ -217,22 +235,32 @@ def serve(kind: str, contexts: Contexts, client: ssl.SSLContext, seed: int = 0) 
         upstream, good = None, stack.enter_context(serve_upstream())
         if kind in ("peers", "runtimes"):
             upstream = stack.enter_context(serve_upstream(seed))
-        port = upstream.port if upstream and kind == "runtimes" else good.port
-        wire = stack.enter_context(portal.wrap_async_context_manager(serve_wire(runtime_port=port)))
-        model_id = b"m"
-        if upstream:
-            portal.call(wire.add_peer, "h", (upstream if kind == "peers" else good).port)
-            model_id = b"m" if kind == "peers" else b"h"
-        named = Method(injection_path=(2,), extraction_path=(1,))
-        tls = WireTls(contexts.clients) if kind == "records" else WireTls()
-        portal.call(lambda: wire.configure(methods={NAMED: named}, tls=tls))
-        sock = _greeted(wire.port) if kind != "records" else _secured(wire.port, client)
+        if kind == "python":
+            port = stack.enter_context(_serve_python(portal, good))
+        else:
+            runtime = upstream if upstream and kind == "runtimes" else good
+            peer = (good if kind == "runtimes" else upstream) if upstream else None
+            tls = WireTls(contexts.clients) if kind == "records" else WireTls()
+            port = stack.enter_context(_serve_wire(portal, runtime, peer, tls))
+        sock = _greeted(port) if kind != "records" else _secured(port, client)
         beside = Talk(stack.enter_context(closing(sock)))
-        stand = Stand(wire, wire.port, beside, model_id, upstream)
+        stand = Stand(port, beside, b"h" if kind == "runtimes" else b"m", upstream)
         stand.context = client if kind == "records" else None
         stand.call()
         yield stand
-        beside.sock.close()
+
+
+@contextmanager
+def _serve_wire(
+    portal: BlockingPortal, runtime: Upstream, peer: Upstream | None, tls: WireTls
+) -> Iterator[int]:
+    """A wire with model "m" at a runtime and "h" at a peer; yields its port."""
+    with portal.wrap_async_context_manager(serve_wire(runtime_port=runtime.port)) as wire:
+        if peer is not None:
+            portal.call(wire.add_peer, "h", peer.port)
+        named = Method(injection_path=(2,), extraction_path=(1,))
+        portal.call(lambda: wire.configure(methods={NAMED: named}, tls=tls))
+        yield wire.port
         _settle(portal, wire)
 
 
