@@ -14,7 +14,7 @@ import grpc
 import pytest
 
 from mm.pb import mmesh
-from tests.system.grpcio_runtime import MIB, WAIT_S, GrpcioRuntime, grpcio_runtime
+from tests.system.grpcio_runtime import MIB, WAIT_S, GrpcioRuntime, Held, grpcio_runtime
 from tests.system.meshes import Instance, mesh_of
 from tests.system.processes import eventually
 
@@ -183,11 +183,16 @@ def test_load_waits_for_the_unload_before_it(world: World) -> None:
 # --- calls at a time ----------------------------------------------------------------------------
 
 
-def start_calls(world: World, model_id: str, count: int) -> list[Any]:
-    """Start calls that stay in the runtime; returns when all have come to the copy."""
+def start_calls(world: World, model_id: str, count: int, vmodel_id: str = "") -> list[Any]:
+    """Start calls that stay in the runtime; returns when all have come to the copy. With a vmodel
+    they name that.
+    """
     world.limited.register(model_id, load_now=True, sync=True)
     stub: Any = world.limited.channel.unary_unary("/test.Runtime/hold")
     metadata = (("mm-model-id", model_id),)
+    if vmodel_id:
+        set_vmodel(world, vmodel_id, model_id)
+        metadata = (("mm-vmodel-id", vmodel_id),)
     calls = [stub.future(b"x", metadata=metadata, timeout=WAIT_S) for _ in range(count + 1)]
     # One more than there may be: whichever comes last is turned away at once.
     eventually(lambda: sum(call.done() for call in calls) == 1, what="a call that is refused")
@@ -230,3 +235,33 @@ def test_calls_that_wait_when_their_model_goes(world: World) -> None:
     assert codes.count(Code.OK) == SLOTS
     assert codes.count(Code.NOT_FOUND) == CALLS_MAX - SLOTS
     assert world.limited_runtime.unloaded.get(timeout=WAIT_S) == "leaving"
+
+
+def set_vmodel(world: World, vmodel_id: str, target_id: str) -> None:
+    """Have the vmodel stand for this model from now on."""
+    stub: Any = world.limited.channel.unary_unary("/mmesh.ModelMesh/setVModel")
+    request = mmesh.SetVModelRequest(
+        v_model_id=vmodel_id, target_model_id=target_id, force=True, sync=True
+    )
+    stub(bytes(request), timeout=WAIT_S)
+
+
+def test_calls_that_wait_go_where_their_vmodel_goes(world: World) -> None:
+    """Those that run end where they are; nobody else comes to the old model."""
+
+    def next_model() -> tuple[Held, str]:
+        held = world.limited_runtime.next_held()
+        return held, dict(held.context.invocation_metadata())["mm-model-id"]
+
+    calls = start_calls(world, "before", CALLS_MAX, "moving")
+    running = [next_model() for _ in range(SLOTS)]
+    assert [model_id for _, model_id in running] == ["before"] * SLOTS
+    world.limited.register("after", load_now=True, sync=True)
+    set_vmodel(world, "moving", "after")
+    for _ in range(CALLS_MAX - SLOTS):
+        one, model_id = next_model()
+        assert model_id == "after"
+        one.release()
+    for one, _ in running:
+        one.release()
+    assert [call.result() for call in calls] == [b"x"] * CALLS_MAX
