@@ -5,6 +5,8 @@ cdef enum:
     EXTRACT_BYTES_MAX = 131072   # half of a stream's window
     # Of longer ids runtimes are told one form only (PLAIN_ID_BYTES_MAX in mm/core/headers.py).
     ID_BYTES_MAX = 2500
+    # More copies where nobody can be reached than this are for tier 2 to sort out.
+    AWAY_MAX = 4
 
 
 cdef method_t *find_method(conn_t *conn, const config_t *config, const text_t *path) noexcept nogil:
@@ -131,9 +133,9 @@ cdef int route(worker_t *w, call_t *call, const method_t *method, bint is_hop) n
     cdef head_t *head = &call.head
     cdef const char *id = <const char *>head.model_id.bytes
     cdef slot_t *s
-    cdef bint is_here
+    cdef bint is_here, is_away = False
     cdef int64_t chosen = CHOSE_LOCAL
-    cdef target_t *target
+    cdef target_t *target = NULL
     s = (find_alias if head.is_vmodel else find)(t, id, head.model_id.length)
     if s == t.slots:
         return COUNT_LEFT_NO_COPY
@@ -146,9 +148,9 @@ cdef int route(worker_t *w, call_t *call, const method_t *method, bint is_hop) n
     if not (is_here and (is_hop or head.is_balanced or in_flight_of(s) == 0)):
         if is_hop:
             return COUNT_LEFT_NO_COPY
-        chosen = choose_copy(t, s, drawn(w), NULL, 0)
+        chosen = choose_reachable(w, s, &target, &is_away)
         if chosen == CHOSE_NONE:
-            return COUNT_LEFT_NO_COPY
+            return COUNT_LEFT_AWAY if is_away else COUNT_LEFT_NO_COPY
     # The slot may be used again by the next turn: what is needed of its id is copied.
     if head.is_vmodel:
         if not arena_text(call, &call.model_id, id_of(s), s.id_length):
@@ -157,10 +159,6 @@ cdef int route(worker_t *w, call_t *call, const method_t *method, bint is_hop) n
         call.model_id = head.model_id
     if chosen == CHOSE_LOCAL:
         return route_here(w, call, method, s, is_hop)
-    target = w.peers[chosen & 0xFFFF]
-    if (target == NULL or target.handle != <uint32_t>chosen
-            or target.away_until_ns > w.now_ns):
-        return COUNT_LEFT_AWAY
     call.lane = LANE_THERE
     call.handle = <uint32_t>chosen
     call.may_redirect = is_here or has_other_peers(t, s)
@@ -168,6 +166,33 @@ cdef int route(worker_t *w, call_t *call, const method_t *method, bint is_hop) n
     count(w, COUNT_THERE, 1)
     attempt(call, target)
     return 0
+
+
+cdef int64_t choose_reachable(
+    worker_t *w, slot_t *s, target_t **target, bint *is_away
+) noexcept nogil:
+    """Choose a copy, and say where that is. An instance that is gone has no calls, and would be
+    chosen for every one as long as its records stay: those that are to be left alone are passed
+    over, and `is_away` says that there are some.
+    """
+    cdef int64_t away[AWAY_MAX]
+    cdef int64_t chosen
+    cdef target_t *found
+    cdef size_t count_ = 0
+    while True:
+        chosen = choose_copy(w.config.table, s, drawn(w), away, count_)
+        if chosen == CHOSE_NONE or chosen == CHOSE_LOCAL:
+            return chosen
+        found = w.peers[chosen & 0xFFFF]
+        if (found != NULL and found.handle == <uint32_t>chosen
+                and found.away_until_ns <= w.now_ns):
+            target[0] = found
+            return chosen
+        is_away[0] = True
+        if count_ == AWAY_MAX:
+            return CHOSE_NONE
+        away[count_] = chosen
+        count_ += 1
 
 
 cdef bint is_observed(const config_t *config, slot_t *s) noexcept nogil:

@@ -430,3 +430,19 @@ async def test_a_peer_that_is_to_be_left_alone_gets_no_call() -> None:
         async with connect(here.port) as client:
             assert (await client.wait_answer(begin(client)))[1] == frame_message(b"echo:q")
         await here.settle(calls_there=0, spliced_model=1)
+
+
+async def test_copies_of_an_instance_that_is_gone_are_passed_over() -> None:
+    """It has no calls under way, and so would be chosen for each."""
+    async with serve_wire(role=Role.PEER) as there, serve_wire() as here:
+        here.table.set_state("m", 0)  # type: ignore[arg-type]
+        lives, gone = here.table.add_instance("lives"), here.table.add_instance("gone")
+        here.table.set_peers("m", [lives, gone])
+        address = inet_sockaddr("127.0.0.1", there.port)
+        name = f"127.0.0.1:{there.port}"
+        away = Target(name, address, gone, away_until_ns=2**63 - 1)
+        here.wire.set_peers([Target(name, address, lives), away])
+        async with connect(here.port) as client:
+            for _ in range(20):
+                assert (await client.wait_answer(begin(client)))[1] == frame_message(b"echo:q")
+        await here.settle(calls_there=20, spliced_model=0)
