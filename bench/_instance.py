@@ -26,7 +26,7 @@ from mm.pb.grpc.health import v1 as health
 from mm.pb.mm import peer
 
 HOST = "127.0.0.1"
-READY_TIMEOUT_S = 60.0
+READY_TIMEOUT_S = 180.0
 CALL_TIMEOUT_S = 30.0
 #: Else a first try before the port is open costs a second.
 RECONNECT_AT_ONCE = [
