@@ -38,6 +38,7 @@ ELSEWHERE: Final = (
     "MM_ADDRESS_CERT_PATH",
     "MM_ADDRESS_KEY_PATH",
     "MM_ADDRESS_NAME",
+    "MM_ADDRESS_TOKEN_PATH",
     "MM_BUILD_DEBUG",
     "MM_TABLE",
 )
@@ -54,6 +55,8 @@ OTHERS: Final = {
     "MM_ADDRESS_KEY_PATH": "for them: the key of that certificate, without a passphrase",
     "MM_ADDRESS_NAME": "for them: the name that the instance's certificate has, if that is not the"
     " host of the address",
+    "MM_ADDRESS_TOKEN_PATH": "for them, where the mesh asks who calls: a file with their bearer"
+    " token, if not told by `--token-file`",
     "MM_BUILD_DEBUG": "how the extension is built",
     "MM_TABLE": "`python`: the table without the extension, for debugging",
     "ZOOKEEPER": "refused with an explanation: ZooKeeper is not supported and will not be",

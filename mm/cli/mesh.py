@@ -28,6 +28,7 @@ from mm.cli.client_tls import (
     split_scheme,
     tls_failure,
 )
+from mm.cli.client_token import show_token
 from mm.cli.errors import (
     FAILED,
     INTERRUPTED,
@@ -151,6 +152,7 @@ async def connected(
         is_heard = True
 
     listen(channel, RecvInitialMetadata, hear)
+    show_token(channel)
     try:
         async with asyncio.timeout(timeout_s if for_all else None):
             yield channel

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from mm.cli.client_token import token_option
 from mm.cli.errors import EXIT_CODES_HELP, INTERRUPTED, REFUSED, TIME_LIMIT, CommandError
 from mm.cli.listing import Limit, print_changes, print_list, wanted_status
 from mm.cli.mesh import (
@@ -76,6 +77,7 @@ app = typer.Typer(
     "  mm model policy iris --min-copies 2 --pinned\n"
     "  mm model unregister iris",
 )
+app.callback()(token_option)
 
 Id = Annotated[str, typer.Argument(metavar="ID", help="The model's id.")]
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from mm.cli.client_token import token_option
 from mm.cli.errors import (
     EXIT_CODES_HELP,
     INTERRUPTED,
@@ -61,6 +62,7 @@ app = typer.Typer(
     "  mm vmodel list --status TRANSITION_FAILED -o json\n"
     "  mm vmodel delete flowers",
 )
+app.callback()(token_option)
 
 Id = Annotated[str, typer.Argument(metavar="ID", help="The vmodel's id.")]
 Owner = Annotated[

@@ -46,6 +46,7 @@ class FakeMesh:
         self.answer: Any = ModelStatusInfo(status=ModelStatusInfoModelStatus.NOT_LOADED)
         self.answers: dict[str, Any] = {}
         self.requests: list[Any] = []
+        self.metadata: list[dict[str, Any]] = []
         self.port = 0
 
     @property
@@ -54,6 +55,7 @@ class FakeMesh:
         return self.requests[-1]
 
     async def _handle(self, stream: grpclib.server.Stream[Any, Any], name: str) -> None:
+        self.metadata.append(dict(stream.metadata or {}))
         self.requests.append(await stream.recv_message())
         answer = self.answers.get(name, self.answer)
         if isinstance(answer, list) and name not in STREAMS:

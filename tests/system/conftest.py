@@ -31,6 +31,7 @@ from tests.system.processes import START_TIMEOUT_S, eventually
 _ON_BOTH = frozenset(
     f"test_{name}"
     for name in (
+        "access",
         "bad_input",
         "balancing",
         "conformance_cluster",

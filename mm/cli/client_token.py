@@ -1,0 +1,76 @@
+"""The bearer token that a command shows an instance that asks who calls (docs/security.md).
+
+From a file alone: what stands on a command line is there for everybody on the machine.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from mm.cli.errors import MISUSED, CommandError
+
+if TYPE_CHECKING:
+    from grpclib.client import Channel
+
+TOKEN: Final = "MM_ADDRESS_TOKEN_PATH"
+_OPTION: Final = "--token-file"
+#: Of the command that runs.
+_path: Final = ContextVar("token_path", default="")
+_FORM: Final = re.compile(r"[A-Za-z0-9\-._~+/]+=*")
+#: Longer ones no mesh takes.
+_BYTES_MAX: Final = 4096
+
+
+def token_option(
+    token_file: Annotated[
+        str,
+        typer.Option(
+            _OPTION,
+            envvar=TOKEN,
+            metavar="PATH",
+            help="A file with the bearer token to show, where the mesh asks who calls.",
+        ),
+    ] = "",
+) -> None:
+    """Before the commands of a group: keep where the token is."""
+    _path.set(token_file)
+
+
+def show_token(channel: Channel) -> None:
+    """Say with each call who asks, if a token is named. Raises ``CommandError``."""
+    from grpclib.events import SendRequest, listen
+
+    value = _authorization()
+    if value is None:
+        return
+
+    async def show(request: SendRequest) -> None:
+        request.metadata["authorization"] = value
+
+    listen(channel, SendRequest, show)
+
+
+def _authorization() -> str | None:
+    path = _path.get()
+    if not path:
+        return None
+    try:
+        # A pipe would be waited for.
+        with open(path, "rb", opener=lambda p, flags: os.open(p, flags | os.O_NONBLOCK)) as file:
+            token = file.read(_BYTES_MAX + 2).decode("ascii", "replace").strip()
+    except OSError as exc:
+        reason = (exc.strerror or str(exc)).lower()
+        text = f"{_OPTION} (or {TOKEN}): {path!r} cannot be read: {reason}"
+        raise CommandError(text, exit_code=MISUSED) from exc
+    if len(token) > _BYTES_MAX or not _FORM.fullmatch(token):
+        raise CommandError(
+            f"{_OPTION} (or {TOKEN}): {path!r} has no bearer token; allowed: one line of letters,"
+            f" digits and - . _ ~ + / =, up to {_BYTES_MAX} of them",
+            exit_code=MISUSED,
+        )
+    return f"Bearer {token}"
