@@ -61,7 +61,10 @@ sim: $(EXTENSION) ## simulated clusters under faults: make sim SEEDS=1000 (ARGS=
 	@$(BIN)/mm sim --seeds $(SEEDS) $(ARGS)
 
 .PHONY: test-sanitize
-test-sanitize: $(EXTENSION) ## the table's readers under ThreadSanitizer
+test-sanitize: test-sanitize-table test-sanitize-wire ## table and wire under the sanitizers
+
+.PHONY: test-sanitize-table
+test-sanitize-table: $(EXTENSION) ## the table and its readers under the sanitizers: two minutes
 	@$(PY) tests/table/sanitize/run.py $(ARGS)
 
 .PHONY: test-sanitize-wire

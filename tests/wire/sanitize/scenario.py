@@ -1,4 +1,7 @@
-"""What ``run.py`` starts under ThreadSanitizer: two threads of the wire, and Python beside them.
+"""What ``run.py`` starts under a sanitizer: two threads of the wire, Python beside them.
+
+Some of the calls go over TLS to another instance, of one thread; all are measured, and that is read
+meanwhile.
 
 No grpcio in here: what is not instrumented would be taken for racing. The runtime is a process
 (``bench/upstream.c``); tier 2 and the clients are Python.
@@ -10,19 +13,33 @@ import asyncio
 import random
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 from mm._lru import Table
-from mm.edge.h2 import EXTERNAL_LIMITS, GrpcServer, IncomingCall
+from mm.core.histograms import MESSAGE_BYTES, TIME_MS
+from mm.edge.h2 import EXTERNAL_LIMITS, PEER_LIMITS, GrpcServer, IncomingCall
 from mm.edge.h2.listening import listening_socket
 from mm.edge.h2.messages import frame_message
+from mm.edge.tls import make_contexts
+from mm.edge.tls_files import read_files
 from mm.edge.wired import Tier2
 from mm.errors import MeshError, StatusCode
 from mm.table import CopyState
-from mm.wire import Method, Role, Wire, WireSettings
+from mm.tls_settings import TlsSettings
+from mm.wire import Measures, Method, Role, Wire, WireSettings, WireTls
 from mm.wire.addresses import Target, inet_sockaddr
 from tests.edge.raw_h2 import REQUEST, connect
+from tests.identities import make
 
 MODELS = [f"model-{each:02}" for each in range(12)]
+#: At the other instance.
+FAR_MODELS = [f"far-{each:02}" for each in range(4)]
+MEASURES = Measures(
+    tuple(int(bound * 1000) for bound in TIME_MS), tuple(map(int, MESSAGE_BYTES)), models_max=8
+)
 
 
 async def cold(_call: IncomingCall) -> None:
@@ -35,7 +52,9 @@ async def call_all(port: int, chance: random.Random, count: int) -> int:
     served = 0
     async with connect(port) as client:
         for _ in range(count):
-            stream_id = client.begin([*REQUEST, (b"mm-model-id", chance.choice(MODELS).encode())])
+            stream_id = client.begin(
+                [*REQUEST, (b"mm-model-id", chance.choice(MODELS + FAR_MODELS).encode())]
+            )
             if chance.random() < 0.1:
                 client.h2.reset_stream(stream_id)
                 client.flush()
@@ -49,8 +68,10 @@ async def call_all(port: int, chance: random.Random, count: int) -> int:
     return served
 
 
-async def disturb(table: Table, wire: Wire, settings: WireSettings, chance: random.Random) -> None:
-    """Load and unload, configure, name peers, read counters, without end."""
+async def disturb(
+    table: Table, wire: Wire, settings: WireSettings, there: Target, chance: random.Random
+) -> None:
+    """Load and unload, configure, name peers, read counters and measures, without end."""
     while True:
         model_id = chance.choice(MODELS)
         if table.state(model_id) is CopyState.READY:
@@ -65,10 +86,16 @@ async def disturb(table: Table, wire: Wire, settings: WireSettings, chance: rand
             wire.configure(settings)
         elif step == 1:
             handle = table.add_instance("peer")
-            wire.set_peers([Target("127.0.0.1:1", inet_sockaddr("127.0.0.1", 1), handle)])
+            nobody = Target("127.0.0.1:1", inet_sockaddr("127.0.0.1", 1), handle)
+            wire.set_peers([nobody, there] if chance.random() < 0.9 else [nobody])
         elif step == 2:
             wire.statistics()
             table.take_busy()
+        elif step == 3:
+            for row in wire.calls():
+                assert row.path in ("", "/t.S/Echo"), row.path
+            wire.peer_traffic([there.handle])
+            wire.take_reports()
         await turn()
 
 
@@ -77,21 +104,68 @@ async def turn() -> None:
     await asyncio.wait((asyncio.get_running_loop().create_future(),), timeout=0.0005)
 
 
+@contextmanager
+def other_instance(upstream: Target, tls: WireTls) -> Iterator[tuple[Table, int]]:
+    """Another instance with copies of its own; answers its port for peers, which speak TLS."""
+    table = Table(1000)
+    for model_id in FAR_MODELS:
+        table.put(model_id, 1, 1)
+        table.set_state(model_id, CopyState.READY)
+    server = GrpcServer(cold, limits=PEER_LIMITS, external=False)
+    wire = Wire(1, Tier2({Role.PEER: server}).connect, MEASURES)
+    wire.start(WireSettings(table=table, instance=b"there", tls=tls))
+    wire.set_runtime(upstream)
+    listener = listening_socket("127.0.0.1", 0)
+    wire.listen(listener, Role.PEER)
+    try:
+        yield table, listener.getsockname()[1]
+    finally:
+        wire.close()
+
+
+def make_tls(directory: Path) -> WireTls:
+    """Between instances alone: clients speak plain text."""
+    key, certificate = make("peer").write(directory).values()
+    settings = TlsSettings(key_path=key, certificate_path=certificate, peers=True)
+    contexts = make_contexts(settings, read_files(settings))
+    return WireTls(None, contexts.peers, contexts.to_peers)
+
+
 async def run(upstream_port: int, steps: int) -> int:
+    """Answer how many calls were served from the table."""
+    upstream = Target("upstream", inet_sockaddr("127.0.0.1", upstream_port))
+    with tempfile.TemporaryDirectory() as name:
+        tls = make_tls(Path(name) / "tls")
+    with other_instance(upstream, tls) as (far_table, far_port):
+        served = await call_both(upstream, tls, far_port, steps)
+    assert not any(far_table.in_flight(model_id) for model_id in FAR_MODELS)
+    return served
+
+
+async def call_both(upstream: Target, tls: WireTls, far_port: int, steps: int) -> int:
     """Answer how many calls were served from the table."""
     chance = random.Random(steps)
     table = Table(1000)
     server = GrpcServer(cold, limits=EXTERNAL_LIMITS, external=True)
-    wire = Wire(2, Tier2({Role.EXTERNAL: server}).connect)
-    settings = WireSettings(table=table, methods={b"/t.S/Echo": Method(injection_path=(1,))})
-    wire.start(WireSettings(table=table))
-    wire.set_runtime(Target("upstream", inet_sockaddr("127.0.0.1", upstream_port)))
+    wire = Wire(2, Tier2({Role.EXTERNAL: server}).connect, MEASURES)
+    methods = {b"/t.S/Echo": Method(injection_path=(1,))}
+    settings = WireSettings(table=table, methods=methods, instance=b"here", tls=tls)
+    wire.start(WireSettings(table=table, instance=b"here", tls=tls))
+    wire.set_runtime(upstream)
+    handle = table.add_instance("there")
+    for model_id in FAR_MODELS:
+        table.set_peers(model_id, [handle])
+    there = Target(f"127.0.0.1:{far_port}", inet_sockaddr("127.0.0.1", far_port), handle)
+    wire.set_peers([there])
     listener = listening_socket("127.0.0.1", 0)
     port = listener.getsockname()[1]
     wire.listen(listener, Role.EXTERNAL)
-    disturber = asyncio.ensure_future(disturb(table, wire, settings, chance))
+    disturber = asyncio.ensure_future(disturb(table, wire, settings, there, chance))
     served = await asyncio.gather(*(call_all(port, chance, steps) for _ in range(4)))
     disturber.cancel()
+    told = wire.statistics()
+    assert told.calls_there, "no call went to the other instance"
+    assert told.handshakes, "and none over TLS"
     wire.drain()
     while wire.statistics().calls_open:
         await turn()

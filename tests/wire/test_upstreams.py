@@ -1,0 +1,109 @@
+"""Connections that the wire makes: how many streams they bear, how often it tries, what is left."""
+
+from __future__ import annotations
+
+import random
+from contextlib import suppress
+
+import pytest
+from h2.errors import ErrorCodes
+from h2.events import DataReceived, RequestReceived, SettingsAcknowledged
+from h2.exceptions import StreamClosedError
+from h2.settings import SettingCodes
+
+from tests.edge.raw_h2 import RawPeer, connect, listen
+from tests.wire.frames import answer, begin, request
+from tests.wire.stand import serve_wire, until
+
+pytestmark = pytest.mark.anyio
+#: Connections to a runtime, each of which is made when those before it are full.
+CONNECTIONS_MAX = 16
+
+
+async def test_no_more_streams_are_begun_than_an_upstream_takes() -> None:
+    """It takes one at first, then three: no connection ever has more, and all calls are served."""
+    most: dict[RawPeer, int] = {}
+    open_streams: dict[RawPeer, list[int]] = {}
+    limit = 1
+
+    async def serve(peer: RawPeer) -> None:
+        peer.start(limit)
+        open_streams[peer] = []
+        while True:
+            asked = await peer.wait_for(RequestReceived)
+            assert asked.stream_id is not None
+            open_streams[peer].append(asked.stream_id)
+            most[peer] = max(most.get(peer, 0), len(open_streams[peer]))
+
+    def answer_all() -> None:
+        for peer, streams in open_streams.items():
+            while streams:
+                answer(peer, streams.pop())
+
+    def acknowledged(peer: RawPeer) -> int:
+        return sum(isinstance(event, SettingsAcknowledged) for event in peer.events)
+
+    def begun() -> int:
+        return sum(map(len, open_streams.values()))
+
+    async with (
+        listen(serve) as (address, peers),
+        serve_wire(runtime_port=int(address.rpartition(":")[2])) as stand,
+        connect(stand.port) as client,
+    ):
+        calls = [begin(client) for _ in range(CONNECTIONS_MAX)]
+        await until(lambda: begun() == len(calls))
+        assert set(most.values()) == {1}
+        assert len(peers) == CONNECTIONS_MAX
+        answer_all()
+        for call in calls:
+            assert (await client.wait_answer(call))[0][b"grpc-status"] == b"0"
+        limit = 3
+        for peer in peers:
+            peer.h2.update_settings({SettingCodes.MAX_CONCURRENT_STREAMS: limit})
+            peer.flush()
+        await until(lambda: all(acknowledged(peer) == 2 for peer in peers))
+        calls = [begin(client) for _ in range(3 * CONNECTIONS_MAX)]
+        await until(lambda: begun() == len(calls))
+        assert set(most.values()) == {3}
+        assert len(peers) == CONNECTIONS_MAX
+        answer_all()
+        for call in calls:
+            assert (await client.wait_answer(call))[0][b"grpc-status"] == b"0"
+
+
+async def test_all_that_calls_took_is_given_back() -> None:
+    """Whole calls, and ones that are cancelled at any point, served here and by tier 2."""
+    chance = random.Random(5)
+
+    def begin_some(client: RawPeer) -> int:
+        model_id = chance.choice((b"m", b"m", b"m", b"cold"))
+        headers = [(n, model_id if n == b"mm-model-id" else v) for n, v in request()]
+        return begin(client, headers, bytes(chance.choice((0, 10, 1500))))
+
+    async def call_many(client: RawPeer) -> None:
+        for _ in range(20):
+            for stream_id in [begin_some(client) for _ in range(25)]:
+                if chance.random() < 0.5:
+                    await client.wait_answer(stream_id)
+                else:
+                    with suppress(StreamClosedError):  # it was quicker
+                        client.h2.reset_stream(stream_id, ErrorCodes.CANCEL)
+                    client.flush()
+            for event in client.events:
+                if isinstance(event, DataReceived) and event.flow_controlled_length:
+                    size = event.flow_controlled_length
+                    client.h2.acknowledge_received_data(size, event.stream_id)
+            client.flush()
+            client.events.clear()
+
+    async with serve_wire(threads=2) as stand:
+        for turn in (1, 2):
+            async with connect(stand.port) as client:
+                await call_many(client)
+            await stand.settle(
+                calls=500 * turn, calls_open=0, hits_open=0, connections_open=0, buffer_bytes=0
+            )
+            assert stand.table.in_flight("m") == 0
+        assert stand.counts.cancelled > 100
+        assert stand.counts.upstreams_open_tier2 == 4, "two threads, two connections each"
