@@ -70,7 +70,7 @@ SMALL: dict[str, Callable[[int], ScenarioReport]] = {
     "fleet-hit-ratio": small_fleet,
     "sweep": lambda seed: sweep.report(seed, 1),
     "lost-victim": lambda seed: lost_victim.report(seed, 1_000),
-    "rolling": lambda seed: rolling.report(seed, 3, 30.0, 1_000),
+    "rolling": lambda seed: rolling.report(seed, 2, 20.0, 500),
     "day": lambda seed: day.report(seed, 4, 600.0),
     "drain": lambda seed: drain.report(seed, 80, 10.0),
     "crash": lambda seed: crash.report(seed, 48, 5.0),
