@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from contextlib import suppress
 
@@ -18,6 +19,8 @@ from tests.wire.stand import serve_wire, until
 pytestmark = pytest.mark.anyio
 #: Connections to a runtime, each of which is made when those before it are full.
 CONNECTIONS_MAX = 16
+#: After a connection that failed.
+CONNECT_PAUSE_S = 0.05
 
 
 async def test_no_more_streams_are_begun_than_an_upstream_takes() -> None:
@@ -70,6 +73,31 @@ async def test_no_more_streams_are_begun_than_an_upstream_takes() -> None:
         answer_all()
         for call in calls:
             assert (await client.wait_answer(call))[0][b"grpc-status"] == b"0"
+
+
+async def test_a_runtime_that_hangs_up_is_not_tried_by_each_call() -> None:
+    """After one failure a while passes before the next; calls are tier 2's meanwhile."""
+    accepted = 0
+
+    async def serve(_peer: RawPeer) -> None:
+        nonlocal accepted
+        accepted += 1
+
+    async with (
+        listen(serve) as (address, _),
+        serve_wire(runtime_port=int(address.rpartition(":")[2])) as stand,
+        connect(stand.port) as client,
+    ):
+        now_s = asyncio.get_running_loop().time
+        began_s = now_s()
+        for _ in range(100):
+            headers, _ = await client.wait_answer(begin(client))
+            assert headers[b"grpc-status"] == b"0"
+        # However slow the machine is, both are measured by its clock.
+        assert 1 <= accepted <= (now_s() - began_s) / CONNECT_PAUSE_S + 2
+        assert f"{address} closed the connection before it spoke HTTP/2" in {
+            text for _, _, text in stand.router.tried_routes
+        }
 
 
 async def test_all_that_calls_took_is_given_back() -> None:
