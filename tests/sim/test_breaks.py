@@ -26,7 +26,7 @@ from mm.mesh.registry import Registry
 from mm.mesh.transition_worker import TransitionWorker
 from mm.mesh.transitions import Transitions
 from mm.mesh.unloader import Unloader
-from mm.testing import simulator, workload
+from mm.testing import faults, simulator, workload
 from mm.testing.faults import Faults
 from mm.testing.simulator import Options, simulate
 
@@ -150,6 +150,7 @@ class Break:
     faults: tuple[str, ...]
     options: Options
     is_crowded: bool = False
+    fault_gap_s: float = faults.FAULT_GAP_S
 
 
 def _world(instances_count: int, models_count: int, safety_s: float) -> Options:
@@ -162,8 +163,9 @@ def _vmodels(instances_count: int, models_count: int, safety_s: float) -> Option
 
 RIGHT = "after the faults all comes right"
 
-#: Each is seen by a third of the seeds or more, so that a harmless change of the mesh, which
-#: changes all runs, does not hide it: of forty seeds none would see it once in ten million times.
+#: Most are seen by a quarter of the seeds or more, so that a harmless change of the mesh, which
+#: changes all runs, does not hide it: of forty seeds none would see it once in a hundred thousand
+#: times. ``_write_whatever_is_there`` is seen by one in ten.
 BREAKS = (
     Break(_unload_under_calls, "under calls", ("half_speed",), _world(2, 10, 15.0), True),
     Break(
@@ -174,7 +176,7 @@ BREAKS = (
         True,
     ),
     Break(_never_deregister, RIGHT, ("half_speed",), _world(2, 40, 10.0)),
-    Break(_keep_what_was_deleted, RIGHT, ("watches_lost",), _world(2, 20, 40.0)),
+    Break(_keep_what_was_deleted, RIGHT, ("watches_lost",), _world(2, 20, 40.0), fault_gap_s=1.0),
     Break(
         _write_whatever_is_there,
         "^(?!a bug)",
@@ -206,16 +208,18 @@ BREAKS = (
 
 @pytest.mark.parametrize("broken", BREAKS, ids=lambda broken: broken.rule.__name__)
 def test_a_broken_rule_is_caught(broken: Break, monkeypatch: pytest.MonkeyPatch) -> None:
-    def mixture(faults: Faults) -> list[Any]:
-        return [getattr(faults, f"_{name}") for name in broken.faults]
+    def mixture(self: Faults) -> list[Any]:
+        return [getattr(self, f"_{name}") for name in broken.faults]
 
     monkeypatch.setattr(Faults, "_mixture", mixture)
+    monkeypatch.setattr(faults, "FAULT_GAP_S", broken.fault_gap_s)
     if broken.is_crowded:
         _crowd(monkeypatch)
     broken.rule(monkeypatch)
+    others = []  # what else a broken rule leads to, a bug perhaps, does not count
     for seed in range(SEEDS_MAX):
         failure = simulate(seed, broken.options).failure
-        if failure is not None:
-            assert re.search(broken.told, failure.text), failure
+        if failure is not None and re.search(broken.told, failure.text):
             return
-    pytest.fail(f"{SEEDS_MAX} seeds, and nothing was noticed")
+        others += [failure] if failure is not None else []
+    pytest.fail(f"{SEEDS_MAX} seeds, and it was not noticed; others: {others}")
