@@ -198,9 +198,9 @@ class Instance:
             grpc_port = await self._open(self._servers[0], config.grpc_port, "MM_SVC_GRPC_PORT")
             management = await self._open_management()
             if self._wired is not None:
-                await self._wired.follow(
-                    node, (services, self._peer_services), self._serving_endpoint
-                )
+                both = (services, self._peer_services)
+                following = self._wired.following(node, both, self._serving_endpoint)
+                await stack.enter_async_context(following)
             self.serving = True
             self._on_started()
             logger.info(

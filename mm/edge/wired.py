@@ -8,14 +8,14 @@ socketpairs, and whatever the threads go by is brought up to date from here. How
 from __future__ import annotations
 
 import asyncio
-import ipaddress
-import logging
-import math
 import socket
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 from urllib.parse import quote
+
+import anyio
 
 from mm.config import Config
 from mm.core.access import Access, role_of_own
@@ -32,19 +32,18 @@ from mm.edge.unary import ServiceTable
 from mm.edge.wire_access import wire_access
 from mm.edge.wire_calls import WireCalls, measures_of
 from mm.edge.wire_complaints import WireComplaints
+from mm.edge.wire_peers import PeerTargets, resolve_sockaddr
 from mm.edge.wire_words import hear, read_tried
 from mm.endpoints import Endpoint, UnixEndpoint
 from mm.mesh.concurrency import CallLimits
 from mm.mesh.ports import RuntimeParameters
 from mm.table import Table
 from mm.wire import Method, MethodFlag, Role, Wire, WireSettings, WireStatistics, WireTls
-from mm.wire.addresses import Target, inet_sockaddr, unix_sockaddr
+from mm.wire.addresses import Target, unix_sockaddr
 
 if TYPE_CHECKING:
     from mm.edge.tls import Contexts, Tls
     from mm.mesh.node import Node
-
-logger = logging.getLogger(__name__)
 
 #: After GOAWAY, calls that were on their way to us are in.
 _DRAIN_NOTICE_S = 0.25
@@ -52,12 +51,9 @@ _DRAIN_NOTICE_S = 0.25
 _LOOK_S = 0.02
 #: For the last answers to leave: as long as the servers give theirs.
 _LAST_WORDS_S = 1.0
-_AWAY_FOREVER_NS = 2**63 - 1
 #: How busy copies are is looked at as often as may be told, and more seldom with many of them, so
 #: that it takes a twentieth of a core at most: a look at one takes half a microsecond.
 _LOOK_AT_EACH_S = 1e-5
-#: An instance whose name is not known now is looked for again so much later.
-_RESOLVE_AGAIN_S = 5.0
 
 
 class Tier2:
@@ -121,7 +117,6 @@ class Wired:
         self._node: Node | None = None
         self._counted = (0, 0)
         self._logs_each = config.logs.each_invoke
-        self._tasks: list[asyncio.Task[None]] = []
         self._wire = Wire(config.wire_threads, self._tier2.connect, measures_of(config))
         self._complaints = WireComplaints(self._wire)
         self.calls = WireCalls(self._wire.calls)
@@ -143,13 +138,17 @@ class Wired:
 
     # --- what the threads go by ----------------------------------------------------------------
 
-    async def follow(
+    @asynccontextmanager
+    async def following(
         self,
         node: Node,
         services: Iterable[ServiceTable],
         serving: Endpoint,
-    ) -> None:
-        """Let calls be served from the table of a node that runs; keep up with its changes."""
+    ) -> AsyncIterator[None]:
+        """Let calls be served from the table of a node that runs; keep up with its changes.
+
+        Whatever goes wrong in that is a bug, and ends whoever is within.
+        """
         self._node = node
         self._parameters = node.parts.parameters
         self._services = list(services)
@@ -163,17 +162,19 @@ class Wired:
         # What the wire begins and ends changes what the peers of tier 2's calls have to hear, too.
         parts.pusher.on_peer_call = self._peers_called.set
         self._peers_changed.set()
-        loop = asyncio.get_running_loop()
-        self._tasks.append(loop.create_task(self._follow_peers()))
-        self._tasks.append(loop.create_task(self._watch_peers()))
-        self._tasks.append(loop.create_task(self._report_loads()))
-        self._tasks.append(loop.create_task(self._hear_failures()))
         parts.vmodels.listen(self._vmodel_changed)
         for vmodel_id in list(parts.vmodels.mirror):
             self._vmodel_changed(vmodel_id, parts.vmodels.get(vmodel_id))
         node.on_read = self._fold
         parts.dynamic.follow(LOG_EACH, self._set_logs_each)
         self.configure(self._dataplane)
+        async with anyio.create_task_group() as group:
+            group.start_soon(self._follow_peers)
+            group.start_soon(self._watch_peers)
+            group.start_soon(self._report_loads)
+            group.start_soon(self._hear_failures)
+            yield
+            group.cancel_scope.cancel()
 
     def configure(self, dataplane: DataplaneConfig) -> None:
         """Go by this data-plane configuration: calls that come from now on."""
@@ -285,21 +286,12 @@ class Wired:
     async def _follow_peers(self) -> None:
         assert self._node is not None
         members = self._node.parts.members
-        while True:
-            await self._peers_changed.wait()
-            self._peers_changed.clear()
-            targets = []
-            for handle, address, away_until_s in members.callable_now():
-                away_ns = _AWAY_FOREVER_NS if math.isinf(away_until_s) else int(away_until_s * 1e9)
-                try:
-                    raw = await _sockaddr_of(address)
-                except OSError as error:
-                    logger.warning("the address %s of an instance is no use: %s", address, error)
-                    loop = asyncio.get_running_loop()
-                    loop.call_later(_RESOLVE_AGAIN_S, self._peers_changed.set)
-                    continue
-                targets.append(Target(address, raw, handle, max(0, away_ns)))
-            self._wire.set_peers(targets)
+        peers = PeerTargets(self._peers_changed.set)
+        async with anyio.create_task_group() as group:
+            while True:
+                await self._peers_changed.wait()
+                self._peers_changed.clear()
+                self._wire.set_peers(peers.targets(members.callable_now(), group))
 
     async def _watch_peers(self) -> None:
         """Tell of instances that have calls of the wire, so that silent ones are noticed."""
@@ -418,29 +410,11 @@ class Wired:
 
     async def close(self) -> None:
         """End the threads."""
-        for task in self._tasks:
-            task.cancel()
-        loop = asyncio.get_running_loop()
-        loop.remove_reader(self._wire.notice_fd)
+        asyncio.get_running_loop().remove_reader(self._wire.notice_fd)
         await asyncio.to_thread(self._wire.close)
 
 
 async def _target_of(endpoint: Endpoint) -> Target:
     if isinstance(endpoint, UnixEndpoint):
         return Target("localhost", unix_sockaddr(endpoint.path), label=str(endpoint))
-    return Target(str(endpoint), await _sockaddr_of(str(endpoint)))
-
-
-async def _sockaddr_of(address: str) -> bytes:
-    """Find out the address of "host:port". Raises ``OSError``."""
-    host, _, port = address.rpartition(":")
-    host = host.strip("[]")
-    try:
-        return inet_sockaddr(str(ipaddress.ip_address(host)), int(port))
-    except ValueError:
-        found = await asyncio.get_running_loop().getaddrinfo(
-            host, int(port), type=socket.SOCK_STREAM
-        )
-    # As elsewhere, IPv4 first: "localhost" is often listened to on that alone.
-    found.sort(key=lambda each: each[0] != socket.AF_INET)
-    return inet_sockaddr(str(found[0][4][0]), int(port))
+    return Target(str(endpoint), await resolve_sockaddr(str(endpoint)))

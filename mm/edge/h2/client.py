@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from mm.core import call_texts
 from mm.core.headers import HeaderList
+from mm.edge.addresses import split_address
 from mm.edge.h2.limits import TransportLimits
 from mm.edge.h2.link import Link
 from mm.edge.h2.liveness import Liveness
@@ -135,12 +136,13 @@ class Channel:
     """
 
     def __init__(self, address: str, limits: TransportLimits, tls: TlsEnd | None = None) -> None:
-        self.address = address
+        # A record may say anything, and texts that name it have to be sent.
+        self.address = address.encode(errors="backslashreplace").decode()
         self.limits = limits
         #: None: plain text.
         self._tls = tls
         #: What requests say in :authority.
-        self.authority = b"localhost" if address.startswith(_UNIX) else address.encode()
+        self.authority = b"localhost" if address.startswith(_UNIX) else self.address.encode()
         self.links: list[ClientLink] = []
         self.closed = False
         #: Event loop time of the last call begun, for whoever closes idle channels.
@@ -264,9 +266,9 @@ class Channel:
                     sock = await _unix_connection(self.address[len(_UNIX) :])
                     transport, _ = await loop.create_unix_connection(lambda: link, sock=sock)
                 else:
-                    host, _, port = self.address.rpartition(":")
+                    host, port, _ = split_address(self.address)
                     transport, _ = await loop.create_connection(
-                        lambda: self._secured(link), host.strip("[]"), int(port)
+                        lambda: self._secured(link), host, port
                     )
                 await link.ready
         except TimeoutError:
