@@ -110,6 +110,7 @@ WIRE_GAUGES: Final = {
     "connections_open": "Connections of clients and peers",
     "calls_open": "Calls under way",
     "buffer_bytes": "Memory of calls under way, with their requests",
+    "connect_waiting": "Calls that wait for a connection to be made",
     "hits_open": "Attempts under way that were made from the table alone",
 }
 WIRE_COUNTERS: Final = {
@@ -134,6 +135,7 @@ WIRE_COUNTERS: Final = {
     "deadlines": "Calls whose deadline passed",
     "cancelled": "Calls that their clients cancelled",
     "connect_failures": "Connections to the runtime or to peers that could not be opened",
+    "connect_waiting_refused": "Calls that found too many waiting for a connection",
     "upstreams_idle": "Connections to others closed because nobody needed them",
     "accept_pauses": "Times that there was no room for a connection",
     "crowded": "Connections refused because clients had as many as they may",

@@ -120,6 +120,8 @@ class WireSettings:
     #: Of a thread: answers that wait for their readers, a window (256 KiB) of each at most. Room
     #: for a thousand that read nothing; beyond, those go that took nothing for the longest.
     answer_bytes_max: int = 256 * 2**20
+    #: Calls that wait in a thread while a connection to one place is made.
+    waiting_max: int = 10_000
     #: Of a thread: what all calls take, with their requests; of that, requests that were sent and
     #: are kept to be sent again.
     held_bytes_max: int = 128 * 2**20

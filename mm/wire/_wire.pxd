@@ -246,6 +246,7 @@ cdef struct conn_t:
     timer_t timer
     uint64_t until_ms          # tries to connect until then
     uint64_t heard_ms
+    uint64_t blocked_ms        # since then the socket has taken nothing, if it is full
     uint64_t pinged_ms
     uint64_t idle_since_ms     # of a connection of ours: its last call ended then
     uint64_t recent_ids[RECENT_IDS]   # hashes of ids that were sent on it
@@ -318,6 +319,7 @@ cdef struct config_t:
     uint32_t resets_burst, resets_per_s   # of a client's connection
     uint32_t frames_burst, frames_per_s
     uint32_t headers_ms, message_ms   # for a list of headers, a first message, to be whole,
+    uint32_t waiting_max       # calls that wait for a connection to one place
     uint32_t unread_ms         # for an answer to be taken
     uint32_t idle_ms, age_ms, age_grace_ms   # 0: no limit
     uint32_t upstream_idle_ms

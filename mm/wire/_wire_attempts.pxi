@@ -61,8 +61,8 @@ cdef void attempt(call_t *call, target_t *target) noexcept nogil:
     elif target.is_retired:
         leave(call)
         splice(call, LANE_MODEL, COUNT_LEFT_AWAY)
-    elif target_is_coming(target) and target.waiting_count < WAITING_MAX:
-        target_wait(call, target)
+    elif target_is_coming(target) and target_wait(call, target):
+        pass
     elif target.conns_count != 0 and call.lane < LANE_MODEL:
         # All connections are full: tier 2 has a line for that.
         leave(call)

@@ -32,8 +32,10 @@ cdef void client_look_later(conn_t *conn) noexcept nogil:
     cdef uint64_t due_ms = w.now_ms + config.headers_ms
     if config.message_ms < config.headers_ms:
         due_ms = w.now_ms + config.message_ms
-    if config.age_ms != 0 and conn.until_ms < due_ms:
+    if (config.age_ms != 0 or conn.goaway_sent) and conn.until_ms < due_ms:
         due_ms = conn.until_ms
+    if config.unread_ms < config.headers_ms and w.now_ms + config.unread_ms < due_ms:
+        due_ms = w.now_ms + config.unread_ms
     if config.idle_ms != 0 and conn.calls == NULL and conn.idle_since_ms + config.idle_ms < due_ms:
         due_ms = conn.idle_since_ms + config.idle_ms
     if due_ms > w.now_ms + 16 * LOOKS_TOGETHER_MS:
@@ -49,12 +51,21 @@ cdef void client_look(conn_t *conn) noexcept nogil:
         conn.flood = b"time for headers"
         conn_cut(conn)
         return
-    if config.age_ms != 0 and w.now_ms >= conn.until_ms:
+    if conn.is_blocked and w.now_ms - conn.blocked_ms >= config.unread_ms:
+        # What was packed is no call's any more, and so in no line of those who wait.
+        count(w, COUNT_SLOW_GIVEN_UP, 1)
+        conn_close(conn)
+        return
+    if conn.goaway_sent:
+        if w.now_ms >= conn.until_ms:
+            conn_close(conn)   # its grace is over, or it does not read why it is dropped
+            return
+    elif config.age_ms != 0 and w.now_ms >= conn.until_ms:
         conn.is_aged = 1
         count(w, COUNT_AGED, 1)
         conn_drain(conn)
         return
-    if (config.idle_ms != 0 and conn.calls == NULL
+    elif (config.idle_ms != 0 and conn.calls == NULL
             and w.now_ms - conn.idle_since_ms >= config.idle_ms):
         count(w, COUNT_IDLE, 1)
         conn_drain(conn)
@@ -64,14 +75,18 @@ cdef void client_look(conn_t *conn) noexcept nogil:
 
 
 cdef void client_drained(conn_t *conn) noexcept nogil:
-    """A connection that takes no more calls has been told so, first and then for good."""
+    """A connection that takes no more calls has been told so: tell it for good.
+
+    The calls on it, and those that came at the last moment, have the same limits as before.
+    """
     cdef worker_t *w = conn.worker
-    if conn.goaway_sent:
-        conn_close(conn)   # its grace is over, or it does not read why it is dropped
-        return
     conn_goaway(conn)
+    if not is_guarded(conn) or w.config == NULL:
+        return
+    conn.until_ms = <uint64_t>-1
     if conn.is_aged and w.config.age_grace_ms != 0:
-        timer_set(w, &conn.timer, w.now_ms + w.config.age_grace_ms)
+        conn.until_ms = w.now_ms + w.config.age_grace_ms
+    client_look_later(conn)
 
 
 # --- first messages -------------------------------------------------------------------------------

@@ -267,7 +267,7 @@ cdef void conn_timer(conn_t *conn) noexcept nogil:
             count(w, COUNT_PREFACES_LATE, 1)
         conn_close(conn)
     elif conn.is_server:
-        if conn.is_draining:
+        if conn.is_draining and not conn.goaway_sent:
             client_drained(conn)
         else:
             client_look(conn)

@@ -55,6 +55,9 @@ cdef enum:
     COUNT_AGED
     COUNT_IDLE
     COUNT_MESSAGES_LATE   # first messages that did not get whole
+    # Calls that wait for a connection of ours to be made; those that found too many there.
+    COUNT_WAITING
+    COUNT_WAITING_FULL
     # Each for SIDE_CLIENT, SIDE_PEER, SIDE_RUNTIME and SIDE_TIER2.
     COUNT_BYTES_IN
     COUNT_BYTES_OUT = COUNT_BYTES_IN + 4

@@ -138,6 +138,7 @@ cdef void reset_counted(conn_t *conn, const call_t *call) noexcept nogil:
     conn.resets_left -= 1
     if conn.resets_left < 0 and not conn.goaway_sent:
         conn.goaway_sent = conn.is_draining = 1
+        conn.until_ms = 0
         count(w, COUNT_RESETS_REFUSED, 1)
         nghttp2_session_terminate_session(conn.session, NGHTTP2_ENHANCE_YOUR_CALM)
         mark_dirty(conn)

@@ -6,7 +6,6 @@
 # what else there is.
 
 cdef enum:
-    WAITING_MAX = 10000
     CONNECT_PAUSE_MS = 50       # after a connect that failed
     # A Unix socket whose backlog is full refuses at once, where TCP would try again by itself. Its
     # owner takes what waits there in one go, as soon as it comes to it.
@@ -202,7 +201,11 @@ cdef void target_conn_lost(worker_t *w, target_t *target, conn_t *conn) noexcept
         target_free(w, target)
 
 
-cdef void target_wait(call_t *call, target_t *target) noexcept nogil:
+cdef bint target_wait(call_t *call, target_t *target) noexcept nogil:
+    """Have a call wait for the connection that is being made; False if too many do."""
+    if target.waiting_count >= call.worker.config.waiting_max:
+        count(call.worker, COUNT_WAITING_FULL, 1)
+        return False
     call.waits_for = target
     call.wait_next = NULL
     call.wait_previous = target.waiting_last
@@ -212,6 +215,8 @@ cdef void target_wait(call_t *call, target_t *target) noexcept nogil:
         target.waiting = call
     target.waiting_last = call
     target.waiting_count += 1
+    count(call.worker, COUNT_WAITING, 1)
+    return True
 
 
 cdef void target_unwait(call_t *call) noexcept nogil:
@@ -227,6 +232,7 @@ cdef void target_unwait(call_t *call) noexcept nogil:
     call.wait_previous = call.wait_next = NULL
     call.waits_for = NULL
     target.waiting_count -= 1
+    count(call.worker, COUNT_WAITING, <uint64_t>-1)
 
 
 cdef void target_retire(worker_t *w, target_t *target) noexcept nogil:

@@ -131,6 +131,7 @@ cdef config_t *config_new(object told) except NULL:
         config.kept_bytes_max = told.kept_bytes_max
         config.held_bytes_max = told.held_bytes_max
         config.answer_bytes_max = told.answer_bytes_max
+        config.waiting_max = told.waiting_max
         config.buffer_bytes_max = told.buffer_bytes_max
         config.streams_max[ROLE_EXTERNAL] = told.external_streams_max
         config.streams_max[ROLE_PEER] = told.peer_streams_max

@@ -38,6 +38,7 @@ cdef bint write_some(conn_t *conn, buffer_t *from_) noexcept nogil:
                 continue
             return errno == EAGAIN
         from_.at += n
+        conn.blocked_ms = conn.worker.now_ms
         count(conn.worker, COUNT_BYTES_OUT + conn.side, n)
     return True
 
@@ -71,6 +72,7 @@ cdef void flush(conn_t *conn) noexcept nogil:
             return
         if buffer_left(&conn.out) != 0:
             conn.is_blocked = 1
+            conn.blocked_ms = w.now_ms
             conn_watch(conn)
             return
         if not is_full(w):

@@ -73,6 +73,9 @@ class WireStatistics:
     idle: int
     #: Calls whose first message was not whole in time.
     messages_late: int
+    #: Calls that wait for a connection to be made; those for which too many waited already.
+    connect_waiting: int
+    connect_waiting_refused: int
     #: Read and written, by who is at the other end: bytes of other instances' connections to here
     #: and of ours to them; of the runtime; and of the Python data plane, to which calls are passed.
     bytes_in_client: int

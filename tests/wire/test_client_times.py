@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 
 import pytest
 
@@ -17,11 +17,13 @@ from tests.wire.frames import begin, request
 from tests.wire.hostile import (
     CONTINUATION,
     DATA,
+    END_HEADERS,
     END_STREAM,
     ENHANCE_YOUR_CALM,
     PREFACE,
     RST_STREAM,
     SETTINGS,
+    WINDOW_UPDATE,
     Requests,
     attack,
     dial,
@@ -80,8 +82,10 @@ async def test_a_first_message_that_trickles_is_not_waited_for() -> None:
             assert stand.counts.messages_late == 3
 
 
-async def test_an_answer_that_nobody_takes_is_given_up() -> None:
-    body = frame_message(b"x" * 10_000)
+@pytest.mark.parametrize("size", [0, 100, 1500, 10_000])
+async def test_an_answer_that_nobody_takes_is_given_up(size: int) -> None:
+    """Small ones too, of which nothing more comes."""
+    body = frame_message(b"x" * size)
 
     def pieces() -> Iterator[bytes]:
         requests = Requests()
@@ -97,6 +101,38 @@ async def test_an_answer_that_nobody_takes_is_given_up() -> None:
                 caller.shutdown(socket.SHUT_WR)
                 end = await task
         assert (RST_STREAM, 1, bytes((0, 0, 0, ENHANCE_YOUR_CALM))) in list(end.frames())
+
+
+async def test_what_a_full_socket_does_not_take_is_given_up() -> None:
+    """Of calls that have ended something is left, too."""
+    windows = frame(SETTINGS, b"\0\4\x7f\xff\xff\xff") + frame(WINDOW_UPDATE, b"\x7f\xff\0\0")
+    body = frame_message(b"x" * 16_000)
+
+    async with serve_wire() as stand:
+        stand.configure(clients=ClientLimits(unread_ms=SHORT_MS))
+        with closing(dial(stand.port, receives_bytes=4096)) as caller:
+            requests = Requests()
+            pieces = [
+                requests.next() + frame(DATA, body, flags=END_STREAM, stream_id=requests.stream_id)
+                for _ in range(900)
+            ]
+            # It may be cut off before it has sent everything.
+            with suppress(ConnectionError):
+                await asyncio.to_thread(caller.sendall, PREFACE + windows + b"".join(pieces))
+            await stand.settle(connections_open=0, calls_open=0)
+            assert stand.counts.slow_given_up > 0
+
+
+@pytest.mark.parametrize("flags", [0, END_HEADERS])
+async def test_who_was_told_to_go_is_held_to_time_all_the_same(flags: int) -> None:
+    limits = ClientLimits(age_ms=SHORT_MS, headers_ms=10 * SHORT_MS, message_ms=10 * SHORT_MS)
+    async with serve_wire() as stand:
+        stand.configure(clients=limits)
+        with closing(dial(stand.port)) as caller:
+            caller.sendall(PREFACE + Requests().next(flags=flags))
+            cut_off = {"floods_refused": 1, "messages_late": 0}
+            late = {"floods_refused": 0, "messages_late": 1}
+            await stand.settle(aged=1, connections_open=0, **(late if flags else cut_off))
 
 
 async def _is_sent_away(stand: WireStand) -> None:

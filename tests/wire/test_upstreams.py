@@ -100,6 +100,30 @@ async def test_a_runtime_that_hangs_up_is_not_tried_by_each_call() -> None:
         }
 
 
+async def test_no_more_than_so_many_calls_wait_for_a_connection() -> None:
+    """Those beyond are tier 2's, and counted."""
+
+    async def serve(_peer: RawPeer) -> None:
+        await asyncio.Event().wait()
+
+    async with (
+        listen(serve) as (address, _),
+        serve_wire(runtime_port=int(address.rpartition(":")[2])) as stand,
+        connect(stand.port) as client,
+    ):
+        stand.configure(waiting_max=3)
+        calls = [begin(client) for _ in range(5)]
+        for call in calls[3:]:
+            assert (await client.wait_answer(call))[0][b"grpc-status"] == b"0"
+        counts = stand.counts
+        assert (counts.connect_waiting, counts.connect_waiting_refused) == (3, 2)
+        assert (counts.left_busy, counts.calls_open) == (2, 3)
+        for call in calls[:3]:
+            client.h2.reset_stream(call, ErrorCodes.CANCEL)
+        client.flush()
+        await stand.settle(connect_waiting=0, calls_open=0)
+
+
 async def test_all_that_calls_took_is_given_back() -> None:
     """Whole calls, and ones that are cancelled at any point, served here and by tier 2."""
     chance = random.Random(5)
