@@ -271,6 +271,10 @@ class Limits:
     #: Clients get no more than this part of the files that the process may open: instances, the
     #: runtime and the store have to be reached whatever clients do.
     connections_of_files: float = 0.75
+    #: Of that, those at a port for management (MM_MANAGEMENT_PORT) get no more than this: a few
+    #: controllers and people ask there, and whoever else finds it must take nothing from others.
+    management_connections_max: int = 1_000
+    management_connections_of_files: float = 0.05
     #: From the first frame of a list of headers to its last: they come together.
     client_headers_s: float = 10.0
     #: From a call to the end of its first message, unless it is us who do not take it: 16 MiB at

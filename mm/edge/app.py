@@ -24,7 +24,7 @@ from mm.core.dataplane import DataplaneConfig
 from mm.core.dynamic_settings import LOG_LEVEL, Value
 from mm.edge.access import AccessControl, remarks_of
 from mm.edge.binding import open_listener
-from mm.edge.client_limits import connections_max
+from mm.edge.client_limits import listener_limits
 from mm.edge.garbage import collect_quietly
 from mm.edge.h2 import (
     EXTERNAL_LIMITS,
@@ -306,16 +306,15 @@ class Instance:
             table.fallback = proxy
         self._health = services.health
         self._health.set_serving(node.unready is None)
-        limits = replace(
-            _limits(EXTERNAL_LIMITS, config, config.external_streams_max),
-            connections_max=connections_max(config),
-            per_address_max=config.connections.per_address_max,
-            age_s=config.connections.age_s,
-            age_grace_s=config.connections.age_grace_s,
-        )
+        base = _limits(EXTERNAL_LIMITS, config, config.external_streams_max)
         tls = None if self._tls is None else self._tls.clients
         self._servers = [
-            GrpcServer(self._asked(each), limits=limits, external=True, tls=tls)
+            GrpcServer(
+                self._asked(each),
+                limits=listener_limits(config, base, management=each is services.management),
+                external=True,
+                tls=tls,
+            )
             for each in (services.external, services.management)
             if each is not None
         ]

@@ -6,12 +6,17 @@ The mesh answers them on the external port, unless a call names a model: then it
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 
 import mm
 from mm.edge.h2 import IncomingCall
 from mm.edge.unary import MessageStream, ServiceTable, parse_message, read_request
-from mm.errors import MeshError, StatusCode
+from mm.edge.wire_words import client_of
+from mm.errors import LimitError, MeshError, StatusCode
+from mm.mesh.statistics import Counters
 from mm.pb import inference
 from mm.pb.grpc.health.v1 import (
     HealthCheckRequest,
@@ -23,12 +28,20 @@ _HEALTH: Final = "/grpc.health.v1.Health/"
 _OIP: Final = "/inference.GRPCInferenceService/"
 #: What may be asked about; they are healthy together.
 _SERVICES: Final = ("", "mmesh.ModelMesh", "inference.GRPCInferenceService")
+#: Watches of health at an instance, some 15 KB each: nobody has to show a token to begin one. A
+#: balancer has one of each connection.
+WATCHES_MAX: Final = 1_000
+#: Of them, those of one connection: one of each service that may be asked about, and one more.
+WATCHES_OF_CLIENT_MAX: Final = 4
 
 
 class Health:
     """Whether the instance takes calls, and who wants to know when that changes."""
 
-    def __init__(self) -> None:
+    def __init__(self, counters: Counters) -> None:
+        self._counters = counters
+        #: Watches by whose they are.
+        self._watches: Counter[object] = Counter()
         self._serving = True
         self._changed = asyncio.Event()
 
@@ -72,6 +85,31 @@ class Health:
 
     async def watch(self, call: IncomingCall) -> None:
         """Send the state, and again whenever it changes, until the client leaves."""
+        with self._place(client_of(call)):
+            await self._watch(call)
+
+    @contextmanager
+    def _place(self, client: object) -> Iterator[None]:
+        """Have one of the places there are. Raises ``LimitError``."""
+        if self._watches[client] >= WATCHES_OF_CLIENT_MAX:
+            self._counters.health_watches_refused += 1
+            raise LimitError(
+                f"this connection watches health {WATCHES_OF_CLIENT_MAX} times, the limit"
+            )
+        if self._watches.total() >= WATCHES_MAX:
+            self._counters.health_watches_refused += 1
+            raise LimitError(f"health is watched {WATCHES_MAX} times at this instance, the limit")
+        self._watches[client] += 1
+        self._counters.health_watches_begun += 1
+        try:
+            yield
+        finally:
+            self._watches[client] -= 1
+            if not self._watches[client]:
+                del self._watches[client]
+            self._counters.health_watches_ended += 1
+
+    async def _watch(self, call: IncomingCall) -> None:
         request = parse_message(HealthCheckRequest, await read_request(call))
         stream = MessageStream(call)
         call.holds_stop = False
@@ -108,8 +146,8 @@ class Health:
         return inference.ServerMetadataResponse(name="mm", version=mm.__version__)
 
 
-def add_health(services: ServiceTable) -> Health:
+def add_health(services: ServiceTable, counters: Counters) -> Health:
     """Serve both protocols; answers the switch."""
-    health = Health()
+    health = Health(counters)
     health.add_to(services)
     return health

@@ -318,6 +318,9 @@ def _tell_vmodels(answer: peer.InstanceStatistics, now: InstanceStatistics) -> N
     answer.watches_ended = now.counters.watches_ended
     answer.watches_refused = now.counters.watches_refused
     answer.watches_behind = now.counters.watches_behind
+    answer.health_watches_begun = now.counters.health_watches_begun
+    answer.health_watches_ended = now.counters.health_watches_ended
+    answer.health_watches_refused = now.counters.health_watches_refused
 
 
 def _tell_policies(answer: peer.InstanceStatistics, now: InstanceStatistics) -> None:

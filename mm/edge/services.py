@@ -37,7 +37,7 @@ def client_services(node: Node, *, has_management_port: bool) -> ClientServices:
     _add_models(management, node, external=True)
     VModelManagement(node.vmodels).add_to(management)
     add_listing(management, node.parts)
-    health = add_health(external)
+    health = add_health(external, node.parts.counters)
     if not has_management_port:
         add_reflection(external)
         return ClientServices(external, None, health)

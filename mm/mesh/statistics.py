@@ -82,6 +82,10 @@ class Counters:
     watches_ended: int = 0
     watches_refused: int = 0
     watches_behind: int = 0
+    #: Watches of health, begun and ended; those that were one too many.
+    health_watches_begun: int = 0
+    health_watches_ended: int = 0
+    health_watches_refused: int = 0
     #: Calls that would have waited for a load, had there not been too many already.
     waiting_refused: int = 0
     #: Payloads that observers have, that did not reach them, and that there was no room for.

@@ -11,13 +11,18 @@ import grpc.aio
 import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from grpc_reflection.v1alpha import reflection_pb2
+from h2.events import ResponseReceived
 
 from mm.edge.h2 import EXTERNAL_LIMITS, GrpcServer, IncomingCall
+from mm.edge.h2.messages import frame_message
 from mm.edge.health import Health, add_health
 from mm.edge.reflection import LISTED, add_reflection
 from mm.edge.unary import ServiceTable
 from mm.errors import MeshError, StatusCode
+from mm.mesh.statistics import Counters
 from mm.pb import mmesh
+from mm.testing.cluster import until
+from tests.edge.raw_h2 import REQUEST, RawPeer, connect
 
 pytestmark = pytest.mark.anyio
 METHOD = "/grpc.reflection.{}.ServerReflection/ServerReflectionInfo"
@@ -35,7 +40,7 @@ async def _serve() -> AsyncIterator[tuple[str, Health]]:
 
     table = ServiceTable(fallback)
     table.add_unary("/mmesh.ModelMesh/getModelStatus", mmesh.GetStatusRequest, get_status)
-    health = add_health(table)
+    health = add_health(table, Counters())
     add_reflection(table)
     server = GrpcServer(table, limits=EXTERNAL_LIMITS, external=True)
     port = await server.start("127.0.0.1", 0)
@@ -146,9 +151,45 @@ async def test_health_check_and_watch() -> None:
         assert await check(b"") == b"\x08\x02"
 
 
+def _watch_health(client: RawPeer, *, ends: bool = True) -> int:
+    path = b"/grpc.health.v1.Health/Watch"
+    stream_id = client.begin([(n, path if n == b":path" else v) for n, v in REQUEST])
+    client.send(stream_id, frame_message(b""), end=ends)
+    return stream_id
+
+
+async def test_watches_of_health_have_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a connection and in all, also of those whose request never ends; places come back."""
+    monkeypatch.setattr("mm.edge.health.WATCHES_MAX", 6)
+    counters = Counters()
+    table = ServiceTable()
+    add_health(table, counters)
+    server = GrpcServer(table, limits=EXTERNAL_LIMITS, external=True)
+    port = await server.start("127.0.0.1", 0)
+    try:
+        async with connect(port) as one, connect(port) as two:
+            for number in range(4):
+                _watch_health(one, ends=bool(number))
+            told, _ = await one.wait_answer(_watch_health(one))
+            assert told[b"grpc-status"] == b"8"
+            assert told[b"grpc-message"] == b"this connection watches health 4 times, the limit"
+            for _ in range(2):
+                stream_id = _watch_health(two)
+                await two.wait_on(ResponseReceived, stream_id)
+            told, _ = await two.wait_answer(_watch_health(two))
+            assert told[b"grpc-status"] == b"8"
+            assert b"6 times at this instance, the limit" in told[b"grpc-message"]
+            assert (counters.health_watches_begun, counters.health_watches_refused) == (6, 2)
+        await until(lambda: counters.health_watches_ended == 6)
+        async with connect(port) as three:
+            await three.wait_on(ResponseReceived, _watch_health(three))
+    finally:
+        await server.stop(0)
+
+
 async def test_a_watch_does_not_hold_up_a_stop() -> None:
     table = ServiceTable()
-    add_health(table)
+    add_health(table, Counters())
     server = GrpcServer(table, limits=EXTERNAL_LIMITS, external=True)
     port = await server.start("127.0.0.1", 0)
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as client:

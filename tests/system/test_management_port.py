@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import resource
+import socket
+import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 
 import grpc
@@ -14,6 +18,7 @@ from grpc_reflection.v1alpha import (  # type: ignore[import-untyped]
 from mm.cli.errors import UNREACHABLE
 from mm.pb.grpc.health.v1 import HealthCheckRequest, HealthCheckResponse
 from mm.pb.mmesh import GetStatusRequest
+from tests.system.forge import forge
 from tests.system.meshes import Instance, channel_to, mesh_of, refusal
 from tests.system.processes import Program
 
@@ -124,3 +129,64 @@ def test_commands_say_where_to_ask(apart: tuple[Instance, grpc.Channel]) -> None
         assert program.complaint.endswith("that of MM_MANAGEMENT_PORT; --address takes it")
     finally:
         program.close()
+
+
+#: A client's preface, its settings and a ping, whose answer says that it has been taken.
+HELLO = (
+    b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+    + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
+    + bytes((0, 0, 8, 6, 0, 0, 0, 0, 0))
+    + b"anybody?"
+)
+
+
+@contextmanager
+def few_files(count: int) -> Iterator[None]:
+    """Processes that start here may open so many."""
+    pid = forge()._process.pid
+    before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (count, before[1]))
+    try:
+        yield
+    finally:
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
+
+
+def crowd(stack: ExitStack, port: int, count: int) -> int:
+    """Connect so often, from two addresses; answers how many were taken."""
+    clients = []
+    for number in range(count):
+        own = (f"127.0.0.{2 + number % 2}", 0)
+        client = socket.create_connection(("127.0.0.1", port), TIMEOUT_S, own)
+        clients.append(stack.enter_context(closing(client)))
+        client.sendall(HELLO)
+    return sum(map(is_taken, clients))
+
+
+def is_taken(client: socket.socket) -> bool:
+    heard = b""
+    try:
+        while b"anybody?" not in heard:
+            data = client.recv(4096)
+            if not data:
+                return False
+            heard += data
+    except ConnectionResetError:
+        return False
+    return True
+
+
+def test_both_ports_full_leave_files_for_everybody_else(dataplane: str) -> None:
+    """Of 512 files three quarters are clients', and of these 25 at the port for management."""
+    settings = {"MM_DATAPLANE": dataplane, "MM_MANAGEMENT_PORT": "0", "MM_PROBE_PORT": "0"}
+    with mesh_of("memory", settings, "full") as mesh, ExitStack() as stack:
+        with few_files(512):
+            instance = mesh.add("full")
+        serve = instance.serve
+        management = serve.wait_line(r"ready: .*, management on port (\d+)", timeout_s=TIMEOUT_S)
+        assert 300 < crowd(stack, instance.port, 400) <= 359
+        assert 10 < crowd(stack, int(management.group(1)), 200) <= 25
+        assert instance.statistics().instances == 1
+        live = serve.wait_line(r"/live.* (\d+)$", timeout_s=TIMEOUT_S)
+        with urllib.request.urlopen(f"http://127.0.0.1:{live.group(1)}/live", timeout=60) as answer:
+            assert answer.status == 200

@@ -361,6 +361,15 @@ class InstanceStatistics(betterproto2.Message):
 
     watches_behind: "int" = betterproto2.field(102, betterproto2.TYPE_UINT64)
 
+    health_watches_begun: "int" = betterproto2.field(120, betterproto2.TYPE_UINT64)
+    """
+    Counters: watches of health, begun and ended, and those that were one too many.
+    """
+
+    health_watches_ended: "int" = betterproto2.field(121, betterproto2.TYPE_UINT64)
+
+    health_watches_refused: "int" = betterproto2.field(122, betterproto2.TYPE_UINT64)
+
     partitions: "list[Partition]" = betterproto2.field(38, betterproto2.TYPE_MESSAGE, repeated=True)
     """
     The instance's view of the cluster, by what its instances may host.
