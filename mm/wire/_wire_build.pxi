@@ -5,7 +5,16 @@
 # is never put into HPACK's table: it would push useful entries out of it.
 
 cdef enum:
-    ADDED_MAX = 24   # headers that the wire adds to a list at most
+    # Headers of what an attempt came to: where, of which model, and of the answer's trailers each
+    # name that counts, once.
+    ANSWERED_MAX = 5
+    TRIED_MAX = 2 + ANSWERED_MAX
+    # Headers that the wire adds to a list at most. To a request for tier 2: what an attempt came
+    # to, the certificate, the client. To a hit: six that every request has, two forms of the id,
+    # two of encodings, six of the hop, the time that is left.
+    ADDED_SPLICE_MAX = TRIED_MAX + 2
+    ADDED_HIT_MAX = 6 + 2 + 2 + 6 + 1
+    ADDED_MAX = ADDED_HIT_MAX   # the larger of both
     # Of a vmodel's id, so that it has 4,096 bytes at most when it is encoded.
     VMODEL_ID_MAX = 1364
 
@@ -64,11 +73,15 @@ cdef bint put_timeout(call_t *call, nghttp2_nv *nv) noexcept nogil:
 cdef size_t build_request(call_t *call, conn_t *conn) noexcept nogil:
     """Lay out the headers of a request; 0 without memory, or if the client's time is up."""
     cdef worker_t *w = call.worker
+    cdef size_t n
     if not nv_reserve(w, call.request.count + ADDED_MAX):
         return 0
     if call.lane >= LANE_MODEL:
-        return build_splice(call, w.nv)
-    return build_hit(call, conn, w.nv)
+        n = build_splice(call, w.nv)
+    else:
+        n = build_hit(call, conn, w.nv)
+    c_assert(n <= w.nv_capacity)
+    return n
 
 
 cdef size_t build_splice(call_t *call, nghttp2_nv *nv) noexcept nogil:
@@ -119,12 +132,15 @@ cdef size_t build_tried(
 ) noexcept nogil:
     """Tell tier 2 where the call has been, and what was answered there; NULL: nothing.
 
-    Answers the number of headers, of which there are at most ADDED_MAX.
+    Answers the number of headers, of which there are at most TRIED_MAX, whatever the trailers: who
+    answered chose them. Of a name that comes more than once the last one counts.
     """
+    cdef nghttp2_nv *place[ANSWERED_MAX]
     cdef char text[48]
     cdef text_t kept
     cdef header_t *h
     cdef uint32_t i
+    cdef int which
     cdef size_t n = 0
     cdef int length
     if lane == LANE_HERE:
@@ -139,24 +155,38 @@ cdef size_t build_tried(
     if trailers == NULL:
         put(&nv[n], b"mm-wire-fault", 13, call.fault.bytes, call.fault.length, 0)
         return n + 1
+    memset(place, 0, sizeof(place))
     for i in range(trailers.count):
         h = &trailers.items[i]
-        if h.name_length == 11 and same(h.name, b"grpc-status", 11):
-            put(&nv[n], b"mm-wire-status", 14, h.value, h.value_length, 0)
-        elif h.name_length == 12 and same(h.name, b"grpc-message", 12):
-            put(&nv[n], b"mm-wire-message", 15, h.value, h.value_length, 0)
-        elif h.name_length == 13 and same(h.name, b"mm-hop-result", 13):
-            put(&nv[n], b"mm-wire-result", 14, h.value, h.value_length, 0)
-        elif h.name_length == 12 and same(h.name, b"mm-hop-state", 12):
-            put(&nv[n], b"mm-wire-state", 13, h.value, h.value_length, 0)
-        elif h.name_length == 22 and same(h.name, b"grpc-retry-pushback-ms", 22):
-            put(&nv[n], b"mm-wire-pushback", 16, h.value, h.value_length, 0)
-        else:
+        which = answered_as(h)
+        if which < 0:
             continue
-        n += 1
-        if n == ADDED_MAX:
-            break
+        if place[which] == NULL:
+            place[which] = &nv[n]
+            n += 1
+        put(place[which], ANSWERED[which], strlen(ANSWERED[which]), h.value, h.value_length, 0)
     return n
+
+
+cdef const char *ANSWERED[ANSWERED_MAX]
+ANSWERED[:] = [
+    b"mm-wire-status", b"mm-wire-message", b"mm-wire-result", b"mm-wire-state", b"mm-wire-pushback",
+]
+
+
+cdef int answered_as(const header_t *h) noexcept nogil:
+    """Answer which of ANSWERED a trailer is told as; -1: none."""
+    if h.name_length == 11 and same(h.name, b"grpc-status", 11):
+        return 0
+    if h.name_length == 12 and same(h.name, b"grpc-message", 12):
+        return 1
+    if h.name_length == 13 and same(h.name, b"mm-hop-result", 13):
+        return 2
+    if h.name_length == 12 and same(h.name, b"mm-hop-state", 12):
+        return 3
+    if h.name_length == 22 and same(h.name, b"grpc-retry-pushback-ms", 22):
+        return 4
+    return -1
 
 
 cdef size_t build_hit(call_t *call, conn_t *conn, nghttp2_nv *nv) noexcept nogil:

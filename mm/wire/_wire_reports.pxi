@@ -100,7 +100,7 @@ cdef void failure_note(call_t *call, const headers_t *trailers) noexcept nogil:
     cdef worker_t *w = call.worker
     cdef failure_t *failure = NULL
     cdef size_t count_
-    if nv_reserve(w, ADDED_MAX):
+    if nv_reserve(w, TRIED_MAX):
         count_ = build_tried(call, call.lane, trailers, w.nv)
         failure = failure_new(w.nv, count_)
     pthread_mutex_lock(&w.reports_lock)
