@@ -148,6 +148,7 @@ cdef struct call_t:
     uint8_t up_sent            # its HEADERS have left
     uint8_t up_deferred        # nghttp2 waits for more of the body
     uint8_t refusals
+    uint8_t is_counted         # among those sent here or there
     # Answer.
     uint8_t answer_begun       # its headers were given to nghttp2
     uint8_t answer_ended       # its trailers are known

@@ -63,8 +63,7 @@ cdef void attempt(call_t *call, target_t *target) noexcept nogil:
         splice(call, LANE_MODEL, COUNT_LEFT_AWAY)
     elif target_is_coming(target) and target_wait(call, target):
         pass
-    elif target.conns_count != 0 and call.lane < LANE_MODEL:
-        # All connections are full: tier 2 has a line for that.
+    elif is_full_up(call, target):
         leave(call)
         splice(call, LANE_MODEL, COUNT_LEFT_BUSY)
     else:
@@ -72,6 +71,21 @@ cdef void attempt(call_t *call, target_t *target) noexcept nogil:
         attempt_failed(call)
     if call.deadline_ns != 0 and call.lane < LANE_MODEL and call.down != NULL:
         timer_set(w, &call.timer, call.deadline_ns // 1000000 + 1)
+
+
+cdef inline bint is_full_up(const call_t *call, const target_t *target) noexcept nogil:
+    """Answer whether there are connections, none with room: tier 2 has a line for that."""
+    return target.conns_count != 0 and call.lane < LANE_MODEL
+
+
+cdef inline void hit_count(call_t *call) noexcept nogil:
+    """Count a call that was sent from the table alone, or could not be, once. Those that are given
+    to tier 2 before are counted there.
+    """
+    if call.lane >= LANE_MODEL or call.is_counted:
+        return
+    call.is_counted = 1
+    count(call.worker, COUNT_HERE if call.lane == LANE_HERE else COUNT_THERE, 1)
 
 
 cdef void set_fault(call_t *call, const char *text) noexcept nogil:
@@ -87,6 +101,7 @@ cdef void submit(call_t *call, conn_t *conn) noexcept nogil:
     cdef int32_t id = -1
     cdef bint is_empty = call.request_ended and buffer_left(&call.body) == 0
     if call.lane < LANE_MODEL and call.deadline_ns != 0 and call.deadline_ns <= w.now_ns:
+        hit_count(call)
         call_expired(call)
         return
     count_ = build_request(call, conn)
@@ -114,6 +129,7 @@ cdef void submit(call_t *call, conn_t *conn) noexcept nogil:
         set_fault(call, b"the connection takes no more streams")
         attempt_failed(call)
         return
+    hit_count(call)
     call.up = conn
     call.up_id = id
     call.up_previous = NULL
@@ -127,6 +143,7 @@ cdef void submit(call_t *call, conn_t *conn) noexcept nogil:
 
 cdef void attempt_failed(call_t *call) noexcept nogil:
     """Nobody was reached. May free the call."""
+    hit_count(call)
     invoked_count(call, UNAVAILABLE)
     leave(call)
     if call.down == NULL:

@@ -30,6 +30,8 @@ cdef enum:
     FLAG_END_HEADERS = 4
     FLAG_PADDED = 8
     PREFACE_BYTES = 24
+    # At most 256 bytes of a frame are padding, so at least half of one that is as long is a body's.
+    PADDED_BYTES_MIN = 512
 
 
 cdef inline bint is_guarded(const conn_t *conn) noexcept nogil:
@@ -68,7 +70,7 @@ cdef void frame_begun(conn_t *conn) noexcept nogil:
     cdef uint8_t type = head[3], flags = head[4]
     conn.frame_left = length
     if type == FRAME_DATA:
-        if length != 0 and not flags & FLAG_PADDED:
+        if length >= (PADDED_BYTES_MIN if flags & FLAG_PADDED else 1):
             frames_earn(conn)
         elif not flags & FLAG_END_STREAM:
             frames_charge(conn, 1, b"empty frames")

@@ -163,7 +163,6 @@ cdef int route(worker_t *w, call_t *call, const method_t *method, bint is_hop) n
     call.handle = <uint32_t>chosen
     call.may_redirect = is_here or has_other_peers(t, s)
     enter_there(call)
-    count(w, COUNT_THERE, 1)
     attempt(call, target)
     return 0
 
@@ -237,7 +236,6 @@ cdef int route_here(
     count(w, COUNT_HITS_OPEN, 1)
     call.copy_word = load_u32(&s.flags, relaxed)
     call.lane = LANE_HERE
-    count(w, COUNT_HERE, 1)
     if is_hop:
         report(call, -1)
     attempt(call, w.runtime)

@@ -195,8 +195,13 @@ cdef void target_conn_lost(worker_t *w, target_t *target, conn_t *conn) noexcept
         while target.waiting != NULL:
             call = target.waiting
             target_unwait(call)
-            set_fault(call, why_failed(target))
-            attempt_failed(call)
+            if is_full_up(call, target):
+                # One more could not be had, which is no fault of those that are there.
+                leave(call)
+                splice(call, LANE_MODEL, COUNT_LEFT_BUSY)
+            else:
+                set_fault(call, why_failed(target))
+                attempt_failed(call)
     if target.is_retired and target.conns_count == 0:
         target_free(w, target)
 

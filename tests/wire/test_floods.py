@@ -72,6 +72,24 @@ async def test_a_flood_of_frames_is_cut_off(what: str) -> None:
     await _is_cut_off(FLOODS[what](), what)
 
 
+async def test_padded_bodies_are_no_flood() -> None:
+    """A kilobyte of a message in each frame, and padding."""
+    piece = frame(DATA, b"\1" + bytes(1024) + b"\0", flags=8, stream_id=1)
+    head = frame(DATA, b"\0" + (2**30).to_bytes(4, "big"), stream_id=1)
+    async with serve_wire(message_bytes_max=2**30) as stand:
+        stand.configure(message_bytes_max=2**30, clients=LIMITS)
+        with closing(dial(stand.port)) as caller:
+            pieces = PREFACE + _open_stream() + head + piece * 3 * LIMITS.frames_burst
+            ask = frame(PING, b"12345678")
+            await asyncio.to_thread(caller.sendall, pieces + ask)
+            heard = await asyncio.to_thread(caller.recv, 2**16)
+            while b"12345678" not in heard:
+                more = await asyncio.to_thread(caller.recv, 2**16)
+                assert more, "cut off"
+                heard += more
+        await stand.settle(floods_refused=0, calls=1, connections_open=0)
+
+
 @pytest.mark.parametrize("name", OTHERS)
 async def test_so_is_one_of_other_frames(name: str) -> None:
     what = "empty frames" if name == "padding" else "control frames"

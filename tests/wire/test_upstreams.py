@@ -8,7 +8,7 @@ from contextlib import suppress
 
 import pytest
 from h2.errors import ErrorCodes
-from h2.events import DataReceived, RequestReceived, SettingsAcknowledged
+from h2.events import DataReceived, RequestReceived, SettingsAcknowledged, StreamEnded
 from h2.exceptions import StreamClosedError
 from h2.settings import SettingCodes
 
@@ -159,3 +159,66 @@ async def test_all_that_calls_took_is_given_back() -> None:
             assert stand.table.in_flight("m") == 0
         assert stand.counts.cancelled > 100
         assert stand.counts.upstreams_open_tier2 == 4, "two threads, two connections each"
+
+
+async def test_calls_that_find_all_connections_full_are_counted_by_tier_2_alone() -> None:
+    async def serve(peer: RawPeer) -> None:
+        peer.start(streams_max=1)
+        await peer.wait_closed()
+
+    beyond = 5
+    async with (
+        listen(serve) as (address, peers),
+        serve_wire(runtime_port=int(address.rpartition(":")[2])) as stand,
+        connect(stand.port) as client,
+    ):
+        for _ in range(CONNECTIONS_MAX + beyond):
+            begin(client)
+        await stand.settle(
+            calls=CONNECTIONS_MAX + beyond,
+            calls_here=CONNECTIONS_MAX,
+            spliced_model=beyond,
+            left_busy=beyond,
+        )
+        assert len(peers) == CONNECTIONS_MAX
+
+
+async def test_one_more_connection_that_cannot_be_had_is_no_fault_of_the_others() -> None:
+    """The first one is full, the second hangs up: the call waits in tier 2's line, blaming none."""
+
+    async def serve(peer: RawPeer) -> None:
+        if len(peers) == 1:
+            peer.start(streams_max=1)
+            await peer.wait_closed()
+
+    async with (
+        listen(serve) as (address, peers),
+        serve_wire(runtime_port=int(address.rpartition(":")[2])) as stand,
+        connect(stand.port) as client,
+    ):
+        begin(client)
+        await stand.settle(calls_here=1, upstreams_open_runtime=1)
+        begin(client)
+        await until(lambda: stand.counts.connect_failures >= 1)
+        await stand.settle(left_busy=1, replayed=0, calls_here=1)
+        assert stand.router.tried_routes == []
+
+
+async def test_headers_as_long_as_any_setting_allows_are_sent_on() -> None:
+    async def serve(peer: RawPeer) -> None:
+        peer.start()
+        while True:
+            asked = await peer.wait_for(StreamEnded)
+            assert asked.stream_id is not None
+            answer(peer, asked.stream_id)
+
+    more = [(b"x-%d" % number, b"v" * 6000) for number in range(10)]
+    async with (
+        listen(serve) as (address, _),
+        serve_wire(runtime_port=int(address.rpartition(":")[2])) as stand,
+    ):
+        stand.configure(header_bytes_max=65_536)
+        async with connect(stand.port) as client:
+            headers, _ = await client.wait_answer(begin(client, [*request(), *more]))
+        assert headers[b"grpc-status"] == b"0"
+        await stand.settle(calls_here=1, replayed=0, floods_refused=0)
