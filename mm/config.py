@@ -233,7 +233,7 @@ class Config(Limits):
             runtime_endpoints=runtime_endpoints(env),
             runtime_serving_endpoint=serving_endpoint(env),
             message_bytes_max=_bytes(env, "MM_SVC_GRPC_MAX_MSG_SIZE", 16 * MIB, 1, 2**31 - 1),
-            headers_bytes_max=_bytes(env, "MM_SVC_GRPC_MAX_HEADERS_SIZE", 8192, 1024, 16 * MIB),
+            headers_bytes_max=_bytes(env, "MM_SVC_GRPC_MAX_HEADERS_SIZE", 8192, 1024, 65_536),
             connections=connection_settings(env),
             multi_parallelism=env.integer(
                 "MM_MULTI_PARALLELISM", default=4, minimum=1, maximum=1000

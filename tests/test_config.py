@@ -179,6 +179,7 @@ class TestErrorsNameVariableValueAndWhatIsAllowed:
             ("INTERNAL_GRPC_SOCKET_PATH", " ", "anything but empty"),
             ("MM_SVC_GRPC_MAX_MSG_SIZE", "16MiB", "1 to 2147483647"),
             ("MM_SVC_GRPC_MAX_HEADERS_SIZE", "10", "1024 to"),
+            ("MM_SVC_GRPC_MAX_HEADERS_SIZE", "65537", "1024 to 65536"),
             ("MM_MULTI_PARALLELISM", "0", "1 to"),
             ("MM_MAX_MODELS", "-1", "0 to"),
             ("MM_LOAD_FAILURE_EXPIRY_TIME_MS", "0", "milliseconds"),
