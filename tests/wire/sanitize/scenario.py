@@ -10,21 +10,26 @@ No grpcio in here: what is not instrumented would be taken for racing. The runti
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
 import random
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from mm._lru import Table
+from mm.core.access import parse_access
 from mm.core.histograms import MESSAGE_BYTES, TIME_MS
 from mm.edge.h2 import EXTERNAL_LIMITS, PEER_LIMITS, GrpcServer, IncomingCall
 from mm.edge.h2.listening import listening_socket
 from mm.edge.h2.messages import frame_message
 from mm.edge.tls import make_contexts
 from mm.edge.tls_files import read_files
+from mm.edge.wire_access import wire_access
 from mm.edge.wired import Tier2
 from mm.errors import MeshError, StatusCode
 from mm.table import CopyState
@@ -40,6 +45,17 @@ FAR_MODELS = [f"far-{each:02}" for each in range(4)]
 MEASURES = Measures(
     tuple(int(bound * 1000) for bound in TIME_MS), tuple(map(int, MESSAGE_BYTES)), models_max=8
 )
+#: Of clients; whoever shows another one is refused.
+TOKEN = "shop-token"
+SHOP = {"roles": ["infer"], "tokenSha256": [hashlib.sha256(TOKEN.encode()).hexdigest()]}
+OPS = {"roles": ["manage"], "certificateNames": ["CN:ops"]}
+ACCESSES = [
+    wire_access(parse_access(json.dumps(each)))
+    for each in (
+        {"identities": {"shop": SHOP}},
+        {"identities": {"ops": OPS, "shop": SHOP}, "passTokens": True},
+    )
+]
 
 
 async def cold(_call: IncomingCall) -> None:
@@ -52,8 +68,13 @@ async def call_all(port: int, chance: random.Random, count: int) -> int:
     served = 0
     async with connect(port) as client:
         for _ in range(count):
+            token = TOKEN if chance.random() < 0.95 else "another"
             stream_id = client.begin(
-                [*REQUEST, (b"mm-model-id", chance.choice(MODELS + FAR_MODELS).encode())]
+                [
+                    *REQUEST,
+                    (b"mm-model-id", chance.choice(MODELS + FAR_MODELS).encode()),
+                    (b"authorization", f"Bearer {token}".encode()),
+                ]
             )
             if chance.random() < 0.1:
                 client.h2.reset_stream(stream_id)
@@ -63,7 +84,8 @@ async def call_all(port: int, chance: random.Random, count: int) -> int:
             message = b"\x12" + bytes([length]) + bytes(length)  # an id is put behind it at times
             client.send(stream_id, frame_message(message), end=True)
             headers, _ = await client.wait_answer(stream_id)
-            assert headers[b"grpc-status"] in (b"0", b"14"), headers
+            expected = (b"0", b"14") if token == TOKEN else (b"16",)
+            assert headers[b"grpc-status"] in expected, headers
             served += headers[b"grpc-status"] == b"0"
     return served
 
@@ -71,7 +93,7 @@ async def call_all(port: int, chance: random.Random, count: int) -> int:
 async def disturb(
     table: Table, wire: Wire, settings: WireSettings, there: Target, chance: random.Random
 ) -> None:
-    """Load and unload, configure, name peers, read counters and measures, without end."""
+    """Load and unload, configure, name peers, read whatever the threads tell, without end."""
     while True:
         model_id = chance.choice(MODELS)
         if table.state(model_id) is CopyState.READY:
@@ -83,7 +105,7 @@ async def disturb(
         table.set_alias("v", chance.choice(MODELS))
         step = chance.randrange(20)
         if step == 0:
-            wire.configure(settings)
+            wire.configure(replace(settings, access=chance.choice(ACCESSES)))
         elif step == 1:
             handle = table.add_instance("peer")
             nobody = Target("127.0.0.1:1", inet_sockaddr("127.0.0.1", 1), handle)
@@ -96,6 +118,11 @@ async def disturb(
                 assert row.path in ("", "/t.S/Echo"), row.path
             wire.peer_traffic([there.handle])
             wire.take_reports()
+        elif step == 4:
+            wire.take_failures()
+            wire.take_flood()
+            wire.take_crowded_address()
+            wire.take_tls_failure()
         await turn()
 
 
@@ -149,8 +176,10 @@ async def call_both(upstream: Target, tls: WireTls, far_port: int, steps: int) -
     server = GrpcServer(cold, limits=EXTERNAL_LIMITS, external=True)
     wire = Wire(2, Tier2({Role.EXTERNAL: server}).connect, MEASURES)
     methods = {b"/t.S/Echo": Method(injection_path=(1,))}
-    settings = WireSettings(table=table, methods=methods, instance=b"here", tls=tls)
-    wire.start(WireSettings(table=table, instance=b"here", tls=tls))
+    settings = WireSettings(
+        table=table, methods=methods, instance=b"here", tls=tls, access=ACCESSES[0]
+    )
+    wire.start(replace(settings, methods={}))
     wire.set_runtime(upstream)
     handle = table.add_instance("there")
     for model_id in FAR_MODELS:
