@@ -24,13 +24,13 @@ from mm.core.dynamic_settings import LOG_EACH, Value
 from mm.core.ids import InstanceId, ModelId
 from mm.core.records import VModelRecord
 from mm.edge.binding import Listener
-from mm.edge.client_limits import client_limits
 from mm.edge.h2.listening import listening_socket
 from mm.edge.h2.server import GrpcServer
 from mm.edge.h2.tls import HandshakeCounts
 from mm.edge.unary import ServiceTable
 from mm.edge.wire_access import wire_access
 from mm.edge.wire_calls import WireCalls, measures_of
+from mm.edge.wire_client_limits import client_limits
 from mm.edge.wire_complaints import WireComplaints
 from mm.edge.wire_peers import PeerTargets, resolve_sockaddr
 from mm.edge.wire_words import hear, read_tried

@@ -17,7 +17,7 @@ from mm.config import Config
 from mm.core.ids import InstanceId
 from mm.edge.http_server import HttpServer, Request, Response
 from mm.edge.life_cycle import LifeCycle
-from mm.edge.page_tls import self_signed_context
+from mm.edge.page_tls import page_context, self_signed, use
 from mm.limits import Limits
 
 pytestmark = pytest.mark.anyio
@@ -304,7 +304,9 @@ def trusting() -> ssl.SSLContext:
 
 @pytest.fixture(scope="module")
 def tls() -> ssl.SSLContext:
-    return self_signed_context(HOST)
+    context = page_context()
+    use(context, self_signed(HOST))
+    return context
 
 
 @pytest.mark.parametrize("is_tls", [False, True])

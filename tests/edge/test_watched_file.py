@@ -276,7 +276,10 @@ async def test_what_a_data_plane_configuration_hardly_means_is_in_the_log(
     assert warnings.take() == [ODD_REMARK]
     told = anyio.Event()
     async with files.followed(
-        constraints=lambda _: None, dataplane=lambda _: told.set(), static_models=lambda _: None
+        access=lambda _: None,
+        constraints=lambda _: None,
+        dataplane=lambda _: told.set(),
+        static_models=lambda _: None,
     ):
         path.write_text(ODD.replace("}}}", '}}, "allowOtherRpcs": true}'))
         with anyio.fail_after(10):

@@ -136,7 +136,7 @@ async def test_what_has_not_left_can_be_sent_again_however_large_it_is() -> None
     async with between(serve, retry_buffer_bytes_max=10) as (stand, client, _):
         stream_id = begin(client, body=bytes(10_000))
         await full.wait()
-        await until(lambda: stand.counts.bytes_in > 10_000)
+        await until(lambda: stand.counts.bytes_in_client > 10_000)
         refuse.set()
         headers, body = await client.wait_answer(stream_id)
         assert (headers[b"grpc-status"], body) == (b"0", frame_message(bytes(10_000)))
