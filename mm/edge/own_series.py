@@ -113,6 +113,7 @@ WIRE_GAUGES: Final = {
     "connections_open": "Connections of clients and peers",
     "calls_open": "Calls under way",
     "buffer_bytes": "Memory of calls under way, with their requests",
+    "unwritten_bytes": "Bytes packed for clients and peers whose sockets are full",
     "connect_waiting": "Calls that wait for a connection to be made",
     "hits_open": "Attempts under way that were made from the table alone",
 }

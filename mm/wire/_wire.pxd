@@ -244,6 +244,10 @@ cdef struct conn_t:
     row_t *row                 # of the last one that was measured
     shown_t shown              # who calls, where that counts
     buffer_t out               # what the socket did not take
+    # While there is such of a client or peer: in the order of who has taken nothing for longest.
+    conn_t *blocked_previous
+    conn_t *blocked_next
+    size_t unwritten           # as counted among what waits; 0: in no line
     timer_t timer
     uint64_t until_ms          # tries to connect until then
     uint64_t heard_ms
@@ -413,6 +417,8 @@ cdef struct worker_t:
     call_t *slow               # calls with answers that wait (_wire_slow.pxi)
     call_t *slow_last
     size_t answers_bytes       # of answers that are here
+    conn_t *blocked            # connections whose sockets are full (_wire_slow.pxi)
+    conn_t *blocked_last
     target_t *runtime
     target_t *tier2[ROLES * 2]
     target_t **peers           # by instance index

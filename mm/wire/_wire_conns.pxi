@@ -87,6 +87,7 @@ cdef void conn_close(conn_t *conn) noexcept nogil:
         return
     conn.is_closed = 1
     timer_stop(w, &conn.timer)
+    blocked_leave(conn)
     if conn.previous != NULL:
         conn.previous.next = conn.next
     else:

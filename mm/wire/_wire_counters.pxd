@@ -58,6 +58,7 @@ cdef enum:
     # Calls that wait for a connection of ours to be made; those that found too many there.
     COUNT_WAITING
     COUNT_WAITING_FULL
+    COUNT_UNWRITTEN_BYTES   # what is packed for sockets that are full
     # Each for SIDE_CLIENT, SIDE_PEER, SIDE_RUNTIME and SIDE_TIER2.
     COUNT_BYTES_IN
     COUNT_BYTES_OUT = COUNT_BYTES_IN + 4

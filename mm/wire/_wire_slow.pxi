@@ -3,9 +3,10 @@
 # A stream's window is what one reader can make wait here. Connections to the runtime and to
 # instances grant all their streams' windows at once (CONN_STREAMS_MAX), so that no number of slow
 # readers stops the answers of others; and what waits in all is bounded for a thread
-# (`config_t.answer_bytes_max`). Beyond that the stream is reset that has taken nothing for the
-# longest. The bound is looked at when a turn has written what it could, so a turn's reads may
-# exceed it until then.
+# (`config_t.answer_bytes_max`), with what is packed for sockets that are full: a quarter of a
+# megabyte each, which is no stream's any more. Beyond that the stream is reset, or the connection
+# closed, that has taken nothing for the longest. The bound is looked at when a turn has written
+# what it could, so a turn's reads may exceed it until then.
 
 
 cdef inline void slow_leave(call_t *call) noexcept nogil:
@@ -55,12 +56,66 @@ cdef void answer_forget(call_t *call) noexcept nogil:
     call.answer.at = call.answer.length = 0
 
 
+cdef void blocked_leave(conn_t *conn) noexcept nogil:
+    cdef worker_t *w = conn.worker
+    if conn.unwritten == 0:
+        return
+    count(w, COUNT_UNWRITTEN_BYTES, <uint64_t>0 - conn.unwritten)
+    conn.unwritten = 0
+    if conn.blocked_previous != NULL:
+        conn.blocked_previous.blocked_next = conn.blocked_next
+    else:
+        w.blocked = conn.blocked_next
+    if conn.blocked_next != NULL:
+        conn.blocked_next.blocked_previous = conn.blocked_previous
+    else:
+        w.blocked_last = conn.blocked_previous
+
+
+cdef void blocked_enter(conn_t *conn) noexcept nogil:
+    """Its socket is full since now: behind those that have been for longer. Connections of ours do
+    not count: there are few to each target.
+    """
+    cdef worker_t *w = conn.worker
+    blocked_leave(conn)
+    if not conn.is_server or conn.out.length == 0:
+        return
+    conn.unwritten = conn.out.length   # what has been written of it is not freed yet
+    count(w, COUNT_UNWRITTEN_BYTES, conn.unwritten)
+    conn.blocked_next = NULL
+    conn.blocked_previous = w.blocked_last
+    if w.blocked_last != NULL:
+        w.blocked_last.blocked_next = conn
+    else:
+        w.blocked = conn
+    w.blocked_last = conn
+
+
 cdef void slow_check(worker_t *w) noexcept nogil:
     """Keep what waits within its bounds."""
-    while (w.slow != NULL and w.config != NULL
-           and (w.answers_bytes > w.config.answer_bytes_max
-                or w.now_ms - w.slow.slow_ms >= w.config.unread_ms)):
-        slow_give_up(w.slow)
+    cdef bint is_over
+    while w.config != NULL:
+        is_over = (w.answers_bytes + load_u64(&w.counts[COUNT_UNWRITTEN_BYTES], relaxed)
+                   > w.config.answer_bytes_max)
+        if is_over and w.blocked != NULL and (
+                w.slow == NULL or w.blocked.blocked_ms <= w.slow.slow_ms):
+            blocked_give_up(w.blocked)
+        elif w.slow != NULL and (
+                is_over or w.now_ms - w.slow.slow_ms >= w.config.unread_ms):
+            slow_give_up(w.slow)
+        else:
+            return
+
+
+cdef void blocked_give_up(conn_t *conn) noexcept nogil:
+    """Close a connection whose client takes nothing, and let go of all that waits for it."""
+    cdef call_t *call = conn.calls
+    count(conn.worker, COUNT_SLOW_GIVEN_UP, 1)
+    while call != NULL:
+        if answer_left(call) != 0:
+            slow_give_up(call)
+        call = call.down_next
+    conn_close(conn)
 
 
 cdef void slow_give_up(call_t *call) noexcept nogil:

@@ -48,6 +48,7 @@ cdef void flush(conn_t *conn) noexcept nogil:
     cdef worker_t *w = conn.worker
     cdef int _round
     cdef bint is_well
+    cdef size_t at = conn.out.at
     if conn.is_closed or conn.is_connecting or conn.is_mute:
         return
     if buffer_left(&conn.out) != 0:
@@ -55,8 +56,11 @@ cdef void flush(conn_t *conn) noexcept nogil:
             conn_broke(conn)
             return
         if buffer_left(&conn.out) != 0:
+            if conn.out.at != at:
+                blocked_enter(conn)
             return
         buffer_free(&conn.out)
+        blocked_leave(conn)
         conn.is_blocked = 0
         conn_watch(conn)
     if conn.is_shaking:
@@ -73,6 +77,7 @@ cdef void flush(conn_t *conn) noexcept nogil:
         if buffer_left(&conn.out) != 0:
             conn.is_blocked = 1
             conn.blocked_ms = w.now_ms
+            blocked_enter(conn)
             conn_watch(conn)
             return
         if not is_full(w):

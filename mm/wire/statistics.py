@@ -76,6 +76,8 @@ class WireStatistics:
     #: Calls that wait for a connection to be made; those for which too many waited already.
     connect_waiting: int
     connect_waiting_refused: int
+    #: What is packed for clients and peers whose sockets are full.
+    unwritten_bytes: int
     #: Read and written, by who is at the other end: bytes of other instances' connections to here
     #: and of ours to them; of the runtime; and of the Python data plane, to which calls are passed.
     bytes_in_client: int

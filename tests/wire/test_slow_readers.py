@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import socket
 import struct
+from typing import Any
 
 import pytest
 from h2.errors import ErrorCodes
@@ -10,7 +13,17 @@ from h2.events import StreamEnded, StreamReset
 
 from mm.edge.h2.messages import frame_message
 from tests.edge.raw_h2 import RawPeer, connect, listen
-from tests.wire.frames import OK, answer, begin
+from tests.wire.frames import OK, answer, begin, request
+from tests.wire.hostile import (
+    DATA,
+    END_STREAM,
+    PREFACE,
+    SETTINGS,
+    WINDOW_UPDATE,
+    Requests,
+    dial,
+    frame,
+)
 from tests.wire.stand import serve_wire, until
 
 pytestmark = pytest.mark.anyio
@@ -82,3 +95,42 @@ async def test_beyond_the_bound_who_has_taken_nothing_for_the_longest_is_given_u
                 (runtime,) = peers
                 resets = [event for event in runtime.events if isinstance(event, StreamReset)]
                 assert [each.stream_id for each in resets] == slow[:2]
+
+
+async def test_what_is_packed_for_full_sockets_has_its_bound_with_the_answers() -> None:
+    """Windows without end, and sockets that take nothing: it is no stream's any more."""
+    bound, packed_bytes = 2**20, 2**18
+    count = 8
+    sockets: list[socket.socket] = []
+    wants = (
+        PREFACE + frame(SETTINGS, b"\0\4\x7f\xff\xff\xff") + frame(WINDOW_UPDATE, b"\x7f\xff\0\0")
+    )
+
+    async def large(_request: bytes, _context: Any) -> bytes:
+        return bytes(2**23)
+
+    def ask() -> None:
+        sockets.append(dial(stand.port, receives_bytes=4096))
+        sockets[-1].sendall(wants + Requests(request(b"/t.S/Large")).next())
+        sockets[-1].sendall(frame(DATA, frame_message(b"q"), flags=END_STREAM, stream_id=1))
+
+    async with serve_wire(**LIMITS) as stand:
+        stand.runtime.scripts["Large"] = large
+        stand.configure(answer_bytes_max=bound)
+        try:
+            for _ in range(count):
+                await asyncio.to_thread(ask)
+            # Each has a quarter of the bound packed or less, and a window waits besides.
+            await until(
+                lambda: (
+                    stand.counts.slow_given_up >= count - bound // packed_bytes
+                    and stand.counts.connections_open < stand.counts.connections == count
+                    and 0 < stand.counts.unwritten_bytes <= bound
+                )
+            )
+            async with connect(stand.port) as other:
+                assert (await other.wait_answer(begin(other)))[1] == frame_message(b"echo:q")
+        finally:
+            for each in sockets:
+                each.close()
+        await stand.settle(connections_open=0, unwritten_bytes=0, calls_open=0, hits_open=0)
