@@ -6,6 +6,7 @@ Owns both texts. What a setting is for is ``mm.settings_reference``'s, reading t
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Final
 
@@ -27,8 +28,9 @@ app = typer.Typer(rich_markup_mode=None)
 HELP: Final = """\
 Show the settings that `mm serve` would have with this environment, and where each comes from.
 
-Secrets are not shown. Wrong settings are told, all of them, and the exit code is 2: so it checks a
-deployment before it is rolled out. --doc explains every setting instead, in Markdown.
+Secrets are not shown. Wrong settings are told, all of them, also in the files that they name, and
+the exit code is 2: so it checks a deployment before it is rolled out. --doc explains every setting
+instead, in Markdown.
 
 \b
 Examples:
@@ -53,6 +55,31 @@ def read_config(variables: Mapping[str, str]) -> Config:
     if tls_complaints:
         raise ConfigError(*tls_complaints)
     return found
+
+
+def _checked(variables: Mapping[str, str]) -> tuple[Config, tuple[str, ...]]:
+    """Answer all settings, and what is odd; raises ``ConfigError``, also for what `mm serve` finds
+    only when it waits for a file to be put right.
+    """
+    complaints: tuple[str, ...] = ()
+    try:
+        found = read_config(variables)
+        complaints = _store_complaints(variables)
+    except ConfigError as exc:
+        complaints = exc.complaints
+        found = Config.read(Environment(variables))
+    from mm.edge.settings_files import SettingsFiles
+
+    odd = list(SettingsFiles(found).look(found))
+    complaints += tuple(f"{name}: {text}" for name, text, is_fatal in odd if is_fatal)
+    if complaints:
+        raise ConfigError(*complaints)
+    remarks = [f"{name}: {text}" for name, text, _ in odd]
+    if found.tls.key_path:
+        from mm.edge.tls_files import read_files, warnings_of
+
+        remarks += warnings_of(read_files(found.tls), time.time())
+    return found, (*found.warnings, *found.dataplane_config.remarks, *remarks)
 
 
 def _tls_complaints(variables: Mapping[str, str]) -> tuple[str, ...]:
@@ -93,16 +120,13 @@ def config(
     if doc:
         emit(reference().removesuffix("\n"))
         return
-    found = read_config(os.environ)
-    complaints = _store_complaints(os.environ)
-    if complaints:
-        raise ConfigError(*complaints)
+    found, remarks = _checked(os.environ)
     kinds = _kinds()
     printer = ListPrinter(output, ("VARIABLE", "VALUE", "UNIT", "SOURCE"))
     printer.page(_row(setting, found, kinds.get(setting.names[0])) for setting in SETTINGS)
     printer.end("settings")
-    for warning in (*found.warnings, *found.dataplane_config.remarks):
-        remark(f"mm: {warning}")
+    for each in remarks:
+        remark(f"mm: {each}")
 
 
 def _kinds() -> Mapping[str, Kind]:

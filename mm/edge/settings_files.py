@@ -7,15 +7,19 @@ watched is ``mm.edge.watched_file``'s.
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
+from mm.access_settings import ACCESS
 from mm.config import Config
 from mm.core.access import Access, parse_access
 from mm.core.constraints import NO_CONSTRAINTS, TypeConstraints, parse_type_constraints
 from mm.core.dataplane import DataplaneConfig, parse_dataplane_config
 from mm.core.static_models import StaticModel, joined, parse_static_models
+from mm.edge.access import remarks_of
 from mm.edge.watched_file import BadFileError, WatchedFile
 
 logger = logging.getLogger(__name__)
@@ -76,6 +80,29 @@ class SettingsFiles:
         except BadFileError as exc:
             logger.error("%s: until it is put right, models of every type are loaded anywhere", exc)
             return NO_CONSTRAINTS
+
+    def look(self, config: Config) -> Iterator[tuple[str, str, bool]]:
+        """Read each once; answer what is odd about it: the variable, the text, and whether an
+        instance would not start with it. One that is not there is told with the variable.
+        """
+        files: tuple[tuple[str, str, WatchedFile[Any] | None], ...] = (
+            ("MM_DATAPLANE_CONFIG_PATH", config.dataplane_config_path, self._dataplane),
+            (ACCESS, config.access_path, self._access),
+            ("MM_TYPE_CONSTRAINTS_PATH", config.type_constraints_path, self._constraints),
+            ("MM_AUTO_REGISTER_MODEL_PATH", config.static_models_path, self._static_models),
+        )
+        for variable, path, file in files:
+            if file is None or not Path(path).is_file():
+                continue
+            try:
+                found = file.once()
+            except BadFileError as exc:
+                yield variable, str(exc), file is not self._constraints
+                continue
+            if isinstance(found, DataplaneConfig):
+                yield from ((variable, each, False) for each in found.remarks)
+            if isinstance(found, Access):
+                yield from ((variable, each, False) for each in remarks_of(found, config))
 
     @asynccontextmanager
     async def followed(

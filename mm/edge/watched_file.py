@@ -87,6 +87,17 @@ class WatchedFile(Generic[T]):
         problem = "it cannot be read" if self._said is None else self._said.problem
         raise BadFileError(f"{self._name} file {self._path}: {problem}")
 
+    def once(self) -> T:
+        """Answer what the file says, without waiting for a better one; raises ``BadFileError``."""
+        look = _look(self._path, None)
+        problem = look.problem
+        if look.content is not None:
+            try:
+                return self._parse(look.content)
+            except ValueError as exc:
+                problem = str(exc)
+        raise BadFileError(f"{self._name} file {self._path}: {problem}")
+
     @asynccontextmanager
     async def followed(self, tell: Callable[[T], None]) -> AsyncIterator[None]:
         """Tell of each new content as long as the context is open."""

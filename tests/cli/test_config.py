@@ -64,15 +64,18 @@ def test_the_readme_and_the_help_name_what_there_is() -> None:
         assert named <= read_names()
 
 
-def test_older_names_come_after_the_name() -> None:
+def test_older_names_come_after_the_name(tmp_path: Path) -> None:
     """The first of the names in the reference is the one that counts, whatever else is set."""
+    files = (str(tmp_path / "new.json"), str(tmp_path / "old.json"))
+    for each in files:
+        Path(each).write_text("[]")
     values = {
         "MM_SERVICE_NAME": ("new", "old"),
         "MM_SVC_GRPC_PORT": ("1001", "1002"),
         "MM_INSTANCE_ID": ("new", "a-pod-name-0123456789ab"),
         "MM_ADVERTISE_ADDRESS": ("10.0.0.1", "10.0.0.2", "10.0.0.3"),
         "MM_AUTO_REGISTER_MODELS": ("[]", '[{"modelId": "m", "modelInfo": {"type": "t"}}]'),
-        "MM_AUTO_REGISTER_MODEL_PATH": (__file__, str(ROOT / "README.md")),
+        "MM_AUTO_REGISTER_MODEL_PATH": files,
     }
     shown = {
         "a-pod-name-0123456789ab": "0123456789ab",
@@ -109,6 +112,47 @@ def test_tls_is_shown_without_its_secret_and_checked(tmp_path: Path) -> None:
     refused = run(**old | {"MM_SVC_GRPC_PRIVATE_KEY_PASSPHRASE": "other"})
     assert refused.exit_code == 2
     assert refused.stderr.startswith("mm: MM_TLS_PRIVATE_KEY_PASSPHRASE does not open ")
+
+
+@pytest.mark.parametrize(
+    ("variable", "content", "told"),
+    [
+        ("MM_ACCESS_CONFIG_PATH", '{"identities": {}}', '"identities" is empty'),
+        ("MM_DATAPLANE_CONFIG_PATH", "{", "data-plane configuration file "),
+        ("MM_AUTO_REGISTER_MODEL_PATH", '{"a": 1}', "static models file "),
+    ],
+)
+def test_files_that_serve_refuses_are_refused(
+    variable: str, content: str, told: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "file.json"
+    file.write_text(content)
+    alone = run(KV_STORE="memory", **{variable: str(file)})
+    assert (alone.exit_code, alone.stdout) == (2, "")
+    assert alone.stderr.startswith(f"mm: {variable}: ")
+    assert told in alone.stderr
+    beside = run(KV_STORE="memory", MM_PROBE_PORT="x", **{variable: str(file)})
+    assert [line.split()[1].rstrip(":") for line in beside.stderr.splitlines()] == [
+        'MM_PROBE_PORT="x"',
+        variable,
+    ]
+
+
+def test_files_that_serve_starts_with_are_remarked_on(tmp_path: Path) -> None:
+    constraints, access = tmp_path / "constraints.json", tmp_path / "access.json"
+    constraints.write_text("{")
+    access.write_text('{"identities": {"a": {"roles": ["read"], "certificateNames": ["CN:a"]}}}')
+    own = make("server", days=-1).write(tmp_path)
+    found = run(
+        KV_STORE="memory",
+        MM_TYPE_CONSTRAINTS_PATH=str(constraints),
+        MM_ACCESS_CONFIG_PATH=str(access),
+        **own,
+    )
+    assert found.exit_code == 0
+    assert "mm: MM_TYPE_CONSTRAINTS_PATH: type constraints file " in found.stderr
+    assert "mm: MM_ACCESS_CONFIG_PATH: certificateNames say nothing" in found.stderr
+    assert "mm: MM_TLS_KEY_CERT_PATH: the certificate ended at " in found.stderr
 
 
 def rows(**settings: str) -> dict[str, dict[str, str]]:
