@@ -111,7 +111,7 @@ async def test_a_call_waits_while_the_backlog_of_the_runtimes_socket_is_full(
             with pytest.raises(BlockingIOError):
                 other.connect(path)
             if plane.wire is not None:
-                await plane.wire.settle(calls_here=1)
+                await plane.wire.settle(connect_waiting=1)
             async with serve_on(listener, _answer_all):
                 headers, body = await client.wait_answer(stream_id)
             assert (headers[b"grpc-status"], body) == (b"0", frame_message(b"a"))
