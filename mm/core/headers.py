@@ -410,7 +410,9 @@ def check_http_status(headers: HeaderList, *, begins: bool) -> None:
         raise MalformedHeadersError("the status of HTTP is not where it belongs")
 
 
-def without_mesh_headers(headers: HeaderList, prefix: bytes = b"mm-") -> HeaderList:
+def without_mesh_headers(
+    headers: HeaderList, prefix: bytes | tuple[bytes, ...] = b"mm-"
+) -> HeaderList:
     """Answer response headers or trailers without those of the mesh; the same list if none is."""
     for name, _ in headers:
         if name.startswith(prefix):

@@ -72,6 +72,9 @@ class AccessControl:
                 needed = role_of_own(call.head.path)
             if needed is not Role.ANYBODY:
                 self._admit(call, needed)
+            elif not self.access.passes_tokens:
+                # Nobody is asked, and what is served has no use for it: the log gets none.
+                _take_token(call)
             await handler(call)
 
         return serve
@@ -92,8 +95,7 @@ class AccessControl:
             raise MeshError(refusal, code=StatusCode.PERMISSION_DENIED)
         if by_token and not access.passes_tokens:
             # It is ours: neither runtimes nor observers get it.
-            call.head.metadata = _without_token(call.head.metadata)
-            call.headers = _without_token(call.headers)
+            _take_token(call)
 
     def _certificate(self, call: IncomingCall) -> tuple[Identity | None, bool]:
         """Answer who the certificate of a call's client says it is, and whether there is one."""
@@ -111,6 +113,11 @@ def remarks_of(access: Access, config: Config) -> Iterator[str]:
             "certificateNames say nothing: with MM_TLS_CLIENT_AUTH=none no client is asked for"
             " a certificate"
         )
+
+
+def _take_token(call: IncomingCall) -> None:
+    call.head.metadata = _without_token(call.head.metadata)
+    call.headers = _without_token(call.headers)
 
 
 def _without_token(headers: HeaderList) -> HeaderList:

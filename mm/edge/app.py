@@ -23,7 +23,7 @@ from mm.core.call_meter import CallSource
 from mm.core.dataplane import DataplaneConfig
 from mm.core.dynamic_settings import LOG_LEVEL, Value
 from mm.edge.access import AccessControl, remarks_of
-from mm.edge.binding import open_listener
+from mm.edge.binding import Listener, open_listener
 from mm.edge.client_limits import listener_limits
 from mm.edge.garbage import collect_quietly
 from mm.edge.h2 import (
@@ -195,12 +195,13 @@ class Instance:
             )
             # Peers are served by now: the same models may be loading here for others' starts.
             await static_models.register_first()
-            grpc_port = await self._open(self._servers[0], config.grpc_port, "MM_SVC_GRPC_PORT")
-            management = await self._open_management()
             if self._wired is not None:
+                # Before clients: of which services there are, and what these need, it hears here.
                 both = (services, self._peer_services)
                 following = self._wired.following(node, both, self._serving_endpoint)
                 await stack.enter_async_context(following)
+            grpc_port = await self._open(self._servers[0], config.grpc_port, "MM_SVC_GRPC_PORT")
+            management = await self._open_management()
             self.serving = True
             self._on_started()
             logger.info(
@@ -236,7 +237,10 @@ class Instance:
         await stack.enter_async_context(self._tls.followed())
 
     async def _open(self, server: GrpcServer, port: int, variable: str) -> int:
-        listener = server if self._wired is None else self._wired.before(server)
+        listener: Listener = server
+        if self._wired is not None:
+            assert self._wired.is_following or not server.external
+            listener = self._wired.before(server)
         return await open_listener(listener, self._config.bind_host, port, variable)
 
     async def _open_management(self) -> str:

@@ -11,12 +11,14 @@ import asyncio
 import logging
 import re
 import ssl
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Final, cast
 from urllib.parse import parse_qs
 
+from mm.edge.h2.crowd import key_of
 from mm.edge.h2.listening import listening_socket
 from mm.limits import Limits
 
@@ -68,9 +70,10 @@ class HttpServer:
     """Listens on one port.
 
     Bounds: ``probe_connections_max`` connections, of which the oldest that has not asked yet makes
-    way for a new one, so that whoever only connects keeps out nobody; ``probe_head_bytes_max``
-    bytes in ``probe_request_s`` for a request. An answer has no bound here: it may take as long as
-    an instance takes to stop.
+    way for a new one, so that whoever only connects keeps out nobody; if all wait for answers, the
+    oldest of the address that has the most does, so neither does whoever asks;
+    ``probe_head_bytes_max`` bytes in ``probe_request_s`` for a request. An answer has no bound
+    here: it may take as long as an instance takes to stop.
     """
 
     def __init__(self, answer: Answer, limits: Limits, tls: ssl.SSLContext | None = None) -> None:
@@ -119,8 +122,22 @@ class HttpServer:
         """Take a connection; if there are too many, one goes."""
         self.connections[connection] = None
         if len(self.connections) > self.limits.probe_connections_max:
-            idle = (each for each in self.connections if not each.has_asked)
-            next(idle, connection).drop()
+            victim = self._in_the_way(connection)
+            # At once: whoever comes next in this turn has another one go.
+            self.went(victim)
+            victim.drop()
+
+    def _in_the_way(self, newest: _Connection) -> _Connection:
+        """Answer which has to go: one of an address that has more than half of the places, else one
+        that has not asked, else one of the address that has the most.
+        """
+        ((address, count),) = Counter(each.address for each in self.connections).most_common(1)
+        of_it = [each for each in self.connections if each.address == address]
+        has_half = count > self.limits.probe_connections_max // 2
+        for each in of_it if has_half else self.connections:
+            if each is not newest and not each.has_asked:
+                return each
+        return newest if count == 1 else of_it[0]
 
     def went(self, connection: _Connection) -> None:
         """Forget a connection."""
@@ -138,6 +155,8 @@ class _Connection(asyncio.Protocol):
         self._answering: asyncio.Task[None] | None = None
         self._has_answered = False
         self._surplus_bytes = 0
+        #: Of the client, as connections are counted.
+        self.address = ""
 
     @property
     def has_asked(self) -> bool:
@@ -152,6 +171,7 @@ class _Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+        self.address = key_of(transport.get_extra_info("peername"))
         self._loop = asyncio.get_running_loop()
         self._timer = self._loop.call_later(
             self._server.limits.probe_request_s, self._reply, HTTPStatus.REQUEST_TIMEOUT

@@ -21,6 +21,7 @@ from hpack.struct import NeverIndexedHeaderTuple
 from mm.core import call_texts
 from mm.core.calls import Call, LocalRoute, Outcome, PeerRoute, Route
 from mm.core.headers import (
+    WIRE_PREFIX,
     HeaderList,
     format_timeout,
     id_headers,
@@ -393,7 +394,7 @@ class ProxiedCall:
         """End the answer."""
         if not self.incoming.headers_sent:
             self.note_load()
-        trailers = without_mesh_headers(trailers, PREFIX)
+        trailers = without_mesh_headers(trailers, (PREFIX, WIRE_PREFIX))
         if outcome is not Outcome.ANSWERED and not self.proxy.external:
             trailers = [*trailers, (RESULT, outcome.value.encode())]
         if self.proxy.legacy_errors and code:

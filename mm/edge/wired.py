@@ -130,6 +130,11 @@ class Wired:
         if self._limits is not None:
             self._limits.look()
 
+    @property
+    def is_following(self) -> bool:
+        """Whether the threads know what is served: before, clients would be told nonsense."""
+        return bool(self._services)
+
     def before(self, server: GrpcServer) -> Listener:
         """Answer what listens in the place of a server."""
         here = self._tls.clients if server.external else self._tls.peers

@@ -140,7 +140,7 @@ cdef void answer_trailers_received(call_t *call) noexcept nogil:
         mark_dirty(call.up)
     if call.down == NULL:
         return
-    if call.pass_on and call.has_held:
+    if call.pass_on and call.has_held and not call.answer_begun:
         answer_with_held(call)
     elif call.lane < LANE_MODEL and needs_thought(call):
         if may_repeat(call):

@@ -380,7 +380,7 @@ cdef bint take_answer_header(
                 call.hop_load = read_number(value, value_length)
             elif name_length == 13 and same(name, b"mm-hop-result", 13):
                 take_text(&call.hop_result, header)
-        elif not call.reads_trailers:
+        elif not call.reads_trailers or (name_length >= 8 and same(name, b"mm-wire-", 8)):
             kind = STRIPPED
         header.kind = kind
     elif name_length == 11 and same(name, b"grpc-status", 11):

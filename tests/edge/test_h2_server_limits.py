@@ -6,13 +6,18 @@ import logging
 import socket
 from contextlib import ExitStack, closing
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from mm.edge.h2 import EXTERNAL_LIMITS, GrpcServer
 from mm.edge.h2.incoming import IncomingCall
+from mm.edge.tls import Tls
+from mm.edge.tls_files import read_files
 from mm.errors import StatusCode
+from mm.tls_settings import TlsSettings
 from tests.edge.raw_h2 import PATIENCE_S, REQUEST, connect
+from tests.identities import make
 from tests.wire.stand import until
 
 pytestmark = pytest.mark.anyio
@@ -57,3 +62,29 @@ async def test_one_address_cannot_take_all_places(caplog: pytest.LogCaptureFixtu
     loud = [each.message for each in caplog.records if each.levelno == logging.WARNING]
     assert len(loud) == 1
     assert loud[0].endswith("too many connections of one address")
+
+
+async def test_one_address_cannot_take_all_handshakes(tmp_path: Path) -> None:
+    """Who says nothing has a place as long as a handshake may take: of his own, no more."""
+    key, certificate = make("server").write(tmp_path).values()
+    settings = TlsSettings(key_path=key, certificate_path=certificate)
+    tls = Tls(settings, read_files(settings), PATIENCE_S).clients
+    limits = replace(EXTERNAL_LIMITS, connections_max=6, per_address_max=2)
+    server = GrpcServer(_answer, limits=limits, external=True, tls=tls)
+    port = await server.start("127.0.0.1", 0)
+    try:
+        with ExitStack() as stack:
+
+            def begin(own: str) -> None:
+                place = ("127.0.0.1", port), PATIENCE_S, (own, 0)
+                stack.enter_context(closing(socket.create_connection(*place)))
+
+            for _ in range(8):
+                begin("127.0.0.7")
+            begin("127.0.0.8")
+            await until(lambda: dict(server.crowd.counts) == {"127.0.0.7": 2, "127.0.0.8": 1})
+            assert len(server.handshakes) == 3
+        await until(lambda: not server.handshakes)
+        assert not server.crowd.counts
+    finally:
+        await server.stop(0)

@@ -41,9 +41,9 @@ class Served:
     port: int
     end: anyio.Event
 
-    async def ask(self, request: bytes) -> bytes:
+    async def ask(self, request: bytes, own: str = HOST) -> bytes:
         """Send bytes, and answer all that comes until the server closes."""
-        reader, writer = await asyncio.open_connection(HOST, self.port)
+        reader, writer = await asyncio.open_connection(HOST, self.port, local_addr=(own, 0))
         writer.write(request)
         answer = await asyncio.wait_for(reader.read(), LIMIT_S)
         writer.close()
@@ -216,15 +216,40 @@ async def test_whoever_only_connects_keeps_out_nobody() -> None:
             writer.close()
 
 
+LONG = b"GET /long HTTP/1.1\r\n\r\n"
+
+
 async def test_when_all_wait_a_new_one_is_refused() -> None:
+    """Each is of another address, and nobody has more than his share."""
     async with served(replace(PATIENT, probe_connections_max=3)) as each:
-        request = b"GET /long HTTP/1.1\r\n\r\n"
-        waiting = [asyncio.ensure_future(each.status(request)) for _ in range(3)]
-        await each.wait_asked(3)
+        waiting = []
+        for number in range(3):
+            waiting.append(asyncio.ensure_future(each.ask(LONG, f"127.0.0.{number + 1}")))
+            await each.wait_asked(number + 1)
         with suppress(ConnectionError):
-            assert await each.ask(b"GET /fine HTTP/1.1\r\n\r\n") == b""
+            assert await each.ask(b"GET /fine HTTP/1.1\r\n\r\n", "127.0.0.4") == b""
         each.end.set()
-        assert await asyncio.gather(*waiting) == [200, 200, 200]
+        answers = await asyncio.gather(*waiting)
+        assert all(answer.startswith(b"HTTP/1.1 200") for answer in answers)
+
+
+async def test_whoever_only_waits_keeps_out_nobody_else() -> None:
+    """Who holds every place at /prestop gives up his own oldest ones for the hooks of others."""
+    async with served(replace(PATIENT, probe_connections_max=5)) as each:
+        held = []
+        for number in range(5):
+            held.append(asyncio.ensure_future(each.ask(LONG, "127.0.0.7")))
+            await each.wait_asked(number + 1)
+        hooks = [asyncio.ensure_future(each.ask(LONG, "127.0.0.1")) for _ in range(2)]
+        with suppress(ConnectionError):
+            assert await held[0] == b""
+        with suppress(ConnectionError):
+            assert await held[1] == b""
+        await each.wait_asked(5)
+        assert not any(other.done() for other in (*held[2:], *hooks))
+        each.end.set()
+        answers = await asyncio.gather(*held[2:], *hooks)
+        assert all(answer.startswith(b"HTTP/1.1 200") for answer in answers)
 
 
 async def test_who_leaves_is_forgotten() -> None:

@@ -14,6 +14,7 @@ from mm.core.headers import Header, HeaderList
 from mm.edge.h2.messages import frame_message
 from tests.edge.raw_h2 import REQUEST, RawPeer, connect, listen
 from tests.edge.upstream import serve_proxy
+from tests.wire.planes import PLANES, serve_plane
 
 pytestmark = pytest.mark.anyio
 ID = (("mm-model-id", "m"),)
@@ -152,6 +153,32 @@ async def test_a_status_after_messages_keeps_both() -> None:
             assert caught.value.code() == grpc.StatusCode.ABORTED
             assert caught.value.details() == "half-way"
             assert ("x", "y") in tuple(await down.trailing_metadata())
+
+
+@pytest.mark.parametrize("plane", PLANES)
+async def test_a_runtime_does_not_speak_the_words_of_the_wire(plane: str) -> None:
+    """Neither before an answer nor behind it; what else begins with "mm-" is its own affair."""
+    words = [(b"mm-wire-pass-on", b"1"), (b"mm-wire-client", b"1"), (b"mm-own", b"1")]
+
+    async def serve(peer: RawPeer) -> None:
+        peer.start()
+        await peer.wait_for(StreamEnded)
+        peer.h2.send_headers(1, [*OK, *words])
+        peer.h2.send_data(1, frame_message(b"a"))
+        peer.h2.send_headers(1, [(b"grpc-status", b"0"), *words], end_stream=True)
+        peer.flush()
+        await peer.wait_closed()
+
+    async with listen(serve) as (address, _):
+        port = int(address.rpartition(":")[2])
+        async with serve_plane(plane, runtime_port=port) as stand, connect(stand.port) as client:
+            stream_id = client.begin([*REQUEST, (b"mm-model-id", b"m")])
+            client.send(stream_id, frame_message(b"q"), end=True)
+            head = await client.wait_on(ResponseReceived, stream_id)
+            end = await client.wait_on(TrailersReceived, stream_id)
+    told = [name for name, _ in head.headers or () if name.startswith(b"mm-")]
+    assert told == []
+    assert [name for name, _ in end.headers or () if name.startswith(b"mm-")] == [b"mm-own"]
 
 
 async def test_an_answer_that_is_not_grpc_passes_as_it_is() -> None:

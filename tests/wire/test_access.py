@@ -13,6 +13,7 @@ import grpc.aio
 import pytest
 
 from mm.core.access import (
+    AUTHORIZATION,
     NOT_A_TOKEN,
     NOTHING_SHOWN,
     SHOWN_TWICE,
@@ -90,7 +91,9 @@ async def guarded(plane: str, access: Access | None = None) -> AsyncIterator[Gua
 
 
 async def _served(call: IncomingCall) -> None:
-    call.send_status(0, "served")
+    lists = (call.headers, call.head.metadata)
+    has_token = any(name == AUTHORIZATION for each in lists for name, _ in each)
+    call.send_status(0, "served" + " with authorization" * has_token)
 
 
 @pytest.fixture(params=["wire", "python"])
@@ -132,6 +135,15 @@ async def test_each_role_opens_its_own_methods(plane: str) -> None:
 async def test_health_is_told_to_anybody(plane: str) -> None:
     async with guarded(plane) as at:
         assert await ask(at.port, HEALTH) == (OK, "served")
+
+
+@pytest.mark.parametrize("passes", [False, True])
+async def test_tokens_end_also_where_nobody_needs_one(plane: str, passes: bool) -> None:
+    """The log of headers, which is behind, must not have them."""
+    access = access_of(pass_tokens=passes, **EVERYBODY)
+    async with guarded(plane, access) as at:
+        code, text = await ask(at.port, HEALTH, bearer("shop"))
+        assert (code, text.endswith("with authorization")) == (OK, passes)
 
 
 SECRET = b"shop-token"

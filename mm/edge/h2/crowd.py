@@ -15,7 +15,7 @@ class Crowd:
 
     def enter(self, peername: Any) -> str:
         """Count one more; answers by what, for ``leave``."""
-        key = _key(peername)
+        key = key_of(peername)
         if key:
             self.counts[key] += 1
         return key
@@ -28,7 +28,8 @@ class Crowd:
                 del self.counts[key]
 
 
-def _key(peername: Any) -> str:
+def key_of(peername: Any) -> str:
+    """Answer by what a connection is counted; empty: by nothing."""
     if not isinstance(peername, tuple):
         return ""
     address = ipaddress.ip_address(str(peername[0]).partition("%")[0])

@@ -95,12 +95,26 @@ class ServerLink(Link):
         """Have a place until the handshake is complete, unless there are too many."""
         server = self.server
         server.handshakes[self] = transport
-        if len(server.links) + len(server.handshakes) > self.limits.connections_max:
+        too_many = len(server.links) + len(server.handshakes) > self.limits.connections_max
+        if self._enter_crowd(transport) or too_many:
             transport.abort()
 
     def handshake_failed(self, reason: str) -> None:
         """Give the place back."""
         self.server.handshakes.pop(self, None)
+        self._leave_crowd()
+
+    def _enter_crowd(self, transport: asyncio.BaseTransport) -> bool:
+        """Count among those of an address, once; answers whether these are too many."""
+        if self._address:
+            return False
+        crowd = self.server.crowd
+        self._address = crowd.enter(transport.get_extra_info("peername"))
+        return 0 < self.limits.per_address_max < crowd.counts[self._address]
+
+    def _leave_crowd(self) -> None:
+        self.server.crowd.leave(self._address)
+        self._address = ""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the connection, unless there are too many."""
@@ -110,8 +124,7 @@ class ServerLink(Link):
         if len(self.server.links) > self.limits.connections_max:
             self._refuse("too many connections")
             return
-        key = self._address = self.server.crowd.enter(transport.get_extra_info("peername"))
-        if 0 < self.limits.per_address_max < self.server.crowd.counts[key]:
+        if self._enter_crowd(transport):
             self._refuse("too many connections of one address")
             return
         self._handshake = self.loop.call_later(_HANDSHAKE_TIMEOUT_S, self.connection.close)
@@ -126,7 +139,7 @@ class ServerLink(Link):
         for timer in (self._handshake, self._goaway_timer, self._age):
             if timer is not None:
                 timer.cancel()
-        self.server.crowd.leave(self._address)
+        self._leave_crowd()
         super().connection_lost(exc)
         self.server.link_lost(self)
 
