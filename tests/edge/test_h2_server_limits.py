@@ -64,13 +64,17 @@ async def test_one_address_cannot_take_all_places(caplog: pytest.LogCaptureFixtu
     assert loud[0].endswith("too many connections of one address")
 
 
-async def test_one_address_cannot_take_all_handshakes(tmp_path: Path) -> None:
-    """Who says nothing has a place as long as a handshake may take: of his own, no more."""
+@pytest.fixture
+def tls(tmp_path: Path) -> Tls:
     key, certificate = make("server").write(tmp_path).values()
     settings = TlsSettings(key_path=key, certificate_path=certificate)
-    tls = Tls(settings, read_files(settings), PATIENCE_S).clients
+    return Tls(settings, read_files(settings), PATIENCE_S)
+
+
+async def test_one_address_cannot_take_all_handshakes(tls: Tls) -> None:
+    """Who says nothing has a place as long as a handshake may take: of his own, no more."""
     limits = replace(EXTERNAL_LIMITS, connections_max=6, per_address_max=2)
-    server = GrpcServer(_answer, limits=limits, external=True, tls=tls)
+    server = GrpcServer(_answer, limits=limits, external=True, tls=tls.clients)
     port = await server.start("127.0.0.1", 0)
     try:
         with ExitStack() as stack:

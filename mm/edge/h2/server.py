@@ -97,6 +97,8 @@ class ServerLink(Link):
         server.handshakes[self] = transport
         too_many = len(server.links) + len(server.handshakes) > self.limits.connections_max
         if self._enter_crowd(transport) or too_many:
+            # Whoever comes in the same turn finds the place free.
+            self.handshake_failed("too many connections")
             transport.abort()
 
     def handshake_failed(self, reason: str) -> None:
