@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 TOKEN: Final = "MM_ADDRESS_TOKEN_PATH"
 _OPTION: Final = "--token-file"
+_HELP: Final = "A file with the bearer token to show, where the mesh asks who calls."
 #: Of the command that runs.
 _path: Final = ContextVar("token_path", default="")
 _FORM: Final = re.compile(r"[A-Za-z0-9\-._~+/]+=*")
@@ -33,12 +34,38 @@ def token_option(
             _OPTION,
             envvar=TOKEN,
             metavar="PATH",
-            help="A file with the bearer token to show, where the mesh asks who calls.",
+            help=_HELP,
         ),
     ] = "",
 ) -> None:
     """Before the commands of a group: keep where the token is."""
     _path.set(token_file)
+
+
+def _keep(value: str | None) -> None:
+    if value is not None:  # what stands before the command, or the variable, is kept already
+        _path.set(value)
+
+
+#: The same option where ``--address`` is: each command has it, and nothing to do with it.
+TokenFile = Annotated[
+    str | None,
+    typer.Option(
+        _OPTION,
+        metavar="PATH",
+        help=f"{_HELP} Also in {TOKEN}.",
+        show_default=False,
+        callback=_keep,
+    ),
+]
+
+
+def way_to_token() -> str:
+    """Answer what may be done if the mesh does not know who calls."""
+    path = _path.get()
+    if path:
+        return f"the token is that of {path!r} ({_OPTION} or {TOKEN})"
+    return f"{_OPTION} or {TOKEN} names a file with a bearer token"
 
 
 def show_token(channel: Channel) -> None:

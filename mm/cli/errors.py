@@ -21,12 +21,13 @@ READER_LEFT: Final = 141
 
 #: What `--help` says of those that a command which asks a mesh may end with.
 EXIT_CODES_HELP: Final = (
-    "Exit codes: 0 done; 1 it failed, or the model cannot be loaded; 2 the call is wrong; 3 there"
-    " is no such model or vmodel; 4 refused, because something else is registered there or it is"
-    " in use; 5 not within --timeout; 6 the instance cannot be reached; 7 it answers that it cannot"
-    " do it now, for lack of room or of etcd, because of a limit, or because it only reads"
-    " (KV_READ_ONLY): try later; 8 the output cannot be written; 130 Ctrl-C. What -o json and"
-    " -o yaml say: docs/command-line.md."
+    "Exit codes: 0 done; 1 it failed, or the model cannot be loaded; 2 the call is wrong, or"
+    " that port takes no such calls; 3 there is no such model or vmodel; 4 refused, because"
+    " something else is registered there or it is in use, or the mesh does not know who calls or"
+    " has not given the role; 5 not within --timeout; 6 the instance cannot be reached; 7 it"
+    " answers that it cannot do it now, for lack of room or of etcd, because of a limit, or"
+    " because it only reads (KV_READ_ONLY): try later; 8 the output cannot be written; 130"
+    " Ctrl-C. What -o json and -o yaml say: docs/command-line.md."
 )
 
 _CODES: Final = {
@@ -59,6 +60,12 @@ class CommandError(Exception):
         super().__init__(message)
         self.exit_code = exit_code
         self.details = details
+
+
+class AccessError(CommandError):
+    """The mesh does not know who calls, or the caller has not the role: whatever else may be done
+    about a refusal is not to be said.
+    """
 
 
 #: Everything else is a bug.

@@ -28,7 +28,7 @@ from mm.cli.client_tls import (
     split_scheme,
     tls_failure,
 )
-from mm.cli.client_token import show_token
+from mm.cli.client_token import show_token, way_to_token
 from mm.cli.errors import (
     FAILED,
     INTERRUPTED,
@@ -36,6 +36,7 @@ from mm.cli.errors import (
     NOT_FOUND,
     TIME_LIMIT,
     UNREACHABLE,
+    AccessError,
     CommandError,
     exit_code_of,
 )
@@ -159,17 +160,15 @@ async def connected(
     except GRPCError as exc:
         text = f"{exc.status.name}: {exc.message or 'no message'}"
         if MANAGEMENT_PORT in text:
-            raise CommandError(
-                f"{place}: {text}; --address takes it", exit_code=UNREACHABLE
-            ) from exc
+            raise CommandError(f"{place}: {text}; --address takes it", exit_code=MISUSED) from exc
         if _is_elsewhere(exc):
             raise CommandError(
                 f"{place} is not the client port of an mm instance (MM_SVC_GRPC_PORT,"
                 f" {DEFAULT_PORT} by default), or it is one of the Java mesh, which does not know"
                 f" list, watch and policies: {text}",
-                exit_code=UNREACHABLE,
+                exit_code=MISUSED,
             ) from exc
-        raise CommandError(text, exit_code=exit_code_of(exc.status.value)) from exc
+        raise _refused(exc, text) from exc
     except TimeoutError as exc:
         text = f"no answer from {place} within {timeout_s:g} s"
         raise CommandError(text, exit_code=TIME_LIMIT) from exc
@@ -209,7 +208,7 @@ def ways_out(ways: Mapping[int, str]) -> Iterator[None]:
     try:
         yield
     except CommandError as exc:
-        if exc.exit_code not in ways:
+        if exc.exit_code not in ways or isinstance(exc, AccessError):
             raise
         text = f"{exc}; {ways[exc.exit_code]}"
         raise CommandError(text, exit_code=exc.exit_code, details=exc.details) from exc
@@ -217,6 +216,14 @@ def ways_out(ways: Mapping[int, str]) -> Iterator[None]:
         if INTERRUPTED in ways:
             remark(f"mm: interrupted; {ways[INTERRUPTED]}")
         raise
+
+
+def _refused(exc: GRPCError, text: str) -> CommandError:
+    code = exit_code_of(exc.status.value)
+    if exc.status.value == StatusCode.UNAUTHENTICATED:
+        return AccessError(f"{text}; {way_to_token()}", exit_code=code)
+    is_denied = exc.status.value == StatusCode.PERMISSION_DENIED
+    return (AccessError if is_denied else CommandError)(text, exit_code=code)
 
 
 def _is_elsewhere(exc: GRPCError) -> bool:

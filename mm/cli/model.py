@@ -11,8 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from mm.cli.client_token import token_option
-from mm.cli.errors import EXIT_CODES_HELP, INTERRUPTED, REFUSED, TIME_LIMIT, CommandError
+from mm.cli.client_token import TokenFile, token_option
+from mm.cli.errors import (
+    EXIT_CODES_HELP,
+    INTERRUPTED,
+    REFUSED,
+    TIME_LIMIT,
+    AccessError,
+    CommandError,
+)
 from mm.cli.listing import Limit, print_changes, print_list, wanted_status
 from mm.cli.mesh import (
     ADDRESS_HELP,
@@ -106,6 +113,7 @@ def register(
         bool, typer.Option("--pinned", help="Never evict its copies for other models.")
     ] = False,
     address: Address = DEFAULT_ADDRESS,
+    token_file: TokenFile = None,
     timeout: Timeout = 120.0,
     output: Output = Format.TABLE,
 ) -> None:
@@ -135,6 +143,7 @@ def register(
 def unregister(
     model_id: Id,
     address: Address = DEFAULT_ADDRESS,
+    token_file: TokenFile = None,
     timeout: Timeout = 30.0,
     output: Output = Format.TABLE,
 ) -> None:
@@ -158,7 +167,7 @@ def unregister(
     try:
         existed = ask(address, timeout, make)
     except CommandError as exc:
-        if exc.exit_code != REFUSED:
+        if exc.exit_code != REFUSED or isinstance(exc, AccessError):
             raise
         way = _way_to_unregister(model_id, address, timeout)
         raise CommandError(f"{exc}; {way}", exit_code=REFUSED) from exc
@@ -170,6 +179,7 @@ def unregister(
 def status(
     model_id: Id,
     address: Address = DEFAULT_ADDRESS,
+    token_file: TokenFile = None,
     timeout: Timeout = 30.0,
     output: Output = Format.TABLE,
 ) -> None:
@@ -192,6 +202,7 @@ def ensure_loaded(
         bool, typer.Option("--wait/--no-wait", help="Wait until the load has ended.")
     ] = True,
     address: Address = DEFAULT_ADDRESS,
+    token_file: TokenFile = None,
     timeout: Timeout = 120.0,
     output: Output = Format.TABLE,
 ) -> None:
@@ -213,6 +224,7 @@ def ensure_loaded(
 def get(
     model_id: Id,
     address: Address = DEFAULT_ADDRESS,
+    token_file: TokenFile = None,
     timeout: Timeout = 30.0,
     output: Output = Format.TABLE,
 ) -> None:
@@ -249,6 +261,7 @@ def list_models(
     ] = "",
     limit: Limit = 0,
     address: Address = DEFAULT_ADDRESS,
+    token_file: TokenFile = None,
     timeout: Timeout = 30.0,
     output: Output = Format.TABLE,
 ) -> None:
@@ -272,6 +285,7 @@ def watch(
     model_id: Annotated[str | None, typer.Argument(metavar="ID", help="Only this model.")] = None,
     prefix: Annotated[str, typer.Option(help="Only ids that begin with it.")] = "",
     address: Address = DEFAULT_ADDRESS,
+    token_file: TokenFile = None,
     timeout: Timeout = 30.0,
     output: Output = Format.TABLE,
 ) -> None:

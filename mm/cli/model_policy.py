@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from mm.cli.client_token import TokenFile
 from mm.cli.mesh import DEFAULT_ADDRESS, Address, Timeout, ask
 from mm.cli.output import Format, Output, emit_one, shown
 from mm.cli.values import count
@@ -28,6 +29,7 @@ def policy(
         typer.Option("--pinned/--unpinned", help="Never evict its copies for other models."),
     ] = None,
     address: Address = DEFAULT_ADDRESS,
+    token_file: TokenFile = None,
     timeout: Timeout = 30.0,
     output: Output = Format.TABLE,
 ) -> None:

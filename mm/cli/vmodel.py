@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mm.cli.client_token import token_option
+from mm.cli.client_token import TokenFile, token_option
 from mm.cli.errors import (
     EXIT_CODES_HELP,
     INTERRUPTED,
@@ -104,6 +104,7 @@ def set_vmodel(
         bool, typer.Option("--wait", help="Wait until the model serves, or cannot.")
     ] = False,
     address: Address = DEFAULT_ADDRESS,
+    token_file: TokenFile = None,
     timeout: Timeout = 240.0,
     output: Output = Format.TABLE,
 ) -> None:
@@ -194,6 +195,7 @@ def get(
     vmodel_id: Id,
     owner: Owner = "",
     address: Address = DEFAULT_ADDRESS,
+    token_file: TokenFile = None,
     timeout: Timeout = 30.0,
     output: Output = Format.TABLE,
 ) -> None:
@@ -214,6 +216,7 @@ def delete(
     vmodel_id: Id,
     owner: Owner = "",
     address: Address = DEFAULT_ADDRESS,
+    token_file: TokenFile = None,
     timeout: Timeout = 30.0,
     output: Output = Format.TABLE,
 ) -> None:
@@ -257,6 +260,7 @@ def list_vmodels(
     ] = "",
     limit: Limit = 0,
     address: Address = DEFAULT_ADDRESS,
+    token_file: TokenFile = None,
     timeout: Timeout = 30.0,
     output: Output = Format.TABLE,
 ) -> None:
@@ -279,6 +283,7 @@ def watch(
     vmodel_id: Annotated[str | None, typer.Argument(metavar="ID", help="Only this vmodel.")] = None,
     prefix: Annotated[str, typer.Option(help="Only ids that begin with it.")] = "",
     address: Address = DEFAULT_ADDRESS,
+    token_file: TokenFile = None,
     timeout: Timeout = 30.0,
     output: Output = Format.TABLE,
 ) -> None:

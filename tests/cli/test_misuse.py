@@ -99,6 +99,6 @@ def test_an_option_without_a_value_names_the_help_of_its_command(mesh: FakeMesh)
 def test_an_address_where_no_mesh_answers(mesh: FakeMesh, status: Status, message: str) -> None:
     mesh.answer = GRPCError(status, message)
     code, out, err = run(mesh, "list")
-    assert (code, out) == (6, "")
+    assert (code, out) == (2, "")
     assert err.startswith(f"mm: 127.0.0.1:{mesh.port} is not the client port of an mm instance")
     assert err.endswith(f"{status.name}: {message}\n")
