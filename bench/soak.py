@@ -30,6 +30,8 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -126,6 +128,19 @@ async def fail_now_and_then(places: list[Place], every_s: float) -> None:
         turn += 1
 
 
+@asynccontextmanager
+async def failing(places: list[Place], every_s: float) -> AsyncIterator[None]:
+    """Have faults come, as long as the context is open."""
+    task = asyncio.create_task(fail_now_and_then(places, every_s))
+    try:
+        yield
+    finally:
+        task.cancel()
+        [ended] = await asyncio.gather(task, return_exceptions=True)
+    if not isinstance(ended, asyncio.CancelledError):
+        raise SystemExit(f"the faults ended: {ended!r}")
+
+
 def account(outcomes: bytes, counts: bytes) -> tuple[Counter[str], list[str]]:
     """Answer what became of calls, and what does not add up."""
     by: Counter[tuple[int, int, int]] = Counter(
@@ -192,20 +207,19 @@ async def soak(directory: Path, calls: int, minutes: float, seed: int) -> list[s
     rest_s = REST_S if is_long else SHORT_REST_S
     warm_calls = int(calls * WARM_UP_SHARE)
     async with world_of(directory, counts) as places:
+        every_s = max(FAULT_S_MIN, seconds / FAULTS)
+        # Faults are a part of it: what waits for an instance that is gone takes more at a time than
+        # calls do that are answered.
         print("warm-up", flush=True)
-        await call_for(places, directory, 0, warm_calls, seconds * WARM_UP_SHARE, seed)
+        async with failing(places, every_s):
+            await call_for(places, directory, 0, warm_calls, seconds * WARM_UP_SHARE, seed)
         await asyncio.sleep(rest_s)
         before = [place.figures() for place in places]
+        for place in places:
+            place.renewed.clear()
         print("calls and faults", flush=True)
-        every_s = max(FAULT_S_MIN, seconds / FAULTS)
-        failing = asyncio.create_task(fail_now_and_then(places, every_s))
-        try:
+        async with failing(places, every_s):
             run = await call_for(places, directory, warm_calls, calls, seconds, seed + 1)
-        finally:
-            failing.cancel()
-            ended = await asyncio.gather(failing, return_exceptions=True)
-        if not isinstance(ended[0], asyncio.CancelledError):
-            raise SystemExit(f"the faults ended: {ended[0]!r}")
         took_s = time.monotonic() - run.began_s
         await asyncio.sleep(rest_s)
         after = [place.figures() for place in places]
