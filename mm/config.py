@@ -206,10 +206,12 @@ class Config(Limits):
         ports = identity_settings.ports(env)
         version, version_warnings = identity_settings.version(env)
         metrics = metrics_settings(env)
+        connections = connection_settings(env)
         tls, tls_warnings = tls_settings(env)
         payloads = payload_settings(env)
         access_path, access_warnings = access_settings(env, tls)
         told = address_warnings + version_warnings + tls_warnings + access_warnings
+        told += connections.warnings + metrics.warnings + payloads.warnings
         return cls(
             service_name=identity_settings.service_name(env, alone=alone),
             kv_store=kv_store,
@@ -234,7 +236,7 @@ class Config(Limits):
             runtime_serving_endpoint=serving_endpoint(env),
             message_bytes_max=_bytes(env, "MM_SVC_GRPC_MAX_MSG_SIZE", 16 * MIB, 1, 2**31 - 1),
             headers_bytes_max=_bytes(env, "MM_SVC_GRPC_MAX_HEADERS_SIZE", 8192, 1024, 65_536),
-            connections=connection_settings(env),
+            connections=connections,
             multi_parallelism=env.integer(
                 "MM_MULTI_PARALLELISM", default=4, minimum=1, maximum=1000
             ),
@@ -262,7 +264,7 @@ class Config(Limits):
             shutdown_timeout_s=_shutdown_timeout_s(env),
             logs=log_settings(env),
             metrics=metrics,
-            warnings=told + metrics.warnings + payloads.warnings + _unused(env),
+            warnings=told + _unused(env),
         )
 
 

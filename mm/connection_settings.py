@@ -6,7 +6,7 @@ docs/security.md.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from mm.environment import Environment
 from mm.limits import MIB
@@ -33,6 +33,8 @@ class ConnectionSettings:
     #: of it at most: that is all its thousand streams with a window (256 KiB) waiting each. A
     #: quarter is for requests that are kept to be sent again.
     buffer_bytes_max: int = 512 * MIB
+    #: What was odd about the settings.
+    warnings: tuple[str, ...] = field(default=(), repr=False)
 
 
 def connection_settings(env: Environment) -> ConnectionSettings:
@@ -55,13 +57,27 @@ def connection_settings(env: Environment) -> ConnectionSettings:
         maximum=2**53,
         meaning="bytes",
     )
+    age_s = _seconds(env, "MM_SVC_GRPC_MAX_CONNECTION_AGE_SECS")
+    age_grace_s = _seconds(env, "MM_SVC_GRPC_MAX_CONNECTION_AGE_GRACE_SECS")
+    warnings = []
+    if age_grace_s and not age_s:
+        warnings.append(
+            f"MM_SVC_GRPC_MAX_CONNECTION_AGE_GRACE_SECS ({age_grace_s}) is ignored:"
+            " connections may grow as old as they like without MM_SVC_GRPC_MAX_CONNECTION_AGE_SECS"
+        )
+    if per_address_max > connections_max:
+        warnings.append(
+            f"MM_SVC_GRPC_MAX_CONNECTIONS_PER_ADDRESS ({per_address_max}) is more than"
+            f" MM_SVC_GRPC_MAX_CONNECTIONS ({connections_max}): one address can take all of them"
+        )
     return ConnectionSettings(
         connections_max=connections_max,
         per_address_max=per_address_max,
         idle_s=_seconds(env, "MM_SVC_GRPC_MAX_CONNECTION_IDLE_SECS"),
-        age_s=_seconds(env, "MM_SVC_GRPC_MAX_CONNECTION_AGE_SECS"),
-        age_grace_s=_seconds(env, "MM_SVC_GRPC_MAX_CONNECTION_AGE_GRACE_SECS"),
+        age_s=age_s,
+        age_grace_s=age_grace_s,
         buffer_bytes_max=buffer_bytes_max,
+        warnings=tuple(warnings),
     )
 
 

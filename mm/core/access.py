@@ -224,10 +224,13 @@ def _identity(name: str, entry: _IdentityJson) -> Identity:
     )
 
 
+_DIGEST_OF_NOTHING: Final = sha256(b"").hexdigest()
+
+
 def _problems(entry: _IdentityJson) -> Iterator[str]:
     for number, role in enumerate(entry.roles):
         if role not in ROLES:
-            yield f"roles[{number}] is none; allowed: {', '.join(ROLES)}"
+            yield f"roles[{number}] is no role; allowed: {', '.join(ROLES)}"
     if not entry.roles:
         yield f"no roles; allowed: {', '.join(ROLES)}"
     for number, digest in enumerate(entry.token_sha256):
@@ -236,6 +239,8 @@ def _problems(entry: _IdentityJson) -> Iterator[str]:
                 f"tokenSha256[{number}] is no SHA-256 in 64 hexadecimal digits;"
                 ' make it with: printf %s "$TOKEN" | sha256sum'
             )
+        elif digest.lower() == _DIGEST_OF_NOTHING:
+            yield f"tokenSha256[{number}] is that of an empty text; was TOKEN set?"
     for number, name in enumerate(entry.certificate_names):
         if not _CERTIFICATE_NAME.fullmatch(name):
             yield (

@@ -6,10 +6,11 @@ records of the store are ``mm.core.record_json``'s.
 
 from __future__ import annotations
 
+import codecs
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 import msgspec
 
@@ -29,12 +30,25 @@ def decode_json(content: str | bytes, form: type[T]) -> T:
     encoded = content.encode("utf-8", "replace") if isinstance(content, str) else content
     if len(encoded) > JSON_BYTES_MAX:
         raise ValueError(f"longer than {JSON_BYTES_MAX} bytes")
+    if encoded.startswith(codecs.BOM_UTF8):
+        raise ValueError("begins with a byte order mark; save it as UTF-8 without one")
+    if not encoded.strip():
+        raise ValueError("empty; JSON is expected")
     try:
         return msgspec.json.decode(encoded, type=form)
     except UnicodeDecodeError as exc:
         raise ValueError("not UTF-8") from exc
     except (msgspec.DecodeError, RecursionError) as exc:
-        raise ValueError(_BYTE.sub(lambda match: _place(encoded, int(match[1])), str(exc))) from exc
+        told = _BYTE.sub(lambda match: _place(encoded, int(match[1])), str(exc))
+        raise ValueError(told + _allowed(told, form)) from exc
+
+
+def _allowed(told: str, form: type[object]) -> str:
+    """Answer what to say after a field that is unknown: those of ``form`` itself."""
+    if "unknown field" not in told or " - at " in told:
+        return ""
+    fields = msgspec.structs.fields(cast("type[msgspec.Struct]", form))  # nothing else has any
+    return "; allowed: " + ", ".join(each.encode_name for each in fields)
 
 
 def decode_entries(entries: Mapping[str, msgspec.Raw], form: type[T]) -> dict[str, T]:

@@ -51,7 +51,7 @@ def test_an_entry_without_labels_is_none_and_does_not_hide_the_default(entry: ob
 @pytest.mark.parametrize(
     ("text", "named"),
     [
-        ("", "truncated"),
+        ("", "empty; JSON is expected"),
         ("[]", "object"),
         ('{"t": []}', '"t": Expected `object`'),
         ('{"t": {"required": "gpu"}}', "required"),

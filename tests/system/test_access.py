@@ -138,7 +138,7 @@ def test_changes_of_the_file_hold_on_connections_that_are_there(world: World) ->
         after = len(world.instance.serve.lines)
         world.access.write_text('{"identities": {"shop": {"roles": ["all"]}}}')
         world.instance.serve.wait_line(
-            r'access configuration file .*: "shop": roles\[0\] is none; allowed: read, infer,'
+            r'access configuration file .*: "shop": roles\[0\] is no role; allowed: read, infer,'
             r" manage; what it said before still holds",
             after=after,
         )
