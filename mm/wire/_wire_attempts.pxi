@@ -9,6 +9,7 @@ cdef void call_settle(call_t *call) noexcept nogil:
     if call.down == NULL and call.up == NULL and call.waits_for == NULL and not call.in_turn:
         timer_stop(call.worker, &call.timer)
         leave(call)
+        hit_count(call)  # one that ended before it was sent
         call_free(call)
 
 
@@ -82,7 +83,7 @@ cdef inline void hit_count(call_t *call) noexcept nogil:
     """Count a call that was sent from the table alone, or could not be, once. Those that are given
     to tier 2 before are counted there.
     """
-    if call.lane >= LANE_MODEL or call.is_counted:
+    if call.lane == LANE_NONE or call.lane >= LANE_MODEL or call.is_counted:
         return
     call.is_counted = 1
     count(call.worker, COUNT_HERE if call.lane == LANE_HERE else COUNT_THERE, 1)
