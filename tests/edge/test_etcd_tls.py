@@ -272,7 +272,9 @@ async def test_history_lease_and_token_are_lost_at_once(closed_etcd: EtcdProcess
     ):
         await resync(batches)
         lease_id = session.lease_id
-        await store.write(Write("/t/leased", b"1", None, lease_id))
+        leased = (await store.write(Write("/t/leased", b"1", None, lease_id))).item
+        assert leased is not None
+        await until(batches, Put(leased))
         token = await _token(store)
         await proxy.cut()
         kept = await put(other, "/t/kept")

@@ -15,7 +15,7 @@ from grpc_reflection.v1alpha import (  # type: ignore[import-untyped]
     proto_reflection_descriptor_database as reflection,
 )
 
-from mm.cli.errors import UNREACHABLE
+from mm.cli.errors import MISUSED
 from mm.pb.grpc.health.v1 import HealthCheckRequest, HealthCheckResponse
 from mm.pb.mmesh import GetStatusRequest
 from tests.system.forge import forge
@@ -125,7 +125,7 @@ def test_commands_say_where_to_ask(apart: tuple[Instance, grpc.Channel]) -> None
         "mm model", "mm", "model", "list", "--address", f"127.0.0.1:{instance.port}"
     )
     try:
-        assert program.wait_end(TIMEOUT_S) == UNREACHABLE
+        assert program.wait_end(TIMEOUT_S) == MISUSED
         assert program.complaint.endswith("that of MM_MANAGEMENT_PORT; --address takes it")
     finally:
         program.close()
