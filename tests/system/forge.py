@@ -177,6 +177,8 @@ def main() -> None:
     with socket.socket(fileno=os.dup(0)) as orders:
         order = _serve(orders)
     if order is not None:
+        # Who runs the tests in the background may ignore it, and children of theirs as well.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         os.environ.clear()
         os.environ.update(order["environment"])
         sys.argv[1:] = order["args"]

@@ -141,8 +141,9 @@ class GrpcioRuntime:
         self, request: mmesh.ModelSizeRequest, context: grpc.ServicerContext
     ) -> mmesh.ModelSizeResponse:
         del context
+        size_bytes = self.measured_size_bytes
         self.measurements.append(request.model_id)
-        return mmesh.ModelSizeResponse(size_in_bytes=self.measured_size_bytes)
+        return mmesh.ModelSizeResponse(size_in_bytes=size_bytes)
 
     def _require_model(self, context: grpc.ServicerContext) -> None:
         ids = [value for key, value in context.invocation_metadata() if key == "mm-model-id"]

@@ -18,6 +18,7 @@ import pytest
 from mm.pb import mmesh
 from tests.system.grpcio_runtime import MIB, WAIT_S, GrpcioRuntime, Held, grpcio_runtime
 from tests.system.meshes import Instance, Mesh, mesh_of, refusal
+from tests.system.processes import eventually
 
 pytestmark = pytest.mark.system
 
@@ -107,6 +108,8 @@ def test_size_0_twice(world: World) -> None:
     world.instance.register("weightless")
     assert world.echo("weightless") == b"echo"
     assert world.instance.status("weightless").status == Status.LOADED
+    # Else it is told what the runtime says to the next test.
+    eventually(lambda: "weightless" in world.runtime.measurements, what="it was measured")
 
 
 @pytest.mark.parametrize("size", [2 * 1024 * MIB, 2**63, 2**64 - 1])
