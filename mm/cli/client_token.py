@@ -22,9 +22,6 @@ _OPTION: Final = "--token-file"
 _HELP: Final = "A file with the bearer token to show, where the mesh asks who calls."
 #: Of the command that runs.
 _path: Final = ContextVar("token_path", default="")
-_FORM: Final = re.compile(r"[A-Za-z0-9\-._~+/]+=*")
-#: Longer ones no mesh takes.
-_BYTES_MAX: Final = 4096
 
 
 def token_option(
@@ -83,21 +80,23 @@ def show_token(channel: Channel) -> None:
 
 
 def _authorization() -> str | None:
+    from mm.core.access import TOKEN_BYTES_MAX, TOKEN_FORM
+
     path = _path.get()
     if not path:
         return None
     try:
         # A pipe would be waited for.
         with open(path, "rb", opener=lambda p, flags: os.open(p, flags | os.O_NONBLOCK)) as file:
-            token = file.read(_BYTES_MAX + 2).decode("ascii", "replace").strip()
+            token = file.read(TOKEN_BYTES_MAX + 2).strip()
     except OSError as exc:
         reason = (exc.strerror or str(exc)).lower()
         text = f"{_OPTION} (or {TOKEN}): {path!r} cannot be read: {reason}"
         raise CommandError(text, exit_code=MISUSED) from exc
-    if len(token) > _BYTES_MAX or not _FORM.fullmatch(token):
+    if len(token) > TOKEN_BYTES_MAX or not re.fullmatch(TOKEN_FORM, token):
         raise CommandError(
             f"{_OPTION} (or {TOKEN}): {path!r} has no bearer token; allowed: one line of letters,"
-            f" digits and - . _ ~ + / =, up to {_BYTES_MAX} of them",
+            f" digits and - . _ ~ + / =, up to {TOKEN_BYTES_MAX} of them",
             exit_code=MISUSED,
         )
-    return f"Bearer {token}"
+    return f"Bearer {token.decode()}"

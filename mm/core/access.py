@@ -62,7 +62,9 @@ def role_of_own(path: bytes) -> Role:
 #: Longer than any token of a person's, or of an identity provider's.
 TOKEN_BYTES_MAX: Final = 4096
 AUTHORIZATION: Final = b"authorization"
-_BEARER = re.compile(rb"[Bb][Ee][Aa][Rr][Ee][Rr] +([A-Za-z0-9\-._~+/]+=*)")
+#: RFC 6750, 2.1.
+TOKEN_FORM: Final = rb"[A-Za-z0-9\-._~+/]+=*"
+_BEARER = re.compile(rb"[Bb][Ee][Aa][Rr][Ee][Rr] +(" + TOKEN_FORM + rb")")
 _NAME = re.compile(r"[A-Za-z0-9._@-]{1,64}")
 _DIGEST = re.compile(r"[0-9A-Fa-f]{64}")
 _CERTIFICATE_NAME = re.compile(r"(CN|DNS|URI):[\x21-\x7e][\x20-\x7e]{0,253}")

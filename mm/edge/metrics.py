@@ -47,11 +47,11 @@ def _context(host: str, tls: Tls | None) -> ssl.SSLContext:
         use(context, self_signed(host))
         return context
 
-    def exchange(_: Contexts) -> None:
+    def show(_: Contexts | None = None) -> None:
         use(context, tls.files.key + tls.files.chain)
 
-    use(context, tls.files.key + tls.files.chain)
-    tls.on_exchange.append(exchange)
+    show()
+    tls.on_exchange.append(show)
     return context
 
 

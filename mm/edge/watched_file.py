@@ -84,19 +84,14 @@ class WatchedFile(Generic[T]):
                 if found is not None:
                     return found
                 await anyio.sleep(POLL_S)
-        problem = "it cannot be read" if self._said is None else self._said.problem
-        raise BadFileError(f"{self._name} file {self._path}: {problem}")
+        raise self._bad("it cannot be read" if self._said is None else self._said.problem)
 
     def once(self) -> T:
         """Answer what the file says, without waiting for a better one; raises ``BadFileError``."""
-        look = _look(self._path, None)
-        problem = look.problem
-        if look.content is not None:
-            try:
-                return self._parse(look.content)
-            except ValueError as exc:
-                problem = str(exc)
-        raise BadFileError(f"{self._name} file {self._path}: {problem}")
+        look, found = self._parsed(_look(self._path, None))
+        if found is None:
+            raise self._bad(look.problem)
+        return found
 
     @asynccontextmanager
     async def followed(self, tell: Callable[[T], None]) -> AsyncIterator[None]:
@@ -140,12 +135,21 @@ class WatchedFile(Generic[T]):
 
     async def _read(self) -> tuple[_Look, T | None]:
         look = await anyio.to_thread.run_sync(_look, self._path, self._seen, abandon_on_cancel=True)
-        if look.content is None or look.content == self._content:
+        if look.content == self._content:
+            return look, None
+        return self._parsed(look)
+
+    def _parsed(self, look: _Look) -> tuple[_Look, T | None]:
+        """Answer what was read, too, or, in the look, why it cannot be used."""
+        if look.content is None:
             return look, None
         try:
             return look, self._parse(look.content)
         except ValueError as exc:
             return _Look(look.signature, look.content, str(exc)), None
+
+    def _bad(self, problem: str) -> BadFileError:
+        return BadFileError(f"{self._name} file {self._path}: {problem}")
 
 
 def _look(path: str, seen: tuple[int, ...] | None) -> _Look:

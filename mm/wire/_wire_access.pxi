@@ -6,22 +6,14 @@
 # connection, and costs a comparison from then on; what it says holds as long as the configuration.
 
 
-cdef uint32_t known_place(const access_t *access, const uint8_t *by, size_t length) noexcept nogil:
-    """Answer where something is looked for: nobody can choose digests, or names that an authority
-    signs, so that they fill one place.
-    """
-    cdef uint64_t hash = 0xCBF29CE484222325U
-    cdef size_t i
-    for i in range(length):
-        hash = (hash ^ by[i]) * 0x100000001B3U
-    return <uint32_t>(hash ^ hash >> 32) & (access.known_size - 1)
-
-
 cdef identity_t *known_by(
     const access_t *access, const uint8_t *by, size_t length
 ) noexcept nogil:
-    """Answer who is known by a digest or name, NULL if nobody is. In constant time."""
-    cdef known_t *each = access.known[known_place(access, by, length)]
+    """Answer who is known by a digest or name, NULL if nobody is. In constant time.
+
+    Nobody can choose digests, or names that an authority signs, so that they fill one place.
+    """
+    cdef known_t *each = access.known[text_place(by, length, access.known_size)]
     while each != NULL:
         if each.by.length == length and CRYPTO_memcmp(each.by.bytes, by, length) == 0:
             return each.identity
@@ -83,11 +75,17 @@ cdef bint bearer_token(const text_t *value, text_t *token) noexcept nogil:
     return at == value.length
 
 
-cdef void shown_forget(shown_t *shown) noexcept nogil:
-    """The connection ends, or there is another configuration."""
+cdef void token_forget(shown_t *shown) noexcept nogil:
     if shown.token.bytes != NULL:
         OPENSSL_cleanse(shown.token.bytes, shown.token.length)
         free(shown.token.bytes)
+        shown.token.bytes = NULL
+    shown.by_token = NULL
+
+
+cdef void shown_forget(shown_t *shown) noexcept nogil:
+    """The connection ends, or there is another configuration."""
+    token_forget(shown)
     memset(shown, 0, sizeof(shown_t))
 
 
@@ -107,10 +105,7 @@ cdef identity_t *token_identity(
     identity = known_by(access, digest, DIGEST_BYTES)
     if identity == NULL:
         return NULL
-    if shown.token.bytes != NULL:
-        OPENSSL_cleanse(shown.token.bytes, shown.token.length)
-        free(shown.token.bytes)
-    shown.by_token = NULL
+    token_forget(shown)
     shown.token.bytes = <uint8_t *>malloc(token.length)
     if shown.token.bytes != NULL:
         memcpy(shown.token.bytes, token.bytes, token.length)

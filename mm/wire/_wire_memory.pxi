@@ -113,6 +113,18 @@ cdef bint arena_text(
     return True
 
 
+cdef inline uint32_t text_place(const uint8_t *bytes, size_t length, uint32_t size) noexcept nogil:
+    """Answer a text's place in an index of a power of two places (FNV-1a, 64 bits, folded).
+
+    Not keyed: only for texts that no client can choose so that many share a place.
+    """
+    cdef uint64_t hash = 0xCBF29CE484222325U
+    cdef size_t i
+    for i in range(length):
+        hash = (hash ^ bytes[i]) * 0x100000001B3U
+    return <uint32_t>(hash ^ hash >> 32) & (size - 1)
+
+
 # --- header lists ---------------------------------------------------------------------------------
 
 cdef header_t *headers_next(headers_t *headers) noexcept nogil:

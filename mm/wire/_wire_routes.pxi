@@ -12,15 +12,11 @@ cdef enum:
 cdef method_t *find_method(conn_t *conn, const config_t *config, const text_t *path) noexcept nogil:
     """Answer what is known of a method."""
     cdef method_t *method = conn.method
-    cdef uint64_t hash = 0xCBF29CE484222325U
-    cdef uint32_t i
     if (method != NULL and method.path_length == path.length
             and memcmp(method.path, path.bytes, path.length) == 0):
         return method
     # Paths come from the configuration, so nobody can fill the table with collisions.
-    for i in range(path.length):
-        hash = (hash ^ path.bytes[i]) * 0x100000001B3U
-    method = config.methods[<uint32_t>(hash ^ hash >> 32) & (config.methods_size - 1)]
+    method = config.methods[text_place(path.bytes, path.length, config.methods_size)]
     while method != NULL:
         if method.path_length == path.length and memcmp(method.path, path.bytes, path.length) == 0:
             conn.method = method

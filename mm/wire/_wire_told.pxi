@@ -90,7 +90,7 @@ cdef access_t *access_new(object told) except NULL:
                 if known == NULL:
                     raise MemoryError
                 known.identity = &access.identities[i]
-                place = known_place(access, by, len(by))
+                place = text_place(by, len(by), size)
                 known.next = access.known[place]
                 access.known[place] = known
                 text_copy(&known.by, by)
@@ -104,7 +104,6 @@ cdef config_t *config_new(object told) except NULL:
     """Make a worker's own copy of the configuration."""
     cdef config_t *config = <config_t *>calloc(1, sizeof(config_t))
     cdef uint32_t size = 64, place, i
-    cdef uint64_t hash
     cdef method_t *method
     if config == NULL:
         raise MemoryError
@@ -118,10 +117,7 @@ cdef config_t *config_new(object told) except NULL:
         config.others = method_new(b"", told.others)
         for path, each in told.methods.items():
             method = method_new(path, each)
-            hash = 0xCBF29CE484222325U
-            for i in range(method.path_length):
-                hash = (hash ^ method.path[i]) * 0x100000001B3U
-            place = <uint32_t>(hash ^ hash >> 32) & (size - 1)
+            place = text_place(method.path, method.path_length, size)
             method.next = config.methods[place]
             config.methods[place] = method
         if told.table is not None:
@@ -158,16 +154,14 @@ cdef config_t *config_new(object told) except NULL:
             if config.observed == NULL:
                 raise MemoryError
             for i, model_id in enumerate(told.observed_models):
-                config.observed[i].bytes = copied(model_id)
-                config.observed[i].length = <uint32_t>len(model_id)
+                text_copy(&config.observed[i], model_id)
         if told.access is not None:
             config.access = access_new(told.access)
         config.tls[ROLE_EXTERNAL] = context_of(told.tls.clients)
         config.tls[ROLE_PEER] = context_of(told.tls.peers)
         config.tls_to_peers = context_of(told.tls.to_peers)
         config.handshake_ms = told.tls.handshake_ms
-        config.instance.bytes = copied(told.instance)
-        config.instance.length = <uint32_t>len(told.instance)
+        text_copy(&config.instance, told.instance)
     except BaseException:
         config_free(config)
         raise

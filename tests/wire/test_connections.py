@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import resource
 import socket
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing
 
 import pytest
 
 from mm.wire import Role
+from tests.wire.planes import no_file_descriptor_left
 from tests.wire.stand import serve_wire, until
 
 pytestmark = pytest.mark.anyio
@@ -48,7 +46,7 @@ async def test_without_file_descriptors_connections_wait_and_so_does_the_wire() 
     async with serve_wire(threads=2) as stand:
         with ExitStack() as stack:
             callers = [stack.enter_context(closing(socket.socket())) for _ in range(5)]
-            with _no_file_descriptor_left():
+            with no_file_descriptor_left():
                 for caller in callers:
                     caller.connect(("127.0.0.1", stand.port))
                 await until(lambda: stand.counts.accept_pauses > 0)
@@ -58,15 +56,3 @@ async def test_without_file_descriptors_connections_wait_and_so_does_the_wire() 
                 assert time.monotonic() - begun_s >= 2 * PAUSE_S
                 assert stand.counts.connections == 0
             await stand.settle(connections=len(callers), connections_open=len(callers))
-
-
-@contextmanager
-def _no_file_descriptor_left() -> Iterator[None]:
-    before, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    lowest = os.dup(0)
-    os.close(lowest)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (before, hard))

@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import resource
 import socket
 import struct
-from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
@@ -29,7 +27,7 @@ from mm.wire import Role
 from tests.edge.raw_h2 import RawPeer, connect, listen
 from tests.slow_network import slow_network
 from tests.wire.frames import OK, answer, begin, request
-from tests.wire.planes import PLANES, serve_at, serve_on, serve_plane
+from tests.wire.planes import PLANES, no_file_descriptor_left, serve_at, serve_on, serve_plane
 from tests.wire.stand import serve_wire, until
 
 pytestmark = pytest.mark.anyio
@@ -54,18 +52,6 @@ async def _call(port: int, body: bytes = b"q") -> bytes:
         headers, data = await client.wait_answer(begin(client, body=body))
         assert headers[b"grpc-status"] == b"0", headers
         return data
-
-
-@contextmanager
-def no_file_descriptor_left() -> Iterator[None]:
-    before, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    lowest = os.dup(0)
-    os.close(lowest)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (before, hard))
 
 
 @both_planes

@@ -238,14 +238,15 @@ class IncomingCall:
 
     def terminated(self, fault: StreamFault) -> None:
         """The client gave up, or is gone."""
-        self.abandoned = True
-        self._stop_timer()
-        self.task.cancel()
+        self._abandon()
 
     def _break_off(self) -> None:
         """Reset the stream: the request breaks HTTP/2 (RFC 9113, 8.1.1)."""
         self._length_left = None
         self.stream.reset(ErrorCodes.PROTOCOL_ERROR)
+        self._abandon()
+
+    def _abandon(self) -> None:
         self.abandoned = True
         self._stop_timer()
         self.task.cancel()
