@@ -40,8 +40,11 @@ class Load:
     upstream: str = "constant"
     #: Calls a second of all connections; 0: as many as there can be.
     rate: float = 0.0
-    #: By ``caller.c``: models called by Zipf's law, messages of a stream. 0 and 0: by h2load.
+    #: "h2load", or "caller": ours looks at every trailer and costs less, but knows no rates.
+    client: str = "caller"
+    #: Called by Zipf's law; 0: one, whose id HPACK may index.
     models: int = 0
+    #: Of a stream; 0: calls with one.
     messages: int = 0
 
     @property
@@ -114,9 +117,9 @@ def h2load_command(load: Load, port: int, directory: Path) -> list[str]:
 
 def run(load: Load, port: int, pids: dict[str, list[int]], directory: Path) -> Result:
     """Send the calls, and tell what they cost; raises ``SystemExit`` for a wrong answer."""
-    if load.models or load.messages:
-        numbers = (port, load.connections, load.streams, load.calls, load.models or 1)
-        command = [str(directory / "caller"), *map(str, numbers), str(load.messages)]
+    if load.client == "caller":
+        sizes = (load.connections, load.streams, load.calls, load.models, load.messages)
+        command = [str(directory / "caller"), str(port), *map(str, sizes)]
     else:
         command = h2load_command(load, port, directory)
     busy_s = machine_s()
@@ -129,7 +132,7 @@ def run(load: Load, port: int, pids: dict[str, list[int]], directory: Path) -> R
     used["client"] = (own_after.children_user + own_after.children_system) - (
         own.children_user + own.children_system
     )
-    if load.models or load.messages:
+    if load.client == "caller":
         seconds, p50_us, p99_us = read_caller(load, done)
     else:
         seconds, p50_us, p99_us = read_h2load(load, done.stdout, directory)

@@ -72,38 +72,56 @@ def port_of(instance: Instance) -> int:
     return int(instance.address.rpartition(":")[2])
 
 
-async def probe(instance: Instance, directory: Path, seconds: float) -> float:
-    """Answer the p99 of hits at a steady rate, in us."""
-    load = Load("probe", 4, 4, int(PROBE_RATE * seconds), rate=PROBE_RATE)
-    result = await asyncio.to_thread(run, load, port_of(instance), {"proxy": []}, directory)
-    return result.p99_us
+def probe_load(calls: int) -> Load:
+    """Answer calls at a steady rate."""
+    return Load("probe", 4, 4, calls, rate=PROBE_RATE, client="h2load")
+
+
+async def probe(ports: dict[str, int], directory: Path, seconds: float) -> dict[str, float]:
+    """Answer the p99 at each port, in us, all asked at the same time."""
+    load = probe_load(int(PROBE_RATE * seconds))
+    tasks = {}
+    async with asyncio.TaskGroup() as group:
+        for name, port in ports.items():
+            own = directory / name
+            own.mkdir(exist_ok=True)
+            tasks[name] = group.create_task(asyncio.to_thread(run, load, port, {"proxy": []}, own))
+    return {name: task.result().p99_us for name, task in tasks.items()}
 
 
 # --- hits beside registrations and loads ---------------------------------------------------------
 
 
 async def measure_busy(directory: Path, rounds: int, scale: float) -> list[Goal]:
-    """p99 of hits while tier 2 registers and loads, to that of quiet moments."""
+    """p99 of hits while tier 2 registers and loads, to that of quiet moments.
+
+    Calls that go to the upstream directly, at the same time, tell what the machine does to any.
+    """
     seconds = max(3.0, 12.0 * scale)
     ratios, rates = [], []
     with upstream_of(directory, "constant") as (upstream, _):
         async with wired(directory, upstream) as instance:
             await load_hot(instance)
-            await probe(instance, directory, 2.0)
+            ports = {"hits": port_of(instance), "direct": upstream}
+            await probe(ports, directory, 2.0)
             for number in range(rounds):
                 took = {}
                 for kind in ("quiet", "busy") if number % 2 == 0 else ("busy", "quiet"):
                     if kind == "quiet":
-                        took[kind] = await probe(instance, directory, seconds)
+                        took[kind] = await probe(ports, directory, seconds)
                         continue
                     beside = await begin_beside(instance, number, seconds)
-                    took[kind] = await probe(instance, directory, seconds)
+                    took[kind] = await probe(ports, directory, seconds)
                     output, _ = await beside.communicate()
                     rates.append(json.loads(output))
-                ratios.append(took["busy"] / took["quiet"])
+                ratios.append(took["busy"]["hits"] / took["quiet"]["hits"])
+                told = "; ".join(
+                    f"{name} {took['quiet'][name]:.0f} us quiet, {took['busy'][name]:.0f} busy"
+                    for name in ports
+                )
                 print(
-                    f"hits at {PROBE_RATE}/s: p99 {took['quiet']:.0f} us quiet, {took['busy']:.0f} "
-                    f"beside {rates[-1][0]:.0f} registrations and {rates[-1][1]:.0f} loads a second"
+                    f"p99 at {PROBE_RATE}/s beside {rates[-1][0]:.0f} registrations "
+                    f"and {rates[-1][1]:.0f} loads a second: {told}"
                 )
     if statistics.median(rate for rate, _ in rates) < RATE_SHARE_MIN * REGISTRATIONS_RATE:
         raise NotMeasuredError("the machine is too slow for so many registrations")
@@ -172,7 +190,7 @@ async def measure_waiting(directory: Path, rounds: int, scale: float) -> list[Go
     with upstream_of(directory, "constant") as (upstream, _):
         async with wired(directory, upstream, waiting.SLOTS) as instance:
             await load_hot(instance)
-            load = Load("probe", 4, 4, 100_000_000, rate=PROBE_RATE)
+            load = probe_load(100_000_000)
             offset_s = time.time() - time.monotonic()
             probing = await asyncio.create_subprocess_exec(
                 *h2load_command(load, port_of(instance), directory), stdout=subprocess.DEVNULL

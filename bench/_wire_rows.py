@@ -56,20 +56,20 @@ class Row:
 LOADS = {
     load.name: load
     for load in (
-        Load("8x16", 8, 16, 100_000),
-        Load("32x1", 32, 1, 50_000),
-        Load("alone", 1, 1, 10_000),
-        Load("half", 8, 16, 100_000, rate=1.0),
-        Load("64k", 4, 4, 10_000, request_bytes=2**16 + 5, upstream="echo"),
-        Load("1m", 4, 2, 1_000, request_bytes=2**20 + 5, upstream="echo"),
-        Load("stream", 4, 25, 100, request_bytes=105, upstream="echo", messages=2_000),
-        Load("one", 8, 16, 100_000, models=1),
-        Load("zipf", 8, 16, 100_000, models=100_000),
+        Load("8x16", 8, 16, 300_000),
+        Load("32x1", 32, 1, 150_000),
+        Load("alone", 1, 1, 10_000, client="h2load"),
+        Load("half", 8, 16, 100_000, rate=1.0, client="h2load"),
+        Load("64k", 4, 4, 10_000, request_bytes=2**16 + 5, upstream="echo", client="h2load"),
+        Load("1m", 4, 2, 1_000, request_bytes=2**20 + 5, upstream="echo", client="h2load"),
+        Load("stream", 4, 25, 100, request_bytes=105, upstream="echo", messages=5_000),
+        Load("one", 8, 16, 300_000, models=1),
+        Load("zipf", 8, 16, 300_000, models=100_000),
     )
 }
-#: Comes first with each upstream; ``caller.c`` looks at every trailer.
+#: Comes first with each upstream.
 WARM = {
-    "constant": Load("warm", 8, 16, 5_000, models=1),
+    "constant": Load("warm", 8, 16, 5_000),
     "echo": Load("warm", 4, 4, 100, request_bytes=105, upstream="echo", messages=20),
 }
 

@@ -1,11 +1,11 @@
-/* A gRPC client for what h2load cannot do: a model of its own for each call, and streams in which
- * each message waits for the answer to the one before.
+/* A gRPC client for what h2load cannot do: to cost less than the wire does, a model of its own for
+ * each call, and streams in which each message waits for the answer to the one before.
  *
  *   caller PORT CONNECTIONS STREAMS CALLS MODELS MESSAGES
  *
  * So many calls in all, so many at a time on each connection. Calls are for one of so many models,
- * by Zipf's law (the same ones in every run); ids are never indexed, so that one model costs HPACK
- * what many do. MESSAGES 0: a call is a message of 200 bytes, answered by one. Else it is so many
+ * by Zipf's law (the same ones in every run); their ids are never indexed, so that one model costs
+ * HPACK what many do. MODELS 0: for one, whose id is indexed as any other header. MESSAGES 0: a call is a message of 200 bytes, answered by one. Else it is so many
  * of 100 bytes, each sent when the one before came back. Prints the seconds, how many answers there
  * were, and p50 and p99 of the microseconds to each. Exits with 1 and a text for any answer that is
  * not whole, with grpc-status 0. One thread, epoll, nghttp2.
@@ -104,7 +104,8 @@ static void begin_call(struct client *client) {
       FIXED(":path", "/bench.Service/Method"),
       FIXED("content-type", "application/grpc"),
       FIXED("te", "trailers"),
-      HEADER("mm-model-id", id, (size_t)size, NGHTTP2_NV_FLAG_NO_INDEX),
+      HEADER("mm-model-id", id, (size_t)size,
+             models ? NGHTTP2_NV_FLAG_NO_INDEX : NGHTTP2_NV_FLAG_NONE),
   };
   struct call *call = calloc(1, sizeof *call);
   if (call == NULL) die("no memory");
