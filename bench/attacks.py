@@ -150,7 +150,7 @@ def main() -> int:
     arguments = parser.parse_args()
     need(["cc", "h2load"], installs=False)
     time_s = 1.0 if arguments.quick else 2.0
-    load = Load("client", 4, 10, int(RATE * time_s), rate=RATE)
+    load = Load("client", 4, 10, int(RATE * time_s), rate=RATE, client="h2load")
     print(f"{os.cpu_count()} processors, load {os.getloadavg()[0]:.1f}")
     print(
         f"{'':14}{'quiet p50':>10}{'p99 us':>10}{'under p50':>12}{'p99 us':>10}{'x':>7}"
