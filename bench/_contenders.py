@@ -23,6 +23,8 @@ HOST = "127.0.0.1"
 MODEL_FORMAT = "model-{:07}__isvc-0123456789"
 MODEL = MODEL_FORMAT.format(0)
 START_TIMEOUT_S = 30.0
+#: Of clients to one proxy, where there are many.
+CONNECTIONS_MAX = 12_000
 #: Programs from elsewhere -> the package of Debian and Ubuntu that has them.
 PACKAGES = {
     "h2load": "nghttp2-client",
@@ -30,6 +32,7 @@ PACKAGES = {
     "nghttpx": "nghttp2-proxy",
     "nginx": "nginx-light",
     "cc": "gcc",
+    "openssl": "openssl",
 }
 
 
@@ -47,6 +50,17 @@ def build(directory: Path) -> None:
     for name in ("upstream", "caller"):
         command = ["cc", "-O2", "-o", directory / name, HERE / f"{name}.c", "-lnghttp2"]
         subprocess.run(command, check=True)
+
+
+def key_file(directory: Path) -> Path:
+    """Answer a file with a key (RSA, 2048 bits) and its certificate; makes one if need be."""
+    path, certificate = directory / "key.pem", directory / "certificate.pem"
+    if not path.exists():
+        command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=bench"]
+        command += ["-days", "2", "-keyout", str(path), "-out", str(certificate)]
+        subprocess.run(command, check=True, capture_output=True)
+        path.write_bytes(path.read_bytes() + certificate.read_bytes())
+    return path
 
 
 def free_port() -> int:
@@ -112,14 +126,15 @@ Command = tuple[int, list[str]]
 Chain = Callable[[Path, int, int], list[Command]]
 
 
-def wire(*, models: int = 1, hops: int = 0) -> Chain:
+def wire(*, models: int = 1, hops: int = 0, tls: bool = False) -> Chain:
     """Nothing but the wire, with so many models in its table; or one instance before another."""
 
-    def commands(_directory: Path, port: int, upstream: int) -> list[Command]:
+    def commands(directory: Path, port: int, upstream: int) -> list[Command]:
         inner = free_port() if hops else port
         serve = [sys.executable, __file__]
         place = "peer" if hops else "here"
-        found = [(inner, [*serve, str(inner), str(upstream), str(models), place])]
+        key = [str(key_file(directory))] if tls else []
+        found = [(inner, [*serve, str(inner), str(upstream), str(models), place, *key])]
         if hops:
             found.append((port, [*serve, str(port), str(inner), str(models), "there"]))
         return found
@@ -133,16 +148,23 @@ def python(_directory: Path, port: int, upstream: int) -> list[Command]:
     return [(port, command)]
 
 
-def haproxy(directory: Path, port: int, upstream: int) -> list[Command]:
-    """HAProxy with one thread."""
-    config = directory / "haproxy.cfg"
-    config.write_text(
-        "global\n  nbthread 1\n  maxconn 4000\n"
-        "defaults\n  mode http\n  timeout connect 5s\n  timeout client 60s\n  timeout server 60s\n"
-        f"frontend f\n  bind {HOST}:{port} proto h2\n  default_backend b\n"
-        f"backend b\n  http-reuse always\n  server s {HOST}:{upstream} proto h2\n"
-    )
-    return [(port, ["haproxy", "-f", str(config)])]
+def haproxy(*, connections: int = 4000, tls: bool = False) -> Chain:
+    """HAProxy with one thread, for so many clients."""
+
+    def commands(directory: Path, port: int, upstream: int) -> list[Command]:
+        config = directory / "haproxy.cfg"
+        speaks = f"ssl crt {key_file(directory)} alpn h2" if tls else "proto h2"
+        config.write_text(
+            # It asks for two files a client, which it needs only if it shares no connections.
+            f"global\n  nbthread 1\n  maxconn {connections}\n  no strict-limits\n"
+            "defaults\n  mode http\n  timeout connect 5s\n  timeout client 60s\n"
+            "  timeout server 60s\n"
+            f"frontend f\n  bind {HOST}:{port} {speaks}\n  default_backend b\n"
+            f"backend b\n  http-reuse always\n  server s {HOST}:{upstream} proto h2\n"
+        )
+        return [(port, ["haproxy", "-f", str(config)])]
+
+    return commands
 
 
 def nginx(directory: Path, port: int, upstream: int) -> list[Command]:
@@ -175,9 +197,12 @@ CHAINS: dict[str, Chain] = {
     "wire, 2 instances": wire(hops=1),
     "wire, 100,000 models": wire(models=100_000),
     "python": python,
-    "haproxy": haproxy,
+    "haproxy": haproxy(),
     "nghttpx": nghttpx,
     "nginx": nginx,
+    "wire, TLS": wire(tls=True),
+    "haproxy, TLS": haproxy(tls=True, connections=CONNECTIONS_MAX),
+    "haproxy, crowded": haproxy(connections=CONNECTIONS_MAX),
 }
 #: What each takes from elsewhere.
 PROGRAMS = {name: [name] for name in ("haproxy", "nghttpx", "nginx")}
@@ -207,12 +232,17 @@ def proxy_of(contender: str, directory: Path, upstream: int) -> Iterator[tuple[i
                 process.wait()
 
 
-def serve(port: int, upstream: int, models: int, place: str) -> None:
-    """Be a wire whose models are "here" for clients, here for a "peer", or all "there"."""
+def serve(port: int, upstream: int, models: int, place: str, key: Path | None) -> None:
+    """Be a wire whose models are "here" for clients, here for a "peer", or all "there"; one that
+    speaks TLS if there is a key.
+    """
     from mm.core.histograms import MESSAGE_BYTES, TIME_MS
+    from mm.edge.tls import CIPHERS
     from mm.table import CopyState, Table
-    from mm.wire import Measures, Role, Wire, WireSettings
+    from mm.wire import Measures, Role, Wire, WireSettings, WireTls
+    from mm.wire._wire import TlsContext
     from mm.wire.addresses import Target, inet_sockaddr
+    from mm.wire.client_limits import ClientLimits
 
     table = Table(10 * models)
     handle = table.add_instance("holder")
@@ -233,8 +263,16 @@ def serve(port: int, upstream: int, models: int, place: str) -> None:
     measures = Measures(
         tuple(int(1000 * bound) for bound in TIME_MS), tuple(map(int, MESSAGE_BYTES))
     )
+    tls = WireTls()
+    if key is not None:
+        pem = key.read_bytes()
+        context = TlsContext(
+            pem, pem, None, is_server=True, asks=False, demands=False, ciphers=CIPHERS
+        )
+        tls = WireTls(clients=context)
+    clients = ClientLimits(connections_max=CONNECTIONS_MAX, per_address_max=CONNECTIONS_MAX)
     bench = Wire(1, tier2, measures)
-    bench.start(WireSettings(table=table, instance=place.encode()))
+    bench.start(WireSettings(table=table, instance=place.encode(), clients=clients, tls=tls))
     name, address = f"{HOST}:{upstream}", inet_sockaddr(HOST, upstream)
     if place == "there":
         bench.set_peers([Target(name, address, handle)])
@@ -246,4 +284,5 @@ def serve(port: int, upstream: int, models: int, place: str) -> None:
 
 
 if __name__ == "__main__":
-    serve(int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])
+    numbers, given = [int(each) for each in sys.argv[1:4]], sys.argv[5:]
+    serve(numbers[0], numbers[1], numbers[2], sys.argv[4], Path(given[0]) if given else None)

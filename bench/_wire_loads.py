@@ -46,6 +46,7 @@ class Load:
     models: int = 0
     #: Of a stream; 0: calls with one.
     messages: int = 0
+    is_tls: bool = False
 
     @property
     def reply_bytes(self) -> int:
@@ -112,7 +113,10 @@ def h2load_command(load: Load, port: int, directory: Path) -> list[str]:
         command += [f"--rps={load.rate / load.connections:.0f}"]
     for header in ("content-type: application/grpc", "te: trailers", f"mm-model-id: {MODEL}"):
         command += ["-H", header]
-    return [*command, f"http://{HOST}:{port}{PATH}"]
+    if load.is_tls:
+        # The one that any two agree on, so that all do the same.
+        command += ["--tls13-ciphers=TLS_AES_128_GCM_SHA256", "--groups=X25519"]
+    return [*command, f"{'https' if load.is_tls else 'http'}://{HOST}:{port}{PATH}"]
 
 
 def run(load: Load, port: int, pids: dict[str, list[int]], directory: Path) -> Result:

@@ -4,7 +4,7 @@
 
 Everything in one run on one machine: contenders take turns in alternating order, with one thread
 each, before an upstream of our own (``upstream.c``); figures are medians over the rounds, ratios
-the medians of the rounds' ratios. With five rounds it takes eleven minutes. "CPU us" is of the
+the medians of the rounds' ratios. With five rounds it takes twenty minutes. "CPU us" is of the
 process's own clock, so it is what to trust where cores are shared. Ends at once if any answer was
 not whole, with grpc-status 0; says so, and fails, if the client or the upstream was what limited a
 rate.
@@ -25,6 +25,7 @@ from pathlib import Path
 from _contenders import PROGRAMS, build, need
 from _wire_loads import NotMeasuredError
 from _wire_mesh import MESH_ROWS, measure_mesh
+from _wire_outside import OUTSIDE_ROWS, measure_outside, programs_of_outside
 from _wire_rows import ROWS, Goal, measure
 
 QUICK_SCALE = 0.1
@@ -47,15 +48,16 @@ def programs_of(names: list[str]) -> list[str]:
     """Answer what these rows take from elsewhere."""
     contenders = {each for name in names if name in ROWS for each in ROWS[name].contenders}
     own = [program for each in sorted(contenders) for program in PROGRAMS.get(each, [])]
-    return ["cc", "h2load", *own]
+    own += [each for name in names if name in OUTSIDE_ROWS for each in programs_of_outside(name)]
+    return list(dict.fromkeys(["cc", "h2load", *own]))
 
 
 def main() -> int:
     """Answer what the shell gets: 0 if every goal is met."""
     titles = {name: row.title for name, row in ROWS.items()} | {
-        name: title for name, (title, _) in MESH_ROWS.items()
+        name: title for name, (title, _) in (MESH_ROWS | OUTSIDE_ROWS).items()
     }
-    rows = "\n".join(f"  {name:10}{title}" for name, title in titles.items())
+    rows = "\n".join(f"  {name:11}{title}" for name, title in titles.items())
     parser = argparse.ArgumentParser(
         description=(__doc__ or "") + rows, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -81,10 +83,15 @@ def main() -> int:
             results, wrong = measure(plain, rounds, scale, directory)
             goals += [goal for name in plain for goal in ROWS[name].judge(results)]
         for name in names:
-            if name not in MESH_ROWS:
+            if name in ROWS:
                 continue
             try:
-                goals += measure_mesh(name, min(rounds, MESH_ROUNDS_MAX), scale, directory)
+                if name in MESH_ROWS:
+                    goals += measure_mesh(name, min(rounds, MESH_ROUNDS_MAX), scale, directory)
+                else:
+                    found, limited = measure_outside(name, rounds, scale, directory)
+                    goals += found
+                    wrong += limited
             except NotMeasuredError as error:
                 wrong.append(f"{titles[name]}: {error}")
     show(goals)
