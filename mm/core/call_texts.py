@@ -9,6 +9,10 @@ from __future__ import annotations
 
 from typing import Final
 
+#: Of a runtime: the instance beside it, and why there is no answer.
+RUNTIME_SILENT: Final = "the model runtime of instance %s does not answer: %s"
+#: The same of another instance.
+INSTANCE_GONE: Final = "instance %s is gone: %s"
 #: An address, and the system's word for it.
 NOT_CONNECTED: Final = "cannot connect to %s: %s"
 #: An address, and seconds.

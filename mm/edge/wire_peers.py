@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, Iterable
 
 from anyio.abc import TaskGroup
 
+from mm.core.ids import InstanceId
 from mm.edge.addresses import split_address
 from mm.wire.addresses import Target, inet_sockaddr
 
@@ -47,17 +48,17 @@ class PeerTargets:
         self._named: set[str] = set()
 
     def targets(
-        self, callable_now: Iterable[tuple[int, str, float]], group: TaskGroup
+        self, callable_now: Iterable[tuple[int, InstanceId, str, float]], group: TaskGroup
     ) -> list[Target]:
         """Answer what can be called at this moment; names are looked up by tasks of ``group``."""
         peers = list(callable_now)
-        self._forget_others({address for _, address, _ in peers})
+        self._forget_others({address for _, _, address, _ in peers})
         targets = []
-        for handle, address, away_until_s in peers:
+        for handle, name, address, away_until_s in peers:
             raw = self._sockaddr(address, group)
             if raw:
                 away_ns = _AWAY_FOREVER_NS if math.isinf(away_until_s) else int(away_until_s * 1e9)
-                targets.append(Target(address, raw, handle, max(0, away_ns)))
+                targets.append(Target(address, raw, handle, max(0, away_ns), instance=name))
         return targets
 
     def _forget_others(self, present: set[str]) -> None:

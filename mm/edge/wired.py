@@ -162,7 +162,7 @@ class Wired:
         self._limits = parts.copies.call_limits
         if self._limits is not None:
             self._limits.in_flight = self._table.in_flight
-        self._wire.set_runtime(await _target_of(serving))
+        self._wire.set_runtime(await _target_of(serving, self._config.instance_id))
         parts.members.on_reach = self._peers_changed.set
         # What the wire begins and ends changes what the peers of tier 2's calls have to hear, too.
         parts.pusher.on_peer_call = self._peers_called.set
@@ -305,9 +305,7 @@ class Wired:
         members = parts.members
         before: dict[int, int] = {}
         while True:
-            names = {
-                handle: parts.members.name_of(handle) for handle, _, _ in members.callable_now()
-            }
+            names = {handle: parts.members.name_of(handle) for handle, *_ in members.callable_now()}
             traffic = self._wire.peer_traffic(names)
             in_flight = {name: traffic[each][0] for each, name in names.items() if name}
             now = {each: answers for each, (_, answers) in traffic.items()}
@@ -419,7 +417,8 @@ class Wired:
         await asyncio.to_thread(self._wire.close)
 
 
-async def _target_of(endpoint: Endpoint) -> Target:
+async def _target_of(endpoint: Endpoint, beside: str) -> Target:
+    label = str(endpoint)
     if isinstance(endpoint, UnixEndpoint):
-        return Target("localhost", unix_sockaddr(endpoint.path), label=str(endpoint))
-    return Target(str(endpoint), await resolve_sockaddr(str(endpoint)))
+        return Target("localhost", unix_sockaddr(endpoint.path), label=label, instance=beside)
+    return Target(label, await resolve_sockaddr(label), instance=beside)

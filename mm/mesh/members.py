@@ -160,16 +160,17 @@ class Members:
         """Answer the table's handle of an instance, reachable or not."""
         return self._handles.get(instance_id)
 
-    def callable_now(self) -> list[tuple[int, str, float]]:
-        """Answer (handle, host:port, until when to leave it alone) of everybody who has an address,
-        also of those who vanished a moment ago; the time on the clock of anyio.
+    def callable_now(self) -> list[tuple[int, InstanceId, str, float]]:
+        """Answer (handle, id, host:port, until when to leave it alone) of everybody who has an
+        address, also of those who vanished a moment ago; the time on the clock of anyio.
         """
         found = [
-            (handle, self._records[name].address, self._reach.away_until_s(name))
+            (handle, name, self._records[name].address, self._reach.away_until_s(name))
             for name, handle in self._handles.items()
             if self._records[name].address
         ]
-        found += [(g.handle, g.address, self._reach.away_until_s(n)) for n, g in self._gone.items()]
+        for name, gone in self._gone.items():
+            found.append((gone.handle, name, gone.address, self._reach.away_until_s(name)))
         return found
 
     def name_of(self, handle: int) -> InstanceId | None:

@@ -10,6 +10,7 @@ from typing import Final
 
 import anyio
 
+from mm.core import call_texts
 from mm.core.calls import Call, Hop, Outcome, PeerRoute
 from mm.core.ids import InstanceId
 from mm.core.routing import Again, retry_after
@@ -42,9 +43,7 @@ class Retries:
     def failed_here(self, call: Call, outcome: Outcome, message: str) -> Again:
         """The runtime beside this instance did not answer, or refused."""
         if outcome is Outcome.UNREACHABLE:
-            call.failure = RuntimeUnavailableError(
-                f"the model runtime of instance {self._me} does not answer: {message}"
-            )
+            call.failure = RuntimeUnavailableError(call_texts.RUNTIME_SILENT % (self._me, message))
             if call.hop is not Hop.EXTERNAL:
                 call.failure.hop_result = Outcome.UNREACHABLE.value
         return self._remember(call, self._me, outcome, message, is_here=True)
@@ -57,7 +56,7 @@ class Retries:
                 if route.hop is Hop.HIT_ONLY:
                     call.unreached.add(route.instance_id)
                 call.failure = call.failure or NoRoomError(
-                    f"instance {route.instance_id} is gone: {message}"
+                    call_texts.INSTANCE_GONE % (route.instance_id, message)
                 )
             case Outcome.REDIRECT:
                 call.busy = route.instance_id

@@ -291,6 +291,7 @@ cdef struct target_t:
     char name[256]             # host:port, for :authority
     uint32_t name_length
     char label[256]            # for texts
+    char instance[256]         # whose it is
     char failure[400]
 
 
@@ -338,7 +339,6 @@ cdef struct config_t:
     SSL_CTX *tls_to_peers
     uint32_t handshake_ms      # of TLS, and to SETTINGS
     text_t instance            # our id, as mm-hop-from has it
-    text_t instance_name       # and as it is
 
 
 cdef struct listener_t:

@@ -152,9 +152,7 @@ cdef void attempt_failed(call_t *call) noexcept nogil:
     elif may_repeat(call):
         replay(call)
     else:
-        if call.lane < LANE_MODEL:
-            failure_note(call, NULL)
-        call_fail(call, 14, call.fault.bytes, call.fault.length)
+        call_unanswered(call, call.target)
 
 
 cdef inline bint has_whole(const call_t *call) noexcept nogil:

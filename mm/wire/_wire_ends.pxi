@@ -37,6 +37,25 @@ cdef void call_break(call_t *call) noexcept nogil:
     mark_dirty(call.down)
 
 
+cdef void call_unanswered(call_t *call, const target_t *target) noexcept nogil:
+    """End a call that nobody answered and that cannot be sent again: its `fault` says why.
+
+    Tier 2, which would have had its own words for it (mm/mesh/retries.py), is told.
+    """
+    cdef char fault[400]
+    cdef char text[800]
+    cdef int n
+    if call.lane < LANE_MODEL:
+        failure_note(call, NULL)
+    if call.lane >= LANE_MODEL or call.answer_begun or target == NULL:
+        call_fail(call, 14, call.fault.bytes, call.fault.length)
+        return
+    n = snprintf(fault, sizeof(fault), b"%.*s", <int>call.fault.length, <char *>call.fault.bytes)
+    n = snprintf(text, sizeof(text), RUNTIME_SILENT if call.lane == LANE_HERE else INSTANCE_GONE,
+                 target.instance, fault)
+    call_end(call, 14, <const uint8_t *>text, n, b"unreachable")
+
+
 cdef inline void call_fail_as(call_t *call, int32_t status, const char *text) noexcept nogil:
     call_fail(call, status, <const uint8_t *>text, strlen(text))
 
@@ -44,7 +63,17 @@ cdef inline void call_fail_as(call_t *call, int32_t status, const char *text) no
 cdef void call_fail(
     call_t *call, int32_t status, const uint8_t *text, size_t length
 ) noexcept nogil:
-    """End a call with a status of our own; nothing if it has one. Leaves the call alive."""
+    """End a call with a status and a text of our own, as `call_end` does."""
+    call_end(call, status, text, length, NULL)
+
+
+cdef void call_end(
+    call_t *call, int32_t status, const uint8_t *text, size_t length, const char *hop_result
+) noexcept nogil:
+    """End a call with a status of our own; nothing if it has one. Leaves the call alive.
+
+    ``hop_result``: what a peer is told of it; NULL: nothing.
+    """
     cdef char number[12]
     cdef int digits
     cdef const uint8_t *kind = <const uint8_t *>b"application/grpc"
@@ -76,6 +105,9 @@ cdef void call_fail(
     if length != 0:
         headers_add(call, &call.trailers, <const uint8_t *>b"grpc-message", 12, text, length,
                     PASS, 0)
+    if hop_result != NULL and call.role == ROLE_PEER:
+        headers_add(call, &call.trailers, <const uint8_t *>b"mm-hop-result", 13,
+                    <const uint8_t *>hop_result, strlen(hop_result), PASS, 0)
     if status == UNIMPLEMENTED:
         # Of the wire's own there is one reason: a compression.
         headers_add(call, &call.trailers, <const uint8_t *>b"grpc-accept-encoding", 20,
@@ -207,9 +239,7 @@ cdef void up_broke(call_t *call, conn_t *conn, uint32_t code, bint is_lost) noex
         if may_repeat(call):
             replay(call)
             return
-        if call.lane < LANE_MODEL:
-            failure_note(call, NULL)
-        call_fail(call, 14, <const uint8_t *>text, n)
+        call_unanswered(call, conn.target)
         return
     if code < CODE_NAMES_COUNT:
         n = snprintf(text, sizeof(text), UPSTREAM_RESET, CODE_NAMES[code])

@@ -31,6 +31,7 @@ cdef void target_set(target_t *target, const target_t *told) noexcept nogil:
     memcpy(target.name, told.name, sizeof(target.name))
     target.name_length = told.name_length
     memcpy(target.label, told.label, sizeof(target.label))
+    memcpy(target.instance, told.instance, sizeof(target.instance))
 
 
 cdef bint target_is_coming(const target_t *target) noexcept nogil:

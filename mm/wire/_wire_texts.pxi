@@ -13,6 +13,8 @@ cdef const char *text_of(str text) except NULL:
     return encoded
 
 
+cdef const char *RUNTIME_SILENT = text_of(call_texts.RUNTIME_SILENT)
+cdef const char *INSTANCE_GONE = text_of(call_texts.INSTANCE_GONE)
 cdef const char *NOT_CONNECTED = text_of(call_texts.NOT_CONNECTED)
 cdef const char *NO_ANSWER = text_of(call_texts.NO_ANSWER)
 cdef const char *NO_HTTP2 = text_of(call_texts.NO_HTTP2)

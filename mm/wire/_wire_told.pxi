@@ -17,6 +17,8 @@ cdef void fill_target(target_t *target, object told) except *:
     target.name_length = <uint32_t>len(name)
     name = (told.label or told.name).encode()[:sizeof(target.label) - 1]
     memcpy(target.label, <const char *>name, len(name))
+    name = told.instance.encode()[:sizeof(target.instance) - 1]
+    memcpy(target.instance, <const char *>name, len(name))
 
 
 cdef uint8_t *copied(bytes text) except NULL:

@@ -16,7 +16,7 @@ class Target:
     there is a ``label``.
 
     Of an instance: its ``handle`` in the table, and until when (on the monotonic clock) tier 2 says
-    to leave it alone.
+    to leave it alone. ``instance`` is its id, or that of the one beside which a runtime is.
     """
 
     name: str
@@ -24,6 +24,7 @@ class Target:
     handle: int = 0
     away_until_ns: int = 0
     label: str = ""
+    instance: str = ""
 
 
 def unix_sockaddr(path: str) -> bytes:

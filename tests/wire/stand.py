@@ -90,7 +90,7 @@ class WireStand:
         handle = self.table.add_instance(name)
         self.table.set_peers(model_id, [*self.table.peers(model_id), handle])
         address = inet_sockaddr("127.0.0.1", port)
-        self.wire.set_peers([Target(f"127.0.0.1:{port}", address, handle)])
+        self.wire.set_peers([Target(f"127.0.0.1:{port}", address, handle, instance=name)])
         return handle
 
     def noticed(self) -> None:
@@ -149,7 +149,7 @@ async def serve_wire(
         port = listener.getsockname()[1]
         runtime_port = runtime_port or runtime.port
         address = inet_sockaddr("127.0.0.1", runtime_port)
-        wire.set_runtime(Target(f"127.0.0.1:{runtime_port}", address))
+        wire.set_runtime(Target(f"127.0.0.1:{runtime_port}", address, instance="me"))
         stand = WireStand(wire, table, router, runtime, port, settings, tier2.servers)
         stand.put("m")
         asyncio.get_running_loop().add_reader(wire.notice_fd, stand.noticed)

@@ -7,8 +7,10 @@ from typing import Any
 
 import grpc
 import pytest
+from h2.errors import ErrorCodes
 from h2.events import DataReceived, RequestReceived, StreamEnded
 
+from mm.core import call_texts
 from mm.core.calls import LocalRoute, Outcome
 from mm.edge.h2.messages import frame_message
 from mm.wire import Role
@@ -95,6 +97,37 @@ async def test_an_instance_that_breaks_off_in_an_answer_is_out_of_reach() -> Non
         ((route, outcome, text),) = here.router.tried_routes
         assert (outcome, "lost" in text) == (Outcome.UNREACHABLE, True)
         assert route.instance_id == "peer"  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("role", Role)
+@pytest.mark.parametrize("is_here", [True, False], ids=["here", "there"])
+async def test_who_did_not_answer_is_named_as_tier_2_names_it(role: Role, is_here: bool) -> None:
+    async def serve(peer: RawPeer) -> None:
+        peer.start()
+        asked = await peer.wait_for(StreamEnded)
+        assert asked.stream_id is not None
+        peer.h2.reset_stream(asked.stream_id, ErrorCodes.REFUSED_STREAM)
+        peer.flush()
+        await peer.wait_closed()
+
+    whose = (
+        "the model runtime of instance me does not answer" if is_here else "instance peer is gone"
+    )
+    async with listen(serve) as (address, _):
+        port = int(address.rpartition(":")[2])
+        # Nothing is kept to be sent again.
+        async with (
+            serve_wire(role=role, runtime_port=port, retry_buffer_bytes_max=0) as stand,
+            connect(stand.port) as client,
+        ):
+            if not is_here:
+                stand.table.set_state("m", 0)  # type: ignore[arg-type]
+                stand.add_peer("m", port)
+            headers, _ = await client.wait_answer(begin(client))
+    assert headers[b"grpc-message"] == f"{whose}: {call_texts.STREAM_REFUSED}".encode()
+    assert headers[b"grpc-status"] == b"14"
+    expected = b"unreachable" if role is Role.PEER else None
+    assert headers.get(b"mm-hop-result") == expected
 
 
 async def test_no_more_failures_are_kept_than_tier_2_looks_at() -> None:

@@ -41,18 +41,18 @@ BAD = [
     "[fe80::1%eth0]:80",
     f"127.0.0.1:{'9' * 5000}",
 ]
-GOOD = Target("127.0.0.1:8080", inet_sockaddr("127.0.0.1", 8080), 1)
+GOOD = Target("127.0.0.1:8080", inet_sockaddr("127.0.0.1", 8080), 1, instance="good")
 
 
 @pytest.mark.parametrize("address", BAD)
 async def test_a_bad_address_is_named_once_and_passed_over(
     address: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    now = [(7, address, 0.0), (1, GOOD.name, 0.0), (2, "[::1]:8080", 0.0)]
+    now = [(7, "bad", address, 0.0), (1, "good", GOOD.name, 0.0), (2, "six", "[::1]:8080", 0.0)]
     peers = PeerTargets(lambda: None)
     async with anyio.create_task_group() as group:
         for _ in range(3):
-            sixth = Target("[::1]:8080", inet_sockaddr("::1", 8080), 2)
+            sixth = Target("[::1]:8080", inet_sockaddr("::1", 8080), 2, instance="six")
             assert peers.targets(now, group) == [GOOD, sixth]
     assert [each.levelno for each in caplog.records] == [logging.WARNING]
     assert "is no use" in caplog.text
@@ -79,7 +79,7 @@ async def test_a_slow_name_holds_up_nobody_else(caplog: pytest.LogCaptureFixture
         nonlocal news
         news += 1
 
-    now = [(3, "slow:1", 0.0), (4, "gone:1", 0.0), (1, GOOD.name, 0.0)]
+    now = [(3, "slow", "slow:1", 0.0), (4, "gone", "gone:1", 0.0), (1, "good", GOOD.name, 0.0)]
     peers = PeerTargets(found, resolve)
     async with anyio.create_task_group() as group:
         for _ in range(2):
@@ -89,7 +89,10 @@ async def test_a_slow_name_holds_up_nobody_else(caplog: pytest.LogCaptureFixture
         answers["gone:1"].set_exception(OSError("nobody knows that name"))
         answers["slow:1"].set_result(GOOD.sockaddr)
         await until(lambda: news == 1)
-        assert peers.targets(now, group) == [Target("slow:1", GOOD.sockaddr, 3), GOOD]
+        assert peers.targets(now, group) == [
+            Target("slow:1", GOOD.sockaddr, 3, instance="slow"),
+            GOOD,
+        ]
     assert len(asked) == 2, "what is known is not asked for again with each piece of news"
     assert caplog.text.count("nobody knows that name") == 1
     assert peers.targets([], group) == []
@@ -115,13 +118,13 @@ def node_of(callable_now: Any) -> MagicMock:
 async def test_news_goes_on_after_a_bad_record(
     wired: Wired, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    now = [(7, "a..b:8080", 0.0)]
+    now = [(7, "bad", "a..b:8080", 0.0)]
     told: list[list[Target]] = []
     monkeypatch.setattr(wired._wire, "set_peers", told.append)
     node = node_of(lambda: list(now))
     async with wired.following(node, [MagicMock()], TcpEndpoint("127.0.0.1", 1)):
         await until(lambda: told == [[]])
-        now.append((1, GOOD.name, 0.0))
+        now.append((1, "good", GOOD.name, 0.0))
         node.parts.members.on_reach()
         await until(lambda: told[-1] == [GOOD])
 
