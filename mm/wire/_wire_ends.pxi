@@ -102,9 +102,7 @@ cdef void call_end(
     digits = snprintf(number, sizeof(number), b"%d", status)
     headers_add(call, &call.trailers, <const uint8_t *>b"grpc-status", 11,
                 <const uint8_t *>number, digits, PASS, 0)
-    if length != 0:
-        headers_add(call, &call.trailers, <const uint8_t *>b"grpc-message", 12, text, length,
-                    PASS, 0)
+    add_message(call, text, length)
     if hop_result != NULL and call.role == ROLE_PEER:
         headers_add(call, &call.trailers, <const uint8_t *>b"mm-hop-result", 13,
                     <const uint8_t *>hop_result, strlen(hop_result), PASS, 0)
@@ -113,6 +111,28 @@ cdef void call_end(
         headers_add(call, &call.trailers, <const uint8_t *>b"grpc-accept-encoding", 20,
                     <const uint8_t *>ENCODINGS_READ, strlen(ENCODINGS_READ), PASS, 0)
     answer_end(call)
+
+
+cdef void add_message(call_t *call, const uint8_t *text, size_t length) noexcept nogil:
+    """Add grpc-message, percent-encoded as `encode_message` does it (mm/core/headers.py); the texts
+    of the wire are short enough to be told whole.
+    """
+    cdef uint8_t *encoded = arena_take(call, 3 * length)
+    cdef size_t i, n = 0
+    cdef uint8_t c
+    if length == 0 or encoded == NULL:
+        return
+    for i in range(length):
+        c = text[i]
+        if 32 <= c <= 126 and c != 37:
+            encoded[n] = c
+            n += 1
+        else:
+            encoded[n] = 37   # "%"
+            encoded[n + 1] = HEX[c >> 4]
+            encoded[n + 2] = HEX[c & 15]
+            n += 3
+    headers_add(call, &call.trailers, <const uint8_t *>b"grpc-message", 12, encoded, n, PASS, 0)
 
 
 cdef void call_expired(call_t *call) noexcept nogil:

@@ -12,6 +12,7 @@ from h2.events import DataReceived, RequestReceived, StreamEnded
 
 from mm.core import call_texts
 from mm.core.calls import LocalRoute, Outcome
+from mm.core.headers import encode_message
 from mm.edge.h2.messages import frame_message
 from mm.wire import Role
 from tests.edge.raw_h2 import RawPeer, connect, listen
@@ -21,6 +22,8 @@ from tests.wire.stand import LOAD_ID, serve_wire, until
 pytestmark = pytest.mark.anyio
 ID = (("mm-model-id", "m"),)
 HERE = LocalRoute("m", load_id=LOAD_ID)  # type: ignore[arg-type]
+#: Nothing of which is sent as it is, but for a space and a letter.
+ODD_NAME = "a é%\n\x7f€"
 LOST = [*OK, (b"grpc-status", b"5"), (b"grpc-message", b"no%20such model")]
 
 
@@ -110,9 +113,9 @@ async def test_who_did_not_answer_is_named_as_tier_2_names_it(role: Role, is_her
         peer.flush()
         await peer.wait_closed()
 
-    whose = (
-        "the model runtime of instance me does not answer" if is_here else "instance peer is gone"
-    )
+    whose = "the model runtime of instance me does not answer"
+    if not is_here:
+        whose = f"instance {ODD_NAME} is gone"
     async with listen(serve) as (address, _):
         port = int(address.rpartition(":")[2])
         # Nothing is kept to be sent again.
@@ -122,9 +125,9 @@ async def test_who_did_not_answer_is_named_as_tier_2_names_it(role: Role, is_her
         ):
             if not is_here:
                 stand.table.set_state("m", 0)  # type: ignore[arg-type]
-                stand.add_peer("m", port)
+                stand.add_peer("m", port, ODD_NAME)
             headers, _ = await client.wait_answer(begin(client))
-    assert headers[b"grpc-message"] == f"{whose}: {call_texts.STREAM_REFUSED}".encode()
+    assert headers[b"grpc-message"] == encode_message(f"{whose}: {call_texts.STREAM_REFUSED}")
     assert headers[b"grpc-status"] == b"14"
     expected = b"unreachable" if role is Role.PEER else None
     assert headers.get(b"mm-hop-result") == expected
