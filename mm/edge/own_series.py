@@ -135,7 +135,7 @@ WIRE_COUNTERS: Final = {
     "again_answer": "The answer may have meant more than it said",
     "failures_told": "Attempts that failed and whose calls could not be sent again",
     "failures_untold": "Those that Python was not told of, for want of room",
-    "slow_given_up": "Calls ended because their clients read nothing while too much waited",
+    "slow_given_up": "Calls and connections ended because their clients took nothing for too long",
     "deadlines": "Calls whose deadline passed",
     "cancelled": "Calls that their clients cancelled",
     "connect_failures": "Connections to the runtime or to peers that could not be opened",

@@ -44,7 +44,7 @@ cdef enum:
     COUNT_FAILURES_TOLD
     COUNT_FAILURES_UNTOLD  # or is not, for want of room
     COUNT_FLOODS          # clients that were cut off for what they sent
-    COUNT_SLOW_GIVEN_UP   # calls ended because too much waited for readers
+    COUNT_SLOW_GIVEN_UP   # calls and connections ended because nobody took what waited
     COUNT_BUFFER_BYTES    # that calls take now, without their answers
     COUNT_BUFFERS_FULL    # calls that there was no memory for
     # Calls of clients that were refused: by nobody who is known, and by those without the role.

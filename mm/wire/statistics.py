@@ -59,7 +59,8 @@ class WireStatistics:
     failures_untold: int
     #: Clients that were cut off for what they sent.
     floods_refused: int
-    #: Calls whose clients took nothing of their answers while too many bytes of answers waited.
+    #: Calls and connections ended because their clients took nothing: for `client_unread_s`, or for
+    #: the longest while too many bytes of answers waited.
     slow_given_up: int
     #: What calls and their requests take, and calls that there was no memory for.
     buffer_bytes: int
