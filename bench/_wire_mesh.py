@@ -39,8 +39,9 @@ REGISTRATIONS_RATE, LOADS_RATE = 500, 20
 RATE_SHARE_MIN = 0.9
 TICK_S = 0.02
 IN_FLIGHT_MAX = 200
-#: Between first calls.
-FIRST_PAUSE_S = 0.05
+#: Between first calls. A model's size is asked 5 ms after its load, told by the example runtime
+#: 50 ms later, then written: with a pause of that length all of it would be in the next one's way.
+FIRST_PAUSE_S = 0.15
 
 
 @asynccontextmanager
