@@ -160,8 +160,8 @@ def show(results: Results, *, is_paced: bool = False) -> list[str]:
 
 def measure_tls(directory: Path, rounds: int, scale: float) -> Found:
     """Hits over TLS: 8 connections, 16 streams each."""
-    load = scaled(Load("8 x 16", 8, 16, 100_000, is_tls=True), scale)
-    warm = Load("warm", 8, 16, 5_000, is_tls=True)
+    load = scaled(Load("8 x 16", 8, 16, 100_000, client="h2load", is_tls=True), scale)
+    warm = Load("warm", 8, 16, 5_000, client="h2load", is_tls=True)
 
     def turn(_contender: str, port: int, pids: Pids, _number: int) -> dict[str, Result]:
         run(warm, port, pids, directory)
@@ -203,7 +203,8 @@ def measure_idle(kind: str, contenders: tuple[str, str], most_kib: float) -> Mea
     def measure(directory: Path, rounds: int, scale: float) -> Found:
         count, took_kib = connections_of(scale), defaultdict(list)
         calls = PROBE_RATE * max(2, int(PROBE_S * scale))
-        probe = Load("hits", 4, 4, calls, rate=PROBE_RATE, is_tls=kind != "plain")
+        is_tls = kind != "plain"
+        probe = Load("hits", 4, 4, calls, rate=PROBE_RATE, client="h2load", is_tls=is_tls)
 
         def turn(contender: str, port: int, pids: Pids, number: int) -> dict[str, Result]:
             found = {}
