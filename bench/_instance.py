@@ -120,12 +120,13 @@ class Instance:
         self.channel = grpc.aio.insecure_channel(self.address, RECONNECT_AT_ONCE)
         began = time.perf_counter()
         await self.serve.start()
-        while time.perf_counter() - began < READY_TIMEOUT_S:
+        while not self.serve.has_ended and time.perf_counter() - began < READY_TIMEOUT_S:
             if await self._is_serving():
                 return time.perf_counter() - began
             await asyncio.sleep(0.01)
         last_words = await self.serve.last_words()
-        sys.exit(f"mm serve is not ready after {READY_TIMEOUT_S} s:\n{last_words}")
+        why = "has ended" if self.serve.has_ended else f"is not ready after {READY_TIMEOUT_S} s"
+        sys.exit(f"mm serve {why}:\n{last_words}")
 
     async def _is_serving(self) -> bool:
         try:

@@ -103,6 +103,7 @@ class Place:
 
     async def die(self) -> str:
         """The instance is killed, and comes back."""
+        self._check_alive()
         await self.instance.channel.close()
         self.instance.serve.kill()
         await self.instance.serve.reap()
@@ -117,10 +118,16 @@ class Place:
         self.renewed |= {"runtime", "soaked"}
         return f"killed and restarted the runtime of instance {self.number}"
 
+    def _check_alive(self) -> None:
+        """Exit if what nobody killed is gone."""
+        if self.instance.serve.has_ended:
+            raise SystemExit(f"mm serve {self.number} has ended by itself")
+
     # --- figures --------------------------------------------------------------------------------
 
     def figures(self) -> dict[str, Figures]:
         """Answer what each process holds now."""
+        self._check_alive()
         assert self.soaked is not None
         pids = {
             "mm serve": self.instance.serve.pid,

@@ -31,7 +31,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -110,11 +110,13 @@ async def call_for(
     return run
 
 
-async def fail_now_and_then(places: list[Place], every_s: float) -> None:
+async def fail_now_and_then(places: list[Place], every_s: float, ended: asyncio.Event) -> None:
     """One fault after the other. Of the first instance nothing fails: it is what is measured."""
     turn = 0
     while True:
-        await asyncio.sleep(every_s)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(ended.wait(), every_s)
+            return
         match turn % 4:
             case 0:
                 told = await places[2].die()
@@ -130,15 +132,14 @@ async def fail_now_and_then(places: list[Place], every_s: float) -> None:
 
 @asynccontextmanager
 async def failing(places: list[Place], every_s: float) -> AsyncIterator[None]:
-    """Have faults come, as long as the context is open."""
-    task = asyncio.create_task(fail_now_and_then(places, every_s))
+    """Have faults come, as long as the context is open; what is killed is back after it."""
+    ended = asyncio.Event()
+    task = asyncio.create_task(fail_now_and_then(places, every_s, ended))
     try:
         yield
     finally:
-        task.cancel()
-        [ended] = await asyncio.gather(task, return_exceptions=True)
-    if not isinstance(ended, asyncio.CancelledError):
-        raise SystemExit(f"the faults ended: {ended!r}")
+        ended.set()
+        await task
 
 
 def account(outcomes: bytes, counts: bytes) -> tuple[Counter[str], list[str]]:
@@ -209,9 +210,10 @@ async def soak(directory: Path, calls: int, minutes: float, seed: int) -> list[s
     async with world_of(directory, counts) as places:
         every_s = max(FAULT_S_MIN, seconds / FAULTS)
         # Faults are a part of it: what waits for an instance that is gone takes more at a time than
-        # calls do that are answered.
+        # calls do that are answered. They come as thick as they can, for each to have come a few
+        # times: how much waits at most is a matter of chance.
         print("warm-up", flush=True)
-        async with failing(places, every_s):
+        async with failing(places, FAULT_S_MIN):
             await call_for(places, directory, 0, warm_calls, seconds * WARM_UP_SHARE, seed)
         await asyncio.sleep(rest_s)
         before = [place.figures() for place in places]

@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,11 +43,27 @@ class Sanitizer:
         cwd: Path | None = None,
         env: Mapping[str, str] | None = None,
     ) -> tuple[int, str]:
-        """Run Python with its runtime preloaded; answer the exit code and all that was printed."""
+        """Run Python with its runtime preloaded; answer the exit code and all that was printed.
+
+        Findings of processes that it starts are in it, wherever these print to.
+        """
+        with tempfile.TemporaryDirectory() as findings:
+            options = {k: f"{v} log_path={findings}/{k}" for k, v in self.options.items()}
+            code, output = self._run(command, path, timeout_s, cwd, {**(env or {}), **options})
+            files = sorted(Path(findings).iterdir())
+            return code, output + "".join(each.read_text(errors="replace") for each in files)
+
+    def _run(
+        self,
+        command: Sequence[str],
+        path: Sequence[Path],
+        timeout_s: float,
+        cwd: Path | None,
+        env: Mapping[str, str],
+    ) -> tuple[int, str]:
         environment = {
             **os.environ,
-            **self.options,
-            **(env or {}),
+            **env,
             "LD_PRELOAD": " ".join(_library(each) for each in self.libraries),
             "PYTHONPATH": os.pathsep.join(map(str, path)),
             # Its own allocator would hide overruns, and frees.

@@ -68,6 +68,11 @@ class ChildProcess:
         """The process id; 0 while it does not run."""
         return self._process.pid if self._process is not None else 0
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether it was started, and ended by itself or by ``kill``."""
+        return self._process is not None and self._process.returncode is not None
+
     async def start(self) -> None:
         """Start ``python -m mm ARGS`` with these settings; returns at once."""
         assert self._process is None, f"{self.name} runs already"
