@@ -93,6 +93,7 @@ class AccessControl:
         if refusal:
             self._denied += 1
             raise MeshError(refusal, code=StatusCode.PERMISSION_DENIED)
+        call.caller = caller.name
         if by_token and not access.passes_tokens:
             # It is ours: neither runtimes nor observers get it.
             _take_token(call)

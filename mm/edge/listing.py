@@ -21,7 +21,7 @@ from mm.edge.wire_words import client_of
 from mm.errors import InvalidRequestError
 from mm.mesh.composition import Parts
 from mm.mesh.listing import IN_A_ROW, ListedModel, ListedVModel, Listing, PageRequest
-from mm.mesh.watches import SEND_MAX_S, Watches
+from mm.mesh.watches import SEND_MAX_S, Watcher, Watches
 from mm.pb import mmesh
 
 E = TypeVar("E")
@@ -108,7 +108,8 @@ async def _watch(call: IncomingCall, watches: Watches, tell: Callable[[str], byt
     stream = MessageStream(call)
     # An instance that stops does not wait for those who only look on.
     call.holds_stop = False
-    with watches.open(request.id, request.id_prefix, client_of(call)) as watch:
+    who = Watcher(client_of(call), call.caller)
+    with watches.open(request.id, request.id_prefix, who) as watch:
         call.send_headers()
         while True:
             message = tell(await watch.next())

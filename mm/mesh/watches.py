@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Final
 
 import anyio
@@ -24,6 +25,8 @@ WATCHES_MAX: Final = 100
 #: Of them, those of one connection: a program that watches more had better watch by a prefix, and
 #: nobody takes them all.
 WATCHES_OF_CLIENT_MAX: Final = 20
+#: Those of one identity, whatever number of connections it has: others have the rest.
+WATCHES_OF_CALLER_MAX: Final = 50
 #: So long a client may take nothing of what is sent; then its place is another's. Whoever is there
 #: at all reads within a second.
 SEND_MAX_S: Final = 60.0
@@ -35,13 +38,25 @@ PENDING_MAX: Final = 20_000
 Held = Callable[[InstanceId], Iterable[str]]
 
 
+@dataclass(frozen=True, slots=True)
+class Watcher:
+    """Who watches."""
+
+    #: The same for all watches of a connection; None: nobody knows.
+    client: object = None
+    #: The name of an identity; empty: nobody asked.
+    caller: str = ""
+
+
+_NOBODY: Final = Watcher()
+
+
 class Watch:
     """The ids that changed since they were taken, in the order of their first change."""
 
-    def __init__(self, key_id: str = "", prefix: str = "", client: object = None) -> None:
+    def __init__(self, key_id: str = "", prefix: str = "", who: Watcher = _NOBODY) -> None:
         self._key_id = key_id
-        #: Who watches; None: nobody knows.
-        self.client = client
+        self.who = who
         self._prefix = prefix
         self._pending: dict[str, None] = {}
         self._news = anyio.Event()
@@ -105,16 +120,14 @@ class Watches:
         return len(self._watches)
 
     @contextmanager
-    def open(self, key_id: str = "", prefix: str = "", client: object = None) -> Iterator[Watch]:
-        """Watch an id, or all with a prefix. ``client``: whose it is. Raises ``LimitError``."""
-        own_count = sum(each.client == client for each in self._watches)
-        if client is not None and own_count >= WATCHES_OF_CLIENT_MAX:
+    def open(self, key_id: str = "", prefix: str = "", who: Watcher = _NOBODY) -> Iterator[Watch]:
+        """Watch an id, or all with a prefix. ``who`` does. Raises ``LimitError``."""
+        try:
+            self._admit(who)
+        except LimitError:
             self._counters.watches_refused += 1
-            raise LimitError(f"this connection has {own_count} watches open, the limit")
-        if len(self._watches) >= WATCHES_MAX:
-            self._counters.watches_refused += 1
-            raise LimitError(f"{WATCHES_MAX} watches are open at this instance, the limit")
-        watch = Watch(key_id, prefix, client)
+            raise
+        watch = Watch(key_id, prefix, who)
         self._watches.append(watch)
         self._counters.watches_begun += 1
         try:
@@ -123,6 +136,17 @@ class Watches:
             self._watches.remove(watch)
             self._counters.watches_ended += 1
             self._counters.watches_behind += watch.is_behind
+
+    def _admit(self, who: Watcher) -> None:
+        """Raise ``LimitError`` where there is no place for one more."""
+        of_client = sum(each.who.client == who.client for each in self._watches)
+        if who.client is not None and of_client >= WATCHES_OF_CLIENT_MAX:
+            raise LimitError(f"this connection has {of_client} watches open, the limit")
+        of_caller = sum(each.who.caller == who.caller for each in self._watches)
+        if who.caller and of_caller >= WATCHES_OF_CALLER_MAX:
+            raise LimitError(f'"{who.caller}" has {of_caller} watches open, the limit')
+        if len(self._watches) >= WATCHES_MAX:
+            raise LimitError(f"{WATCHES_MAX} watches are open at this instance, the limit")
 
     def _changed(self, key_id: str, _item: Item | None) -> None:
         for watch in self._watches:

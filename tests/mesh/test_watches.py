@@ -9,7 +9,7 @@ from mm.core.records import ModelRecord
 from mm.errors import LimitError
 from mm.mesh import watches
 from mm.mesh.ports import Write
-from mm.mesh.watches import Watches
+from mm.mesh.watches import Watcher, Watches
 from mm.testing.cluster import INFO, PREFIX, Cluster, running_cluster, until
 from tests.mesh.calls import FAST, M, loaded_at
 
@@ -78,17 +78,30 @@ async def test_who_is_too_far_behind_is_told(monkeypatch: pytest.MonkeyPatch) ->
 
 async def test_one_connection_does_not_take_them_all(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watches, "WATCHES_OF_CLIENT_MAX", 2)
-    one, other = object(), object()
+    one, other = Watcher(object()), Watcher(object())
     async with running_cluster("a") as cluster:
         found = watches_at(cluster)
-        with found.open(client=one), found.open(client=one):
+        with found.open(who=one), found.open(who=one):
             with pytest.raises(LimitError, match="this connection has 2 watches open"):
-                found.open(client=one).__enter__()
-            with found.open(client=other), found.open(), found.open(), found.open():
+                found.open(who=one).__enter__()
+            with found.open(who=other), found.open(), found.open(), found.open():
                 assert len(found) == 6
-        with found.open(client=one):
+        with found.open(who=one):
             assert len(found) == 1
         assert cluster["a"].node.parts.counters.watches_refused == 1
+
+
+async def test_one_identity_does_not_take_them_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watches, "WATCHES_OF_CALLER_MAX", 2)
+    async with running_cluster("a") as cluster:
+        found = watches_at(cluster)
+        with found.open(who=Watcher("c1", "board")), found.open(who=Watcher("c2", "board")):
+            with pytest.raises(LimitError, match='"board" has 2 watches open'):
+                found.open(who=Watcher("c3", "board")).__enter__()
+            with found.open(who=Watcher("c1", "ops")), found.open(), found.open(), found.open():
+                assert len(found) == 6
+        with found.open(who=Watcher("c3", "board")):
+            assert cluster["a"].node.parts.counters.watches_refused == 1
 
 
 async def test_watches_are_bounded_and_end(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import grpc
 import pytest
 
+from mm.mesh.watches import WATCHES_OF_CALLER_MAX, WATCHES_OF_CLIENT_MAX
 from tests.identities import Identity, make, make_authority
 from tests.system.meshes import Instance, Mesh, channel_to, mesh_of, refusal
 from tests.system.processes import eventually
@@ -22,6 +24,7 @@ TIMEOUT_S = 60.0
 CANNOT_START = 1
 OK, UNAUTHENTICATED, DENIED = "OK", "UNAUTHENTICATED", "PERMISSION_DENIED"
 STATUS, ENSURE = "/mmesh.ModelMesh/getModelStatus", "/mmesh.ModelMesh/ensureLoaded"
+WATCH = "/mmesh.ModelMesh/watchModels"
 PREDICT = "/mmesh.ExamplePredictor/predict"
 FILE = "access.json"
 
@@ -109,6 +112,25 @@ def ask(channel: grpc.Channel, path: str, token: str = "") -> str:
     except grpc.RpcError as error:
         return str(error.code().name)
     return OK
+
+
+def test_an_identity_has_half_of_the_watches(world: World) -> None:
+    kept = []  # gRPC cancels calls that nobody keeps
+    with ExitStack() as stack:
+        for number in range(WATCHES_OF_CALLER_MAX):
+            if number % WATCHES_OF_CLIENT_MAX == 0:
+                channel = stack.enter_context(world.channel("board"))
+            watch = channel.unary_stream(WATCH)(b"", timeout=TIMEOUT_S)
+            watch.initial_metadata()  # sent when the watch is there, or is refused
+            assert watch.is_active(), number
+            kept.append(watch)
+        more = channel.unary_stream(WATCH)(b"", timeout=TIMEOUT_S)
+        status, text = refusal(partial(next, more))
+        assert status == grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert text == f'"board" has {WATCHES_OF_CALLER_MAX} watches open, the limit'
+        ops = channel.unary_stream(WATCH)(b"", timeout=TIMEOUT_S, metadata=bearer("ops-token"))
+        ops.initial_metadata()
+        assert ops.is_active()
 
 
 def test_certificates_and_tokens_say_who_calls(world: World) -> None:

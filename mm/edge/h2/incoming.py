@@ -46,6 +46,7 @@ class IncomingCall:
         "_length_left",
         "_timer",
         "abandoned",
+        "caller",
         "deadline_s",
         "head",
         "headers",
@@ -72,6 +73,8 @@ class IncomingCall:
         self.status_sent = False
         #: The code of this status.
         self.status_code: int | None = None
+        #: The name of the identity that makes it; empty: nobody asked.
+        self.caller = ""
         #: Whom it is for, as far as that is known and one.
         self.model_id = ""
         #: Of its messages, as far as somebody counted them.
