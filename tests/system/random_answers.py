@@ -30,6 +30,12 @@ class Script:
     #: Instead of these, to whoever asks first.
     first: Steps | None = None
 
+    @property
+    def breaks(self) -> bool:
+        """Answer whether a stream or a connection may end as if nobody had answered."""
+        steps = (*self.steps, *(self.first or ()))
+        return any(step in ("reset", "goaway", "close") for step, _ in steps)
+
 
 OK: HeaderList = [(b":status", b"200"), (b"content-type", b"application/grpc")]
 OK_STATUS: Header = (b"grpc-status", b"0")

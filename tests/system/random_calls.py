@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import random
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from mm.core.headers import Header, HeaderList
 from tests.system.random_answers import (
@@ -26,6 +26,8 @@ from tests.system.random_messages import DEEP, PLAIN, compressed, id_message, ma
 MODEL, OTHER, VMODEL = b"m", b"n", b"v"
 #: These are at another instance than the one that is called.
 FAR, FAR_VMODEL = b"far", b"far-v"
+#: Its type is that of models that no other instance may load.
+HELD, HELD_TYPE = b"held", "held"
 #: A call that nobody answers has this deadline.
 SHORT = b"60m"
 _TINY = (SHORT, b"0S")
@@ -59,14 +61,6 @@ class RandomCall:
     #: Nobody ever has the model, or gives a whole answer. Whether another copy is loaded to see
     #: that once more depends on who has heard by then that one is gone.
     fails_everywhere: bool = False
-
-    def again(self, number: int) -> RandomCall:
-        """Answer the same call, for a model that none was for yet."""
-        if not self.fresh or not number:
-            return self
-        fresh = self.fresh + b"-%d" % number
-        headers = [(name, fresh if value == self.fresh else value) for name, value in self.headers]
-        return replace(self, fresh=fresh, headers=headers)
 
     @property
     def ends_within_answer(self) -> bool:

@@ -29,7 +29,7 @@ from tests.edge.raw_h2 import PATIENCE_S, REQUEST, RawPeer, connect
 from tests.system.meshes import Instance
 from tests.system.processes import eventually
 from tests.system.random_answers import OK, OK_STATUS, Script
-from tests.system.random_calls import MODEL, RandomCall
+from tests.system.random_calls import HELD, MODEL, RandomCall
 from tests.system.scripted_runtime import FRAME_BYTES, Attempt, ScriptedRuntime
 
 #: In texts: the ports are of the run.
@@ -71,7 +71,10 @@ class Plane:
             return await self._exchange(call, call.script)
         finally:
             if call.is_away:
-                await self._come_back()
+                await self.runtime.listen()
+                await self._wait_back(MODEL)
+            if call.is_away or call.script.breaks:
+                await self._wait_back(HELD)
 
     def _load(self, model_id: str, at: Instance) -> None:
         self._called.register(model_id, "SIZE_1000_0_0")
@@ -87,13 +90,17 @@ class Plane:
             [*REQUEST, (b"mm-model-id", model_id)], (frame_message(b""),), _PLAIN_SCRIPT
         )
 
-    async def _come_back(self) -> None:
-        """Let the runtime be there again, as far as that concerns the instance that is called."""
-        await self.runtime.listen()
+    async def _wait_back(self, model_id: bytes) -> None:
+        """Return when the instance that is called gets answers from where this model is.
+
+        Whoever broke a connection is left alone for half a second or more, by the clock of each
+        plane, and calls for its models go elsewhere meanwhile. Only asking shows that it is over.
+        """
         async with asyncio.timeout(PATIENCE_S):
             while True:
-                seen, _ = await self._exchange(self._plain(MODEL), _PLAIN_SCRIPT)
-                if seen.headers and (b"grpc-status", b"0") in seen.headers[-1]:
+                seen, _ = await self._exchange(self._plain(model_id), _PLAIN_SCRIPT)
+                said = dict(seen.headers[-1]) if seen.headers else {}
+                if said.get(b"grpc-status") == b"0":
                     return
 
     async def _exchange(self, call: RandomCall, script: Script) -> tuple[Seen, list[Attempt]]:
@@ -239,7 +246,8 @@ def differences(
         found.append(f"attempts: {_places(one[1])} and {_places(other[1])}")
     attempts = [each[1] for each in (one, other)]
     if call.is_for_several:
-        attempts = [sorted(each, key=lambda attempt: attempt.headers) for each in attempts]
+        # By what is compared: the ports by which instances differ are of the run.
+        attempts = [sorted(each, key=lambda attempt: attempt.view()) for each in attempts]
     for mine, theirs in zip(*attempts, strict=False):
         for name, a, b in zip(
             ("headers", "timed", "body", "end"), mine.view(), theirs.view(), strict=True
