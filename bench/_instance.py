@@ -147,11 +147,11 @@ class Instance:
         self.serve.terminate()
         await self.serve.reap(20.0)
 
-    def rss_mib(self) -> float:
+    def rss_bytes(self) -> int:
         """Answer the resident memory of `mm serve`."""
         status = Path(f"/proc/{self.serve.pid}/status").read_text()
         line = next(line for line in status.splitlines() if line.startswith("VmRSS"))
-        return int(line.split()[1]) / 1024
+        return int(line.split()[1]) * 1024
 
     async def register(self, model_id: str, path: str) -> None:
         """Register one model."""

@@ -24,9 +24,9 @@ import grpc.aio
 import mesh
 import waiting
 from _contenders import HOST, MODEL, upstream_of
+from _goals import Goal
 from _instance import Instance, instance_of, percentile
 from _wire_loads import Load, NotMeasuredError, h2load_command, read_log, run
-from _wire_rows import Goal
 
 from mm.edge.embedded_etcd import embedded_etcd
 from mm.pb import mmesh

@@ -20,8 +20,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from _contenders import HERE, cpu_s, proxy_of, started, upstream_of
+from _goals import Goal
 from _wire_loads import Load, NotMeasuredError, Result, Results, machine_s, run
-from _wire_rows import OTHERS_MAX, Goal, scaled
+from _wire_rows import OTHERS_MAX, scaled
 
 CONNECTIONS = 10_000
 #: Files that a process has besides those of its clients.

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from _contenders import proxy_of, upstream_of
+from _goals import Goal
 from _wire_loads import Load, Result, Results, run
 
 #: Of the Python data plane, so that its share of a round is no longer than that of others.
@@ -24,23 +25,6 @@ OTHERS_MAX = 0.1
 #: "half of the maximum rate" is that of the slower of these two, so that both can follow.
 HALF_OF = ("haproxy", "wire")
 HALF_S = 5
-
-
-@dataclass(frozen=True, slots=True)
-class Goal:
-    """One line of the table."""
-
-    what: str
-    figure: float
-    #: "at least" or "at most".
-    sign: str
-    target: float
-    unit: str = "x"
-
-    @property
-    def is_met(self) -> bool:
-        """Compare."""
-        return self.figure >= self.target if self.sign == ">=" else self.figure <= self.target
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,8 +3,8 @@
 One process: an instance with a registry of so many models and 10,000 vmodels, its listener, and a
 client that asks for page after page as `mm vmodel list` does. "page" is the time of one page, "cpu"
 the processor time for it, client and server together, and "loop" the most of that between two turns
-of the event loop. "search" is a
-filter that finds nothing: a page of it looks at 2,000 records.
+of the event loop. "search" is a filter that finds nothing: a page of it looks at 2,000 records. How
+fast the machine was, a bare grpclib echo tells that is measured first.
 
     .venv/bin/python bench/listing.py            1,000,000 models, about two minutes
     .venv/bin/python bench/listing.py --quick    100,000 models
@@ -26,7 +26,9 @@ sys.path.insert(0, str(ROOT))
 sys.path.insert(0, str(ROOT / "bench"))
 
 import anyio  # noqa: E402  (the root must be on the path first)
+from _goals import Goal, judge  # noqa: E402
 from registry import item  # noqa: E402
+from waiting import measure_echo  # noqa: E402
 
 from mm.cli.mesh import connected, pages  # noqa: E402
 from mm.core.ids import ModelId  # noqa: E402
@@ -39,7 +41,8 @@ from mm.mesh.composition import Parts  # noqa: E402
 from mm.mesh.ports import Item, Put, Resync  # noqa: E402
 from mm.testing.cluster import running_cluster  # noqa: E402
 
-VMODELS = 10_000
+#: With so many of them the goals are to be reached.
+VMODELS, MODELS = 10_000, 1_000_000
 VMODELS_S_MAX = 1.0
 LOOP_MS_MAX = 20.0
 TIMEOUT_S = 60.0
@@ -109,9 +112,9 @@ def _vmodel(model_id: str) -> bytes:
     return VModelRecord(ModelId(model_id), ModelId(model_id), "isvc").encode()
 
 
-async def measure(count: int) -> bool:
-    """Print the table; answers whether all goals were met."""
-    met = True
+async def measure(count: int) -> list[Goal]:
+    """Print the table; answers the goals."""
+    goals: list[Goal] = []
     async with running_cluster("a") as cluster:
         parts = cluster["a"].node.parts
         fold_us = fill(parts, count)
@@ -140,18 +143,19 @@ async def measure(count: int) -> bool:
             times, cpu_s, worst_s, entries = await timed(address, method, reply, request, PAGES)
             times.sort()
             middle_s, cpu_s = times[len(times) // 2], cpu_s / len(times)
-            missed = 1000 * worst_s > LOOP_MS_MAX
             if name == "all vmodels":
-                missed = missed or sum(times) > VMODELS_S_MAX or entries != VMODELS
-            met = met and not missed
+                goals.append(Goal(f"{name}: entries", entries, ">=", VMODELS, ""))
+                goals.append(Goal(name, sum(times), "<=", VMODELS_S_MAX, "s"))
+            what, is_full = f"{name}: the loop stands still", count >= MODELS
+            goals.append(Goal(what, 1000 * worst_s, "<=", LOOP_MS_MAX, "ms", is_full_size=is_full))
             print(
                 f"{name:<25} {len(times):>5} {entries:>8} {sum(times):>7.2f}"
                 f" {1000 * middle_s:>9.1f} {1000 * times[-1]:>7.1f} {1000 * cpu_s:>7.1f}"
-                f" {1000 * worst_s:>9.1f}{'   MISSED' if missed else ''}",
+                f" {1000 * worst_s:>9.1f}",
                 flush=True,
             )
         await server.stop(0)
-    return met
+    return goals
 
 
 def main() -> None:
@@ -160,10 +164,10 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="fewer models")
-    count = 100_000 if parser.parse_args().quick else 1_000_000
+    count = 100_000 if parser.parse_args().quick else MODELS
     logging.getLogger("mm").addHandler(logging.NullHandler())
-    print(f"goals: all vmodels in {VMODELS_S_MAX:g} s; the loop never still for {LOOP_MS_MAX:g} ms")
-    sys.exit(0 if anyio.run(measure, count) else 1)
+    print(f"bare grpclib echo: {measure_echo():.0f} calls/s")
+    sys.exit(judge(anyio.run(measure, count)))
 
 
 if __name__ == "__main__":

@@ -206,7 +206,7 @@ class Round:
     phases: dict[str, tuple[float, float]]
     statuses: Counter[str]
     waiting_calls: int
-    rss_mib: tuple[float, float]
+    rss_bytes: tuple[int, int]
     sender_cpu_us: float
     #: Name of the phase -> p50 and p99 of the probe, ms.
     figures: dict[str, tuple[float, float]] = field(default_factory=dict)
@@ -232,7 +232,7 @@ async def run_round(
     for model_id in (*plugs, *models):
         await instance.register(model_id, f"SIZE_1000000_{int(LOAD_S * 1000)}_0")
     await asyncio.sleep(1.0)
-    rss_mib = instance.rss_mib()
+    rss_bytes = instance.rss_bytes()
     quiet_s = time.monotonic()
     await asyncio.sleep(sizes.quiet_s)
     rate = echo_rate * PACED_SHARE
@@ -242,12 +242,12 @@ async def run_round(
     began_s = time.monotonic()
     sender.stdin.write(json.dumps(order).encode() + b"\n")
     reply = asyncio.ensure_future(sender.stdout.readline())
-    waiting, most, full_rss_mib = 0, 0, 0.0
+    waiting, most, full_rss_bytes = 0, 0, 0
     all_wait_s = None
     while not reply.done():
         waiting = (await instance.statistics()).waiting_calls
         if waiting > most:
-            most, full_rss_mib = waiting, instance.rss_mib()
+            most, full_rss_bytes = waiting, instance.rss_bytes()
         if waiting >= sizes.calls and all_wait_s is None:
             all_wait_s = time.monotonic()
         await asyncio.wait((reply,), timeout=0.25)
@@ -265,7 +265,7 @@ async def run_round(
         },
         Counter(told["statuses"]),
         most,
-        (rss_mib, full_rss_mib),
+        (rss_bytes, full_rss_bytes),
         told["cpu_s"] / (len(plugs) + sizes.calls) * 1e6,
     )
 
@@ -347,9 +347,11 @@ async def run(sizes: Sizes) -> bool:
 def report_rest(rounds: list[Round], probe_share: float, last_words: str) -> None:
     """Print what else there is to know."""
     spans = [each.phases["release"][1] - each.phases["release"][0] for each in rounds]
-    kib = [(r.rss_mib[1] - r.rss_mib[0]) * 1024 / r.waiting_calls for r in rounds]
+    kib = [(r.rss_bytes[1] - r.rss_bytes[0]) / 1024 / r.waiting_calls for r in rounds]
     print(f"release took                {statistics.median(spans):8.1f} s")
-    print(f"RSS a waiting call          {kib[0]:8.1f} KiB  (of {rounds[0].rss_mib[1]:.0f} MiB)")
+    print(
+        f"RSS a waiting call          {kib[0]:8.1f} KiB  (of {rounds[0].rss_bytes[1] / 1e6:.0f} MB)"
+    )
     print(f"statuses                    {dict(sum((r.statuses for r in rounds), Counter()))}")
     sender_us = statistics.median(r.sender_cpu_us for r in rounds)
     print(f"the sender's own cost       {sender_us:8.0f} us of CPU a call, at nice 10")

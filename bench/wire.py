@@ -23,25 +23,15 @@ import time
 from pathlib import Path
 
 from _contenders import PROGRAMS, build, need
+from _goals import Goal, judge
 from _wire_loads import NotMeasuredError
 from _wire_mesh import MESH_ROWS, measure_mesh
 from _wire_outside import OUTSIDE_ROWS, measure_outside, programs_of_outside
-from _wire_rows import ROWS, Goal, measure
+from _wire_rows import ROWS, measure
 
 QUICK_SCALE = 0.1
 #: Rounds of those rows take half a minute each.
 MESH_ROUNDS_MAX = 3
-
-
-def show(goals: list[Goal]) -> None:
-    """Print the table."""
-    print(f"\n{'':48}{'target':>14}{'reached':>12}")
-    for goal in goals:
-        verdict = "met" if goal.is_met else "MISSED"
-        unit = "" if goal.unit == "x" else f" {goal.unit}"
-        target = f"{goal.sign} {goal.target:.2f}{unit}"
-        print(f"{goal.what:48}{target:>14}{f'{goal.figure:.2f}{unit}':>12}  {verdict}")
-    print(f"{sum(goal.is_met for goal in goals)} of {len(goals)} targets met")
 
 
 def programs_of(names: list[str]) -> list[str]:
@@ -94,10 +84,10 @@ def main() -> int:
                     wrong += limited
             except NotMeasuredError as error:
                 wrong.append(f"{titles[name]}: {error}")
-    show(goals)
+    missed = judge(goals)
     print(f"took {(time.monotonic() - began_s) / 60:.1f} minutes")
     print(*(f"NOT MEASURED: {each}" for each in wrong), sep="\n")
-    return 0 if all(goal.is_met for goal in goals) and not wrong else 1
+    return 1 if missed or wrong else 0
 
 
 if __name__ == "__main__":
