@@ -20,6 +20,8 @@ NO_ANSWER: Final = "no answer from %s in %g s"
 NO_HTTP2: Final = "%s closed the connection before it spoke HTTP/2"
 #: An address, and OpenSSL's word for it.
 NO_TLS: Final = "no TLS with %s: %s"
+#: In place of an address: the server of an instance's own services, to which the wire gives calls.
+OWN_SERVER: Final = "this instance"
 CONNECTION_LOST: Final = "connection to %s lost"
 #: It did not look at the call before it said GOAWAY.
 CONNECTION_CLOSING: Final = "%s is closing the connection"

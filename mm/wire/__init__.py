@@ -216,6 +216,7 @@ class Wire:
     ) -> None:
         #: Readable when ``mend`` should be called.
         self.notice_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._is_open = True
         self._workers = [Worker(self.notice_fd, measures)]
         while len(self._workers) < threads_count:
             self._workers.append(Worker(self.notice_fd, measures, self._workers[0]))
@@ -333,12 +334,13 @@ class Wire:
             worker.end_calls()
 
     def close(self) -> None:
-        """End the threads, and whatever calls are left with them."""
+        """End the threads, and whatever calls are left with them. Twice is as good as once."""
         for worker in self._workers:
             worker.stop()
         for thread in self._threads:
             thread.join(_JOIN_TIMEOUT_S)
-        if not any(thread.is_alive() for thread in self._threads):
+        is_open, self._is_open = self._is_open, False
+        if is_open and not any(thread.is_alive() for thread in self._threads):
             os.close(self.notice_fd)
         self._threads.clear()
         for listener in self._listeners:

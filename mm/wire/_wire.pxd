@@ -166,6 +166,7 @@ cdef struct call_t:
     uint8_t may_redirect
     uint8_t tried_lane         # of the attempt that tier 2 is told of
     uint8_t held_has_response
+    uint8_t announcements      # 1xx that came before the answer
     int32_t tried_status
     int32_t status             # grpc-status, -1 when there is none
     int64_t hop_load           # mm-hop-load, -1
@@ -394,7 +395,6 @@ cdef struct worker_t:
     int epoll_fd
     int reader                 # number at the table, -1 before there is one
     uint8_t is_stopping
-    uint8_t is_draining
     uint64_t now_ns, now_ms
     int64_t wall_ms
     uint64_t random

@@ -12,6 +12,7 @@ from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcmp, memcpy, memmove, memset, strerror, strlen
 
+cimport cython
 from cpython.bytes cimport PyBytes_FromStringAndSize
 
 import os
@@ -135,6 +136,9 @@ cdef list failure_told(failure_t *failure):
     return found
 
 
+# The table has to be there until the worker is deallocated, which gives its reader back to it: the
+# garbage collector must not clear it before.
+@cython.no_gc_clear
 cdef class Worker:
     """One thread's worth of wire. Methods may be called from any thread but ``run``'s."""
 
@@ -172,17 +176,19 @@ cdef class Worker:
         return command
 
     def configure(self, told):
-        """Go by this configuration from now on."""
-        cdef config_t *config = config_new(told)
+        """Go by this configuration from now on. It names the table of the one before."""
+        cdef config_t *config
         cdef command_t *command
+        if self.table is not None and told.table is not self.table:
+            raise ValueError("the wire reads one table, from its first configuration on")
+        config = config_new(told)
         try:
             command = self._command(COMMAND_CONFIG)
         except MemoryError:
             config_free(config)
             raise
         command.config = config
-        if told.table is not None:
-            self.table = told.table
+        self.table = told.table
         post(self.core, command)
 
     def listen(self, int fd, int role):

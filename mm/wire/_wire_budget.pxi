@@ -12,8 +12,8 @@ cdef enum:
 
 cdef inline void call_weigh(call_t *call) noexcept nogil:
     """Count what a call takes now."""
-    weigh_as(call, sizeof(call_t) + STREAM_BYTES + call.chunks_bytes + call.body.length
-             + call.injector.out.length)
+    weigh_as(call, sizeof(call_t) + STREAM_BYTES + call.chunks_bytes + lists_bytes(call)
+             + call.body.length + call.injector.out.length)
 
 
 cdef inline void weigh_as(call_t *call, size_t weight) noexcept nogil:

@@ -77,7 +77,6 @@ cdef void command_run(worker_t *w, command_t *command) noexcept nogil:
     elif command.kind == COMMAND_END_CALLS:
         calls_end(w)
     else:
-        w.is_draining = 1
         while w.listeners != NULL:
             listener_close(w, w.listeners)
         if command.kind == COMMAND_STOP:
@@ -169,6 +168,7 @@ cdef void tier2_add(worker_t *w, command_t *command) noexcept nogil:
         target.role = command.role
         memcpy(target.name, b"localhost", 10)
         target.name_length = 9
+        memcpy(target.label, OWN_SERVER, strlen(OWN_SERVER))
     conn = conn_new(w, command.fd, command.role, target)
     if conn == NULL:
         tier2_failed(w, place)

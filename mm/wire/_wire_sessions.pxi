@@ -3,6 +3,10 @@
 # They run inside nghttp2_session_mem_recv or _mem_send of the connection that is their `user`. They
 # submit to any session, and neither send, receive nor delete one.
 
+cdef enum:
+    # Of an answer (1xx). Runtimes of gRPC send none.
+    ANNOUNCEMENTS_MAX = 8
+
 cdef nghttp2_session_callbacks *server_callbacks = NULL
 cdef nghttp2_session_callbacks *client_callbacks = NULL
 cdef nghttp2_option *options = NULL
@@ -242,12 +246,15 @@ cdef inline uint8_t status_class(const headers_t *headers) noexcept nogil:
     return 0
 
 
-cdef bint is_informational(call_t *call) noexcept nogil:
-    """Answer whether the headers just read only announce the answer (1xx), and forget them."""
-    if status_class(&call.response) == 49:
-        headers_clear(&call.response)
-        return True
-    return False
+cdef bint announcement_forgotten(call_t *call) noexcept nogil:
+    """Forget headers that only announce the answer (1xx); False if there were too many. Their bytes
+    stay in the call's arena until it ends.
+    """
+    if call.announcements == ANNOUNCEMENTS_MAX:
+        return False
+    call.announcements += 1
+    headers_clear(&call.response)
+    return True
 
 
 cdef int client_frame(
@@ -280,8 +287,10 @@ cdef int client_frame(
             answer_trailers_received(call)
         elif call.is_spoilt or status_class(&call.response) == 0:
             call_fail_as(call, 13, MALFORMED_RESPONSE)
-        elif not is_informational(call):
+        elif status_class(&call.response) != 49:
             answer_headers_received(call)
+        elif not announcement_forgotten(call):
+            call_fail_as(call, 13, MALFORMED_RESPONSE)
     elif frame.hd.flags & NGHTTP2_FLAG_END_STREAM:
         if call.has_response:
             answer_begin(call)   # as it came: initial headers, then the failure

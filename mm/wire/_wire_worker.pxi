@@ -229,16 +229,6 @@ cdef void flush_all(worker_t *w) noexcept nogil:
             return
 
 
-cdef bint is_done(const worker_t *w) noexcept nogil:
-    """Answer whether a worker that drains has nothing left."""
-    cdef const conn_t *conn = w.conns
-    while conn != NULL:
-        if conn.is_server:
-            return False
-        conn = conn.next
-    return True
-
-
 cdef void worker_run(worker_t *w) noexcept nogil:
     """Serve until told to stop."""
     cdef epoll_event events[EVENTS]

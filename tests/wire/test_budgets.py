@@ -7,13 +7,15 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, closing
 
 import pytest
-from hpack import Decoder
+from hpack import Decoder, Encoder
 
 from mm.edge.h2.messages import frame_message
 from mm.wire import Role
 from tests.edge.raw_h2 import PATIENCE_S, RawPeer, listen
+from tests.wire.frames import request
 from tests.wire.hostile import (
     DATA,
+    END_HEADERS,
     END_STREAM,
     HEADERS,
     PREFACE,
@@ -126,4 +128,22 @@ async def test_one_who_has_much_waiting_takes_nothing_from_others() -> None:
             one.shutdown(1)
             two.shutdown(1)
             await asyncio.gather(*tasks)
+        await stand.settle(calls_open=0, buffer_bytes=0)
+
+
+async def test_headers_weigh_what_they_take_here() -> None:
+    """On the way one that has been there before is a byte; in a list it has a place of 32."""
+    count = 200
+    async with serve_wire() as stand:
+        with closing(dial(stand.port)) as caller:
+            encoder = Encoder()
+            few, again = (encoder.encode(each) for each in ([*request(), ("a", "")], [("a", "")]))
+            assert len(again) == 1
+            caller.sendall(PREFACE + frame(HEADERS, few, flags=END_HEADERS, stream_id=1))
+            await stand.settle(calls_here=1)
+            of_few = stand.counts.buffer_bytes
+            many = few + again * count
+            caller.sendall(frame(HEADERS, many, flags=END_HEADERS, stream_id=3))
+            await stand.settle(calls_here=2)
+            assert stand.counts.buffer_bytes > 2 * of_few + count * 32
         await stand.settle(calls_open=0, buffer_bytes=0)

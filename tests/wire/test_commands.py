@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import socket
 
+import pytest
+
+from mm.table import Table
 from mm.wire import Role, Wire, WireSettings
 from tests.edge.upstream import PATIENCE_S
 
@@ -32,3 +36,30 @@ def test_a_thread_that_sleeps_has_heard_everything() -> None:
         for each in kept:
             each.close()
         kept.clear()
+
+
+def _no_tier2(_role: Role, _own: bool) -> socket.socket:
+    return socket.socketpair()[1]
+
+
+def test_a_wire_keeps_the_table_that_it_reads() -> None:
+    wire = Wire(1, _no_tier2)
+    wire.start(WireSettings(table=Table(10)))
+    for other in (None, Table(10)):
+        with pytest.raises(ValueError, match="reads one table"):
+            wire.configure(WireSettings(table=other))
+    wire.close()
+
+
+def test_a_wire_that_was_closed_touches_no_file_of_others() -> None:
+    wire = Wire(1, _no_tier2)
+    wire.start(WireSettings())
+    number = wire.notice_fd
+    wire.close()
+    taken = os.eventfd(0)
+    try:
+        assert taken == number, "another file has the same number now"
+        wire.close()
+        os.eventfd_write(taken, 1)
+    finally:
+        os.close(taken)

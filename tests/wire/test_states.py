@@ -243,6 +243,25 @@ async def test_headers_that_only_announce_an_answer(ends: bool, plane: str) -> N
         assert headers[b"grpc-status"] == (b"13" if ends else b"0")
 
 
+@pytest.mark.parametrize(("count", "status"), [(8, b"0"), (9, b"13")])
+async def test_headers_that_announce_an_answer_without_end(count: int, status: bytes) -> None:
+    """The wire keeps them as long as the call, so it takes a few."""
+
+    async def serve(peer: RawPeer) -> None:
+        peer.start()
+        stream_id = await asked(peer)
+        for _ in range(count):
+            frame = HeadersFrame(stream_id, flags=["END_HEADERS"])
+            frame.data = peer.h2.encoder.encode([(b":status", b"103"), (b"link", b"x")])
+            peer.send_frame(frame)
+        answer(peer, stream_id)
+        await peer.wait_closed()
+
+    async with on_plane("wire", serve) as client:
+        headers, _ = await client.wait_answer(begin(client))
+        assert headers[b"grpc-status"] == status
+
+
 @pytest.mark.parametrize("plane", PLANES)
 @pytest.mark.parametrize(
     "lists",
