@@ -32,6 +32,8 @@ cdef void call_break(call_t *call) noexcept nogil:
         nghttp2_submit_rst_stream(
             call.up.session, NGHTTP2_FLAG_NONE, call.up_id, NGHTTP2_CANCEL)
         mark_dirty(call.up)
+    else:
+        leave(call)   # see `call_end`
     nghttp2_submit_rst_stream(
         call.down.session, NGHTTP2_FLAG_NONE, call.down_id, NGHTTP2_PROTOCOL_ERROR)
     mark_dirty(call.down)
@@ -111,6 +113,11 @@ cdef void call_end(
         headers_add(call, &call.trailers, <const uint8_t *>b"grpc-accept-encoding", 20,
                     <const uint8_t *>ENCODINGS_READ, strlen(ENCODINGS_READ), PASS, 0)
     answer_end(call)
+    if call.up == NULL:
+        # No stream upstream will end, and the client's may stay for as long as its client reads
+        # nothing: whom the call waited for is free for others now. Nothing reads the slot of a call
+        # that is answered; how busy the copy is has been laid out just now, if anybody is told.
+        leave(call)
 
 
 cdef void add_message(call_t *call, const uint8_t *text, size_t length) noexcept nogil:
