@@ -34,7 +34,7 @@ instead, in Markdown.
 
 \b
 Examples:
-  mm config
+  KV_STORE=embedded mm config
   KV_STORE=etcd:etcd:2379 MM_SERVICE_NAME=models mm config -o json
   kubectl exec deploy/models -c mm -- mm config
 """

@@ -37,7 +37,8 @@ def demo(
     Starts an etcd and three `mm serve` processes, each with a scikit-learn runtime, on free ports
     of this machine; trains and registers 60 models, of which all instances together hold about a
     quarter; sends calls to all instances and compares every answer with what scikit-learn itself
-    says. Half-way it kills one instance and starts it again. Takes about a minute.
+    says. Half-way it kills one instance and starts it again. Takes about a
+    minute, half of it traffic.
 
     Exit code 0 if every answer was right and no call failed except those in flight on the killed
     instance; 1 if not, with the reasons and the place of the logs; 130 after Ctrl-C, which takes

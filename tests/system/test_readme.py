@@ -1,7 +1,7 @@
 """The commands of the README and of the vmodels in docs/operating.md, run as they are written: from
 a trained model to a blue/green exchange, and one that goes back.
 
-Only the folder and the instance's address differ: a test may not take fixed ones.
+Only the folder and the ports differ: a test may not take fixed ones.
 """
 
 from __future__ import annotations
@@ -9,21 +9,24 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import sys
 import sysconfig
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from mm import __version__
 from mm.pb import mmesh
-from tests.system.meshes import Instance, Mesh, mesh_of
+from tests.system.meshes import READY, Instance, channel_to
+from tests.system.processes import Program
 
 pytestmark = pytest.mark.system
 
 ROOT = Path(__file__).resolve().parents[2]
-FOLDER = "/tmp/models"
+FOLDER, RUNTIME_PORT, CLIENTS = "/tmp/models", "8085", "localhost:8033"
 COMMAND_TIMEOUT_S = 120.0
 
 
@@ -38,31 +41,59 @@ def blocks() -> dict[str, str]:
     return found
 
 
-@pytest.fixture(scope="module")
-def mesh(
-    kv_store: str, new_service_name: Callable[[], str], tmp_path_factory: Any
-) -> Iterator[Mesh]:
-    root = tmp_path_factory.mktemp("models")
-    with mesh_of(kv_store, {}, new_service_name()) as mesh:
-        mesh.add_sklearn("reader", root, ["--capacity", "64MiB"])
-        mesh.settings["folder"] = str(root)
-        yield mesh
+def environment(**settings: str) -> dict[str, str]:
+    """What a terminal has in which the commands are typed."""
+    path = f"{sysconfig.get_path('scripts')}:{os.environ['PATH']}"
+    return {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), **settings}
 
 
-def run(mesh: Mesh, beginning: str) -> str:
-    """Run the block that stands behind words; answers what it prints."""
+def block(beginning: str, folder: Path) -> str:
+    """Answer the block that stands behind words."""
     (script,) = (each for words, each in blocks().items() if words.startswith(beginning))
     assert "mm " in script or FOLDER in script
-    env = {
-        **os.environ,
-        "PATH": f"{sysconfig.get_path('scripts')}:{os.environ['PATH']}",
-        "PYTHONPATH": str(ROOT),
-        "MM_ADDRESS": f"127.0.0.1:{mesh[0].port}",
-    }
-    script = script.replace(FOLDER, mesh.settings["folder"])
+    return script.replace(FOLDER, str(folder))
+
+
+def start(script: str, runtime_port: str, **settings: str) -> Program:
+    """Start a block whose last command goes on until it is stopped."""
+    assert RUNTIME_PORT in script
+    script = re.sub(r"\bmm (runtime|serve)", r"exec mm \1", script)
+    process = subprocess.Popen(
+        ["bash", "-euc", script.replace(RUNTIME_PORT, runtime_port)],
+        env=environment(PYTHONUNBUFFERED="1", **settings),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    return Program(script, process)
+
+
+@pytest.fixture
+def instance(tmp_path: Path) -> Iterator[Instance]:
+    """What the README starts."""
+    runtime = start(block("Start a runtime", tmp_path), "0")
+    try:
+        port = runtime.wait_line(r"listening on \S+:(\d+)").group(1)
+        own = {"MM_SVC_GRPC_PORT": "0", "MM_PEER_PORT": "0"}
+        own |= {"MM_PROBE_PORT": "NONE", "MM_PRESTOP_WAIT_PORT": "NONE"}
+        serve = start(block("Start an instance", tmp_path), port, **own)
+        try:
+            ports = [int(each) for each in serve.wait_line(READY).groups()]
+            with channel_to(ports[0]) as channel:
+                yield Instance("", runtime, serve, ports[0], ports[1], channel)
+        finally:
+            serve.close()
+    finally:
+        runtime.close()
+
+
+def run(instance: Instance, folder: Path, beginning: str) -> str:
+    """Run the block that stands behind words; answers what it prints."""
+    script = block(beginning, folder)
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", script],
-        env=env,
+        env=environment(MM_ADDRESS=f"127.0.0.1:{instance.port}"),
         capture_output=True,
         text=True,
         timeout=COMMAND_TIMEOUT_S,
@@ -106,20 +137,45 @@ class Caller:
                 return
 
 
-def test_the_commands_of_the_readme(mesh: Mesh) -> None:
-    run(mesh, "Train something")
-    assert run(mesh, "Register the model").endswith("iris: NOT_LOADED\n")
-    assert run(mesh, "A vmodel is a name").startswith("flowers: DEFINED\n  active iris: LOADED\n")
-    with Caller(mesh[0]) as caller:
-        switched = run(mesh, "Train a second one")
-        back = run(mesh, "Back again")
+def run_client(instance: Instance) -> str:
+    """Run the client in Python; answers what it prints."""
+    found = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
+    (client,) = (each for each in found if CLIENTS in each)
+    done = subprocess.run(
+        [sys.executable, "-c", client.replace(CLIENTS, f"127.0.0.1:{instance.port}")],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=COMMAND_TIMEOUT_S,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_tags_are_the_version() -> None:
+    for name in ("README.md", "config/overlays/production/kustomization.yaml"):
+        tags = re.findall(r"(?:newTag|\btag): ([\d.]+)", (ROOT / name).read_text("utf-8"))
+        assert tags == [__version__], name
+
+
+def test_the_commands_of_the_readme(instance: Instance, tmp_path: Path) -> None:
+    run(instance, tmp_path, "Train something")
+    assert run(instance, tmp_path, "Register the model").endswith("iris: NOT_LOADED\n")
+    assert run_client(instance) == "[0 2]\nb'\\x08\\x01'\n"
+    assert run(instance, tmp_path, "A vmodel is a name").startswith(
+        "flowers: DEFINED\n  active iris: LOADED\n"
+    )
+    with Caller(instance) as caller:
+        switched = run(instance, tmp_path, "Train a second one")
+        back = run(instance, tmp_path, "Back again")
         # There is no iris-3.joblib: the script has to go back.
-        failed = run(mesh, "As a script, which goes back")
-        assert run(mesh, "What does not go on") == "", "nothing is in its way"
+        failed = run(instance, tmp_path, "As a script, which goes back")
+        assert run(instance, tmp_path, "What does not go on") == "", "nothing is in its way"
     assert switched.count("flowers: DEFINED\n  active iris-2: LOADED\n") == 2, "set, and get"
     assert back.startswith("flowers: DEFINED\n  active iris: LOADED\n")
     assert "TRANSITION_FAILED" in failed
     assert "\nflowers: DEFINED\n  active iris: LOADED\n" in failed
-    assert mesh[0].status("iris-3").status == mmesh.ModelStatusInfoModelStatus.NOT_FOUND
+    assert instance.status("iris-3").status == mmesh.ModelStatusInfoModelStatus.NOT_FOUND
     assert caller.failures == []
     assert caller.calls_count > 0
