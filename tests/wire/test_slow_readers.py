@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 import socket
 import struct
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -71,6 +73,26 @@ async def test_however_many_do_not_read_the_others_get_their_answers() -> None:
                 await until(lambda: len(slow) == count)
                 assert (await other.wait_answer(begin(other)))[1] == frame_message(b"a")
                 assert (len(peers), stand.counts.slow_given_up) == (1, 0)
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+async def test_memory_stays_within_the_bound_however_much_is_poured() -> None:
+    """What is counted is what is taken: of 75 MiB no more stays than the bound allows."""
+    slow: list[int] = []
+    count, bound_bytes, slack_bytes = 300, 8 * 2**20, 16 * 2**20
+    async with listen(lambda peer: serve(peer, slow, count)) as (address, _):
+        port = int(address.rpartition(":")[2])
+        async with serve_wire(runtime_port=port, **LIMITS) as stand:
+            stand.configure(answer_bytes_max=bound_bytes)
+            async with connect(stand.port) as client:
+                before = resident_bytes()
+                for _ in range(count):
+                    begin(client)
+                await stand.settle(slow_given_up=count - bound_bytes // WINDOW_BYTES)
+                assert resident_bytes() - before < bound_bytes + slack_bytes
 
 
 async def test_beyond_the_bound_who_has_taken_nothing_for_the_longest_is_given_up() -> None:
