@@ -17,6 +17,9 @@ cdef void client_settled(conn_t *conn) noexcept nogil:
     conn.is_ready = 1
     conn.idle_since_ms = w.now_ms
     timer_stop(w, &conn.timer)
+    if conn.is_draining:
+        timer_set(w, &conn.timer, w.now_ms + DRAIN_NOTICE_MS)   # then `client_drained`
+        return
     if not is_guarded(conn) or w.config == NULL:
         return
     age_ms = w.config.age_ms

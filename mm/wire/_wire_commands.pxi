@@ -85,10 +85,7 @@ cdef void command_run(worker_t *w, command_t *command) noexcept nogil:
         while conn != NULL:
             if conn.is_server:
                 conn_drain(conn)
-                # It may have ended: begin anew then; those that drain already are passed over.
-                conn = w.conns if conn.is_closed else conn.next
-            else:
-                conn = conn.next
+            conn = conn.next
 
 
 cdef void calls_end(worker_t *w) noexcept nogil:

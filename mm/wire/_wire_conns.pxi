@@ -351,12 +351,12 @@ cdef void conn_drain(conn_t *conn) noexcept nogil:
     if conn.is_draining or conn.is_closed:
         return
     conn.is_draining = 1
+    nghttp2_submit_shutdown_notice(conn.session)
+    mark_dirty(conn)
     if conn.is_ready:
-        nghttp2_submit_shutdown_notice(conn.session)
         timer_set(conn.worker, &conn.timer, conn.worker.now_ms + DRAIN_NOTICE_MS)
-        mark_dirty(conn)
-    else:
-        conn_close(conn)
+    # If not, calls may have come with its first bytes, which nobody has read yet: `client_settled`
+    # sets the timer. Until then it is that of the handshake, which ends who says nothing.
 
 
 cdef void conn_goaway(conn_t *conn) noexcept nogil:

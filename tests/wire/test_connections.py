@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import time
 from contextlib import ExitStack, closing
 
 import pytest
 
+from mm.edge.h2.messages import frame_message
 from mm.wire import Role
+from tests.wire.hostile import DATA, END_STREAM, GOAWAY, PREFACE, Requests, attack, dial, frame
 from tests.wire.planes import no_file_descriptor_left
 from tests.wire.stand import serve_wire, until
 
@@ -16,6 +19,8 @@ pytestmark = pytest.mark.anyio
 ID = (("mm-model-id", "m"),)
 #: As the wire has it.
 PAUSE_S = 0.1
+#: Of 8 bytes, with the highest stream there can be.
+GOAWAY_HEAD = frame(GOAWAY, b"\x7f\xff\xff\xff" + bytes(4))
 
 
 async def test_a_connection_to_an_instance_ends_when_nobody_needs_it() -> None:
@@ -56,3 +61,19 @@ async def test_without_file_descriptors_connections_wait_and_so_does_the_wire() 
                 assert time.monotonic() - begun_s >= 2 * PAUSE_S
                 assert stand.counts.connections == 0
             await stand.settle(connections=len(callers), connections_open=len(callers))
+
+
+async def test_a_call_on_a_connection_that_is_just_made_is_served_when_the_wire_drains() -> None:
+    async with serve_wire() as stand:
+        with closing(dial(stand.port)) as caller:
+            await stand.settle(connections_open=1)
+            stand.wire.drain()
+            seen = b""
+            while GOAWAY_HEAD not in seen:
+                data = await asyncio.to_thread(caller.recv, 4096)
+                assert data, "closed without a word"
+                seen += data
+            body = frame(DATA, frame_message(b"late"), flags=END_STREAM, stream_id=1)
+            end = await asyncio.to_thread(attack, caller, iter([PREFACE, Requests().next(), body]))
+            assert b"echo:late" in end.received
+            assert end.code == 0
