@@ -70,7 +70,8 @@ cdef void attempt(call_t *call, target_t *target) noexcept nogil:
     else:
         set_fault(call, why_failed(target))
         attempt_failed(call)
-    if call.deadline_ns != 0 and call.lane < LANE_MODEL and call.down != NULL:
+    if (call.deadline_ns != 0 and call.down != NULL
+            and (call.lane < LANE_MODEL or call.waits_for != NULL)):
         timer_set(w, &call.timer, call.deadline_ns // 1000000 + 1)
 
 
@@ -105,6 +106,8 @@ cdef void submit(call_t *call, conn_t *conn) noexcept nogil:
         hit_count(call)
         call_expired(call)
         return
+    if call.lane >= LANE_MODEL:
+        timer_stop(w, &call.timer)   # tier 2 ends it in time
     count_ = build_request(call, conn)
     call.up_sent = call.sent_whole = call.up_deferred = 0
     call.status = -1
@@ -171,7 +174,6 @@ cdef void replay(call_t *call) noexcept nogil:
     cdef headers_t held = call.held_response
     call.wants_replay = 0
     call.is_replayed = 1
-    timer_stop(call.worker, &call.timer)
     if call.answer_ended:
         call.has_held = 1
         call.held_response = call.response

@@ -85,7 +85,8 @@ cdef size_t build_request(call_t *call, conn_t *conn) noexcept nogil:
 
 
 cdef size_t build_splice(call_t *call, nghttp2_nv *nv) noexcept nogil:
-    """Everything as it came; after an attempt here, what that came to."""
+    """Everything as it came, with the time that is left; after an attempt here, what that came to.
+    """
     cdef headers_t *request = &call.request
     cdef header_t *h
     cdef size_t n = 0
@@ -94,8 +95,9 @@ cdef size_t build_splice(call_t *call, nghttp2_nv *nv) noexcept nogil:
         h = &request.items[i]
         if h.kind == STRIPPED:
             continue
-        if (call.is_replayed and h.name_length == 12 and same(h.name, b"grpc-timeout", 12)
-                and call.deadline_ns != 0):
+        if (call.deadline_ns != 0 and call.worker.now_ns != call.arrived_ns
+                and h.name_length == 12 and same(h.name, b"grpc-timeout", 12)):
+            # It was tried here, or has waited: for its first message, for a connection.
             if not put_timeout(call, &nv[n]):
                 put(&nv[n], b"grpc-timeout", 12, b"1n", 2, NGHTTP2_NV_FLAG_NO_INDEX)
         else:

@@ -265,7 +265,6 @@ cdef void splice(call_t *call, uint8_t lane, int why) noexcept nogil:
     if lane == LANE_MODEL:
         count(w, why, 1)
     call.keeps = 0
-    timer_stop(w, &call.timer)   # tier 2 ends it in time
     attempt(call, tier2_of(w, call.role, lane))
 
 
