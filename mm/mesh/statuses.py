@@ -109,7 +109,9 @@ class Statuses:
                 ready = is_ready(record, instance_id, now_ms, assumed_ms)
                 states[instance_id] = "LOADED" if ready else "LOADING"
         copy = self._copies.get(model_id)
-        if copy is not None:
+        # A failure is written before its copy goes, whose end changes no record: who is told of
+        # changes hears of it now or never.
+        if copy is not None and record.failures.get(self._me, -1) < copy.enqueued_ms:
             states[self._me] = "LOADED" if copy.serves else "LOADING"
         return states
 

@@ -7,6 +7,7 @@ import pytest
 
 from mm.errors import LoadFailedError, StatusCode
 from mm.mesh.models import EnsureRequest
+from mm.mesh.ports import Item
 from mm.testing.cluster import running_cluster
 from tests.mesh.calls import FAST, A, M
 
@@ -28,6 +29,27 @@ async def test_a_failure_is_not_taken_for_somebody_elses_removal() -> None:
         assert record is not None
         assert (record.copies, record.failure_text(A)) == ({}, "INTERNAL: boom")
         cluster.check()
+
+
+@pytest.mark.virtual_time
+async def test_the_last_change_of_a_load_that_fails_tells_so() -> None:
+    """Who watches looks at each change of the record; there is none when the copy goes."""
+    async with running_cluster("a", plan=FAST) as cluster:
+        await cluster["a"].register("m")
+        cluster["a"].runtime.fail_loads("m", StatusCode.INTERNAL, "boom")
+        parts = cluster["a"].node.parts
+        told: list[str] = []
+
+        def look(_key_id: str, _item: Item | None) -> None:
+            record = parts.registry.peek(M)
+            assert record is not None
+            told.append(parts.models.statuses.known(M, record).status)
+
+        parts.registry.mirror.listen(look)
+        with pytest.raises(LoadFailedError):
+            await cluster["a"].invoke("m")
+        await cluster.settle()
+        assert (told[0], told[-1]) == ("LOADING", "LOADING_FAILED")
 
 
 @pytest.mark.virtual_time
