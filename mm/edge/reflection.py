@@ -127,12 +127,13 @@ class Reflection:
 
 
 def add_reflection(services: ServiceTable, listed: Iterable[str] = LISTED) -> None:
-    """Serve both versions."""
+    """Serve both versions, also to calls with a model id: tools send the headers of the call that
+    they prepare along with the question for its messages.
+    """
     listed = tuple(listed)
     descriptors = Descriptors(_ENCODED)
     for package, messages in (("v1", v1), ("v1alpha", v1alpha)):
         services.add(
             f"/grpc.reflection.{package}.ServerReflection/ServerReflectionInfo",
             Reflection(descriptors, messages, listed).serve,
-            yields_to_ids=True,
         )

@@ -51,13 +51,16 @@ async def _serve() -> AsyncIterator[tuple[str, Health]]:
 
 
 async def _ask(
-    client: grpc.aio.Channel, version: str, *requests: reflection_pb2.ServerReflectionRequest
+    client: grpc.aio.Channel,
+    version: str,
+    *requests: reflection_pb2.ServerReflectionRequest,
+    metadata: tuple[tuple[str, str], ...] = (),
 ) -> list[reflection_pb2.ServerReflectionResponse]:
     call = client.stream_stream(
         METHOD.format(version),
         request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
         response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
-    )(iter(requests))
+    )(iter(requests), metadata=metadata)
     return [response async for response in call]
 
 
@@ -75,6 +78,14 @@ async def test_services_are_listed_and_unknown_ones_are_not_found(version: str) 
         assert missing.error_response.error_code == grpc.StatusCode.NOT_FOUND.value[0]
         assert missing.original_request.file_containing_symbol == "no.Such"
         assert extension.HasField("error_response")
+
+
+@pytest.mark.parametrize("version", ["v1", "v1alpha"])
+async def test_headers_of_a_call_for_a_model_may_come_along(version: str) -> None:
+    async with _serve() as (address, _), grpc.aio.insecure_channel(address) as client:
+        request = reflection_pb2.ServerReflectionRequest(list_services="*")
+        (listed,) = await _ask(client, version, request, metadata=(("mm-model-id", "m"),))
+        assert [service.name for service in listed.list_services_response.service] == list(LISTED)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,10 @@ from google.protobuf.message_factory import GetMessageClass
 from grpc_reflection.v1alpha import (  # type: ignore[import-untyped]
     proto_reflection_descriptor_database as reflection,
 )
+from grpc_reflection.v1alpha.reflection_pb2 import (
+    ServerReflectionRequest,
+    ServerReflectionResponse,
+)
 
 import mm
 from tests.system.conftest import Pair
@@ -113,6 +117,20 @@ def test_inference_protocol_with_a_model(client: ReflectedClient) -> None:
     # The methods for one model are the model's alone.
     code, text = refusal(partial(client.call, OIP, "ModelReady", name="echo"))
     assert (code, text) == (grpc.StatusCode.INVALID_ARGUMENT, "must include mm-model-id header")
+
+
+@pytest.mark.parametrize("version", ["v1", "v1alpha"])
+def test_reflection_for_tools_that_send_the_headers_of_a_call_along(
+    pair: Pair, version: str
+) -> None:
+    ask: Any = pair.other.channel.stream_unary(
+        f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo",
+        request_serializer=lambda message: message.SerializeToString(),
+        response_deserializer=ServerReflectionResponse.FromString,
+    )
+    request = ServerReflectionRequest(file_containing_symbol=OIP)
+    answer = ask(iter([request]), metadata=(("mm-model-id", "echo"),), timeout=TIMEOUT_S)
+    assert answer.HasField("file_descriptor_response")
 
 
 @pytest.mark.parametrize("service", ["", "mmesh.ModelMesh", OIP])
