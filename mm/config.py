@@ -114,8 +114,8 @@ class Config(Limits):
 
     #: MM_DATAPLANE: who moves the bytes, "wire" (docs/wire.md) or "python".
     dataplane: str = "wire"
-    #: MM_LEGACY_ERRORS: failed calls have the codes and texts of the Java mesh. The wire passes on
-    #: what runtimes say as it is, so the Python data plane serves then.
+    #: MM_LEGACY_ERRORS: failed calls to models have the codes and texts of the Java mesh. The wire
+    #: passes on what runtimes say as it is, so the Python data plane serves then.
     legacy_errors: bool = False
     #: MM_WIRE_THREADS: of the wire.
     wire_threads: int = 1

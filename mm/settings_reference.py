@@ -251,10 +251,11 @@ SECTIONS: Final[tuple[tuple[str, tuple[Setting, ...]], ...]] = (
             _setting(
                 "MM_LEGACY_ERRORS",
                 lambda c: c.legacy_errors,
-                "Failed calls have the codes and texts of the Java mesh, for clients that parse"
-                " them: `<package.Service/Method>: <CODE>: ` before the runtime's own text, and"
-                " INTERNAL where a runtime is away or a load failed. The Python data plane serves"
-                " then, whatever `MM_DATAPLANE` says.",
+                "Failed calls to models have the codes and texts of the Java mesh, for clients that"
+                " parse them: `<package.Service/Method>: <CODE>: ` before the runtime's own text,"
+                " and INTERNAL where a runtime is away or a load failed. What refuses a call before"
+                " its model is known, and the management API, are as without. The Python data"
+                " plane serves then, whatever `MM_DATAPLANE` says.",
             ),
             _setting(
                 "MM_WIRE_THREADS",

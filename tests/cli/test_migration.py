@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import shlex
+import subprocess
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -31,3 +35,30 @@ def test_the_guide_has_commands_and_metrics_that_exist() -> None:
     assert len(COMMANDS) >= 3
     known = {f"mm_{name}" for name in (*COUNTERS, *GAUGES)}
     assert set(re.findall(r"`(mm_[a-z_]+)`", GUIDE)) <= known
+
+
+def test_values_of_a_pod_stay_whole(tmp_path: Path) -> None:
+    """As `env -0` prints them: with blanks, quotes and lines."""
+    (block,) = (each for each in BLOCKS if "mesh.env" in each)
+    config = '{"rpcConfigs": {"a.B/c": {}},\n "allowOtherRpcs": true}'
+    pod = ["KV_STORE=memory", f"MM_DATAPLANE_CONFIG={config}", "MM_LABELS=it's,a  b", "HOME=/x y"]
+    (tmp_path / "mesh.env").write_text("".join(f"{each}\0" for each in pod))
+    done = subprocess.run(
+        [
+            "bash",
+            "-euo",
+            "pipefail",
+            "-c",
+            re.sub(r"^ *kubectl.*", "", block).rstrip() + " -o json",
+        ],
+        cwd=tmp_path,
+        env={"PATH": f"{sysconfig.get_path('scripts')}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found = {each["variable"]: each for each in json.loads(done.stdout)}
+    assert found["MM_DATAPLANE_CONFIG"]["value"] == "methods: 1"
+    assert found["MM_LABELS"]["value"] == "a  b,it's"
