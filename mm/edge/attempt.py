@@ -171,7 +171,7 @@ class Attempt:
             code = _RESET_CODES.get(ErrorCodes(fault.code)) if fault.code < 14 else None
             self.code = code or StatusCode.INTERNAL
             text = call_texts.UPSTREAM_ENDED % fault.text
-            proxied.incoming.send_status(self.code, text)
+            proxied.answer_status(self.code, text)
             self._finish(Outcome.ANSWERED)
 
     @property
@@ -194,7 +194,7 @@ class Attempt:
     def _spoil(self, code: int, text: str) -> None:
         """Answer in place of an upstream whose answer cannot be passed on."""
         self.code = code
-        self.proxied.incoming.send_status(code, text)
+        self.proxied.answer_status(code, text)
         self._finish(Outcome.ANSWERED)
 
     def _finish(self, outcome: Outcome) -> None:

@@ -402,6 +402,12 @@ class ProxiedCall:
             code = read_status(trailers).code or code
         self.incoming.send_raw_trailers(trailers, code)
 
+    def answer_status(self, code: int, text: str) -> None:
+        """End the answer with a status of ours."""
+        if not self.incoming.headers_sent:
+            self.note_load()
+        self.incoming.send_status(code, text)
+
     def note_load(self) -> None:
         """Tell a peer, with the first headers, how busy the copy is (docs/peer-protocol.md)."""
         if not self.proxy.external:

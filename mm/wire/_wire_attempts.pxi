@@ -149,13 +149,13 @@ cdef void attempt_failed(call_t *call) noexcept nogil:
     """Nobody was reached. May free the call."""
     hit_count(call)
     invoked_count(call, UNAVAILABLE)
-    leave(call)
     if call.down == NULL:
         call_settle(call)
     elif may_repeat(call):
+        leave(call)
         replay(call)
     else:
-        call_unanswered(call, call.target)
+        call_unanswered(call, call.target)   # lets go when it is answered
 
 
 cdef inline bint has_whole(const call_t *call) noexcept nogil:

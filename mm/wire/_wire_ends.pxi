@@ -217,7 +217,9 @@ cdef void up_closed(call_t *call, uint32_t code, bint is_lost) noexcept nogil:
     if conn.is_draining and conn.calls == NULL:
         mark_dirty(conn)
     invoked_count(call, attempt_status(call, code, is_lost))
-    leave(call)
+    # The slot stays pinned for `up_broke` alone, whose answer tells how busy the copy is.
+    if call.down == NULL or call.wants_replay or call.answer_ended:
+        leave(call)
     if call.down == NULL:
         if call.wants_replay:
             failure_note(call, &call.trailers)
@@ -240,7 +242,9 @@ cdef int32_t attempt_status(const call_t *call, uint32_t code, bint is_lost) noe
 
 
 cdef void up_broke(call_t *call, conn_t *conn, uint32_t code, bint is_lost) noexcept nogil:
-    """The stream upstream ended before its answer did."""
+    """The stream upstream ended before its answer did. Lets go of the copy, on each way: before
+    another attempt, else when the call has been answered (`call_end`).
+    """
     cdef char text[400]
     cdef char name[16]
     cdef int n
@@ -250,6 +254,7 @@ cdef void up_broke(call_t *call, conn_t *conn, uint32_t code, bint is_lost) noex
         call.body.at = 0
         headers_clear(&call.response)
         call.has_response = call.is_spoilt = 0
+        leave(call)
         if call.lane != LANE_HERE or pin_again(call):
             if call.lane == LANE_THERE:
                 enter_there(call)
@@ -264,6 +269,7 @@ cdef void up_broke(call_t *call, conn_t *conn, uint32_t code, bint is_lost) noex
             n = snprintf(text, sizeof(text), STREAM_REFUSED)
         arena_text(call, &call.fault, text, n)
         if may_repeat(call):
+            leave(call)
             replay(call)
             return
         call_unanswered(call, conn.target)

@@ -16,7 +16,7 @@ from mm.core.headers import encode_message
 from mm.edge.h2.messages import frame_message
 from mm.wire import Role
 from tests.edge.raw_h2 import RawPeer, connect, listen
-from tests.wire.frames import OK, begin
+from tests.wire.frames import OK, begin, request
 from tests.wire.stand import LOAD_ID, serve_wire, until
 
 pytestmark = pytest.mark.anyio
@@ -131,6 +131,28 @@ async def test_who_did_not_answer_is_named_as_tier_2_names_it(role: Role, is_her
     assert headers[b"grpc-status"] == b"14"
     expected = b"unreachable" if role is Role.PEER else None
     assert headers.get(b"mm-hop-result") == expected
+    told = b"0" if role is Role.PEER and is_here else None
+    assert headers.get(b"mm-hop-load") == told
+
+
+async def test_a_peer_is_told_how_busy_the_copy_is_though_its_runtime_resets_the_stream() -> None:
+    async def serve(peer: RawPeer) -> None:
+        peer.start()
+        asked = await peer.wait_for(StreamEnded)
+        assert asked.stream_id is not None
+        peer.h2.reset_stream(asked.stream_id, ErrorCodes.INTERNAL_ERROR)
+        peer.flush()
+        await peer.wait_closed()
+
+    async with listen(serve) as (address, _):
+        port = int(address.rpartition(":")[2])
+        async with (
+            serve_wire(role=Role.PEER, runtime_port=port) as stand,
+            connect(stand.port) as peer,
+        ):
+            hop = (b"mm-hop-kind", b"hit-only")
+            headers, _ = await peer.wait_answer(begin(peer, request(b"/t.S/Unary", hop)))
+            assert (headers[b"grpc-status"], headers[b"mm-hop-load"]) == (b"13", b"0")
 
 
 async def test_no_more_failures_are_kept_than_tier_2_looks_at() -> None:
