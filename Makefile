@@ -27,7 +27,7 @@ EXTENSION_SOURCES := setup.py pyproject.toml \
 help: ## list the targets
 	@echo 'make TARGET [ARGS="..."] [PYTHON=/path/to/python3.12]'
 	@echo
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-18s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-22s %s\n", $$1, $$2}'
 
 .PHONY: develop
 develop: $(EXTENSION) ## set up everything; leaves the program at .venv/bin/mm
@@ -61,14 +61,14 @@ sim: $(EXTENSION) ## simulated clusters under faults: make sim SEEDS=1000 (ARGS=
 	@$(BIN)/mm sim --seeds $(SEEDS) $(ARGS)
 
 .PHONY: test-sanitize
-test-sanitize: test-sanitize-table test-sanitize-wire ## table and wire under the sanitizers
+test-sanitize: test-sanitize-table test-sanitize-wire ## table and wire under the sanitizers, one after the other
 
 .PHONY: test-sanitize-table
-test-sanitize-table: $(EXTENSION) ## the table and its readers under the sanitizers: two minutes
+test-sanitize-table: $(EXTENSION) ## the table and its readers under the sanitizers: two minutes, in CI
 	@$(PY) tests/table/sanitize/run.py $(ARGS)
 
 .PHONY: test-sanitize-wire
-test-sanitize-wire: $(EXTENSION) ## the wire under the sanitizers: some minutes
+test-sanitize-wire: $(EXTENSION) ## the wire under the sanitizers: a quarter of an hour, by hand
 	@$(PY) tests/wire/sanitize/run.py $(ARGS)
 
 MINUTES ?= 5

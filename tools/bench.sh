@@ -17,6 +17,8 @@ for file in bench/*.py bench/*/__main__.py; do
     name=${name%.py}
     name=${name%/__main__}
     case $name in _*) continue ;; esac
+    # Other helpers have no command line.
+    grep -q '__main__' "$file" || [[ $file == */__main__.py ]] || continue
     printf '  %-14s %s\n' "$name" "$("$PY" - "$file" <<'PY'
 import ast, pathlib, sys
 

@@ -24,7 +24,7 @@ from mm.testing import example_runtime
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Run a model runtime.")
 
-app.command("example")(example_runtime.main)
+app.command("example", short_help="Serve fake models of any size, for tests.")(example_runtime.main)
 
 _SIZE = re.compile(r"(\d+)\s*(B|KiB|MiB|GiB|kB|MB|GB|)")
 _SIZE_UNITS = {
@@ -96,10 +96,20 @@ def run_sklearn(
         bool, typer.Option("--skops-only", help="Refuse joblib and pickle files")
     ] = False,
 ) -> None:
-    """Serve scikit-learn models by the Open Inference Protocol (gRPC, version 2).
+    """Serve scikit-learn models (Open Inference Protocol).
 
-    Models are .joblib, .pkl, .pickle or .skops files below --root. A joblib or pickle file runs
-    code of its maker's choice when it is loaded: load only what you trust, or use --skops-only.
+    Models are .joblib, .pkl, .pickle or .skops files below --root; `mm model register --path` is
+    relative to it. A joblib or pickle file runs code of its maker's choice when it is loaded: load
+    only what you trust, or use --skops-only.
+
+    A model counts for the bytes of all its objects in memory, or for the size of its file if that
+    is larger. SIZE is in bytes, or in B, KiB, MiB, GiB (1024) or kB, MB, GB (1000).
+
+    \b
+    Examples:
+      mm runtime sklearn --capacity 64MiB --root /srv/models
+      mm model register iris --path iris.joblib     # for /srv/models/iris.joblib
+      mm runtime sklearn --unix-socket /tmp/mmesh/grpc.sock --skops-only --root /srv/models
     """
     default_size_bytes = parse_size_bytes("--default-size", default_size)
     capacity_bytes = parse_size_bytes("--capacity", capacity)

@@ -84,7 +84,7 @@ async def test_two_instances_contend_for_a_vmodel(shared_etcd: EtcdProcess) -> N
         assert last == history.vmodels["v"].active_model_id
         assert history.models[ModelId(last)].references == 1
         changes = [each.node.parts.counters.vmodel_changes for each in cluster.serving]
-        assert min(changes) > 1, "they took it from each other"
+        assert min(changes) >= SETS // 10, "they took it from each other"
 
 
 @dataclass(frozen=True, slots=True)

@@ -131,6 +131,7 @@ def test_ids_that_nothing_can_have(pair: Pair, model_id: str, text: str) -> None
         lambda instance: instance.register(model_id, PATH),
         lambda instance: instance.ensure_loaded(model_id),
         lambda instance: instance.status(model_id),
+        lambda instance: instance.unregister(model_id),
     ]
     for instance in (pair.holder, pair.other):
         for call in calls:
