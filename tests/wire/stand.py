@@ -7,6 +7,7 @@ went is told by the wire's own counters.
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, fields, replace
@@ -124,9 +125,13 @@ async def serve_wire(
     runtime_port: int | None = None,
     threads: int = 1,
     models_max: int = 0,
+    socket_bytes: int | None = None,
     **config: Any,
 ) -> AsyncIterator[WireStand]:
-    """A runtime and a wire before it; model "m" is ready here."""
+    """A runtime and a wire before it; model "m" is ready here.
+
+    ``socket_bytes`` is what the kernel keeps for a client; None: more and more, as it likes.
+    """
     external = role is Role.EXTERNAL
     table = Table(1000)
     router = WireRouter(table)
@@ -145,6 +150,8 @@ async def serve_wire(
         settings = WireSettings(table=table, instance=b"me", **_wire_settings(config))
         wire.start(settings)
         listener = listening_socket("127.0.0.1", 0)
+        if socket_bytes is not None:  # accepted ones inherit it
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, socket_bytes)
         wire.listen(listener, role)
         port = listener.getsockname()[1]
         runtime_port = runtime_port or runtime.port

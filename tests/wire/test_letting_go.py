@@ -29,6 +29,8 @@ from tests.wire.hostile import (
 from tests.wire.stand import WireStand, serve_wire, until
 
 pytestmark = pytest.mark.anyio
+#: A socket that is full stays so: what waits for it is far more than the kernel still moves.
+STAND: dict[str, Any] = {"message_bytes_max": 2**31 - 1, "socket_bytes": 4096}
 #: Windows without end.
 WANTS = PREFACE + frame(SETTINGS, b"\0\4\x7f\xff\xff\xff") + frame(WINDOW_UPDATE, b"\x7f\xff\0\0")
 
@@ -59,7 +61,7 @@ def laid_out(model_id: bytes, *more: tuple[bytes, bytes]) -> bytes:
 
 async def test_a_refused_request_takes_no_slot_from_others() -> None:
     methods = {b"/t.S/Unary": Method(injection_path=(1,))}
-    async with serve_wire(message_bytes_max=2**31 - 1) as stand:
+    async with serve_wire(**STAND) as stand:
         stand.configure(has_slots=True, methods=methods)
         stand.put("k")
         async with one_who_does_not_read(stand) as caller:
@@ -80,7 +82,7 @@ async def test_a_call_that_ends_as_it_waits_for_a_connection_counts_there_no_mor
         while await peer.reader.read(2**16):
             pass  # without a word
 
-    async with listen(accepts) as (address, _), serve_wire(message_bytes_max=2**31 - 1) as stand:
+    async with listen(accepts) as (address, _), serve_wire(**STAND) as stand:
         stand.table.put("k", 1, 1)
         handle = stand.add_peer("k", int(address.rpartition(":")[2]))
         async with one_who_does_not_read(stand) as caller:
