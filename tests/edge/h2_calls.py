@@ -7,10 +7,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
-from h2.events import (
-    StreamEnded,
-)
-
 from mm.core.headers import HeaderList
 from mm.edge.h2 import RUNTIME_LIMITS, Channel
 from mm.edge.h2.messages import frame_message
@@ -48,9 +44,7 @@ def send_answer(peer: RawPeer, stream_id: int, body: bytes = b"a") -> None:
 async def serve_all(peer: RawPeer) -> None:
     peer.start()
     while True:
-        ended = await peer.wait_for(StreamEnded)
-        assert ended.stream_id is not None
-        send_answer(peer, ended.stream_id)
+        send_answer(peer, await peer.wait_ended())
 
 
 async def wait_links(channel: Channel, count: int) -> None:

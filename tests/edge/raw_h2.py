@@ -103,6 +103,10 @@ class RawPeer:
         self.h2.send_data(stream_id, data, end_stream=end)
         self.flush()
 
+    def reset(self, stream_id: int, code: int = ErrorCodes.NO_ERROR) -> None:
+        self.h2.reset_stream(stream_id, code)
+        self.flush()
+
     async def read(self) -> bool:
         """Take what comes next; False at the end of the connection."""
         try:
@@ -128,6 +132,12 @@ class RawPeer:
 
     async def wait_on(self, kind: type[E], stream_id: int) -> E:
         return await self.wait_for(kind, lambda event: getattr(event, "stream_id", 0) == stream_id)
+
+    async def wait_ended(self) -> int:
+        """Wait for the end of the next request; answer its stream."""
+        event = await self.wait_for(StreamEnded)
+        assert event.stream_id is not None
+        return event.stream_id
 
     async def wait_answer(self, stream_id: int) -> tuple[dict[bytes, bytes], bytes]:
         """Answer all headers and trailers of a response, and its body, acknowledged."""
@@ -215,3 +225,14 @@ async def listen(
             await asyncio.wait(tasks)
     for failure in failures:
         raise failure
+
+
+def resets(code: int) -> Callable[[RawPeer], Awaitable[None]]:
+    """A server that resets the first request, once it has all of it, and then only listens."""
+
+    async def serve(peer: RawPeer) -> None:
+        peer.start()
+        peer.reset(await peer.wait_ended(), code)
+        await peer.wait_closed()
+
+    return serve

@@ -32,17 +32,14 @@ async def test_a_full_connection_opens_another_and_no_more_than_allowed() -> Non
         peer.start(streams_max=2)
         arrived: list[int] = []
         for _ in range(2):
-            ended = await peer.wait_for(StreamEnded)
-            assert ended.stream_id is not None
-            arrived.append(ended.stream_id)
+            stream_id = await peer.wait_ended()
+            arrived.append(stream_id)
         full.release()
         await go_on.wait()
         for stream_id in arrived:
             send_answer(peer, stream_id)
         while True:
-            ended = await peer.wait_for(StreamEnded)
-            assert ended.stream_id is not None
-            send_answer(peer, ended.stream_id)
+            send_answer(peer, await peer.wait_ended())
 
     full, go_on = asyncio.Semaphore(0), asyncio.Event()
     async with listen(serve) as (address, peers):
@@ -69,9 +66,7 @@ async def test_a_caller_that_gives_up_waiting_passes_its_turn_on() -> None:
 
     async def _serve_rest(peer: RawPeer) -> None:
         while True:
-            ended = await peer.wait_for(StreamEnded)
-            assert ended.stream_id is not None
-            send_answer(peer, ended.stream_id)
+            send_answer(peer, await peer.wait_ended())
 
     arrived, go_on = asyncio.Event(), asyncio.Event()
     async with listen(serve) as (address, _):
@@ -127,9 +122,7 @@ async def test_too_many_that_wait_for_a_connection_are_refused_at_once() -> None
         await go_on.wait()
         peer.start()
         while True:
-            ended = await peer.wait_for(StreamEnded)
-            assert ended.stream_id is not None
-            send_answer(peer, ended.stream_id)
+            send_answer(peer, await peer.wait_ended())
 
     async with listen(serve) as (address, _):
         async with open_channel(address, room_waiters_max=2) as channel:
@@ -167,10 +160,9 @@ def serve_when_told(go_on: asyncio.Event) -> Callable[[RawPeer], Awaitable[None]
     async def serve(peer: RawPeer) -> None:
         peer.start(streams_max=1)
         while True:
-            ended = await peer.wait_for(StreamEnded)
+            stream_id = await peer.wait_ended()
             await go_on.wait()
-            assert ended.stream_id is not None
-            send_answer(peer, ended.stream_id)
+            send_answer(peer, stream_id)
 
     return serve
 
@@ -260,9 +252,7 @@ async def test_a_connection_full_of_slow_readers_gets_no_more_calls() -> None:
         await peer.wait_closed()
 
     async def _serve_rest(peer: RawPeer) -> None:
-        ended = await peer.wait_for(StreamEnded)
-        assert ended.stream_id is not None
-        send_answer(peer, ended.stream_id)
+        send_answer(peer, await peer.wait_ended())
         await peer.wait_closed()
 
     class Lazy(Answer):

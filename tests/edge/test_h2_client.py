@@ -100,8 +100,7 @@ async def test_resets_are_told_with_their_code() -> None:
         for code in (ErrorCodes.REFUSED_STREAM, ErrorCodes.INTERNAL_ERROR):
             request = await peer.wait_for(RequestReceived)
             assert request.stream_id is not None
-            peer.h2.reset_stream(request.stream_id, code)
-            peer.flush()
+            peer.reset(request.stream_id, code)
         await peer.wait_closed()
 
     async with listen(serve) as (address, _), open_channel(address) as channel:

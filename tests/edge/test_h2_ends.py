@@ -127,8 +127,7 @@ async def test_a_reset_cancels_its_call_alone() -> None:
     async with serve_echo() as (_, port, echo), connect(port) as peer:
         other, stream_id = peer.begin(), peer.begin()
         await asyncio.wait_for(wait_started(echo, peer), PATIENCE_S)
-        peer.h2.reset_stream(stream_id, ErrorCodes.CANCEL)
-        peer.flush()
+        peer.reset(stream_id, ErrorCodes.CANCEL)
         await asyncio.wait_for(echo.ended.wait(), PATIENCE_S)
         peer.send(other, frame_message(b"x"), end=True)
         assert (await peer.wait_answer(other))[1] == frame_message(b"x")

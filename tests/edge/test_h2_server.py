@@ -208,8 +208,7 @@ async def test_unread_bodies_of_reset_streams_are_given_back() -> None:
             # Half a message: the handler waits for the rest with these bytes in its hands.
             stream_id = peer.begin()
             await _send_all(peer, stream_id, frame_message(b"x" * 20_000)[:-1])
-            peer.h2.reset_stream(stream_id, ErrorCodes.CANCEL)
-            peer.flush()
+            peer.reset(stream_id, ErrorCodes.CANCEL)
         await assert_serves(peer)
 
 

@@ -9,13 +9,13 @@ import grpc
 import grpc.aio
 import pytest
 from h2.errors import ErrorCodes
-from h2.events import DataReceived, RequestReceived, StreamEnded
+from h2.events import DataReceived, StreamEnded
 from hyperframe.frame import GoAwayFrame
 
 from mm.core.calls import Outcome
 from mm.core.headers import HeaderList
 from mm.edge.h2.messages import frame_message
-from tests.edge.raw_h2 import PATIENCE_S, REQUEST, RawPeer, connect, listen
+from tests.edge.raw_h2 import PATIENCE_S, REQUEST, RawPeer, connect, listen, resets
 from tests.edge.upstream import serve_proxy
 
 pytestmark = pytest.mark.anyio
@@ -124,11 +124,10 @@ async def test_headers_and_trailers_in_one_piece_can_still_be_tried_again() -> N
     async def serve(peer: RawPeer) -> None:
         peer.start()
         for status in (b"5", b"0"):
-            ended = await peer.wait_for(StreamEnded)
-            assert ended.stream_id is not None
-            peer.h2.send_headers(ended.stream_id, [*OK, (b"x-initial", b"1")])
+            stream_id = await peer.wait_ended()
+            peer.h2.send_headers(stream_id, [*OK, (b"x-initial", b"1")])
             trailers = [(b"grpc-status", status), (b"x-trailing", b"1")]
-            peer.h2.send_headers(ended.stream_id, trailers, end_stream=True)
+            peer.h2.send_headers(stream_id, trailers, end_stream=True)
             peer.flush()
         await peer.wait_closed()
 
@@ -194,11 +193,10 @@ async def test_nobody_at_the_address(again: bool) -> None:
 async def test_an_upstream_lost_before_and_within_its_answer() -> None:
     async def serve(peer: RawPeer) -> None:
         peer.start()
-        request = await peer.wait_for(StreamEnded)
-        assert request.stream_id is not None
+        stream_id = await peer.wait_ended()
         if len(peers) == 2:
-            peer.h2.send_headers(request.stream_id, OK)
-            peer.h2.send_data(request.stream_id, frame_message(b"half"))
+            peer.h2.send_headers(stream_id, OK)
+            peer.h2.send_data(stream_id, frame_message(b"half"))
             peer.flush()
             await seen.wait()
         peer.writer.transport.abort()
@@ -227,14 +225,7 @@ async def test_an_upstream_lost_before_and_within_its_answer() -> None:
     ],
 )
 async def test_resets_of_the_upstream_are_statuses(reset: int, code: grpc.StatusCode) -> None:
-    async def serve(peer: RawPeer) -> None:
-        peer.start()
-        await peer.wait_for(RequestReceived)
-        peer.h2.reset_stream(1, reset)
-        peer.flush()
-        await peer.wait_closed()
-
-    async with listen(serve) as (address, _), serve_proxy(runtime_address=address) as stand:
+    async with listen(resets(reset)) as (address, _), serve_proxy(runtime_address=address) as stand:
         async with stand.client() as client:
             error = await _fail(client.unary_unary("/t.S/Unary")(b"q", metadata=ID))
             assert error.code() == code
@@ -245,21 +236,18 @@ async def test_resets_of_the_upstream_are_statuses(reset: int, code: grpc.Status
 async def test_streams_never_looked_at_go_elsewhere_unnoticed(by_goaway: bool) -> None:
     async def serve(peer: RawPeer) -> None:
         peer.start()
-        ended = await peer.wait_for(StreamEnded)
-        assert ended.stream_id is not None
+        stream_id = await peer.wait_ended()
         if not refused:
             refused.append(True)
             if by_goaway:
                 peer.send_frame(GoAwayFrame(0, last_stream_id=0))
                 await peer.wait_closed()
                 return
-            peer.h2.reset_stream(ended.stream_id, ErrorCodes.REFUSED_STREAM)
-            peer.flush()
-            ended = await peer.wait_for(StreamEnded)
-            assert ended.stream_id is not None
-        peer.h2.send_headers(ended.stream_id, OK)
-        peer.h2.send_data(ended.stream_id, frame_message(b"here"))
-        peer.h2.send_headers(ended.stream_id, [(b"grpc-status", b"0")], end_stream=True)
+            peer.reset(stream_id, ErrorCodes.REFUSED_STREAM)
+            stream_id = await peer.wait_ended()
+        peer.h2.send_headers(stream_id, OK)
+        peer.h2.send_data(stream_id, frame_message(b"here"))
+        peer.h2.send_headers(stream_id, [(b"grpc-status", b"0")], end_stream=True)
         peer.flush()
         await peer.wait_closed()
 
@@ -276,11 +264,9 @@ async def test_an_upstream_that_refuses_for_ever() -> None:
         peer.start()
         while True:
             # Whole requests, or the reset of one crosses its own last frame.
-            ended = await peer.wait_for(StreamEnded)
-            assert ended.stream_id is not None
-            refused.append(ended.stream_id)
-            peer.h2.reset_stream(ended.stream_id, ErrorCodes.REFUSED_STREAM)
-            peer.flush()
+            stream_id = await peer.wait_ended()
+            refused.append(stream_id)
+            peer.reset(stream_id, ErrorCodes.REFUSED_STREAM)
 
     refused: list[int] = []
     async with listen(serve) as (address, _), serve_proxy(runtime_address=address) as stand:
@@ -303,9 +289,8 @@ async def test_malformed_answers_do_not_reach_the_client(headers: HeaderList) ->
     async def serve(peer: RawPeer) -> None:
         peer.start()
         while True:
-            ended = await peer.wait_for(StreamEnded)
-            assert ended.stream_id is not None
-            peer.h2.send_headers(ended.stream_id, headers)
+            stream_id = await peer.wait_ended()
+            peer.h2.send_headers(stream_id, headers)
             peer.flush()
 
     async with listen(serve) as (address, _), serve_proxy(runtime_address=address) as stand:

@@ -9,7 +9,6 @@ import grpc
 import grpc.aio
 import pytest
 from h2.errors import ErrorCodes
-from h2.events import StreamEnded
 
 from mm.core.calls import Hop, Outcome
 from mm.core.headers import HeaderList
@@ -18,7 +17,7 @@ from mm.edge.h2 import RUNTIME_LIMITS, Channel
 from mm.edge.h2.messages import frame_message
 from mm.edge.unary import CallError, call_raw
 from mm.errors import LoadFailedError, NoRoomError, StatusCode
-from tests.edge.raw_h2 import REQUEST, RawPeer, connect, listen
+from tests.edge.raw_h2 import REQUEST, connect, listen, resets
 from tests.edge.upstream import serve_proxy
 
 pytestmark = pytest.mark.anyio
@@ -182,17 +181,9 @@ async def test_every_reply_of_a_peer_says_how_busy_the_copy_is() -> None:
 
 
 async def test_a_peer_hears_how_busy_the_copy_is_though_its_runtime_resets_the_stream() -> None:
-    async def serve(runtime: RawPeer) -> None:
-        runtime.start()
-        asked = await runtime.wait_for(StreamEnded)
-        assert asked.stream_id is not None
-        runtime.h2.reset_stream(asked.stream_id, ErrorCodes.INTERNAL_ERROR)
-        runtime.flush()
-        await runtime.wait_closed()
-
     hop = [(b"mm-model-id", b"m"), (b"mm-hop-kind", b"hit-only")]
     async with (
-        listen(serve) as (address, _),
+        listen(resets(ErrorCodes.INTERNAL_ERROR)) as (address, _),
         serve_proxy(external=False, runtime_address=address) as stand,
         connect(stand.port) as peer,
     ):

@@ -171,8 +171,7 @@ class Plane:
             await self.close()
             seen.end = "hung up"
         elif not seen.end:
-            peer.h2.reset_stream(stream_id, call.reset_code)
-            peer.flush()
+            peer.reset(stream_id, call.reset_code)
             seen.end = "given up"
 
     def _has_all(self, seen: Seen, call: RandomCall) -> bool:

@@ -9,9 +9,11 @@ from tests.edge.raw_h2 import REQUEST, RawPeer
 OK: HeaderList = [(b":status", b"200"), (b"content-type", b"application/grpc")]
 
 
-def request(path: bytes = b"/t.S/Unary", *more: tuple[bytes, bytes]) -> HeaderList:
+def request(
+    path: bytes = b"/t.S/Unary", *more: tuple[bytes, bytes], model_id: bytes = b"m"
+) -> HeaderList:
     headers = [(b":path", path) if name == b":path" else (name, value) for name, value in REQUEST]
-    return [*headers, (b"mm-model-id", b"m"), *more]
+    return [*headers, (b"mm-model-id", model_id), *more]
 
 
 def begin(peer: RawPeer, headers: HeaderList | None = None, body: bytes = b"q") -> int:

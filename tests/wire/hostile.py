@@ -9,10 +9,12 @@ import struct
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, closing, suppress
 from dataclasses import dataclass
+from typing import Any
 
 from hpack import Encoder
 
 from mm.core.headers import HeaderList
+from mm.edge.h2.messages import frame_message
 from tests.edge.raw_h2 import PATIENCE_S
 from tests.wire.frames import request
 from tests.wire.stand import WireStand
@@ -34,6 +36,8 @@ def frame(kind: int, payload: bytes = b"", *, flags: int = 0, stream_id: int = 0
 
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(SETTINGS)
+#: After the preface: windows without end.
+WINDOWS = frame(SETTINGS, b"\0\4\x7f\xff\xff\xff") + frame(WINDOW_UPDATE, b"\x7f\xff\0\0")
 
 
 class Requests:
@@ -83,6 +87,19 @@ def dial(port: int, *, receives_bytes: int = 0) -> socket.socket:
         caller.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receives_bytes)
     caller.settimeout(PATIENCE_S)
     caller.connect(("127.0.0.1", port))
+    return caller
+
+
+def ask_large(stand: WireStand) -> socket.socket:
+    """Ask on stream 1 for an answer that no socket holds, with windows for all of it."""
+
+    async def large(_request: bytes, _context: Any) -> bytes:
+        return bytes(2**23)
+
+    stand.runtime.scripts["Large"] = large
+    caller = dial(stand.port, receives_bytes=4096)
+    caller.sendall(PREFACE + WINDOWS + Requests(request(b"/t.S/Large")).next())
+    caller.sendall(frame(DATA, frame_message(b"q"), flags=END_STREAM, stream_id=1))
     return caller
 
 

@@ -92,8 +92,7 @@ async def test_a_call_ends_although_the_runtimes_socket_is_full(leaves: bool) ->
                 headers, _ = await client.wait_answer(stream_id)
                 assert headers[b"grpc-status"] == b"4"
             else:
-                client.h2.reset_stream(stream_id, ErrorCodes.CANCEL)
-                client.flush()
+                client.reset(stream_id, ErrorCodes.CANCEL)
             await other.close()
             await stand.settle(calls_open=0)
             go_on.set()
@@ -113,8 +112,7 @@ async def test_an_instance_that_is_gone_is_not_dialled_again() -> None:
         assert asked.stream_id is not None
         begun.set()
         await gone.wait()
-        peer.h2.reset_stream(asked.stream_id, ErrorCodes.REFUSED_STREAM)
-        peer.flush()
+        peer.reset(asked.stream_id, ErrorCodes.REFUSED_STREAM)
         await peer.wait_closed()
 
     begun, gone = asyncio.Event(), asyncio.Event()

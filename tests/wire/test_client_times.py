@@ -23,7 +23,7 @@ from tests.wire.hostile import (
     PREFACE,
     RST_STREAM,
     SETTINGS,
-    WINDOW_UPDATE,
+    WINDOWS,
     Requests,
     attack,
     dial,
@@ -105,7 +105,6 @@ async def test_an_answer_that_nobody_takes_is_given_up(size: int) -> None:
 
 async def test_what_a_full_socket_does_not_take_is_given_up() -> None:
     """Of calls that have ended something is left, too."""
-    windows = frame(SETTINGS, b"\0\4\x7f\xff\xff\xff") + frame(WINDOW_UPDATE, b"\x7f\xff\0\0")
     body = frame_message(b"x" * 16_000)
 
     async with serve_wire() as stand:
@@ -118,7 +117,7 @@ async def test_what_a_full_socket_does_not_take_is_given_up() -> None:
             ]
             # It may be cut off before it has sent everything.
             with suppress(ConnectionError):
-                await asyncio.to_thread(caller.sendall, PREFACE + windows + b"".join(pieces))
+                await asyncio.to_thread(caller.sendall, PREFACE + WINDOWS + b"".join(pieces))
             await stand.settle(connections_open=0, calls_open=0)
             assert stand.counts.slow_given_up > 0
 

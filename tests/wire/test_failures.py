@@ -8,14 +8,14 @@ from typing import Any
 import grpc
 import pytest
 from h2.errors import ErrorCodes
-from h2.events import DataReceived, RequestReceived, StreamEnded
+from h2.events import DataReceived, RequestReceived
 
 from mm.core import call_texts
 from mm.core.calls import LocalRoute, Outcome
 from mm.core.headers import encode_message
 from mm.edge.h2.messages import frame_message
 from mm.wire import Role
-from tests.edge.raw_h2 import RawPeer, connect, listen
+from tests.edge.raw_h2 import RawPeer, connect, listen, resets
 from tests.wire.frames import OK, begin, request
 from tests.wire.stand import LOAD_ID, serve_wire, until
 
@@ -31,9 +31,8 @@ async def loses(peer: RawPeer) -> None:
     """Say of each call that there is no such model."""
     peer.start()
     while True:
-        asked = await peer.wait_for(StreamEnded)
-        assert asked.stream_id is not None
-        peer.h2.send_headers(asked.stream_id, LOST, end_stream=True)
+        stream_id = await peer.wait_ended()
+        peer.h2.send_headers(stream_id, LOST, end_stream=True)
         peer.flush()
 
 
@@ -105,18 +104,10 @@ async def test_an_instance_that_breaks_off_in_an_answer_is_out_of_reach() -> Non
 @pytest.mark.parametrize("role", Role)
 @pytest.mark.parametrize("is_here", [True, False], ids=["here", "there"])
 async def test_who_did_not_answer_is_named_as_tier_2_names_it(role: Role, is_here: bool) -> None:
-    async def serve(peer: RawPeer) -> None:
-        peer.start()
-        asked = await peer.wait_for(StreamEnded)
-        assert asked.stream_id is not None
-        peer.h2.reset_stream(asked.stream_id, ErrorCodes.REFUSED_STREAM)
-        peer.flush()
-        await peer.wait_closed()
-
     whose = "the model runtime of instance me does not answer"
     if not is_here:
         whose = f"instance {ODD_NAME} is gone"
-    async with listen(serve) as (address, _):
+    async with listen(resets(ErrorCodes.REFUSED_STREAM)) as (address, _):
         port = int(address.rpartition(":")[2])
         # Nothing is kept to be sent again.
         async with (
@@ -136,15 +127,7 @@ async def test_who_did_not_answer_is_named_as_tier_2_names_it(role: Role, is_her
 
 
 async def test_a_peer_is_told_how_busy_the_copy_is_though_its_runtime_resets_the_stream() -> None:
-    async def serve(peer: RawPeer) -> None:
-        peer.start()
-        asked = await peer.wait_for(StreamEnded)
-        assert asked.stream_id is not None
-        peer.h2.reset_stream(asked.stream_id, ErrorCodes.INTERNAL_ERROR)
-        peer.flush()
-        await peer.wait_closed()
-
-    async with listen(serve) as (address, _):
+    async with listen(resets(ErrorCodes.INTERNAL_ERROR)) as (address, _):
         port = int(address.rpartition(":")[2])
         async with (
             serve_wire(role=Role.PEER, runtime_port=port) as stand,

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from h2.errors import ErrorCodes
-from h2.events import PingReceived, StreamEnded, StreamReset
+from h2.events import PingReceived, StreamReset
 
 from mm.edge.h2.listening import (
     CLIENT_IDLE_S,
@@ -35,16 +35,10 @@ both_planes = pytest.mark.parametrize("kind", PLANES)
 ID = (("mm-model-id", "m"),)
 
 
-async def _ended(peer: RawPeer) -> int:
-    event = await peer.wait_for(StreamEnded)
-    assert event.stream_id is not None
-    return event.stream_id
-
-
 async def _answer_all(peer: RawPeer, body: bytes = b"a") -> None:
     peer.start()
     while True:
-        answer(peer, await _ended(peer), body)
+        answer(peer, await peer.wait_ended(), body)
 
 
 async def _call(port: int, body: bytes = b"q") -> bytes:
@@ -113,7 +107,7 @@ async def test_answers_that_came_before_their_connection_broke_are_answers(tmp_p
 
     async def serve(peer: RawPeer) -> None:
         peer.start()
-        streams = [await _ended(peer) for _ in range(2)]
+        streams = [await peer.wait_ended() for _ in range(2)]
         peer.h2.ping(b"answer??")
         for stream_id in streams:
             peer.h2.send_headers(stream_id, OK)
@@ -140,7 +134,7 @@ async def test_answers_that_came_before_their_connection_broke_are_answers(tmp_p
 async def test_an_answer_that_a_reset_follows_is_the_answer(kind: str, code: ErrorCodes) -> None:
     async def serve(peer: RawPeer) -> None:
         peer.start()
-        stream_id = await _ended(peer)
+        stream_id = await peer.wait_ended()
         answer(peer, stream_id)
         # h2 would not reset what is closed.
         peer.writer.write(struct.pack("!IBI", 4 << 8 | 3, 0, stream_id) + struct.pack("!I", code))
@@ -160,12 +154,12 @@ async def test_calls_above_the_last_stream_of_a_goaway_are_sent_again(kind: str)
         peer.start()
         number = len(peers)
         if number > 1:
-            answer(peer, await _ended(peer), b"again")
+            answer(peer, await peer.wait_ended(), b"again")
             again.set()
         else:
-            first = await _ended(peer)
+            first = await peer.wait_ended()
             seen.append(first)
-            await _ended(peer)
+            await peer.wait_ended()
             peer.h2.close_connection(last_stream_id=first)
             peer.flush()
             await again.wait()
@@ -232,7 +226,7 @@ async def test_a_deadline_ends_what_a_lost_network_does_not(kind: str) -> None:
 
     async def serve(peer: RawPeer) -> None:
         peer.start()
-        await _ended(peer)
+        await peer.wait_ended()
         arrived.set()
         await peer.wait_for(StreamReset)
         reset.set()
@@ -276,7 +270,7 @@ async def test_a_runtime_that_stops_is_given_up_without_a_deadline_too(kind: str
         if len(peers) > 1:
             await _answer_all(peer, b"again")
         peer.start()
-        await _ended(peer)
+        await peer.wait_ended()
         # From here on not even pings are answered: nothing is read.
         stopped.set()
         await given_up.wait()
@@ -299,7 +293,7 @@ async def test_a_runtime_that_stops_is_given_up_without_a_deadline_too(kind: str
 async def test_a_runtime_that_takes_long_is_asked_and_waited_for(kind: str) -> None:
     async def serve(peer: RawPeer) -> None:
         peer.start()
-        stream_id = await _ended(peer)
+        stream_id = await peer.wait_ended()
         # h2 answers the ping; its next one would come after five minutes.
         await peer.wait_for(PingReceived)
         for _ in range(3):

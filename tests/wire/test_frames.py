@@ -14,7 +14,6 @@ from h2.events import (
     DataReceived,
     RequestReceived,
     ResponseReceived,
-    StreamEnded,
     StreamReset,
 )
 
@@ -23,19 +22,12 @@ from mm.core.headers import HeaderList
 from mm.edge.h2.messages import frame_message
 from mm.wire import PeerCalls, Role
 from mm.wire.addresses import Target, inet_sockaddr
-from tests.edge.raw_h2 import PATIENCE_S, PeerClosedError, RawPeer, connect, listen
+from tests.edge.raw_h2 import PATIENCE_S, PeerClosedError, RawPeer, connect, listen, resets
 from tests.wire.frames import OK, answer, begin, request
 from tests.wire.stand import serve_wire, until
 
 pytestmark = pytest.mark.anyio
 Serve = Callable[[RawPeer], Awaitable[Any]]
-
-
-async def ended(peer: RawPeer) -> int:
-    """Wait for the end of the next request."""
-    event = await peer.wait_for(StreamEnded)
-    assert event.stream_id is not None
-    return event.stream_id
 
 
 async def port_of(address: str) -> int:
@@ -52,13 +44,7 @@ async def port_of(address: str) -> int:
     ],
 )
 async def test_a_reset_of_the_runtime_becomes_a_status(code: ErrorCodes, status: bytes) -> None:
-    async def serve(peer: RawPeer) -> None:
-        peer.start()
-        peer.h2.reset_stream(await ended(peer), code)
-        peer.flush()
-        await peer.wait_closed()
-
-    async with listen(serve) as (address, _):
+    async with listen(resets(code)) as (address, _):
         port = await port_of(address)
         async with serve_wire(runtime_port=port) as stand, connect(stand.port) as client:
             headers, _ = await client.wait_answer(begin(client))
@@ -69,10 +55,8 @@ async def test_a_reset_of_the_runtime_becomes_a_status(code: ErrorCodes, status:
 async def test_a_stream_that_was_refused_is_sent_again() -> None:
     async def serve(peer: RawPeer) -> None:
         peer.start()
-        peer.h2.reset_stream(await ended(peer), ErrorCodes.REFUSED_STREAM)
-        peer.flush()
-        again = await ended(peer)
-        answer(peer, again, b"again")
+        peer.reset(await peer.wait_ended(), ErrorCodes.REFUSED_STREAM)
+        answer(peer, await peer.wait_ended(), b"again")
         await peer.wait_closed()
 
     async with listen(serve) as (address, _):
@@ -84,9 +68,8 @@ async def test_a_stream_that_was_refused_is_sent_again() -> None:
 async def test_a_call_that_a_peer_refused_and_gets_again_is_counted_there() -> None:
     async def serve(peer: RawPeer) -> None:
         peer.start()
-        peer.h2.reset_stream(await ended(peer), ErrorCodes.REFUSED_STREAM)
-        peer.flush()
-        again = await ended(peer)
+        peer.reset(await peer.wait_ended(), ErrorCodes.REFUSED_STREAM)
+        again = await peer.wait_ended()
         seen.append((here.counts.hits_open, here.wire.peer_traffic([handle])[handle]))
         answer(peer, again, b"again")
         await peer.wait_closed()
@@ -104,7 +87,7 @@ async def test_a_call_that_a_peer_refused_and_gets_again_is_counted_there() -> N
 async def test_after_a_goaway_calls_go_to_another_connection() -> None:
     async def serve(peer: RawPeer) -> None:
         peer.start()
-        first = await ended(peer)
+        first = await peer.wait_ended()
         if not served:
             served.append(first)
             peer.h2.close_connection(last_stream_id=first)
@@ -135,7 +118,7 @@ async def test_after_a_goaway_calls_go_to_another_connection() -> None:
 async def test_a_connection_that_breaks_before_an_answer_is_tier_2s_business() -> None:
     async def serve(peer: RawPeer) -> None:
         peer.start()
-        await ended(peer)
+        await peer.wait_ended()
         peer.writer.close()
 
     async with listen(serve) as (address, _):
@@ -150,7 +133,7 @@ async def test_a_connection_that_breaks_before_an_answer_is_tier_2s_business() -
 async def test_a_connection_that_breaks_in_the_middle_is_unavailable() -> None:
     async def serve(peer: RawPeer) -> None:
         peer.start()
-        stream_id = await ended(peer)
+        stream_id = await peer.wait_ended()
         peer.h2.send_headers(stream_id, OK)
         peer.h2.send_data(stream_id, frame_message(b"half")[:6])
         peer.flush()
@@ -179,7 +162,7 @@ async def test_a_connection_that_breaks_in_the_middle_is_unavailable() -> None:
 async def test_an_answer_that_makes_no_sense(trailers: HeaderList, text: bytes) -> None:
     async def serve(peer: RawPeer) -> None:
         peer.start()
-        stream_id = await ended(peer)
+        stream_id = await peer.wait_ended()
         peer.h2.send_headers(stream_id, OK)
         if trailers:
             peer.h2.send_headers(stream_id, trailers, end_stream=True)
@@ -229,7 +212,7 @@ async def test_a_slow_reader_stops_the_runtime_and_not_the_others() -> None:
     async def serve(peer: RawPeer) -> None:
         peer.start()
         while True:
-            stream_id = await ended(peer)
+            stream_id = await peer.wait_ended()
             if not slow:
                 slow.append(stream_id)
                 peer.h2.send_headers(stream_id, OK)
@@ -343,8 +326,7 @@ async def test_a_peer_is_told_how_busy_the_copy_is() -> None:
         hop = (b"mm-hop-kind", b"hit-only")
         headers, _ = await peer.wait_answer(begin(peer, request(b"/t.S/Unary", hop)))
         assert headers[b"mm-hop-load"] == b"1"
-        peer.h2.reset_stream(hanging)
-        peer.flush()
+        peer.reset(hanging)
         await stand.settle(calls_open=0)
 
 
@@ -366,8 +348,7 @@ async def test_what_peers_call_and_hear_is_told_for_the_pushes() -> None:
             begin(peer, request(b"/t.S/Unary", hop[0], (b"mm-hop-from", b"\xff")))
         )
         assert [told.sender for told in stand.wire.take_reports()] == ["\ufffd"]
-        peer.h2.reset_stream(hanging)
-        peer.flush()
+        peer.reset(hanging)
         await stand.settle(calls_open=0, hits_open=0)
 
 
@@ -407,7 +388,7 @@ async def test_a_peer_that_sends_a_call_back_is_weighed_by_tier_2() -> None:
             (b"grpc-message", b"moved"),
             (b"mm-hop-result", b"not-here"),
         ]
-        peer.h2.send_headers(await ended(peer), [*OK, *told], end_stream=True)
+        peer.h2.send_headers(await peer.wait_ended(), [*OK, *told], end_stream=True)
         peer.flush()
         await peer.wait_closed()
 

@@ -141,8 +141,7 @@ async def test_a_message_that_names_the_model_may_come_late_and_in_pieces() -> N
         headers, _ = await client.wait_answer(silent)
         assert headers[b"grpc-status"] == b"4"
         gone = client.begin(request(b"/t.S/Unary"))
-        client.h2.reset_stream(gone)
-        client.flush()
+        client.reset(gone)
         large = client.begin(request(b"/t.S/Unary"))
         client.send(large, b"\0" + (2**17 + 1).to_bytes(4, "big") + bytes(10_000))
         await stand.settle(spliced_model=1)

@@ -19,11 +19,7 @@ from tests.wire.hostile import (
     END_HEADERS,
     END_STREAM,
     HEADERS,
-    PREFACE,
-    SETTINGS,
-    WINDOW_UPDATE,
-    Requests,
-    dial,
+    ask_large,
     frame,
 )
 from tests.wire.stand import WireStand, serve_wire, until
@@ -31,21 +27,12 @@ from tests.wire.stand import WireStand, serve_wire, until
 pytestmark = pytest.mark.anyio
 #: A socket that is full stays so: what waits for it is far more than the kernel still moves.
 STAND: dict[str, Any] = {"message_bytes_max": 2**31 - 1, "socket_bytes": 4096}
-#: Windows without end.
-WANTS = PREFACE + frame(SETTINGS, b"\0\4\x7f\xff\xff\xff") + frame(WINDOW_UPDATE, b"\x7f\xff\0\0")
 
 
 @asynccontextmanager
 async def one_who_does_not_read(stand: WireStand) -> AsyncIterator[socket.socket]:
     """A client whose socket is full of the answer to its stream 1."""
-
-    async def large(_request: bytes, _context: Any) -> bytes:
-        return bytes(2**23)
-
-    stand.runtime.scripts["Large"] = large
-    with closing(dial(stand.port, receives_bytes=4096)) as caller:
-        caller.sendall(WANTS + Requests(request(b"/t.S/Large")).next())
-        caller.sendall(frame(DATA, frame_message(b"q"), flags=END_STREAM, stream_id=1))
+    with closing(ask_large(stand)) as caller:
         await until(lambda: stand.counts.unwritten_bytes > 0)
         yield caller
         # What has ended has not done so because somebody read.
@@ -53,9 +40,7 @@ async def one_who_does_not_read(stand: WireStand) -> AsyncIterator[socket.socket
 
 
 def laid_out(model_id: bytes, *more: tuple[bytes, bytes]) -> bytes:
-    headers = [
-        (n, model_id if n == b"mm-model-id" else v) for n, v in request(b"/t.S/Unary", *more)
-    ]
+    headers = request(b"/t.S/Unary", *more, model_id=model_id)
     return frame(HEADERS, Encoder().encode(headers), flags=END_HEADERS, stream_id=3)
 
 
@@ -70,8 +55,8 @@ async def test_a_refused_request_takes_no_slot_from_others() -> None:
             caller.sendall(laid_out(b"k") + no_message)
             await stand.settle(calls=2)
             async with connect(stand.port) as other:
-                headers = [(n, b"k" if n == b"mm-model-id" else v) for n, v in request()]
-                told, _ = await other.wait_answer(begin(other, headers, b""))
+                call = begin(other, request(model_id=b"k"), b"")
+                told, _ = await other.wait_answer(call)
             assert told[b"grpc-status"] == b"0"
             assert (stand.table.in_flight("k"), stand.counts.left_busy) == (0, 0)
 

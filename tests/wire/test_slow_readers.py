@@ -7,25 +7,15 @@ import resource
 import socket
 import struct
 from pathlib import Path
-from typing import Any
 
 import pytest
 from h2.errors import ErrorCodes
-from h2.events import StreamEnded, StreamReset
+from h2.events import StreamReset
 
 from mm.edge.h2.messages import frame_message
 from tests.edge.raw_h2 import RawPeer, connect, listen
-from tests.wire.frames import OK, answer, begin, request
-from tests.wire.hostile import (
-    DATA,
-    END_STREAM,
-    PREFACE,
-    SETTINGS,
-    WINDOW_UPDATE,
-    Requests,
-    dial,
-    frame,
-)
+from tests.wire.frames import OK, answer, begin
+from tests.wire.hostile import ask_large
 from tests.wire.stand import serve_wire, until
 
 pytestmark = pytest.mark.anyio
@@ -50,14 +40,13 @@ async def serve(peer: RawPeer, slow: list[int], slow_count: int) -> None:
     """Pour to so many, and answer the next."""
     peer.start(streams_max=1000)
     while True:
-        event = await peer.wait_for(StreamEnded)
-        assert event.stream_id is not None
+        stream_id = await peer.wait_ended()
         if len(slow) < slow_count:
-            pour(peer, event.stream_id)
-            slow.append(event.stream_id)
+            pour(peer, stream_id)
+            slow.append(stream_id)
             await peer.writer.drain()
         else:
-            answer(peer, event.stream_id)
+            answer(peer, stream_id)
 
 
 async def test_however_many_do_not_read_the_others_get_their_answers() -> None:
@@ -124,24 +113,11 @@ async def test_what_is_packed_for_full_sockets_has_its_bound_with_the_answers() 
     bound, packed_bytes = 2**20, 2**18
     count = 8
     sockets: list[socket.socket] = []
-    wants = (
-        PREFACE + frame(SETTINGS, b"\0\4\x7f\xff\xff\xff") + frame(WINDOW_UPDATE, b"\x7f\xff\0\0")
-    )
-
-    async def large(_request: bytes, _context: Any) -> bytes:
-        return bytes(2**23)
-
-    def ask() -> None:
-        sockets.append(dial(stand.port, receives_bytes=4096))
-        sockets[-1].sendall(wants + Requests(request(b"/t.S/Large")).next())
-        sockets[-1].sendall(frame(DATA, frame_message(b"q"), flags=END_STREAM, stream_id=1))
-
     async with serve_wire(**LIMITS) as stand:
-        stand.runtime.scripts["Large"] = large
         stand.configure(answer_bytes_max=bound)
         try:
             for _ in range(count):
-                await asyncio.to_thread(ask)
+                sockets.append(await asyncio.to_thread(ask_large, stand))
             # Each has a quarter of the bound packed or less, and a window waits besides.
             await until(
                 lambda: (

@@ -107,8 +107,7 @@ async def test_a_refusal_of_what_cannot_be_sent_again_is_unavailable_and_heard_o
         peer.start()
         stream_id = await asked(peer)
         await peer.wait_on(DataReceived, stream_id)
-        peer.h2.reset_stream(stream_id, ErrorCodes.REFUSED_STREAM)
-        peer.flush()
+        peer.reset(stream_id, ErrorCodes.REFUSED_STREAM)
         await peer.wait_closed()
 
     async with between(serve, retry_buffer_bytes_max=10) as (stand, client, _):
@@ -124,8 +123,7 @@ async def test_what_has_not_left_can_be_sent_again_however_large_it_is() -> None
         stream_id = await asked(peer)
         full.set()
         await refuse.wait()
-        peer.h2.reset_stream(stream_id, ErrorCodes.REFUSED_STREAM)
-        peer.flush()
+        peer.reset(stream_id, ErrorCodes.REFUSED_STREAM)
         peer.h2.update_settings({SettingCodes.INITIAL_WINDOW_SIZE: 60_000})
         peer.flush()
         stream_id = await asked(peer)
@@ -148,8 +146,7 @@ async def test_a_refusal_after_the_answer_has_begun_is_unavailable() -> None:
         stream_id = await asked(peer)
         peer.h2.send_headers(stream_id, OK)
         peer.h2.send_data(stream_id, frame_message(b"x"))
-        peer.h2.reset_stream(stream_id, ErrorCodes.REFUSED_STREAM)
-        peer.flush()
+        peer.reset(stream_id, ErrorCodes.REFUSED_STREAM)
         await peer.wait_closed()
 
     async with between(serve) as (_, client, peers):
@@ -161,9 +158,9 @@ async def test_one_who_refuses_all_streams_is_given_up_after_some() -> None:
     async def serve(peer: RawPeer) -> None:
         peer.start()
         while True:
-            peer.h2.reset_stream(await asked(peer), ErrorCodes.REFUSED_STREAM)
+            stream_id = await asked(peer)
             refused.append(1)
-            peer.flush()
+            peer.reset(stream_id, ErrorCodes.REFUSED_STREAM)
 
     refused: list[int] = []
     async with between(serve) as (stand, client, _):
@@ -179,8 +176,7 @@ async def test_what_came_before_a_refusal_is_forgotten(first: bytes) -> None:
         stream_id = await asked(peer)
         head = [*OK, (b"grpc-status", b"7"), (b"bad name" if first == b"spoilt" else b"x", b"y")]
         peer.h2.send_headers(stream_id, head)
-        peer.h2.reset_stream(stream_id, ErrorCodes.REFUSED_STREAM)
-        peer.flush()
+        peer.reset(stream_id, ErrorCodes.REFUSED_STREAM)
         again = await asked(peer)
         answer(peer, again)
         await peer.wait_closed()
@@ -366,8 +362,7 @@ async def test_what_is_not_passed_on_is_given_back_to_the_window_of_the_connecti
                 client.send_frame(frame)
                 client.h2.outbound_flow_control_window -= len(frame.data)
                 sent += len(frame.data)
-            client.h2.reset_stream(stream_id, ErrorCodes.CANCEL)
-            client.flush()
+            client.reset(stream_id, ErrorCodes.CANCEL)
             await client.writer.drain()
             while client.h2.outbound_flow_control_window < 300_000:
                 assert await client.read()

@@ -41,8 +41,7 @@ async def test_calls_are_measured_by_method_and_status() -> None:
         async with connect(stand.port) as client:
             hanging = begin(client, request(b"/t.S/Hang"))
             await asyncio.wait_for(stand.runtime.started.wait(), PATIENCE_S)
-            client.h2.reset_stream(hanging)
-            client.flush()
+            client.reset(hanging)
             await stand.settle(calls_open=0, hits_open=0)
         found = measured(stand)
     of_all = {("/t.S/Unary", 0): 8, ("/t.S/Hang", 1): 1}

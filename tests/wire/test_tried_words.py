@@ -8,7 +8,6 @@ import ssl
 from pathlib import Path
 
 import pytest
-from h2.events import StreamEnded
 
 from mm.core.access import parse_access
 from mm.core.headers import HeaderList
@@ -35,11 +34,10 @@ async def repeats(peer: RawPeer) -> None:
     peer.start()
     messages = [(b"grpc-message", b"reason %d" % number) for number in range(MESSAGES_COUNT)]
     while True:
-        asked = await peer.wait_for(StreamEnded)
-        assert asked.stream_id is not None
-        peer.h2.send_headers(asked.stream_id, OK)
+        stream_id = await peer.wait_ended()
+        peer.h2.send_headers(stream_id, OK)
         trailers = [(b"grpc-status", b"14"), *messages]
-        peer.h2.send_headers(asked.stream_id, trailers, end_stream=True)
+        peer.h2.send_headers(stream_id, trailers, end_stream=True)
         peer.flush()
 
 

@@ -8,7 +8,7 @@ from contextlib import suppress
 
 import pytest
 from h2.errors import ErrorCodes
-from h2.events import DataReceived, RequestReceived, SettingsAcknowledged, StreamEnded
+from h2.events import DataReceived, RequestReceived, SettingsAcknowledged
 from h2.exceptions import StreamClosedError
 from h2.settings import SettingCodes
 
@@ -130,8 +130,8 @@ async def test_all_that_calls_took_is_given_back() -> None:
 
     def begin_some(client: RawPeer) -> int:
         model_id = chance.choice((b"m", b"m", b"m", b"cold"))
-        headers = [(n, model_id if n == b"mm-model-id" else v) for n, v in request()]
-        return begin(client, headers, bytes(chance.choice((0, 10, 1500))))
+        body = bytes(chance.choice((0, 10, 1500)))
+        return begin(client, request(model_id=model_id), body)
 
     async def call_many(client: RawPeer) -> None:
         for _ in range(20):
@@ -208,9 +208,7 @@ async def test_headers_as_long_as_any_setting_allows_are_sent_on() -> None:
     async def serve(peer: RawPeer) -> None:
         peer.start()
         while True:
-            asked = await peer.wait_for(StreamEnded)
-            assert asked.stream_id is not None
-            answer(peer, asked.stream_id)
+            answer(peer, await peer.wait_ended())
 
     more = [(b"x-%d" % number, b"v" * 6000) for number in range(10)]
     async with (

@@ -17,7 +17,7 @@ from mm.errors import ModelMovedError
 from tests.edge.raw_h2 import RawPeer, connect, listen
 from tests.wire.frames import OK, request
 from tests.wire.stand import WireStand, serve_wire
-from tests.wire.test_frames import ended, port_of
+from tests.wire.test_frames import port_of
 
 pytestmark = pytest.mark.anyio
 
@@ -37,7 +37,7 @@ class Peer:
         while True:
             asked = await peer.wait_for(RequestReceived)
             self.asked.append([(bytes(name), bytes(value)) for name, value in asked.headers])
-            stream_id = await ended(peer)
+            stream_id = await peer.wait_ended()
             peer.h2.send_headers(stream_id, [*OK, *self._trailers], end_stream=True)
             peer.flush()
 

@@ -77,8 +77,7 @@ async def call_all(port: int, chance: random.Random, count: int) -> int:
                 ]
             )
             if chance.random() < 0.1:
-                client.h2.reset_stream(stream_id)
-                client.flush()
+                client.reset(stream_id)
                 continue
             length = chance.randrange(128)
             message = b"\x12" + bytes([length]) + bytes(length)  # an id is put behind it at times
