@@ -286,6 +286,7 @@ cdef struct target_t:
     call_t *waiting_last
     uint32_t waiting_count
     uint64_t failed_ms         # a connect failed then; 0: none did
+    uint32_t failures          # one after the other, since a connection was there
     uint64_t away_until_ns     # tier 2 says: leave it alone until then
     sockaddr_storage address
     uint32_t address_length

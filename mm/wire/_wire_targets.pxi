@@ -6,7 +6,10 @@
 # what else there is.
 
 cdef enum:
-    CONNECT_PAUSE_MS = 50       # after a connect that failed
+    # After a connect that failed, and after one more each time twice as long, up to the second.
+    # Nobody waits for that: calls are tier 2's meanwhile, whose own pause stays the first.
+    CONNECT_PAUSE_MS = 50
+    CONNECT_PAUSE_MAX_MS = 1000
     # A Unix socket whose backlog is full refuses at once, where TCP would try again by itself. Its
     # owner takes what waits there in one go, as soon as it comes to it.
     CONNECT_AGAIN_MS = 20
@@ -53,9 +56,21 @@ cdef conn_t *target_conn(worker_t *w, target_t *target) noexcept nogil:
             return conn
     if (target.address_length != 0 and not target.is_retired
             and target.conns_count < target.conns_max and not target_is_coming(target)
-            and (target.failed_ms == 0 or w.now_ms - target.failed_ms >= CONNECT_PAUSE_MS)):
+            and (target.failed_ms == 0
+                 or w.now_ms - target.failed_ms >= connect_pause_ms(target))):
         target_connect(w, target)
     return NULL
+
+
+cdef inline uint32_t connect_pause_ms(const target_t *target) noexcept nogil:
+    """Answer how long after its last failure a target is left alone."""
+    cdef uint32_t pause_ms = CONNECT_PAUSE_MS
+    cdef uint32_t i
+    for i in range(1, target.failures):
+        pause_ms *= 2
+        if pause_ms >= CONNECT_PAUSE_MAX_MS:
+            return CONNECT_PAUSE_MAX_MS
+    return pause_ms
 
 
 cdef void target_connect(worker_t *w, target_t *target) noexcept nogil:
@@ -117,20 +132,25 @@ cdef const char *why_failed(const target_t *target) noexcept nogil:
     return b"no connection"
 
 
-cdef void target_failed(worker_t *w, target_t *target, int why) noexcept nogil:
+cdef void target_missed(worker_t *w, target_t *target) noexcept nogil:
+    """There is one more connection that did not come; `failure` says why."""
     target.failed_ms = w.now_ms if w.now_ms else 1
-    snprintf(target.failure, sizeof(target.failure), NOT_CONNECTED, target.label, strerror(why))
+    target.failures += 1
     count(w, COUNT_CONNECT_FAILURES, 1)
+
+
+cdef void target_failed(worker_t *w, target_t *target, int why) noexcept nogil:
+    snprintf(target.failure, sizeof(target.failure), NOT_CONNECTED, target.label, strerror(why))
+    target_missed(w, target)
 
 
 cdef void target_silent(worker_t *w, target_t *target, bint is_late) noexcept nogil:
     """There was a connection, or none came, and nobody spoke HTTP/2 on it."""
-    target.failed_ms = w.now_ms if w.now_ms else 1
     if is_late:
         snprintf(target.failure, sizeof(target.failure), NO_ANSWER, target.label, CONNECT_MS / 1e3)
     else:
         snprintf(target.failure, sizeof(target.failure), NO_HTTP2, target.label)
-    count(w, COUNT_CONNECT_FAILURES, 1)
+    target_missed(w, target)
 
 
 cdef void conn_connected(conn_t *conn) noexcept nogil:
@@ -157,6 +177,7 @@ cdef void conn_settled(conn_t *conn) noexcept nogil:
         conn.session, NGHTTP2_SETTINGS_MAX_CONCURRENT_STREAMS)
     if conn.target.lane < LANE_MODEL and conn.streams_max > CONN_STREAMS_MAX:
         conn.streams_max = CONN_STREAMS_MAX
+    conn.target.failures = 0
     if not conn.is_ready:
         conn.is_ready = 1
         count(w, COUNT_UPSTREAMS_OPEN + conn.side - SIDE_PEER, 1)

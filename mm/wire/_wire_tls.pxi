@@ -241,9 +241,8 @@ cdef void tls_note(conn_t *conn, const char *why) noexcept nogil:
     """Keep why a handshake failed, for whoever waits for the connection, or for the log."""
     cdef worker_t *w = conn.worker
     if not conn.is_server:
-        conn.target.failed_ms = w.now_ms if w.now_ms else 1
-        count(w, COUNT_CONNECT_FAILURES, 1)
         snprintf(conn.target.failure, sizeof(conn.target.failure), NO_TLS, conn.target.label, why)
+        target_missed(w, conn.target)
         return
     pthread_mutex_lock(&w.reports_lock)
     snprintf(w.tls_failure, sizeof(w.tls_failure), b"%s", why)

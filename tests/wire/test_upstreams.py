@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Callable
 from contextlib import suppress
 
 import pytest
@@ -12,7 +13,7 @@ from h2.events import DataReceived, RequestReceived, SettingsAcknowledged
 from h2.exceptions import StreamClosedError
 from h2.settings import SettingCodes
 
-from tests.edge.raw_h2 import RawPeer, connect, listen
+from tests.edge.raw_h2 import PATIENCE_S, RawPeer, connect, listen
 from tests.wire.frames import answer, begin, request
 from tests.wire.stand import serve_wire, until
 
@@ -98,6 +99,56 @@ async def test_a_runtime_that_hangs_up_is_not_tried_by_each_call() -> None:
         assert f"{address} closed the connection before it spoke HTTP/2" in {
             text for _, _, text in stand.router.tried_routes
         }
+
+
+async def test_who_cannot_be_reached_is_dialled_more_and_more_seldom() -> None:
+    """Each pause is twice the last; a connection that was there ends that."""
+    is_there = False
+
+    async def serve(peer: RawPeer) -> None:
+        if not is_there:
+            return
+        peer.start()
+        while True:
+            answer(peer, await peer.wait_ended())
+
+    async with (
+        listen(serve) as (address, peers),
+        serve_wire(runtime_port=int(address.rpartition(":")[2])) as stand,
+        connect(stand.port) as client,
+    ):
+        now_s = asyncio.get_running_loop().time
+
+        async def call_until(holds: Callable[[], bool]) -> tuple[float, float]:
+            """Answer when the call began that made it hold, and when the one before did."""
+            began_s = before_s = now_s()
+            async with asyncio.timeout(PATIENCE_S):
+                while not holds():
+                    await asyncio.wait((asyncio.get_running_loop().create_future(),), timeout=0.005)
+                    before_s, began_s = began_s, now_s()
+                    headers, _ = await client.wait_answer(begin(client))
+                    assert headers[b"grpc-status"] == b"0"
+            return began_s, before_s
+
+        async def next_failure() -> tuple[float, float]:
+            failures = stand.counts.connect_failures
+            return await call_until(lambda: stand.counts.connect_failures > failures)
+
+        before_s, _ = await next_failure()
+        for pauses in (1, 2, 4):
+            began_s, _ = await next_failure()
+            # It was tried in the call, by a clock of milliseconds.
+            assert now_s() - before_s >= pauses * CONNECT_PAUSE_S - 0.001
+            before_s = began_s
+        is_there = True
+        await call_until(lambda: stand.counts.upstreams_open_runtime == 1)
+        is_there = False
+        peers[-1].writer.close()
+        await stand.settle(upstreams_open_runtime=0)
+        await next_failure()
+        known_s = now_s()
+        _, idle_s = await next_failure()
+        assert idle_s - known_s < CONNECT_PAUSE_S + 0.001
 
 
 async def test_no_more_than_so_many_calls_wait_for_a_connection() -> None:
