@@ -91,6 +91,15 @@ cdef void blocked_enter(conn_t *conn) noexcept nogil:
     w.blocked_last = conn
 
 
+cdef void blocked_grew(conn_t *conn) noexcept nogil:
+    """More is packed for its socket, which is full: its place stays, if it has one."""
+    if conn.unwritten == 0:
+        blocked_enter(conn)
+        return
+    count(conn.worker, COUNT_UNWRITTEN_BYTES, conn.out.length - conn.unwritten)
+    conn.unwritten = conn.out.length
+
+
 cdef void slow_check(worker_t *w) noexcept nogil:
     """Keep what waits within its bounds."""
     cdef bint is_over

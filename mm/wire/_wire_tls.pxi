@@ -103,12 +103,15 @@ cdef bint tls_send(conn_t *conn) noexcept nogil:
         return False
     if buffer_left(&w.sealed) == 0:
         return True
+    if not conn.is_blocked:
+        conn.is_blocked = 1
+        conn.blocked_ms = w.now_ms
+        conn_watch(conn)
     if (buffer_left(&conn.out) > TLS_UNREAD_BYTES_MAX
             or not buffer_add(&conn.out, w.sealed.bytes + w.sealed.at, buffer_left(&w.sealed))):
         conn_close(conn)
         return False
-    conn.is_blocked = 1
-    conn_watch(conn)
+    blocked_grew(conn)
     return True
 
 

@@ -6,6 +6,7 @@ import asyncio
 import ctypes
 import ctypes.util
 import itertools
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -190,13 +191,25 @@ async def test_a_flood_of_new_keys_is_cut_off(contexts: Contexts) -> None:
         stand.configure(clients=LIMITS)
         async with good_client(stand):
             stand.configure(tls=WireTls(contexts.clients, contexts.peers, contexts.to_peers))
-            updates = await asyncio.to_thread(_update_keys, stand.port)
+            updates = await asyncio.to_thread(_update_keys, dial(stand.port))
             assert updates < 100_000
             assert stand.wire.take_flood() == ("127.0.0.1", "changes of TLS keys")
             await stand.settle(floods_refused=1, connections_open=1)
 
 
-def _update_keys(port: int) -> int:
+async def test_answers_to_new_keys_that_nobody_reads_are_bounded_with_all_that_waits(
+    contexts: Contexts,
+) -> None:
+    """They are packed outside the turn's own writing, and who takes none is given up as others."""
+    async with serve_wire(socket_bytes=4096) as stand:
+        tls = WireTls(contexts.clients, contexts.peers, contexts.to_peers)
+        stand.configure(clients=ClientLimits(frames_burst=10**9), answer_bytes_max=2**14, tls=tls)
+        updates = await asyncio.to_thread(_update_keys, dial(stand.port, receives_bytes=4096))
+        assert updates < 100_000
+        await stand.settle(slow_given_up=1, floods_refused=0, connections_open=0, unwritten_bytes=0)
+
+
+def _update_keys(caller: socket.socket) -> int:
     """Change keys until one is cut off, and answer how often; Python's ssl cannot."""
     lib = ctypes.CDLL(ctypes.util.find_library("ssl"))
     for name in ("TLS_client_method", "SSL_CTX_new", "SSL_new"):
@@ -205,7 +218,7 @@ def _update_keys(port: int) -> int:
     assert lib.SSL_CTX_set_alpn_protos(context, b"\x02h2", 3) == 0
     connection = ctypes.c_void_p(lib.SSL_new(context))
     try:
-        with closing(dial(port)) as caller:
+        with closing(caller):
             caller.setblocking(True)
             assert lib.SSL_set_fd(connection, caller.fileno()) == 1
             assert lib.SSL_connect(connection) == 1
