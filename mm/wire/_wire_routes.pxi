@@ -258,12 +258,19 @@ cdef bint has_compression(const call_t *call) noexcept nogil:
 
 
 cdef void splice(call_t *call, uint8_t lane, int why) noexcept nogil:
-    """Pass a call on to tier 2, as it came; of a call for a model, ``why`` is counted."""
+    """Pass a call on to tier 2, as it came; of a call for a model, ``why`` is counted, unless it
+    was sent already, and sent back unread: that is no news of anybody, but it was an attempt.
+    """
     cdef worker_t *w = call.worker
     call.lane = lane
-    count(w, COUNT_SPLICED_MODEL if lane == LANE_MODEL else COUNT_SPLICED_OWN, 1)
-    if lane == LANE_MODEL:
+    if call.is_counted:
+        count(w, COUNT_REPLAYED, 1)
+        count(w, COUNT_AGAIN_FAULT, 1)
+    elif lane == LANE_MODEL:
+        count(w, COUNT_SPLICED_MODEL, 1)
         count(w, why, 1)
+    else:
+        count(w, COUNT_SPLICED_OWN, 1)
     call.keeps = 0
     attempt(call, tier2_of(w, call.role, lane))
 

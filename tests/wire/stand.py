@@ -176,6 +176,10 @@ async def serve_wire(
                 for kind in ("left_", "again_")
             }
             assert reasons == {"left_": counts.spliced_model, "again_": counts.replayed}
+            once = (
+                counts.calls_here, counts.calls_there, counts.spliced_model, counts.spliced_own,
+            )  # fmt: skip
+            assert sum(once) <= counts.calls, "those that were refused or given up are in none"
             table.check_invariants()
 
 

@@ -234,6 +234,27 @@ async def test_calls_that_find_all_connections_full_are_counted_by_tier_2_alone(
         assert len(peers) == CONNECTIONS_MAX
 
 
+async def test_a_call_that_was_refused_and_finds_no_other_room_is_counted_once() -> None:
+    async def serve(peer: RawPeer) -> None:
+        if len(peers) > 1:
+            return
+        peer.start(streams_max=1)
+        stream_id = await peer.wait_ended()
+        peer.h2.update_settings({SettingCodes.MAX_CONCURRENT_STREAMS: 0})
+        peer.reset(stream_id, ErrorCodes.REFUSED_STREAM)
+        await peer.wait_closed()
+
+    async with (
+        listen(serve) as (address, peers),
+        serve_wire(runtime_port=int(address.rpartition(":")[2])) as stand,
+        connect(stand.port) as client,
+    ):
+        headers, _ = await client.wait_answer(begin(client))
+        assert headers[b"grpc-status"] == b"0"
+        await stand.settle(calls=1, calls_here=1, replayed=1, again_fault=1, spliced_model=0)
+        assert stand.router.tried_routes == []
+
+
 async def test_one_more_connection_that_cannot_be_had_is_no_fault_of_the_others() -> None:
     """The first one is full, the second hangs up: the call waits in tier 2's line, blaming none."""
 
