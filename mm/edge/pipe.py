@@ -368,6 +368,8 @@ class ProxiedCall:
     def refuse(self, error: MeshError) -> None:
         """End the call because of what the client sent."""
         incoming = self.incoming
+        if not incoming.headers_sent:
+            self.note_load()
         if isinstance(error, MeshError) and error.code == StatusCode.UNIMPLEMENTED:
             incoming.send_status(
                 error.code, error.message, ((b"grpc-accept-encoding", ENCODINGS_READ),)

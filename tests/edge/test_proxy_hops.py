@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from typing import Any
 
@@ -9,6 +10,7 @@ import grpc
 import grpc.aio
 import pytest
 from h2.errors import ErrorCodes
+from h2.events import RequestReceived
 
 from mm.core.calls import Hop, Outcome
 from mm.core.headers import HeaderList
@@ -17,7 +19,7 @@ from mm.edge.h2 import RUNTIME_LIMITS, Channel
 from mm.edge.h2.messages import frame_message
 from mm.edge.unary import CallError, call_raw
 from mm.errors import LoadFailedError, NoRoomError, StatusCode
-from tests.edge.raw_h2 import REQUEST, connect, listen, resets
+from tests.edge.raw_h2 import REQUEST, RawPeer, connect, listen, resets
 from tests.edge.upstream import serve_proxy
 
 pytestmark = pytest.mark.anyio
@@ -191,6 +193,29 @@ async def test_a_peer_hears_how_busy_the_copy_is_though_its_runtime_resets_the_s
         peer.send(stream_id, frame_message(b"q"), end=True)
         answer, _ = await peer.wait_answer(stream_id)
         assert (answer[b"grpc-status"], answer[b"mm-hop-load"]) == (b"13", b"3")
+
+
+async def test_a_peer_hears_how_busy_the_copy_is_though_its_request_is_cut_off() -> None:
+    async def serve(runtime: RawPeer) -> None:
+        runtime.start()
+        await runtime.wait_for(RequestReceived)
+        begun.set()
+        await runtime.wait_closed()
+
+    begun = asyncio.Event()
+    hop = [(b"mm-model-id", b"m"), (b"mm-hop-kind", b"hit-only")]
+    async with (
+        listen(serve) as (address, _),
+        serve_proxy(external=False, runtime_address=address) as stand,
+        connect(stand.port) as peer,
+    ):
+        stream_id = peer.begin([*REQUEST, *hop])
+        peer.send(stream_id, frame_message(b"whole")[:-1])
+        await begun.wait()
+        peer.h2.end_stream(stream_id)
+        peer.flush()
+        answer, _ = await peer.wait_answer(stream_id)
+        assert (answer[b"grpc-status"], answer[b"mm-hop-load"]) == (b"3", b"3")
 
 
 async def test_a_newer_peer_is_understood() -> None:

@@ -138,6 +138,17 @@ async def test_a_peer_is_told_how_busy_the_copy_is_though_its_runtime_resets_the
             assert (headers[b"grpc-status"], headers[b"mm-hop-load"]) == (b"13", b"0")
 
 
+async def test_a_peer_is_told_how_busy_the_copy_is_though_its_request_is_cut_off() -> None:
+    async with serve_wire(role=Role.PEER) as stand, connect(stand.port) as peer:
+        stream_id = peer.begin(request(b"/t.S/Unary", (b"mm-hop-kind", b"hit-only")))
+        peer.send(stream_id, frame_message(b"whole")[:-1])
+        await stand.settle(calls_here=1)
+        peer.h2.end_stream(stream_id)
+        peer.flush()
+        headers, _ = await peer.wait_answer(stream_id)
+        assert (headers[b"grpc-status"], headers[b"mm-hop-load"]) == (b"3", b"0")
+
+
 async def test_no_more_failures_are_kept_than_tier_2_looks_at() -> None:
     kept = 256  # FAILURES_MAX
     async with listen(loses) as (address, _):
