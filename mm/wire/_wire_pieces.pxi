@@ -92,7 +92,9 @@ cdef void pieces_drop(call_t *call) noexcept nogil:
 
 
 cdef bint pieces_copy(call_t *call) noexcept nogil:
-    """Copy what is noted of an answer to the bytes before it; False without memory."""
+    """Copy what is noted of an answer to the bytes before it; False without memory: it is lost, and
+    its room on the connection upstream is given back.
+    """
     cdef piece_t *piece = call.pieces
     cdef bint is_done = buffer_reserve(&call.answer, call.pieces_bytes)
     while is_done and piece != NULL:
@@ -100,6 +102,8 @@ cdef bint pieces_copy(call_t *call) noexcept nogil:
         piece = piece.next
     if not is_done:
         call.worker.answers_bytes -= call.pieces_bytes
+        # `up_closed` has done it where the stream is no more.
+        give_back(call.up, 0, call.pieces_bytes, True)
     pieces_drop(call)
     return is_done
 
