@@ -121,7 +121,8 @@ cdef uint32_t put_client(call_t *call, nghttp2_nv *nv) noexcept nogil:
     cdef int length
     if call.down == NULL:
         return 0
-    length = snprintf(text, sizeof(text), b"%d-%llu", call.worker.reader,
+    # Its descriptor tells a thread from the others, from before there is a table.
+    length = snprintf(text, sizeof(text), b"%d-%llu", call.worker.wake_fd,
                       <unsigned long long>call.down.number)
     if not arena_text(call, &kept, text, length):
         return 0
