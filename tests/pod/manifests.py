@@ -26,7 +26,10 @@ _KUSTOMIZE: Final = "sigs.k8s.io/kustomize/kustomize/v5@v5.7.1"
 #: The oldest and the newest Kubernetes that it should do for.
 _VERSIONS: Final = ("1.28", "1.34")
 OVERLAYS: Final = ("example", "production", "two-kinds")
-COMPONENTS: Final = ("etcd", "tls", "socket", "port", "prometheus", "autoscaling", "spread")
+COMPONENTS: Final = (
+    *("etcd", "tls", "socket", "port", "prometheus", "autoscaling", "spread"),
+    *("management", "access"),
+)
 
 
 def kustomize() -> list[str]:
@@ -81,10 +84,54 @@ def check_container(container: Any, known: set[str]) -> None:
     assert rights["readOnlyRootFilesystem"] is True
     assert rights["capabilities"] == {"drop": ["ALL"]}
     values = {each["name"]: each.get("value") for each in container["env"]}
-    mounts = {each["mountPath"] for each in container.get("volumeMounts", ())}
+    # Whole directories: what is mounted by a subPath stays as it was when the pod was made.
+    mounts = {
+        each["mountPath"] for each in container.get("volumeMounts", ()) if "subPath" not in each
+    }
     for name, value in values.items():
         if name.endswith("_PATH") and value:
             assert str(Path(value).parent) in mounts, name
+
+
+def check_ports(service: Any, policy: Any, container: Any) -> None:
+    """Hold a container's ports, those of the Service and who is let in to each other: nobody gets
+    to that for management but pods that are told apart by a label.
+    """
+    values = {each["name"]: each.get("value") for each in container["env"]}
+    listens = {each["name"]: each["containerPort"] for each in container["ports"]}
+    assert len(set(listens.values())) == len(listens) == len(container["ports"]), listens
+    called = {each["port"]: listens[each["targetPort"]] for each in service["spec"]["ports"]}
+    assert all(port == target for port, target in called.items()), called
+    peers, clients, *managers = policy["spec"]["ingress"]
+    assert policy["spec"]["podSelector"]["matchLabels"] == service["spec"]["selector"]
+    assert {each["port"] for each in peers["ports"]} == tables.PEER_PORTS
+    assert {each["port"] for each in clients["ports"]} == {tables.GRPC_PORT, tables.METRICS_PORT}
+    management = values.get("MM_MANAGEMENT_PORT")
+    if management is None:
+        assert called.keys() == {tables.GRPC_PORT}
+        assert not managers
+        return
+    assert called.keys() == {tables.GRPC_PORT, int(management)}
+    assert listens["management"] == int(management)
+    (rule,) = managers
+    assert [each["port"] for each in rule["ports"]] == [int(management)]
+    assert rule["from"], "everybody"
+    for each in rule["from"]:
+        assert each["podSelector"].get("matchLabels"), "every pod"
+
+
+def check_access(container: Any, volumes: list[Any]) -> None:
+    """See that who may do what comes from a Secret, and nothing is written there."""
+    values = {each["name"]: each.get("value") for each in container["env"]}
+    path = values.get("MM_ACCESS_CONFIG_PATH")
+    if path is None:
+        return
+    at = str(Path(path).parent)
+    mount = next(each for each in container["volumeMounts"] if each["mountPath"] == at)
+    assert mount["readOnly"] is True
+    volume = next(each for each in volumes if each["name"] == mount["name"])
+    assert volume["secret"]["secretName"]
+    assert not volume["secret"].get("optional"), "without it anybody might do anything"
 
 
 def check(manifests: list[Any], known: set[str]) -> None:
@@ -92,9 +139,6 @@ def check(manifests: list[Any], known: set[str]) -> None:
     service = next(m for m in manifests if m["kind"] == "Service" and m["metadata"]["name"] == "mm")
     policy = next(m for m in manifests if m["kind"] == "NetworkPolicy")
     wanted = service["spec"]["selector"]
-    peers, clients = policy["spec"]["ingress"]
-    assert {each["port"] for each in peers["ports"]} == tables.PEER_PORTS
-    assert {each["port"] for each in clients["ports"]} == {tables.GRPC_PORT, tables.METRICS_PORT}
     found = 0
     for manifest in manifests:
         for container in containers_of(manifest):
@@ -108,9 +152,11 @@ def check(manifests: list[Any], known: set[str]) -> None:
             assert values["MM_SERVICE_NAME"] == service["metadata"]["name"]
             grace_s = pod["spec"]["terminationGracePeriodSeconds"]
             assert int(values["SHUTDOWN_TIMEOUT_MS"]) == grace_s * 1000
-            volumes = {each["name"] for each in pod["spec"].get("volumes", ())}
+            volumes = pod["spec"].get("volumes", [])
             mounts = {each["name"] for each in container.get("volumeMounts", ())}
-            assert mounts <= volumes
+            assert mounts <= {each["name"] for each in volumes}
+            check_ports(service, policy, container)
+            check_access(container, volumes)
     assert found
 
 
