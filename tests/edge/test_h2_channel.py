@@ -22,6 +22,7 @@ from tests.edge.h2_calls import (
     start_call,
     wait_links,
 )
+from tests.edge.h2_echo import serve_echo
 from tests.edge.raw_h2 import PATIENCE_S, RawPeer, listen
 
 pytestmark = pytest.mark.anyio
@@ -271,3 +272,14 @@ async def test_a_connection_full_of_slow_readers_gets_no_more_calls() -> None:
         assert (await finish(start_call(channel))).messages == [(False, b"a")]
         assert len(peers) == 2
         stream.reset()
+
+
+async def test_connections_keep_nothing_of_calls_that_ended() -> None:
+    async with serve_echo() as (server, port, _), open_channel(f"127.0.0.1:{port}") as channel:
+        for _ in range(3):
+            assert (await finish(start_call(channel))).messages == [(False, b"q")]
+        for link in (*channel.links, *server.links):
+            assert not link.streams
+            assert not link.engine.streams
+            # h2's own table, of as many as 65,536 streams; nothing of ours reads it.
+            assert not link.engine._closed_streams

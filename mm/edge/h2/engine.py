@@ -41,7 +41,7 @@ from h2.exceptions import (
     StreamIDTooLowError,
 )
 from h2.settings import SettingCodes, Settings
-from h2.stream import H2Stream, StreamClosedBy, StreamInputs
+from h2.stream import H2Stream, StreamInputs
 from h2.utilities import is_informational_response
 from h2.windows import WindowManager
 from hpack.exceptions import HPACKError, OversizedHeaderListError
@@ -134,9 +134,6 @@ class Engine(H2Connection):
     taken in is given back by ``acknowledge`` exactly once, or by the engine itself if the stream
     is gone.
     """
-
-    # Remembered causes of closed streams; h2 keeps 65,536, which is megabytes a connection.
-    MAX_CLOSED_STREAMS = 1024
 
     def __init__(self, *, client_side: bool, limits: TransportLimits) -> None:
         super().__init__(
@@ -273,8 +270,9 @@ class Engine(H2Connection):
             self._forget(stream)
 
     def _forget(self, stream: H2Stream) -> None:
+        # h2 notes what closed it, of 65,536 streams a connection. Nothing here asks: a frame of
+        # any closed stream is answered alike.
         del self.streams[stream.stream_id]
-        self._closed_streams[stream.stream_id] = stream.closed_by
 
     # --- flow control of what comes in ---------------------------------------------------------
 
@@ -403,7 +401,6 @@ class Engine(H2Connection):
     def _refuse(self, stream_id: int) -> list[Frame]:
         """Send a stream back untouched; its client may repeat it at once elsewhere."""
         self.highest_inbound_stream_id = stream_id
-        self._closed_streams[stream_id] = StreamClosedBy.SEND_RST_STREAM
         return [RstStreamFrame(stream_id, error_code=ErrorCodes.REFUSED_STREAM)]
 
     def _receive_data_frame(self, frame: DataFrame) -> tuple[list[Frame], list[Event]]:
