@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import tracemalloc
 from collections import Counter
 from typing import Any
 
@@ -93,6 +94,20 @@ def test_only_the_last_changes_are_remembered() -> None:
     made.created("0")
     assert not made.has_seen_go("0")
     assert made.has_seen("0", item(3)), "that it was there remains true"
+
+
+def test_what_is_remembered_of_changes_takes_little_however_many_they_are() -> None:
+    made = Past()
+    tracemalloc.start()
+    try:
+        for number in range(2 * PAST_MAX):
+            made.changed(f"model-{number}", item(1 + number))
+        taken_bytes, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert taken_bytes < 20 * PAST_MAX
+    assert made.has_seen(f"model-{PAST_MAX}", item(1 + PAST_MAX))
+    assert not made.has_seen(f"model-{PAST_MAX - 1}", item(PAST_MAX))
 
 
 # --- in a mesh -----------------------------------------------------------------------------------
