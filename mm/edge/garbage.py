@@ -14,10 +14,13 @@ from typing import Final
 
 import anyio
 
-#: How often a quiet moment is looked for.
+#: From one collection to the look for a quiet moment for the next.
 LOOK_S: Final = 60.0
-#: After so many looks without one the collection is due: cycles must not gather for ever.
-LOOKS_MAX: Final = 10
+#: Where there is none, another look follows so soon: a busy instance has some every minute, but
+#: seldom one at a time that was fixed before.
+AGAIN_S: Final = 5.0
+#: So long after the last the collection is due without one: cycles must not gather for ever.
+DUE_S: Final = 600.0
 #: More than any process allocates: Python begins no full collection by itself.
 _NEVER: Final = 1_000_000_000
 
@@ -30,13 +33,14 @@ async def collect_quietly(is_quiet: Callable[[], bool]) -> None:
     gc.freeze()
     gc.set_threshold(*thresholds[:2], _NEVER)
     try:
-        looks_count = 0
+        since_s, pause_s = 0.0, LOOK_S
         while True:
-            await anyio.sleep(LOOK_S)
-            looks_count += 1
-            if is_quiet() or looks_count >= LOOKS_MAX:
-                looks_count = 0
+            await anyio.sleep(pause_s)
+            since_s += pause_s
+            pause_s = AGAIN_S
+            if is_quiet() or since_s >= DUE_S:
                 gc.collect()
+                since_s, pause_s = 0.0, LOOK_S
     finally:
         gc.set_threshold(*thresholds)
         gc.unfreeze()
