@@ -1,7 +1,7 @@
 """Three instances for ``bench/soak.py``, what goes wrong with them, and what it leaves behind.
 
 Owns the processes and their figures: resident memory and descriptors. What came of the calls is in
-``soak.py``.
+``soak.py``, whether memory grows in ``_soak_judge.py``.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import grpc.aio
 from _contenders import free_port, wait_listening
 from _instance import Instance
 
@@ -28,12 +27,10 @@ INSTANCES = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Figures:
-    """What a process holds."""
+class Descriptors:
+    """What descriptors a process holds."""
 
-    #: Of its own: files that are mapped, such as those that calls are counted in, are not.
-    rss_kib: int
-    #: Descriptors: all, and those of connections among the processes of the mesh, which stay open
+    #: All, and those of connections among the processes of the mesh, which stay open
     #: for the next call.
     fds: int
     pooled: int
@@ -125,21 +122,33 @@ class Place:
 
     # --- figures --------------------------------------------------------------------------------
 
-    def figures(self) -> dict[str, Figures]:
-        """Answer what each process holds now."""
-        self._check_alive()
+    def pids(self) -> dict[str, int]:
+        """Answer the ids of the processes; 0 for one that is being started anew."""
         assert self.soaked is not None
-        pids = {
+        return {
             "mm serve": self.instance.serve.pid,
             "runtime": self.instance.runtime.pid,
             "soaked": self.soaked.pid,
         }
-        return {name: _figures_of(pid) for name, pid in pids.items()}
+
+    def descriptors(self) -> dict[str, Descriptors]:
+        """Answer what each process holds now, when no fault is under way."""
+        self._check_alive()
+        return {name: _descriptors_of(pid) for name, pid in self.pids().items()}
 
 
-def _figures_of(pid: int) -> Figures:
-    status = Path(f"/proc/{pid}/status").read_text()
-    rss = next(line for line in status.splitlines() if line.startswith("RssAnon"))
+def rss_kib_of(pid: int) -> int | None:
+    """Answer the resident memory of a process that is its own; None if it is gone."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    # One that has just ended has none.
+    rss = next((line for line in status.splitlines() if line.startswith("RssAnon")), None)
+    return None if rss is None else int(rss.split()[1])
+
+
+def _descriptors_of(pid: int) -> Descriptors:
     established = _established()
     links = []
     for fd in Path(f"/proc/{pid}/fd").iterdir():
@@ -148,7 +157,7 @@ def _figures_of(pid: int) -> Figures:
         except FileNotFoundError:
             continue
     pooled = sum(link in established for link in links)
-    return Figures(int(rss.split()[1]), len(links), pooled)
+    return Descriptors(len(links), pooled)
 
 
 def _established() -> set[str]:
@@ -180,14 +189,11 @@ async def world_of(directory: Path, counts: Path) -> AsyncIterator[list[Place]]:
 
 
 async def move_vmodels(instance: Instance, turn: int) -> str:
-    """Turn each vmodel to the next model."""
+    """Turn each vmodel to the next model. Raises ``AioRpcError``."""
     for number in range(VMODELS):
         model_id = f"model-{(turn * VMODELS + number) % MODELS:04}"
         request = mmesh.SetVModelRequest(
             v_model_id=f"vmodel-{number:04}", target_model_id=model_id, sync=True
         )
-        try:
-            await instance.call("/mmesh.ModelMesh/setVModel", request, mmesh.VModelStatusInfo)
-        except grpc.aio.AioRpcError as error:
-            return f"a vmodel was not moved: {error.code().name}"
+        await instance.call("/mmesh.ModelMesh/setVModel", request, mmesh.VModelStatusInfo)
     return f"moved {VMODELS} vmodels"

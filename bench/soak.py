@@ -6,16 +6,19 @@ Calls of all kinds (small, large, streams in each direction, by turns), for mode
 that are not, and by vmodels, to the instance that has them or to another, and clients that cancel,
 leave streams half closed, and go away (``soaker.c``). Each carries a token that the runtime echoes
 and counts (``soaked.c``). Meanwhile instances and runtimes are killed (SIGKILL) and come back,
-vmodels move, and models are evicted and loaded anew. After a tenth of the calls, the warm-up, and
-after all, with every client gone, it compares:
+vmodels move, and models are evicted and loaded anew. First comes a fifth as many calls, the
+warm-up: two million before ten. Then this has to hold:
 
+- all calls were begun (told of runs of a million and more): the time was enough;
 - no answer, not a byte of one, was another call's (else the client ends at once);
 - every call that was begun has an outcome, and each that was answered was answered by a runtime:
   client's count = runtimes' count + refusals, where calls that were cancelled or lost may or may
   not have come; calls that were not begun were not seen;
-- refusals are UNAVAILABLE, or the time was up;
-- processes that were there all the time are as large as after the warm-up, within 2 % (or 2 MiB),
-  and have as many descriptors (told of runs of four minutes and more).
+- refusals are UNAVAILABLE, or the time was up; and something had failed not long before;
+- processes that were there all the time do not grow: the middle of the samples of resident memory
+  in the last tenth of the time is no more than 2 % (or 512 KiB) above that in the first tenth after
+  the warm-up, and so is the trend over all tenths (told of runs of four minutes and more);
+- in the end, with every client gone, each has as many descriptors as after the warm-up.
 
 Exits with 1 if one of these does not hold.
 """
@@ -35,20 +38,23 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import grpc.aio
 from _contenders import need
-from _soak_world import MODELS, VMODELS, Figures, Place, move_vmodels, world_of
+from _soak_judge import Fault, Growth, Memory, Refusal, weigh_refusals
+from _soak_world import MODELS, VMODELS, Descriptors, Place, move_vmodels, world_of
 
 HERE = Path(__file__).parent
 CONNECTIONS, STREAMS = 3, 8
-WARM_UP_SHARE = 0.1
-#: From the last call to a look: instances collect garbage once a minute. Not where nothing is told
-#: of the memory: in runs that are shorter than this.
-REST_S, SHORT_REST_S = 70.0, 1.0
+WARM_UP_SHARE = 0.2
+#: From the last call to a look at descriptors, for what ends by and by.
+REST_S = 1.0
+#: What is told of runs that are long enough: of memory, and of the number of calls.
 FLAT_MINUTES_MIN = 4.0
-#: Faults come so many times in a run, if that leaves them so long to pass.
-FAULTS, FAULT_S_MIN = 40, 6.0
+ALL_CALLS_MIN = 1_000_000
+#: Faults come so many times in a run, if that leaves them so long to pass, and in a long one more
+#: often.
+FAULTS, FAULT_S_MIN, FAULT_S_MAX = 40, 6.0, 40.0
 PROGRESS_S = 20.0
-RSS_SHARE_MAX, RSS_KIB_MAX = 0.02, 2048
 #: Connections among processes of the mesh may be as many more as are opened when one is full.
 POOLED_MORE_MAX = 32
 #: Bytes of ``soaker.c``'s outcomes.
@@ -64,7 +70,15 @@ class Run:
 
     began_s: float = field(default_factory=time.monotonic)
     begun: int = 0
-    line: str = ""
+    refusals: list[Refusal] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Done:
+    """What was done to instances and runtimes, and what was refused to whoever did it."""
+
+    faults: list[Fault] = field(default_factory=list)
+    refusals: list[Refusal] = field(default_factory=list)
 
 
 def build(directory: Path) -> None:
@@ -75,7 +89,13 @@ def build(directory: Path) -> None:
 
 
 async def call_for(
-    places: list[Place], directory: Path, first: int, calls: int, seconds: float, seed: int
+    places: list[Place],
+    memory: Memory,
+    directory: Path,
+    first: int,
+    calls: int,
+    seconds: float,
+    seed: int,
 ) -> Run:
     """Let the client make so many calls, or so long."""
     ports = ",".join(str(place.port) for place in places)
@@ -92,15 +112,20 @@ async def call_for(
     run, told_s = Run(), time.monotonic()
     try:
         async for line in process.stdout:
-            run.line = line.decode().strip()
-            run.begun = int(run.line.split()[0])
+            text = line.decode().strip("\n")
+            if text.startswith("refused"):
+                run.refusals.append(Refusal.read(text))
+                continue
+            run.begun = int(text.split()[0])
             if time.monotonic() - told_s >= PROGRESS_S:
                 told_s = time.monotonic()
                 rate = run.begun / (told_s - run.began_s)
-                print(f"  {told_s - run.began_s:5.0f} s: {run.begun:,} begun, {rate:,.0f}/s")
-                for place in places:
-                    rss = " ".join(f"{each.rss_kib}" for each in place.figures().values())
-                    print(f"           instance {place.number}: {rss} KiB", flush=True)
+                print(
+                    f"  {told_s - run.began_s:5.0f} s: {run.begun:,} begun, {rate:,.0f}/s", end=""
+                )
+                print(f", {len(run.refusals)} refused; KiB:", end="")
+                sizes = memory.last_kib().items()
+                print("".join(f" {name} {kib}" for name, kib in sizes), flush=True)
         if await process.wait():
             sys.exit(f"the client ended with {process.returncode}")
     finally:
@@ -110,33 +135,45 @@ async def call_for(
     return run
 
 
-async def fail_now_and_then(places: list[Place], every_s: float, ended: asyncio.Event) -> None:
+async def fail_now_and_then(
+    places: list[Place], every_s: float, ended: asyncio.Event, done: Done
+) -> None:
     """One fault after the other. Of the first instance nothing fails: it is what is measured."""
     turn = 0
     while True:
         with suppress(TimeoutError):
             await asyncio.wait_for(ended.wait(), every_s)
             return
-        match turn % 4:
-            case 0:
-                told = await places[2].die()
-            case 1:
-                told = await move_vmodels(places[0].instance, turn)
-            case 2:
-                told = await places[1].lose_runtime()
-            case _:
-                told = await places[2].lose_runtime()
-        print(f"  {told}", flush=True)
+        began_s = time.monotonic()
+        if turn % 4 == 1:
+            try:
+                what = await move_vmodels(places[0].instance, turn)
+            except grpc.aio.AioRpcError as error:
+                done.refusals.append(Refusal.of(error))
+                what = f"a vmodel was not moved: {error.code().name}"
+        else:
+            fault = Fault(began_s)
+            done.faults.append(fault)
+            match turn % 4:
+                case 0:
+                    what = await places[2].die()
+                case 2:
+                    what = await places[1].lose_runtime()
+                case _:
+                    what = await places[2].lose_runtime()
+            fault.ended_s = time.monotonic()
+        print(f"  {what}, in {time.monotonic() - began_s:.1f} s", flush=True)
         turn += 1
 
 
 @asynccontextmanager
-async def failing(places: list[Place], every_s: float) -> AsyncIterator[None]:
+async def failing(places: list[Place], every_s: float) -> AsyncIterator[Done]:
     """Have faults come, as long as the context is open; what is killed is back after it."""
     ended = asyncio.Event()
-    task = asyncio.create_task(fail_now_and_then(places, every_s, ended))
+    done = Done()
+    task = asyncio.create_task(fail_now_and_then(places, every_s, ended, done))
     try:
-        yield
+        yield done
     finally:
         ended.set()
         await task
@@ -175,25 +212,30 @@ def account(outcomes: bytes, counts: bytes) -> tuple[Counter[str], list[str]]:
 
 
 def compare(
-    place: Place, before: dict[str, Figures], after: dict[str, Figures], is_long: bool
+    place: Place,
+    growths: dict[str, Growth | None],
+    before: dict[str, Descriptors],
+    after: dict[str, Descriptors],
 ) -> tuple[list[str], list[str]]:
     """Answer the lines of the table for one instance, and what does not hold."""
     lines, wrong = [], []
     for name, now in after.items():
         then = before[name]
         what = f"{name} {place.number}"
-        is_new = name in place.renewed
-        more_kib = now.rss_kib - then.rss_kib
-        share = more_kib / then.rss_kib
-        verdict = "restarted" if is_new else "flat" if is_long else ""
-        if is_long and not is_new and more_kib > max(RSS_KIB_MAX, RSS_SHARE_MAX * then.rss_kib):
-            verdict = "GROWN"
-            wrong.append(f"{what} has grown by {more_kib} KiB ({share:.1%})")
+        growth = growths.get(what)
+        size = verdict = "restarted" if name in place.renewed else ""
+        if growth is not None and name not in place.renewed:
+            last_kib = growth.first_kib + growth.more_kib
+            share, trend = growth.more_kib / growth.first_kib, growth.trend_kib / growth.first_kib
+            size = f"{growth.first_kib:.0f} -> {last_kib:.0f} KiB {share:+.1%}, trend {trend:+.1%}"
+            verdict = "flat" if growth.is_flat else "GROWN"
+            if not growth.is_flat:
+                steps = " ".join(f"{kib:.0f}" for kib in growth.windows_kib)
+                wrong.append(f"{what} has grown: {size}; by tenths of the time {steps}")
         if now.others > then.others or now.pooled > then.pooled + POOLED_MORE_MAX:
             wrong.append(f"{what} has more descriptors: {then} and then {now}")
         fds = f"{then.others} -> {now.others} (and {then.pooled} -> {now.pooled})"
-        size = f"{then.rss_kib} -> {now.rss_kib}"
-        lines.append(f"{what:12}{size:>20} KiB {share:>+7.1%}  {verdict:10}{fds:>32}")
+        lines.append(f"{what:12}{size:>46}  {verdict:10}{fds:>32}")
     return lines, wrong
 
 
@@ -204,36 +246,44 @@ async def soak(directory: Path, calls: int, minutes: float, seed: int) -> list[s
     outcomes.write_bytes(bytes(size))
     counts.write_bytes(bytes(2 * size))
     seconds = minutes * 60
-    is_long = minutes >= FLAT_MINUTES_MIN
-    rest_s = REST_S if is_long else SHORT_REST_S
     warm_calls = int(calls * WARM_UP_SHARE)
     async with world_of(directory, counts) as places:
-        every_s = max(FAULT_S_MIN, seconds / FAULTS)
+        memory = Memory(places)
+        every_s = min(FAULT_S_MAX, max(FAULT_S_MIN, seconds / FAULTS))
         # Faults are a part of it: what waits for an instance that is gone takes more at a time than
         # calls do that are answered. They come as thick as they can, for each to have come a few
         # times: how much waits at most is a matter of chance.
         print("warm-up", flush=True)
-        async with failing(places, FAULT_S_MIN):
-            await call_for(places, directory, 0, warm_calls, seconds * WARM_UP_SHARE, seed)
-        await asyncio.sleep(rest_s)
-        before = [place.figures() for place in places]
+        share_s = seconds * WARM_UP_SHARE
+        async with memory.sampled(), failing(places, FAULT_S_MIN):
+            await call_for(places, memory, directory, 0, warm_calls, share_s, seed)
+        await asyncio.sleep(REST_S)
+        before = [place.descriptors() for place in places]
         for place in places:
             place.renewed.clear()
         print("calls and faults", flush=True)
-        async with failing(places, every_s):
-            run = await call_for(places, directory, warm_calls, calls, seconds, seed + 1)
-        took_s = time.monotonic() - run.began_s
-        await asyncio.sleep(rest_s)
-        after = [place.figures() for place in places]
+        async with memory.sampled():
+            async with failing(places, every_s) as done:
+                run = await call_for(
+                    places, memory, directory, warm_calls, calls, seconds, seed + 1
+                )
+            took_s = time.monotonic() - run.began_s
+        await asyncio.sleep(REST_S)
+        after = [place.descriptors() for place in places]
     told, wrong = account(outcomes.read_bytes(), counts.read_bytes())
-    rate = run.begun / took_s
-    print(f"\n{run.begun:,} calls after the warm-up, {took_s:.0f} s, {rate:,.0f}/s")
+    if run.begun < calls and calls >= ALL_CALLS_MIN:
+        wrong.append(f"no more than {run.begun:,} of {calls:,} calls in {minutes:g} minutes")
+    print(f"\n{run.begun:,} calls after the warm-up, {took_s:.0f} s, {run.begun / took_s:,.0f}/s")
     for name, count in told.items():
         if name != NAMES[0] and count:
             print(f"{name:48}{count:>12,}")
+    lines, more = weigh_refusals(run.refusals + done.refusals, done.faults)
+    wrong += more
+    print(f"\nrefused after the warm-up, beside {len(done.faults)} faults:", *lines, sep="\n")
     print()
+    growths = memory.growths() if took_s >= 60 * FLAT_MINUTES_MIN else {}
     for place, then, now in zip(places, before, after, strict=True):
-        lines, more = compare(place, then, now, is_long)
+        lines, more = compare(place, growths, then, now)
         wrong += more
         print("\n".join(lines))
     return wrong

@@ -151,6 +151,8 @@ static void accept_client(int listener, int poll, const nghttp2_session_callback
   nghttp2_option_new(&option);
   /* The mesh passes on the cancellations of all clients. */
   nghttp2_option_set_stream_reset_rate_limit(option, 1u << 30, 1u << 30);
+  /* Else the last ten thousand streams stay, each somewhere between the messages of others. */
+  nghttp2_option_set_no_closed_streams(option, 1);
   nghttp2_session_server_new2(&client->session, callbacks, client, option);
   nghttp2_option_del(option);
   if (begin(client, poll, settings, 2) < 0) die("epoll_ctl");

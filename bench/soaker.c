@@ -8,8 +8,9 @@
  * 4 reset as it asked for, 99 ended without a status, 100 + its gRPC status otherwise. A message is its token over and over,
  * and the runtime echoes it: an answer with anything else in it ends the program with 1. Connections
  * that break are made anew. Prints a line a second, and another when all calls have ended: calls
- * begun, and those that were answered, cancelled, lost, reset and refused. With calls left after two
- * minutes without an answer it ends with 2. One thread, epoll, nghttp2.
+ * begun, and those that were answered, cancelled, lost, reset and refused. And one for each that was
+ * refused: "refused", its token, its port, its status, 1 if its answer had begun, and grpc-message.
+ * With calls left after two minutes without an answer it ends with 2. One thread, epoll, nghttp2.
  *   cc -O2 -o soaker soaker.c -lnghttp2 */
 #define _GNU_SOURCE
 #define OUT_BYTES (1 << 17)
@@ -24,7 +25,7 @@
 #include <unistd.h>
 
 enum { ANSWERED = 1, CANCELLED, LOST, RESET, STATUSLESS = 99, REFUSED };
-enum { PREFIX = 5, PORTS_MAX = 8, HUNG_MS = 120000, AGAIN_MS = 200 };
+enum { PREFIX = 5, PORTS_MAX = 8, HUNG_MS = 120000, AGAIN_MS = 200, TEXT_BYTES = 256 };
 /* What becomes of a call, if all goes well. */
 enum fate { WHOLE, CANCEL_EARLY, CANCEL_LATE, ABANDON, RESET_THERE };
 
@@ -41,7 +42,8 @@ struct call {
   long token;
   int32_t stream;
   enum fate fate;
-  int status, takes_turns, may_end, has_cancelled;
+  int status, takes_turns, may_end, has_cancelled, has_begun;
+  char text[TEXT_BYTES];
   size_t message_bytes, to_send, sent, expected, came;
   uint8_t message[];
 };
@@ -73,6 +75,9 @@ static void settle(struct call *call, uint8_t outcome) {
   struct connection *connection = call->connection;
   if (outcomes[call->token]) die("a call ended twice");
   outcomes[call->token] = outcome;
+  if (outcome > REFUSED)
+    printf("refused %ld %d %d %d %s\n", call->token, connection->port, outcome - REFUSED,
+           call->has_begun, call->text);
   totals[outcome >= STATUSLESS ? 4 : outcome - 1]++;
   if (call->previous) call->previous->next = call->next;
   else connection->calls = call->next;
@@ -210,8 +215,12 @@ static int on_header(nghttp2_session *session, const nghttp2_frame *frame, const
                      void *user) {
   (void)flags, (void)user;
   struct call *call = nghttp2_session_get_stream_user_data(session, frame->hd.stream_id);
-  if (call && name_size == 11 && memcmp(name, "grpc-status", 11) == 0)
+  if (call == NULL) return 0;
+  if (name_size == 11 && memcmp(name, "grpc-status", 11) == 0)
     call->status = size == 1 ? value[0] - '0' : 10 + value[1] - '0';
+  if (name_size == 12 && memcmp(name, "grpc-message", 12) == 0)
+    snprintf(call->text, sizeof call->text, "%s", (const char *)value);
+  if (!(frame->hd.flags & NGHTTP2_FLAG_END_STREAM)) call->has_begun = 1;
   return 0;
 }
 

@@ -19,15 +19,38 @@ def test_a_short_soak_holds() -> None:
     assert done.stdout.rstrip().endswith("all holds")
 
 
-def test_what_does_not_add_up_is_told() -> None:
-    script = (
-        "import soak\n"
-        # Answered by nobody; refused with INTERNAL; came, and never begun; well.
-        "told, wrong = soak.account(bytes([1, 113, 0, 1]), bytes([0, 0, 1, 0, 1, 1, 1, 1]))\n"
-        "print(sorted(wrong))"
-    )
-    told = subprocess.run(
-        [sys.executable, "-c", script], cwd=BENCH, capture_output=True, text=True, check=True
-    ).stdout
+SCRIPT = """
+import soak, _soak_judge
+from _soak_judge import Fault, Refusal
+
+# Answered by nobody; refused with INTERNAL; came, and never begun; well.
+_, wrong = soak.account(bytes([1, 113, 0, 1]), bytes([0, 0, 1, 0, 1, 1, 1, 1]))
+print(wrong)
+
+# One fault is over, one under way. Soon after; during; when its time is up.
+faults = [Fault(100.0, 101.0), Fault(900.0)]
+times = ((110, 14), (950, 14), (140, 4))
+refusals = [Refusal(at_s, status, False, "gone") for at_s, status in times]
+print(_soak_judge.weigh_refusals(refusals, faults)[1])
+print(_soak_judge.weigh_refusals([Refusal(140, 14, True, "gone")], faults)[1])
+
+def growth(kib, pid=7):
+    return _soak_judge.growth_of([(pid, each, kib(each)) for each in range(100)])
+
+flat = growth(lambda at: 100_000 + 300_000 * (at % 10 == 3) + at)
+leak = growth(lambda at: 100_000 + 30 * at)
+print(flat.is_flat, leak.is_flat, leak.more_kib, leak.trend_kib)
+print(_soak_judge.growth_of([(7, 0.0, 1), (8, 1.0, 1)]))
+"""
+
+
+def test_what_does_not_hold_is_told() -> None:
+    command = [sys.executable, "-c", SCRIPT]
+    done = subprocess.run(command, cwd=BENCH, capture_output=True, text=True, check=False)
+    sums, near, far, sizes, restarted = done.stdout.splitlines() or [done.stderr] * 5
     for each in ("have an answer that no runtime gave", "status 13", "were never begun"):
-        assert each in told
+        assert each in sums
+    assert near == "[]"
+    assert "1 calls refused while nothing failed: status 14 after its answer had begun" in far
+    assert sizes.startswith("True False 27")
+    assert restarted == "None"
