@@ -5,6 +5,7 @@ Owns both texts. What a setting is for is ``mm.settings_reference``'s, reading t
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -29,7 +30,8 @@ HELP: Final = """\
 Show the settings that `mm serve` would have with this environment, and where each comes from.
 
 Secrets are not shown. Wrong settings are told, all of them, also in the files that they name, and
-the exit code is 2: so it checks a deployment before it is rolled out. --doc explains every setting
+the exit code is 2: so it checks a deployment before it is rolled out. If nothing is wrong but
+that KV_STORE is missing, the other settings are shown all the same. --doc explains every setting
 instead, in Markdown.
 
 \b
@@ -120,13 +122,30 @@ def config(
     if doc:
         emit(reference().removesuffix("\n"))
         return
-    found, remarks = _checked(os.environ)
+    found, remarks, missing = _without_store(os.environ)
     kinds = _kinds()
     printer = ListPrinter(output, ("VARIABLE", "VALUE", "UNIT", "SOURCE"))
     printer.page(_row(setting, found, kinds.get(setting.names[0])) for setting in SETTINGS)
     printer.end("settings")
     for each in remarks:
         remark(f"mm: {each}")
+    if missing:
+        raise missing
+
+
+def _without_store(
+    variables: Mapping[str, str],
+) -> tuple[Config, tuple[str, ...], ConfigError | None]:
+    """Answer all settings and what is odd, also where nothing is wrong but that ``KV_STORE`` is not
+    set: then with the complaint about it. Raises ``ConfigError``.
+    """
+    try:
+        return *_checked(variables), None
+    except ConfigError as exc:
+        if "KV_STORE" not in variables:
+            with contextlib.suppress(ConfigError):
+                return *_checked({**variables, "KV_STORE": "memory"}), exc
+        raise
 
 
 def _kinds() -> Mapping[str, Kind]:
@@ -144,7 +163,9 @@ def _row(
 ) -> tuple[Mapping[str, str], tuple[str, ...]]:
     name = setting.names[0]
     source = next((each for each in setting.names if each in os.environ), None)
-    if setting.value is not None:
+    if name == "KV_STORE" and source is None:
+        source, text = "missing", ""
+    elif setting.value is not None:
         text = _shown(name, setting.value(found))
     elif source is not None:
         text = os.environ[source]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
 from mm.demo.limits import EVICTIONS_MIN, MODELS_PER_INSTANCE_MIN
 
 app = typer.Typer(rich_markup_mode=None)
+
+_MODELS_HELP: Final = f"Models to train: at least {MODELS_PER_INSTANCE_MIN} for each instance."
 
 
 @app.command()
@@ -21,8 +23,10 @@ def demo(
     seconds: Annotated[
         float, typer.Option(min=1, max=86_400, help="How long to send traffic.")
     ] = 30.0,
-    models: Annotated[int, typer.Option(min=1, max=500, help="Models to train.")] = 60,
-    instances: Annotated[int, typer.Option(min=2, max=20, help="Instances to start.")] = 3,
+    models: Annotated[int, typer.Option(min=1, max=500, help=_MODELS_HELP)] = 60,
+    instances: Annotated[
+        int, typer.Option(min=2, max=20, help="Instances to start; see --models.")
+    ] = 3,
     seed: Annotated[
         int, typer.Option(min=0, help="Decides on models, traffic and the instance to kill.")
     ] = 1,
@@ -53,14 +57,15 @@ def demo(
     import anyio
     from rich.console import Console
 
-    from mm.cli.errors import CommandError
+    from mm.cli.errors import MISUSED, CommandError
     from mm.demo.run import Options, run_demo
 
     if models < instances * MODELS_PER_INSTANCE_MIN:
         raise CommandError(
-            f"{models} models are too few for {instances} instances: at least "
-            f"{MODELS_PER_INSTANCE_MIN} for each are needed, or too much fits for anything to go",
-            exit_code=2,
+            f"{models} models are too few for {instances} instances: at least"
+            f" {MODELS_PER_INSTANCE_MIN} for each are needed, or all fit and none is evicted; give"
+            f" --models {instances * MODELS_PER_INSTANCE_MIN} or more, or fewer --instances",
+            exit_code=MISUSED,
         )
     options = Options(
         traffic_s=seconds,

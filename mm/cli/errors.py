@@ -68,6 +68,10 @@ class AccessError(CommandError):
     """
 
 
+class ExistsError(CommandError):
+    """Something else is registered under the id, or a vmodel is somebody else's."""
+
+
 #: Everything else is a bug.
 EXPECTED = (CommandError, ConfigError, StartupError, MeshError)
 

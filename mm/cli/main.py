@@ -68,7 +68,7 @@ class MainGroup(typer.core.TyperGroup):
             code = exc.exit_code
             message = exc.format_message()
             if message.startswith("Usage:"):  # called with nothing at all: here is the help
-                typer.echo(message, err=True)
+                remark(message)
             else:
                 complain(f"{_one_line(message)} (see `{self._path(args)} --help`)")
         except Exception as exc:
@@ -76,7 +76,8 @@ class MainGroup(typer.core.TyperGroup):
             if error is None:
                 raise
             for line in error.complaints if isinstance(error, ConfigError) else (str(error),):
-                complain(_one_line(line))
+                if line:  # that nobody reads any more is told to nobody
+                    complain(_one_line(line))
             if isinstance(error, CommandError) and error.details:
                 remark(error.details)
             code = _exit_code(error)

@@ -38,9 +38,10 @@ from mm.cli.errors import (
     UNREACHABLE,
     AccessError,
     CommandError,
+    ExistsError,
     exit_code_of,
 )
-from mm.cli.output import remark
+from mm.cli.output import quoted, remark
 from mm.cli.values import seconds
 from mm.errors import StatusCode
 from mm.pb.mmesh import ModelMeshStub
@@ -65,10 +66,12 @@ PAGE_SIZE: Final = 1000
 T = TypeVar("T")
 
 ADDRESS_HELP: Final = (
-    "Every command asks one instance, which may be any of the mesh: --address, or the environment"
-    f" variable MM_ADDRESS, or {DEFAULT_ADDRESS}. https:// before it means TLS: {CA} names a file"
-    f" with the authorities to trust, or the system's are; {NAME} the certificate's name if it is"
-    f" not the host; {CERTIFICATE} and {KEY} what to show where that is asked for."
+    "Every command asks one instance of the mesh, no matter which. Where it is, --address says, or"
+    f" the environment variable MM_ADDRESS; else it is {DEFAULT_ADDRESS}. https:// before the"
+    f" address asks for TLS. Then {CA} may name a file with the authorities to trust (without it,"
+    f" those of the system are trusted), {NAME} the name in the certificate if it is not the host"
+    f" of the address, and {CERTIFICATE} and {KEY} the files with our own certificate and its key,"
+    " if the instance asks for one."
 )
 Address = Annotated[
     str,
@@ -97,7 +100,8 @@ def parse_address(address: str) -> tuple[str, int]:
         port = DEFAULT_PORT
     if not (well_formed and _is_host(host)) or port is None or not 0 < port < 65536:
         raise CommandError(
-            f"{address!r} is no address; allowed: [https://]host[:port], port 1 to 65535",
+            f"{address!r} (--address or MM_ADDRESS) is no address; allowed: host or host:port, an"
+            " IPv6 address in brackets, a port from 1 to 65535, and https:// before it for TLS",
             exit_code=MISUSED,
         )
     return host or "localhost", port
@@ -200,6 +204,11 @@ async def end(channel: Channel) -> None:
     await asyncio.sleep(0)
 
 
+def way_to_register(model_id: str) -> str:
+    """Answer what to do about a model that is not there."""
+    return f"register it: `mm model register {quoted(model_id)} --path PATH`"
+
+
 @contextmanager
 def ways_out(ways: Mapping[int, str]) -> Iterator[None]:
     """Say also what may be done about a failure, by its exit code: what a mesh answers does not
@@ -222,8 +231,11 @@ def _refused(exc: GRPCError, text: str) -> CommandError:
     code = exit_code_of(exc.status.value)
     if exc.status.value == StatusCode.UNAUTHENTICATED:
         return AccessError(f"{text}; {way_to_token()}", exit_code=code)
-    is_denied = exc.status.value == StatusCode.PERMISSION_DENIED
-    return (AccessError if is_denied else CommandError)(text, exit_code=code)
+    kinds = {
+        StatusCode.PERMISSION_DENIED.value: AccessError,
+        StatusCode.ALREADY_EXISTS.value: ExistsError,
+    }
+    return kinds.get(exc.status.value, CommandError)(text, exit_code=code)
 
 
 def _is_elsewhere(exc: GRPCError) -> bool:

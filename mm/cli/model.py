@@ -15,10 +15,12 @@ from mm.cli.client_token import TokenFile, token_option
 from mm.cli.errors import (
     EXIT_CODES_HELP,
     INTERRUPTED,
+    NOT_FOUND,
     REFUSED,
     TIME_LIMIT,
     AccessError,
     CommandError,
+    ExistsError,
 )
 from mm.cli.listing import Limit, print_changes, print_list, wanted_status
 from mm.cli.mesh import (
@@ -32,6 +34,7 @@ from mm.cli.mesh import (
     connected,
     exit_by_status,
     pages,
+    way_to_register,
     ways_out,
 )
 from mm.cli.model_policy import policy
@@ -136,7 +139,16 @@ def register(
     async def make(stub: ModelMeshStub) -> ModelStatusInfo:
         return await stub.register_model(request, timeout=timeout)
 
-    _show(model_id, _waited_for(model_id, address, timeout, make, waits=wait), output)
+    try:
+        info = _waited_for(model_id, address, timeout, make, waits=wait)
+    except ExistsError as exc:
+        shell_id = quoted(model_id)
+        raise CommandError(
+            f"{exc}: `mm model get {shell_id}` shows them; take another id, or remove the model"
+            f" first (`mm model unregister {shell_id}`)",
+            exit_code=exc.exit_code,
+        ) from exc
+    _show(model_id, info, output)
 
 
 @app.command()
@@ -217,7 +229,9 @@ def ensure_loaded(
     async def make(stub: ModelMeshStub) -> ModelStatusInfo:
         return await stub.ensure_loaded(request, timeout=timeout)
 
-    _show(model_id, _waited_for(model_id, address, timeout, make, waits=wait), output)
+    with ways_out({NOT_FOUND: way_to_register(model_id)}):
+        info = _waited_for(model_id, address, timeout, make, waits=wait)
+    _show(model_id, info, output)
 
 
 @app.command()

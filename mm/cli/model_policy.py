@@ -10,7 +10,8 @@ from typing import Annotated
 import typer
 
 from mm.cli.client_token import TokenFile
-from mm.cli.mesh import DEFAULT_ADDRESS, Address, Timeout, ask
+from mm.cli.errors import NOT_FOUND
+from mm.cli.mesh import DEFAULT_ADDRESS, Address, Timeout, ask, way_to_register, ways_out
 from mm.cli.output import Format, Output, emit_one, shown
 from mm.cli.values import count
 from mm.pb.mmesh import ModelPolicyInfo, SetModelPolicyRequest
@@ -45,7 +46,8 @@ def policy(
       mm model policy iris --min-copies 0 --unpinned
     """
     request = SetModelPolicyRequest(model_id=model_id, min_copies=min_copies, pinned=pinned)
-    info = ask(address, timeout, lambda stub: stub.set_model_policy(request, timeout=timeout))
+    with ways_out({NOT_FOUND: way_to_register(model_id)}):
+        info = ask(address, timeout, lambda stub: stub.set_model_policy(request, timeout=timeout))
     value = {
         "id": model_id,
         "min_copies": info.min_copies,

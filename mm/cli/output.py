@@ -10,7 +10,6 @@ import contextlib
 import enum
 import io
 import json
-import os
 import shlex
 import sys
 import time
@@ -20,7 +19,6 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from mm.cli.errors import READER_LEFT, UNWRITTEN, CommandError
 from mm.cli.yaml_text import to_yaml
 
 #: Of a cell, a table shows this much; JSON and YAML show all.
@@ -56,16 +54,8 @@ Output = Annotated[
 
 
 def emit(text: str) -> None:
-    """Print a line at once; ends the command if that cannot be done, or nobody reads any more."""
-    try:
-        typer.echo(text)
-    except OSError as exc:
-        # Python tells of it again when it closes the stream.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if isinstance(exc, BrokenPipeError):
-            raise typer.Exit(READER_LEFT) from None
-        reason = (exc.strerror or str(exc)).lower()
-        raise CommandError(f"cannot write the output: {reason}", exit_code=UNWRITTEN) from exc
+    """Print a line at once. If that cannot be done the command ends: ``mm.cli.streams``."""
+    typer.echo(text)
 
 
 def remark(text: str) -> None:

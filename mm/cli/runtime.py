@@ -13,6 +13,7 @@ from typing import Annotated
 
 import typer
 
+from mm.cli.errors import MISUSED, CommandError
 from mm.core.ids import UNIT_BYTES
 from mm.errors import StartupError
 from mm.runtime.address import Address
@@ -25,6 +26,9 @@ from mm.testing import example_runtime
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Run a model runtime.")
 
 app.command("example", short_help="Serve fake models of any size, for tests.")(example_runtime.main)
+
+_HOST = "127.0.0.1"
+_PORT = 8085
 
 _SIZE = re.compile(r"(\d+)\s*(B|KiB|MiB|GiB|kB|MB|GB|)")
 _SIZE_UNITS = {
@@ -66,13 +70,27 @@ def _check_sizes(
         )
 
 
+def _address(host: str | None, port: int | None, unix_socket: Path | None) -> Address:
+    if unix_socket is None:
+        return Address.parse(f"{host or _HOST}:{_PORT if port is None else port}")
+    for option, value in (("--port", port), ("--host", host)):
+        if value is not None:
+            raise CommandError(f"give --unix-socket or {option}, not both", exit_code=MISUSED)
+    return Address.parse(f"unix://{unix_socket}")
+
+
 @app.command("sklearn")
 def run_sklearn(
     root: Annotated[
         Path, typer.Option(help="Directory of the model files; nothing outside of it is opened")
     ] = Path(),
-    port: Annotated[int, typer.Option(help="Port to listen on; 0: any", min=0, max=65535)] = 8085,
-    host: Annotated[str, typer.Option(help="Address to listen on")] = "127.0.0.1",
+    port: Annotated[
+        int | None,
+        typer.Option(help=f"Port to listen on; 0: any  [default: {_PORT}]", min=0, max=65535),
+    ] = None,
+    host: Annotated[
+        str | None, typer.Option(help=f"Address to listen on  [default: {_HOST}]")
+    ] = None,
     unix_socket: Annotated[
         Path | None, typer.Option(help="Listen here instead of on a port")
     ] = None,
@@ -111,6 +129,7 @@ def run_sklearn(
       mm model register iris --path iris.joblib     # for /srv/models/iris.joblib
       mm runtime sklearn --unix-socket /tmp/mmesh/grpc.sock --skops-only --root /srv/models
     """
+    address = _address(host, port, unix_socket)
     default_size_bytes = parse_size_bytes("--default-size", default_size)
     capacity_bytes = parse_size_bytes("--capacity", capacity)
     _check_sizes(capacity, capacity_bytes, default_size, default_size_bytes)
@@ -128,5 +147,4 @@ def run_sklearn(
     runtime.loading_concurrency_max = loading_concurrency
     runtime.load_timeout_s = load_timeout
     runtime.call_threads_max = threads or runtime.call_threads_max
-    address = f"unix://{unix_socket}" if unix_socket else f"{host}:{port}"
-    run([(Address.parse(address), RuntimeService(runtime).methods())])
+    run([(address, RuntimeService(runtime).methods())])

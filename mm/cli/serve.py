@@ -6,7 +6,6 @@ Owns the help, logging and the event loop; what runs in it is composed in ``mm.e
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from collections.abc import Callable
 from typing import Final
@@ -74,8 +73,6 @@ def _serve(on_started: Callable[[], None]) -> None:
     config = read_config(os.environ)
     log_to_stderr(config.logs.level, is_json=config.logs.is_json)
     config.log_warnings(logging.getLogger("mm.config"))
-    # Process 1 of a container ignores what it has no handler for, and imports take a while.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     # betterproto2 imports pydantic wherever it is installed, for generated code that asks for its
     # checks. Ours does not, and it is a third of the time to start and 10 MB: here it is absent.
     sys.modules.setdefault("pydantic", None)  # type: ignore[arg-type]

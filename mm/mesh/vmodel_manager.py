@@ -191,7 +191,11 @@ class VModelManager:
         return _steady(vmodel, active)
 
     async def delete(self, vmodel_id: str, owner: str = "") -> None:
-        """Delete the vmodel, and models that nobody else refers to if they are of that kind."""
+        """Delete the vmodel, and models that nobody else refers to if they are of that kind.
+
+        Raises ``UnreadableVModelError`` if only an ``owner``'s is to be deleted, and the record
+        cannot be read: it may be somebody else's.
+        """
         check_vmodel_id(vmodel_id)
         check_length_of_new(vmodel_id, self._vmodels.mirror, self._config)
         try:
@@ -202,6 +206,8 @@ class VModelManager:
                 ),
             )
         except UnreadableVModelError:
+            if owner:
+                raise UnreadableVModelError(vmodel_id, owner=owner) from None
             logger.warning("vmodel %s is deleted although its record is unreadable", vmodel_id)
             await self.writer.records.delete_unreadable(vmodel_id)
 

@@ -28,8 +28,10 @@ class UnreadableVModelError(MeshError):
 
     code = StatusCode.FAILED_PRECONDITION
 
-    def __init__(self, vmodel_id: str) -> None:
-        super().__init__(f"the record of vmodel {vmodel_id} is unreadable; delete it")
+    def __init__(self, vmodel_id: str, *, owner: str = "") -> None:
+        text = f"the record of vmodel {vmodel_id} is unreadable; delete it"
+        # Whose it is stands there, too.
+        super().__init__(f"{text} without an owner: it may not be {owner}'s" if owner else text)
 
 
 class VModelRecords:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import stat
 from dataclasses import dataclass
 
 from mm.errors import StartupError
@@ -55,6 +56,8 @@ class Address:
             try:
                 probe.connect(self.path)
             except ConnectionRefusedError:
+                if not stat.S_ISSOCK(os.stat(self.path).st_mode):
+                    raise OSError(errno.EEXIST, "there is a file that is no socket") from None
                 os.unlink(self.path)
             except FileNotFoundError:
                 pass

@@ -68,15 +68,25 @@ async def serve_until_signal(services: Services, stop_grace_s: float = STOP_GRAC
     """Serve until SIGTERM or SIGINT, then let calls in flight end.
 
     Prints one line ``listening on ADDRESS`` for each address, as soon as it takes connections:
-    who starts the process waits for it.
+    who starts the process waits for it. A runtime that cannot say it serves all the same.
     """
     with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with listening(services, stop_grace_s=stop_grace_s) as addresses:
             for address in addresses:
-                print(f"listening on {address}", flush=True)
+                _say(f"listening on {address}")
             async for _ in signals:
                 break
             _leave_after(len(services) * (stop_grace_s + _CLOSE_TIMEOUT_S))
+
+
+def _say(line: str) -> None:
+    if sys.stdout is None:  # closed by whoever started this
+        return
+    try:
+        # Past its buffer, which would be written once more at the end.
+        os.write(sys.stdout.fileno(), f"{line}\n".encode())
+    except OSError as exc:
+        logger.warning("%s; standard output cannot be written: %s", line, exc.strerror)
 
 
 def _leave_after(limit_s: float) -> None:

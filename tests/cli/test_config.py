@@ -187,6 +187,17 @@ def test_values_have_a_source_and_a_unit() -> None:
     assert len(told) == len(SETTINGS)
 
 
+def test_without_a_store_the_other_settings_are_shown() -> None:
+    result = run("-o", "json", SHUTDOWN_TIMEOUT_MS="90000")
+    assert result.exit_code == 2
+    assert result.stderr.startswith("mm: KV_STORE is not set; allowed: ")
+    assert result.stderr.count("\n") == 1
+    told = {row["variable"]: (row["value"], row["source"]) for row in json.loads(result.stdout)}
+    assert told["KV_STORE"] == ("", "missing")
+    assert told["SHUTDOWN_TIMEOUT_MS"] == ("90000", "SHUTDOWN_TIMEOUT_MS")
+    assert run("-o", "json", SHUTDOWN_TIMEOUT_MS="x").stdout == "", "something else is wrong"
+
+
 def test_secrets_are_not_shown(tmp_path: Path) -> None:
     file = tmp_path / "etcd.json"
     file.write_text('{"endpoints": "http://h:2379", "userid": "u", "password": "hunter2"}')

@@ -34,7 +34,8 @@ async def test_a_child_that_ends_leaves_its_last_words(tmp_path: Path) -> None:
     await process.reap()
     assert process.pid == 0
     assert await process.last_words() == (
-        "    mm: 'x:0' is no address; allowed: [https://]host[:port], port 1 to 65535"
+        "    mm: 'x:0' (--address or MM_ADDRESS) is no address; allowed: host or host:port, an IPv6"
+        " address in brackets, a port from 1 to 65535, and https:// before it for TLS"
     )
 
 

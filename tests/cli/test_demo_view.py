@@ -90,7 +90,9 @@ def test_too_few_models_for_the_instances() -> None:
     result = CliRunner().invoke(main.app, ["demo", "--models", "23"])
     assert result.exit_code == 2
     assert result.stderr.startswith("mm: 23 models are too few for 3 instances: at least 8 for")
+    assert "; give --models 24 or more, or fewer --instances" in result.stderr
     assert result.stderr.count("\n") == 1
+    assert "at least 8 for each" in CliRunner().invoke(main.app, ["demo", "--help"]).stdout
 
 
 @pytest.mark.parametrize(

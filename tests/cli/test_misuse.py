@@ -9,6 +9,7 @@ import sys
 import pytest
 from grpclib.const import Status
 from grpclib.exceptions import GRPCError
+from typer.testing import CliRunner
 
 from mm.cli import main
 from mm.pb import mmesh
@@ -45,7 +46,7 @@ def test_an_output_that_cannot_be_written(mesh: FakeMesh, command: str) -> None:
         code, _out, err = run_process(mesh, command, "-o", "json", stdout=full)
     finally:
         os.close(full)
-    assert (code, err) == (8, b"mm: cannot write the output: no space left on device\n")
+    assert (code, err) == (8, b"mm: cannot write to standard output: no space left on device\n")
 
 
 def test_what_the_terminal_cannot_show(mesh: FakeMesh) -> None:
@@ -83,6 +84,15 @@ def test_values_that_are_none(mesh: FakeMesh, option: str, value: str, allowed: 
     assert (code, out) == (2, "")
     assert f"'{value}' is no " in err
     assert f"; allowed: {allowed} (see `mm vmodel list --help`)" in err
+
+
+@pytest.mark.parametrize("option", ["--port", "--host"])
+def test_a_runtime_listens_at_one_place(option: str) -> None:
+    result = CliRunner().invoke(
+        main.app, ["runtime", "sklearn", "--root", "/none", "--unix-socket", "/x", option, "0"]
+    )
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == f"mm: give --unix-socket or {option}, not both\n"
 
 
 def test_an_option_without_a_value_names_the_help_of_its_command(mesh: FakeMesh) -> None:

@@ -120,6 +120,23 @@ def test_a_refusal_is_one_line_with_its_code(mesh: FakeMesh) -> None:
         assert found == (4, "", f"mm: FAILED_PRECONDITION: Model iris has referents; {way}\n")
 
 
+@pytest.mark.parametrize("command", ["ensure-loaded", "policy"])
+def test_a_model_that_is_not_there_can_be_registered(mesh: FakeMesh, command: str) -> None:
+    mesh.answer = GRPCError(Status.NOT_FOUND, "model not found")
+    told = "register it: `mm model register 'a b' --path PATH`"
+    assert run(mesh, command, "a b") == (3, "", f"mm: NOT_FOUND: model not found; {told}\n")
+
+
+def test_a_model_that_is_there_with_other_values(mesh: FakeMesh) -> None:
+    mesh.answer = GRPCError(Status.ALREADY_EXISTS, "other values")
+    assert run(mesh, "register", "iris", "--wait") == (
+        4,
+        "",
+        "mm: ALREADY_EXISTS: other values: `mm model get iris` shows them; take another id, or"
+        " remove the model first (`mm model unregister iris`)\n",
+    )
+
+
 @pytest.mark.parametrize("command", [("register", "--wait"), ("ensure-loaded",)])
 def test_a_wait_that_ends_early_tells_that_the_load_goes_on(
     mesh: FakeMesh, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]

@@ -98,7 +98,6 @@ def end_with(error: Exception, monkeypatch: pytest.MonkeyPatch, path: Path, *, l
         raise error
 
     monkeypatch.setattr("mm.edge.app.serve", serve)
-    monkeypatch.setattr("signal.signal", lambda *_: None)
     settings = {"KV_STORE": "memory", "LL_TERMINATION_MSG_PATH": str(path)}
     monkeypatch.setattr("mm.cli.logs.log_to_stderr", lambda _level, is_json: None)
     # It is set for good where it is absent.

@@ -353,6 +353,10 @@ async def test_unreadable_records(caplog: pytest.LogCaptureFixture) -> None:
             await set_vmodel(a, "m")
         assert caught.value.code == StatusCode.FAILED_PRECONDITION
         assert await a.node.vmodels.status("v") == VModelStatus("NOT_FOUND")
+        with pytest.raises(MeshError, match="without an owner: it may not be us's") as caught:
+            await a.node.vmodels.delete("v", "us")
+        assert caught.value.code == StatusCode.FAILED_PRECONDITION
+        assert cluster.server.get(f"{PREFIX}/vmodels/v") is not None
         await a.node.vmodels.delete("v")
         assert cluster.server.get(f"{PREFIX}/vmodels/v") is None
         key = f"{PREFIX}/registry/m"

@@ -28,6 +28,14 @@ def test_an_address_in_use(tmp_path: Path) -> None:
     Address(path=path).bind().close()
 
 
+def test_a_file_that_is_no_socket_stays(tmp_path: Path) -> None:
+    path = tmp_path / "model.joblib"
+    path.write_text("kept")
+    with pytest.raises(StartupError, match="there is a file that is no socket"):
+        Address(path=str(path)).bind()
+    assert path.read_text() == "kept"
+
+
 @pytest.mark.parametrize("text", ["", "x", "1:2:x", "65536", "-1", "unix:", "unix://", "localhost"])
 def test_addresses_that_are_none(text: str) -> None:
     with pytest.raises(StartupError, match="address"):

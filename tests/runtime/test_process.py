@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -169,6 +171,26 @@ def test_a_load_that_never_ends_does_not_hold_up_the_stop(start: Any, connect: A
     assert process.stop() == 0
     assert load.code() is grpc.StatusCode.UNAVAILABLE
     assert "stopping with a load or call that has not ended" in process.stderr()
+
+
+def test_a_runtime_that_cannot_say_where_it_listens_serves_all_the_same() -> None:
+    with (
+        open("/dev/full", "wb") as full,
+        subprocess.Popen(
+            [sys.executable, "-m", "mm", "runtime", "example", "0"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process,
+    ):
+        assert process.stderr is not None
+        line = process.stderr.readline()
+        told = r"listening on (127\.0\.0\.1):(\d+); standard output cannot be written: No space "
+        match = re.search(told, line)
+        assert match, line
+        socket.create_connection((match[1], int(match[2]))).close()
+        process.terminate()
+        assert process.wait(STOP_TIMEOUT_S) == 0
 
 
 @pytest.mark.parametrize(
