@@ -40,14 +40,14 @@ IS_REAL_MINUTE = bool(os.environ.get("MM_TEST_REAL_MINUTE"))
 OUTAGE_S = 60.0 if IS_REAL_MINUTE else 15.0
 #: A write may try for this long before it is clear that the store is away (`store_timeout_s`).
 STORE_TIMEOUT_S = 3.5
+#: From then on each waits this long for it to come back (`DOWN_WAIT_S`).
+DOWN_WAIT_S = 0.5
 #: Less than it would take to find out by leases and by limits of calls; far more than it takes.
-RECOVERY_S = 30.0
-#: A call that waits for the store waits for a limit of its own, or for the end of the outage.
-HELD_UP_S = 10.0
+RECOVERY_S = 10.0
 #: Five a second of each instance: many more than there are waits that could hide between two.
 CALLS_MIN = 40
-#: What fails at once fails before this, although the machine has other work.
-AT_ONCE_S = 3.0
+#: What the machine may take for itself, since it has other work: less than half of a try.
+BUSY_S = 1.5
 LOADED = [f"loaded-{number}" for number in range(4)]
 #: Nobody calls these, so that only what the outage does is written of them.
 QUIET = [f"quiet-{number}" for number in range(30)]
@@ -65,7 +65,7 @@ class Seen:
 
     #: Outcomes of calls to loaded models, made all the time, from before to after.
     calls: Counter[Code] = field(default_factory=Counter)
-    longest_call_s: float = 0.0
+    call_times_s: list[float] = field(default_factory=list)
     #: What was tried during the outage -> its code, and how long it took.
     during: dict[str, tuple[Code, str, float]] = field(default_factory=dict)
     writes: list[tuple[Code, float]] = field(default_factory=list)
@@ -167,10 +167,9 @@ class Outage:
             number += 1
             metadata = (("mm-model-id", LOADED[number % len(LOADED)]),)
             started_s = time.monotonic()
-            code = stub.future(b"x", metadata=metadata, timeout=HELD_UP_S).code()
+            code = stub.future(b"x", metadata=metadata, timeout=CALL_TIMEOUT_S).code()
             self.seen.calls[code] += 1
-            took_s = time.monotonic() - started_s
-            self.seen.longest_call_s = max(self.seen.longest_call_s, took_s)
+            self.seen.call_times_s.append(time.monotonic() - started_s)
 
     def suffer(self) -> None:
         before = Counter(self.seen.calls)
@@ -287,10 +286,12 @@ def seen(request: pytest.FixtureRequest, outages: dict[str, Seen]) -> Seen:
 
 
 def test_loaded_models_keep_answering(seen: Seen) -> None:
-    """Every single call, before, during and after, at both instances; and none is held up."""
+    """Every single call, before, during and after, at both instances; and none waits for etcd."""
     assert set(seen.calls) == {Code.OK}
     assert seen.calls.total() > CALLS_MIN
-    assert seen.longest_call_s < HELD_UP_S
+    times_s = sorted(seen.call_times_s)
+    assert times_s[len(times_s) // 2] < DOWN_WAIT_S
+    assert times_s[-1] < STORE_TIMEOUT_S
 
 
 @pytest.mark.parametrize(
@@ -300,21 +301,21 @@ def test_what_needs_the_store_fails(seen: Seen, what: str) -> None:
     code, text, took_s = seen.during[what]
     assert code == Code.UNAVAILABLE
     assert text.startswith("etcd at 127.0.0.1:")
-    assert took_s < STORE_TIMEOUT_S + AT_ONCE_S
+    assert took_s < STORE_TIMEOUT_S + BUSY_S
 
 
 def test_status_is_answered_from_what_is_known(seen: Seen) -> None:
     code, _, took_s = seen.during["status of a loaded model"]
     assert code == Code.OK
-    assert took_s < AT_ONCE_S
+    assert took_s < BUSY_S
 
 
 def test_writes_fail_fast_once_it_is_clear(seen: Seen) -> None:
     assert {code for code, _ in seen.writes} == {Code.UNAVAILABLE}
     slowest_s = sorted(took_s for _, took_s in seen.writes)
     # The median: a new try to connect may make one or the other wait.
-    assert slowest_s[len(slowest_s) // 2] < AT_ONCE_S
-    assert slowest_s[-1] < STORE_TIMEOUT_S + AT_ONCE_S
+    assert slowest_s[len(slowest_s) // 2] < 2 * DOWN_WAIT_S
+    assert slowest_s[-1] < STORE_TIMEOUT_S + BUSY_S
 
 
 def test_recovery_by_itself(seen: Seen) -> None:
