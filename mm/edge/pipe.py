@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+import anyio
 from h2.errors import ErrorCodes
 from hpack.struct import NeverIndexedHeaderTuple
 
@@ -46,6 +47,9 @@ logger = logging.getLogger(__name__)
 #: A stream that the other side never looked at is repeated on another connection; more often than
 #: this means that it takes no streams at all.
 _REFUSALS_MAX = 3
+#: A peer may send a call back, because its vmodel has moved on, only if all of the request is kept.
+#: Clients send the end a moment after the headers; those that stream are waited for in vain.
+_END_WAIT_S = 0.1
 
 
 def upstream_headers(
@@ -98,6 +102,7 @@ class ProxiedCall:
 
     __slots__ = (
         "_attempt",
+        "_end_awaited",
         "_ended",
         "_held_bytes",
         "_is_parked",
@@ -132,6 +137,7 @@ class ProxiedCall:
         self.loop = incoming.link.loop
         self._attempt: Attempt | None = None
         self._ended = False
+        self._end_awaited: anyio.Event | None = None
         self._is_parked = False
         self._keeps = True
         self._kept_bytes = 0
@@ -209,6 +215,8 @@ class ProxiedCall:
     async def _begin_attempt(self, route: Route) -> Attempt:
         self._sent_count = 0
         self._attempt = None
+        if isinstance(route, PeerRoute) and route.may_wait and route.named_by is not None:
+            await self._wait_end()
         self._hold_kept()
         channel = self.proxy.channel(route)
         attempt = Attempt(self, route)
@@ -226,6 +234,13 @@ class ProxiedCall:
         self._attempt = attempt
         self._send_pieces(attempt)
         return attempt
+
+    async def _wait_end(self) -> None:
+        """Return when the request is all here, is too much to keep, or takes too long."""
+        if not self._ended and self._keeps:
+            self._end_awaited = anyio.Event()
+            with anyio.move_on_after(_END_WAIT_S):
+                await self._end_awaited.wait()
 
     def _measure(self, route: Route, code: int, began_s: float) -> None:
         """Count an attempt at the runtime here."""
@@ -297,6 +312,8 @@ class ProxiedCall:
                 return
         elif size:
             self.incoming.stream.acknowledge(size)
+        if self._end_awaited is not None and (self._ended or not self._keeps):
+            self._end_awaited.set()
         attempt = self._live_attempt
         if attempt is not None:
             self._hold_kept()

@@ -10,9 +10,9 @@ import grpc
 import grpc.aio
 import pytest
 from h2.errors import ErrorCodes
-from h2.events import RequestReceived
+from h2.events import PingAckReceived, RequestReceived
 
-from mm.core.calls import Hop, Outcome
+from mm.core.calls import Hop, NamedBy, Outcome
 from mm.core.headers import HeaderList
 from mm.core.ids import InstanceId
 from mm.edge.h2 import RUNTIME_LIMITS, Channel
@@ -133,6 +133,31 @@ async def test_only_a_call_that_can_be_sent_again_may_be_sent_back() -> None:
         assert await client.unary_unary("/t.S/Unary")(b"q", metadata=ID) == b"echo:q"
         assert [told.may_redirect for told in there.router.calls] == [True, False, False]
         assert {told.sender for told in there.router.calls} == {InstanceId("a b")}
+
+
+async def test_the_end_of_a_request_is_awaited_before_a_peer_may_send_it_back() -> None:
+    """Without all of it the peer would not hear of the vmodel, and the call wait on for the model
+    that the vmodel has left; a client that streams is not waited for.
+    """
+    named_by = NamedBy("v", 3)
+    async with serve_proxy(external=False) as there, serve_proxy() as here:
+        route = here.peer_route("m", address=there.address, may_wait=True, named_by=named_by)
+        here.router.answers = [route, route]
+        async with connect(here.port) as client:
+            unary = [(n, b"/t.S/Unary" if n == b":path" else v) for n, v in REQUEST]
+            stream_id = client.begin([*unary, (b"mm-model-id", b"m")])
+            client.h2.ping(b"headers?")
+            client.flush()
+            await client.wait_for(PingAckReceived)
+            client.send(stream_id, frame_message(b"q"), end=True)
+            answer, _ = await client.wait_answer(stream_id)
+        assert answer[b"grpc-status"] == b"0"
+        async with here.client() as streaming:
+            call = streaming.stream_stream("/t.S/Both")(metadata=ID)
+            await call.write(b"1")
+            assert await call.read() == b"re:1"
+            call.cancel()
+        assert [told.named_by for told in there.router.calls] == [named_by, None]
 
 
 async def test_a_large_request_is_never_sent_back() -> None:

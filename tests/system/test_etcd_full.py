@@ -126,7 +126,7 @@ def test_hits_go_on_writes_are_refused_and_room_is_all_it_takes(
         fill(keys)
         refused: list[Callable[[], object]] = [
             partial(one.register, "new"),
-            partial(two.unregister, "cold"),
+            partial(two.register, "newer"),
             partial(one.predict, "cold"),
             partial(two.predict, "cold"),
         ]
