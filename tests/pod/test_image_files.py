@@ -138,6 +138,6 @@ def test_manifests_name_what_there_is(path: Path) -> None:
     for name in re.findall(r"^ +- (?:path: )?(\S+\.yaml|\.\./\S+)$", text, re.MULTILINE):
         assert (path.parent / name).exists(), name
     for port in re.findall(r"(?:containerPort|port): (\d+)$", text, re.MULTILINE):
-        assert int(port) in (8033, 8080, 8089, 8090, 2112, 2379)
+        assert int(port) in (8033, 8034, 8080, 8089, 8090, 2112, 2379)
     for place in re.findall(r"path: (/[a-z]+)$", text, re.MULTILINE):
         assert place in ("/ready", "/live", "/prestop", "/metrics")
