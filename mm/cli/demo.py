@@ -7,7 +7,7 @@ from typing import Annotated, Final
 
 import typer
 
-from mm.demo.limits import EVICTIONS_MIN, MODELS_PER_INSTANCE_MIN
+from mm.demo.limits import EVICTIONS_MIN, INSTANCES_MIN, MODELS_PER_INSTANCE_MIN
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -25,7 +25,7 @@ def demo(
     ] = 30.0,
     models: Annotated[int, typer.Option(min=1, max=500, help=_MODELS_HELP)] = 60,
     instances: Annotated[
-        int, typer.Option(min=2, max=20, help="Instances to start; see --models.")
+        int, typer.Option(min=INSTANCES_MIN, max=20, help="Instances to start; see --models.")
     ] = 3,
     seed: Annotated[
         int, typer.Option(min=0, help="Decides on models, traffic and the instance to kill.")
@@ -60,11 +60,13 @@ def demo(
     from mm.cli.errors import MISUSED, CommandError
     from mm.demo.run import Options, run_demo
 
-    if models < instances * MODELS_PER_INSTANCE_MIN:
+    needed, fitting = instances * MODELS_PER_INSTANCE_MIN, models // MODELS_PER_INSTANCE_MIN
+    if models < needed:
+        fewer = f", or --instances {fitting} or fewer" if fitting >= INSTANCES_MIN else ""
         raise CommandError(
             f"{models} models are too few for {instances} instances: at least"
             f" {MODELS_PER_INSTANCE_MIN} for each are needed, or all fit and none is evicted; give"
-            f" --models {instances * MODELS_PER_INSTANCE_MIN} or more, or fewer --instances",
+            f" --models {needed} or more{fewer}",
             exit_code=MISUSED,
         )
     options = Options(

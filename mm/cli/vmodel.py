@@ -242,9 +242,13 @@ def delete(
 
     existed, left = ask(address, timeout, make)
     if left.active_model_id and left.owner != owner:
+        theirs, way = (
+            (repr(left.owner), "give that one, or no --owner")
+            if left.owner
+            else ("nobody", "give no --owner")
+        )
         raise CommandError(
-            f"vmodel {shown(vmodel_id)} stays: its owner is {left.owner!r}, not {owner!r};"
-            " give that one, or no --owner",
+            f"vmodel {shown(vmodel_id)} stays: its owner is {theirs}, not {owner!r}; {way}",
             exit_code=REFUSED,
         )
     text = "deleted" if existed else "there is no such vmodel"

@@ -86,11 +86,12 @@ def test_steps_and_events(is_plain: bool) -> None:
     assert "s] [bold]killed[/bold]" in text
 
 
-def test_too_few_models_for_the_instances() -> None:
-    result = CliRunner().invoke(main.app, ["demo", "--models", "23"])
+@pytest.mark.parametrize(("models", "way"), [(23, ", or --instances 2 or fewer"), (15, "")])
+def test_too_few_models_for_the_instances(models: int, way: str) -> None:
+    result = CliRunner().invoke(main.app, ["demo", "--models", str(models)])
     assert result.exit_code == 2
-    assert result.stderr.startswith("mm: 23 models are too few for 3 instances: at least 8 for")
-    assert "; give --models 24 or more, or fewer --instances" in result.stderr
+    assert result.stderr.startswith(f"mm: {models} models are too few for 3 instances: at least")
+    assert result.stderr.endswith(f"; give --models 24 or more{way}\n")
     assert result.stderr.count("\n") == 1
     assert "at least 8 for each" in CliRunner().invoke(main.app, ["demo", "--help"]).stdout
 
