@@ -23,15 +23,18 @@ from _soak_world import Place, rss_kib_of
 
 SAMPLE_S = 1.0
 #: The measured time in so many parts, each of which has one figure: its middle sample. What a burst
-#: or a fault takes for a moment is not in it.
-WINDOWS = 10
+#: or a fault takes for a moment is not in it, nor how much glibc keeps free from minute to minute,
+#: which is 3 % of an instance.
+WINDOWS = 5
 #: The goal; and what a small process may have more for a few messages that are large.
 SHARE_MAX, KIB_MAX = 0.02, 512
 #: So long after a fault calls may be refused because of it: connections are given up 5 to 7.5 s
 #: after a last sign of life, and those that could not be reached are left alone for 10 s at most.
 FELT_S = 20.0
-#: What a call has, of ``soaker.c``.
+#: What a call has, of ``soaker.c`` and of those that move vmodels.
 CALL_S = 30.0
+#: So long a switch waits for an instance that says nothing and might take a copy.
+SILENCE_S = 60.0
 _DEADLINE_EXCEEDED = 4
 #: What differs from call to call in a text.
 _NUMBERS = re.compile(r"[0-9]+(\.[0-9]+)*(:[0-9]+)?")
@@ -137,23 +140,27 @@ class Refusal:
     status: int
     has_begun: bool
     text: str
+    #: So long before it the fault may be over that it is because of.
+    felt_s: float = FELT_S
 
     @classmethod
     def read(cls, line: str) -> Refusal:
         """Read what ``soaker.c`` says of it."""
         _, _, _, status, has_begun, text = line.split(" ", 5)
-        return cls(time.monotonic(), int(status), has_begun == "1", _shown(unquote(text)))
+        felt_s = FELT_S + CALL_S * (int(status) == _DEADLINE_EXCEEDED)
+        shown = _shown(unquote(text))
+        return cls(time.monotonic(), int(status), has_begun == "1", shown, felt_s)
 
     @classmethod
     def of(cls, error: grpc.aio.AioRpcError) -> Refusal:
         """Take what a vmodel was not moved for."""
         code: int = error.code().value[0]
-        return cls(time.monotonic(), code, False, f"setVModel: {_shown(error.details() or '')}")
+        shown = f"setVModel: {_shown(error.details() or '')}"
+        return cls(time.monotonic(), code, False, shown, FELT_S + CALL_S + SILENCE_S)
 
     def may_follow(self, fault: Fault) -> bool:
         """Answer whether the fault is so near that it may be why."""
-        felt_s = FELT_S + (CALL_S if self.status == _DEADLINE_EXCEEDED else 0)
-        return fault.began_s <= self.at_s <= fault.ended_s + felt_s
+        return fault.began_s <= self.at_s <= fault.ended_s + self.felt_s
 
 
 def weigh_refusals(

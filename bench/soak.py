@@ -16,8 +16,8 @@ warm-up: two million before ten. Then this has to hold:
   not have come; calls that were not begun were not seen;
 - refusals are UNAVAILABLE, or the time was up; and something had failed not long before;
 - processes that were there all the time do not grow: the middle of the samples of resident memory
-  in the last tenth of the time is no more than 2 % (or 512 KiB) above that in the first tenth after
-  the warm-up, and so is the trend over all tenths (told of runs of four minutes and more);
+  in the last fifth of the time is no more than 2 % (or 512 KiB) above that in the first fifth after
+  the warm-up, and so is the trend over all fifths (told of runs of four minutes and more);
 - in the end, with every client gone, each has as many descriptors as after the warm-up.
 
 Exits with 1 if one of these does not hold.
@@ -231,7 +231,7 @@ def compare(
             verdict = "flat" if growth.is_flat else "GROWN"
             if not growth.is_flat:
                 steps = " ".join(f"{kib:.0f}" for kib in growth.windows_kib)
-                wrong.append(f"{what} has grown: {size}; by tenths of the time {steps}")
+                wrong.append(f"{what} has grown: {size}; by fifths of the time {steps}")
         if now.others > then.others or now.pooled > then.pooled + POOLED_MORE_MAX:
             wrong.append(f"{what} has more descriptors: {then} and then {now}")
         fds = f"{then.others} -> {now.others} (and {then.pooled} -> {now.pooled})"
