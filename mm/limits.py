@@ -284,12 +284,13 @@ class Limits:
     client_unread_s: float = 300.0
     #: Resets of calls less than a second old on one connection of a client, at once and so many
     #: more each second; what makes us reset counts as well. A load balancer whose clients give up
-    #: all of its thousand streams at a time does no more.
+    #: all of its thousand streams at a time does no more. Of an instance 500 times as many.
     client_resets_burst: int = 1_000
     client_resets_per_s: int = 200
     #: Pings, settings, priorities, window updates, empty and unknown frames, besides those that
     #: go with the calls and answers on the connection (four for each piece). Clients send a ping
-    #: each 10 s, and a few of the others; so much takes a thread a millisecond a second.
+    #: each 10 s, and a few of the others; so much takes a thread a millisecond a second. Of an
+    #: instance 20 times as many.
     client_frames_burst: int = 10_000
     client_frames_per_s: int = 1_000
     #: Streams at once on one connection of a peer, which carries the calls of many clients.

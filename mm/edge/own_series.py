@@ -145,7 +145,7 @@ WIRE_COUNTERS: Final = {
     "crowded": "Connections refused because clients had as many as they may",
     "crowded_address": "Connections refused because one address had as many as it may",
     "crowded_peers": "Connections refused because peers had as many as they may",
-    "floods_refused": "Connections cut off for what clients sent",
+    "floods_refused": "Connections cut off for what clients or peers sent",
     "buffers_full": "Calls refused because those of their connection took too much memory",
     "prefaces_late": "Connections closed because nothing, or not enough, came from clients",
     "aged": "Connections of clients that were ended for their age",

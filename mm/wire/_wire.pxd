@@ -256,7 +256,7 @@ cdef struct conn_t:
     uint64_t pinged_ms
     uint64_t idle_since_ms     # of a connection of ours: its last call ended then
     uint64_t recent_ids[RECENT_IDS]   # hashes of ids that were sent on it
-    # What a client may send besides calls (_wire_guards.pxi), and where its frames stand.
+    # What a client or peer may send besides calls (_wire_guards.pxi), and where its frames stand.
     const char *flood          # what it sent too much of
     double frames_left
     uint64_t frames_ms
@@ -324,8 +324,9 @@ cdef struct config_t:
     uint32_t streams_max[ROLES]
     uint32_t connections_max[ROLES]   # of all workers
     uint32_t per_address_max   # of these, of clients
-    uint32_t resets_burst, resets_per_s   # of a client's connection
-    uint32_t frames_burst, frames_per_s
+    # Of one connection (_wire_guards.pxi):
+    double resets_burst[ROLES], resets_per_s[ROLES]
+    double frames_burst[ROLES], frames_per_s[ROLES]
     uint32_t headers_ms, message_ms   # for a list of headers, a first message, to be whole,
     uint32_t waiting_max       # calls that wait for a connection to one place
     uint32_t unread_ms         # for an answer to be taken

@@ -20,7 +20,7 @@ cdef void client_settled(conn_t *conn) noexcept nogil:
     if conn.is_draining:
         timer_set(w, &conn.timer, w.now_ms + DRAIN_NOTICE_MS)   # then `client_drained`
         return
-    if not is_guarded(conn) or w.config == NULL:
+    if not is_timed(conn) or w.config == NULL:
         return
     age_ms = w.config.age_ms
     # A tenth more or less: of clients that came together not all have to come back together.
@@ -84,7 +84,7 @@ cdef void client_drained(conn_t *conn) noexcept nogil:
     """
     cdef worker_t *w = conn.worker
     conn_goaway(conn)
-    if not is_guarded(conn) or w.config == NULL:
+    if not is_timed(conn) or w.config == NULL:
         return
     conn.until_ms = <uint64_t>-1
     if conn.is_aged and w.config.age_grace_ms != 0:

@@ -43,7 +43,7 @@ cdef enum:
     # Attempts that failed and whose calls cannot be sent again: tier 2 is told of them,
     COUNT_FAILURES_TOLD
     COUNT_FAILURES_UNTOLD  # or is not, for want of room
-    COUNT_FLOODS          # clients that were cut off for what they sent
+    COUNT_FLOODS          # clients and peers that were cut off for what they sent
     COUNT_SLOW_GIVEN_UP   # calls and connections ended because nobody took what waited
     COUNT_BUFFER_BYTES    # that calls take now, without their answers
     COUNT_BUFFERS_FULL    # calls that there was no memory for

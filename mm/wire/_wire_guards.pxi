@@ -1,10 +1,13 @@
-# What a client may do on a connection besides calling: frames that cost us something and bring
-# nobody anything are counted, and who sends too many is cut off.
+# What a client or peer may do on a connection besides calling: frames that cost us something and
+# bring nobody anything are counted, and who sends too many is cut off.
 #
 # The heads of frames are read here, before nghttp2 sees them: its own limits are of this or that
 # version, and it tells of some frames only when they are whole, of others never. A connection has
 # an allowance (`frames_left`) that fills with time and with what it really calls for; what it sends
-# costs a part of it. Peers pass on what all their clients do, and are not held to it.
+# costs a part of it.
+#
+# A peer passes on what all its clients do, and whoever is cut off loses calls of others, so it may
+# do far more (PEER_FRAMES, PEER_RESETS), and what its clients can have it send costs little.
 
 cdef enum:
     # Of one list of headers. At 16 KiB a frame lists are far longer than any that is accepted.
@@ -16,6 +19,13 @@ cdef enum:
     KEY_UPDATE_FRAMES = 300
     BOMB_FRAMES = 500
     STREAMS_A_FRAME = 8
+    # So many times what a client may. It has 20 times the streams, and of frames that are no part
+    # of calls it sends no more for many clients than for one. Resets are its clients' own: calls by
+    # the ten thousand whose time is up in less than a second. 100,000 in each second are about as
+    # many calls as a thread, whose connection it is, can pass on at all (9 us at both ends), and
+    # every one of them given up.
+    PEER_FRAMES = 20
+    PEER_RESETS = 500
     # Control frames that may wait for a client that does not read, beside four of each stream.
     QUEUE_MAX = 2000
     # A call that has run so long was not made to be reset.
@@ -35,16 +45,22 @@ cdef enum:
 
 
 cdef inline bint is_guarded(const conn_t *conn) noexcept nogil:
+    return conn.is_server
+
+
+cdef inline bint is_timed(const conn_t *conn) noexcept nogil:
+    """Answer whether it is held to limits of time (_wire_clients.pxi): clients are."""
     return conn.is_server and conn.role == ROLE_EXTERNAL
 
 
 cdef void frames_earn(conn_t *conn) noexcept nogil:
     """A piece of a body, or the end of an answer, has passed."""
-    if conn.worker.config == NULL:
+    cdef const config_t *config = conn.worker.config
+    if config == NULL:
         return
     conn.frames_left += FRAMES_EARNED
-    if conn.frames_left > conn.worker.config.frames_burst:
-        conn.frames_left = conn.worker.config.frames_burst
+    if conn.frames_left > config.frames_burst[conn.role]:
+        conn.frames_left = config.frames_burst[conn.role]
 
 
 cdef void frames_charge(conn_t *conn, double frames, const char *what) noexcept nogil:
@@ -55,12 +71,19 @@ cdef void frames_charge(conn_t *conn, double frames, const char *what) noexcept 
     conn.frames_left -= frames
     if conn.frames_left >= 0:
         return
-    conn.frames_left += (w.now_ms - conn.frames_ms) * <double>w.config.frames_per_s / 1000
+    conn.frames_left += (w.now_ms - conn.frames_ms) * w.config.frames_per_s[conn.role] / 1000
     conn.frames_ms = w.now_ms
-    if conn.frames_left > w.config.frames_burst:
-        conn.frames_left = w.config.frames_burst
+    if conn.frames_left > w.config.frames_burst[conn.role]:
+        conn.frames_left = w.config.frames_burst[conn.role]
     if conn.frames_left < 0 and conn.flood == NULL:
         conn.flood = what
+
+
+cdef void bomb_charge(conn_t *conn) noexcept nogil:
+    """Headers came that are not kept. Those of a peer may be a client's, which are as long as that
+    may send and a few more.
+    """
+    frames_charge(conn, BOMB_FRAMES if is_timed(conn) else 1, b"headers that are too long")
 
 
 cdef void frame_begun(conn_t *conn) noexcept nogil:
@@ -133,9 +156,9 @@ cdef void reset_counted(conn_t *conn, const call_t *call) noexcept nogil:
         return
     if call != NULL and w.now_ns - call.arrived_ns >= RESET_LIFE_NS:
         return   # a client, or a whole crowd of them, whose time was up
-    conn.resets_left += (w.now_ms - conn.resets_ms) * <double>w.config.resets_per_s / 1000
-    if conn.resets_left > w.config.resets_burst:
-        conn.resets_left = w.config.resets_burst
+    conn.resets_left += (w.now_ms - conn.resets_ms) * w.config.resets_per_s[conn.role] / 1000
+    if conn.resets_left > w.config.resets_burst[conn.role]:
+        conn.resets_left = w.config.resets_burst[conn.role]
     conn.resets_ms = w.now_ms
     conn.resets_left -= 1
     if conn.resets_left < 0 and not conn.goaway_sent:
@@ -144,6 +167,9 @@ cdef void reset_counted(conn_t *conn, const call_t *call) noexcept nogil:
         count(w, COUNT_RESETS_REFUSED, 1)
         nghttp2_session_terminate_session(conn.session, NGHTTP2_ENHANCE_YOUR_CALM)
         mark_dirty(conn)
+        if not is_timed(conn):
+            # Nobody looks whether it reads that.
+            timer_set(w, &conn.timer, w.now_ms + w.config.headers_ms)
 
 
 cdef void reset_sent(conn_t *conn, uint32_t code) noexcept nogil:

@@ -120,7 +120,7 @@ cdef int server_header(
         return 0
     if call == NULL or not take_request_header(
             call, name, name_length, value, value_length, flags):
-        frames_charge(conn, BOMB_FRAMES, b"headers that are too long")
+        bomb_charge(conn)
         return NGHTTP2_ERR_TEMPORAL_CALLBACK_FAILURE
     return 0
 

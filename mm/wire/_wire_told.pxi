@@ -102,6 +102,18 @@ cdef access_t *access_new(object told) except NULL:
     return access
 
 
+cdef void guards_set(config_t *config, object told) except *:
+    """Lay out what a client may send besides calls, and a peer."""
+    config.resets_burst[ROLE_EXTERNAL] = told.resets_burst
+    config.resets_per_s[ROLE_EXTERNAL] = told.resets_per_s
+    config.frames_burst[ROLE_EXTERNAL] = told.frames_burst
+    config.frames_per_s[ROLE_EXTERNAL] = told.frames_per_s
+    config.resets_burst[ROLE_PEER] = PEER_RESETS * config.resets_burst[ROLE_EXTERNAL]
+    config.resets_per_s[ROLE_PEER] = PEER_RESETS * config.resets_per_s[ROLE_EXTERNAL]
+    config.frames_burst[ROLE_PEER] = PEER_FRAMES * config.frames_burst[ROLE_EXTERNAL]
+    config.frames_per_s[ROLE_PEER] = PEER_FRAMES * config.frames_per_s[ROLE_EXTERNAL]
+
+
 cdef config_t *config_new(object told) except NULL:
     """Make a worker's own copy of the configuration."""
     cdef config_t *config = <config_t *>calloc(1, sizeof(config_t))
@@ -136,16 +148,13 @@ cdef config_t *config_new(object told) except NULL:
         config.connections_max[ROLE_EXTERNAL] = told.clients.connections_max
         config.connections_max[ROLE_PEER] = told.peer_connections_max
         config.per_address_max = told.clients.per_address_max
-        config.resets_burst = told.clients.resets_burst
-        config.resets_per_s = told.clients.resets_per_s
+        guards_set(config, told.clients)
         config.headers_ms = told.clients.headers_ms
         config.message_ms = told.clients.message_ms
         config.unread_ms = told.clients.unread_ms
         config.idle_ms = told.clients.idle_ms
         config.age_ms = told.clients.age_ms
         config.age_grace_ms = told.clients.age_grace_ms
-        config.frames_burst = told.clients.frames_burst
-        config.frames_per_s = told.clients.frames_per_s
         config.upstream_idle_ms = told.upstream_idle_ms
         config.quiet_ms = told.quiet_ms
         config.quiet_answer_ms = told.quiet_answer_ms

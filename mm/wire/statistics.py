@@ -57,7 +57,7 @@ class WireStatistics:
     #: and those that it had no room for.
     failures_told: int
     failures_untold: int
-    #: Clients that were cut off for what they sent.
+    #: Clients and peers that were cut off for what they sent.
     floods_refused: int
     #: Calls and connections ended because their clients took nothing: for `client_unread_s`, or for
     #: the longest while too many bytes of answers waited.

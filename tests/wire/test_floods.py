@@ -9,13 +9,14 @@ import itertools
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from mm.core.headers import HeaderList
 from mm.edge.tls import Contexts
-from mm.wire import WireTls
+from mm.wire import Role, WireTls
 from mm.wire.client_limits import ClientLimits
 from tests.identities import make
 from tests.wire.frames import request
@@ -31,17 +32,21 @@ from tests.wire.hostile import (
     SETTINGS,
     WINDOW_UPDATE,
     Requests,
+    ask_large,
     dial,
     frame,
     good_client,
     run_attack,
 )
-from tests.wire.stand import serve_wire
+from tests.wire.stand import serve_wire, until
 from tests.wire.test_tls import contexts_of
 
 pytestmark = pytest.mark.anyio
+CANCEL = b"\0\0\0\x08"
 #: So that floods need not be long.
 LIMITS = ClientLimits(frames_burst=500, frames_per_s=10, resets_burst=100, resets_per_s=10)
+#: The same of instances, or nearly, which may send many times as much.
+FEW = ClientLimits(frames_burst=25, frames_per_s=0, resets_burst=1, resets_per_s=0)
 
 
 def _repeated(piece: bytes, *, before: bytes = b"") -> Iterator[bytes]:
@@ -68,9 +73,11 @@ OTHERS: dict[str, Callable[[], Iterator[bytes]]] = {
 }
 
 
+@pytest.mark.parametrize("role", Role)
 @pytest.mark.parametrize("what", FLOODS)
-async def test_a_flood_of_frames_is_cut_off(what: str) -> None:
-    await _is_cut_off(FLOODS[what](), what)
+async def test_a_flood_of_frames_is_cut_off(what: str, role: Role) -> None:
+    """A client's or an instance's; another one loses nothing."""
+    await _is_cut_off(FLOODS[what](), what, role)
 
 
 async def test_padded_bodies_are_no_flood() -> None:
@@ -97,9 +104,9 @@ async def test_so_is_one_of_other_frames(name: str) -> None:
     await _is_cut_off(OTHERS[name](), what)
 
 
-async def _is_cut_off(pieces: Iterator[bytes], what: str) -> None:
-    async with serve_wire() as stand:
-        stand.configure(clients=LIMITS)
+async def _is_cut_off(pieces: Iterator[bytes], what: str, role: Role = Role.EXTERNAL) -> None:
+    async with serve_wire(role=role) as stand:
+        stand.configure(clients=LIMITS if role is Role.EXTERNAL else FEW)
         end = await run_attack(stand, pieces)
         assert end.code == ENHANCE_YOUR_CALM
         assert stand.wire.take_flood() == ("127.0.0.1", what)
@@ -111,7 +118,7 @@ def _resets() -> Iterator[bytes]:
     yield PREFACE
     while True:
         yield requests.next()
-        yield frame(RST_STREAM, b"\0\0\0\x08", stream_id=requests.stream_id)
+        yield frame(RST_STREAM, CANCEL, stream_id=requests.stream_id)
 
 
 def _made_resets() -> Iterator[bytes]:
@@ -123,15 +130,47 @@ def _made_resets() -> Iterator[bytes]:
         yield frame(WINDOW_UPDATE, b"\x7f\xff\xff\xff", stream_id=requests.stream_id)
 
 
+@pytest.mark.parametrize("role", Role)
 @pytest.mark.parametrize("pieces", [_resets, _made_resets])
 async def test_resets_that_are_sent_and_those_that_are_made_are_counted(
-    pieces: Callable[[], Iterator[bytes]],
+    pieces: Callable[[], Iterator[bytes]], role: Role
 ) -> None:
-    async with serve_wire() as stand:
-        stand.configure(clients=ClientLimits(resets_burst=100, resets_per_s=10))
+    async with serve_wire(role=role) as stand:
+        few = 100 if role is Role.EXTERNAL else 1
+        stand.configure(clients=ClientLimits(resets_burst=few, resets_per_s=0))
         end = await run_attack(stand, pieces())
         assert end.code == ENHANCE_YOUR_CALM
         await stand.settle(resets_refused=1, floods_refused=0, connections_open=0, calls_open=0)
+
+
+async def test_an_instance_may_give_up_all_its_calls_at_once() -> None:
+    """Those of all its clients; and it makes others on the same connection."""
+    async with serve_wire(role=Role.PEER) as stand:
+        with closing(dial(stand.port)) as caller:
+            pieces = itertools.islice(_resets(), 1 + 2 * stand.settings.peer_streams_max)
+            ping = frame(PING, b"12345678")
+            await asyncio.to_thread(caller.sendall, b"".join(pieces) + ping)
+            heard = b""
+            while b"12345678" not in heard:
+                more = await asyncio.to_thread(caller.recv, 2**16)
+                assert more, "cut off"
+                heard += more
+        await stand.settle(resets_refused=0, floods_refused=0, connections_open=0, calls_open=0)
+
+
+async def test_an_instance_that_was_cut_off_and_does_not_read_is_closed() -> None:
+    async with serve_wire(role=Role.PEER, socket_bytes=4096) as stand:
+        stand.configure(clients=replace(FEW, headers_ms=50))
+        with closing(ask_large(stand)) as caller:
+            await until(lambda: stand.counts.unwritten_bytes > 0)
+            requests = Requests()
+            requests.stream_id = 1
+            pieces = [
+                requests.next() + frame(RST_STREAM, CANCEL, stream_id=requests.stream_id)
+                for _ in range(1000)
+            ]
+            caller.sendall(b"".join(pieces))
+            await stand.settle(resets_refused=1, connections_open=0)
 
 
 async def test_headers_that_swell_are_not_kept() -> None:

@@ -83,8 +83,10 @@ PEER_LIMITS = TransportLimits(
     # the next; longer than any pause of a process that lives.
     ping_interval_s=2.5,
     ping_timeout_s=5.0,
-    # A peer passes on the cancellations of all its clients.
-    resets_per_s=1e6,
+    # A peer passes on the cancellations of all its clients: as many times a client's as on the wire
+    # (PEER_RESETS in mm/wire/_wire_guards.pxi).
+    resets_burst=500_000,
+    resets_per_s=100_000.0,
 )
 #: The runtime beside this instance: no pings, which gRPC servers punish when they come often.
 RUNTIME_LIMITS = TransportLimits(header_list_bytes_max=64 * 1024)
