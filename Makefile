@@ -68,7 +68,7 @@ test-sanitize-table: $(EXTENSION) ## the table and its readers under the sanitiz
 	@$(PY) tests/table/sanitize/run.py $(ARGS)
 
 .PHONY: test-sanitize-wire
-test-sanitize-wire: $(EXTENSION) ## the wire under the sanitizers: a quarter of an hour, by hand
+test-sanitize-wire: $(EXTENSION) ## the wire under the sanitizers: a quarter of an hour, by hand (ARGS=--suite: all tests, at most an hour)
 	@$(PY) tests/wire/sanitize/run.py $(ARGS)
 
 MINUTES ?= 5

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -18,6 +19,12 @@ from typing import Final
 
 #: What a sanitizer exits with on a finding; neither Python nor pytest does.
 FOUND: Final = 66
+#: What the answer is instead when the time was up.
+LATE: Final = 67
+#: Where processes leave their findings: also those that may write nowhere else.
+FINDINGS: Final = "SANITIZER_FINDINGS"
+#: From Ctrl-C, after which tests say what has failed so far and end what they have started.
+_ENDS_S: Final = 60
 
 
 @dataclass(frozen=True)
@@ -45,13 +52,18 @@ class Sanitizer:
     ) -> tuple[int, str]:
         """Run Python with its runtime preloaded; answer the exit code and all that was printed.
 
-        Findings of processes that it starts are in it, wherever these print to.
+        Findings of processes that it starts are in it, wherever these print to and however they
+        end: ``FOUND`` is the code then.
         """
         with tempfile.TemporaryDirectory() as findings:
+            # Processes of other users write there as well.
+            os.chmod(findings, 0o777)
             options = {k: f"{v} log_path={findings}/{k}" for k, v in self.options.items()}
-            code, output = self._run(command, path, timeout_s, cwd, {**(env or {}), **options})
+            own = {**(env or {}), **options, FINDINGS: findings}
+            code, output = self._run(command, path, timeout_s, cwd, own)
             files = sorted(Path(findings).iterdir())
-            return code, output + "".join(each.read_text(errors="replace") for each in files)
+            told = "".join(f"{each.name}:\n{each.read_text(errors='replace')}" for each in files)
+            return FOUND if files else code, output + told
 
     def _run(
         self,
@@ -63,24 +75,33 @@ class Sanitizer:
     ) -> tuple[int, str]:
         environment = {
             **os.environ,
+            # Its own allocator would hide overruns, and frees.
+            "PYTHONMALLOC": "malloc",
             **env,
             "LD_PRELOAD": " ".join(_library(each) for each in self.libraries),
             "PYTHONPATH": os.pathsep.join(map(str, path)),
-            # Its own allocator would hide overruns, and frees.
-            "PYTHONMALLOC": "malloc",
         }
         # Older runtimes of ThreadSanitizer do not start where addresses are very random.
         fixed = ["setarch", "-R"] if shutil.which("setarch") else []
-        done = subprocess.run(
-            [*fixed, sys.executable, *command],
-            cwd=cwd,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=timeout_s,
-            check=False,
-        )
-        return done.returncode, done.stdout + done.stderr
+        # A file, which those whom it leaves behind do not hold open, as they would a pipe.
+        with tempfile.TemporaryFile("w+", errors="replace") as output:
+            process = subprocess.Popen(
+                [*fixed, sys.executable, *command],
+                cwd=cwd,
+                env=environment,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                # Who runs it in the background may ignore it, and what is started here as well.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            )
+            late = ""
+            try:
+                code = process.wait(timeout_s)
+            except subprocess.TimeoutExpired:
+                code, late = LATE, f"\nnot done in {timeout_s:.0f} s, which is the limit\n"
+                _end(process)
+            output.seek(0)
+            return code, output.read() + late
 
 
 THREAD: Final = Sanitizer(
@@ -120,6 +141,15 @@ class Fault:
         text = path.read_text()
         assert text.count(self.right) == 1, f"{self.file} has changed: plant the fault anew"
         path.write_text(text.replace(self.right, self.wrong))
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.send_signal(signal.SIGINT)
+    try:
+        process.wait(_ENDS_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def _library(name: str) -> str:

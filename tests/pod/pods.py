@@ -31,6 +31,7 @@ from tests.identities import Identity
 from tests.pod import tables
 from tests.pod.adapter import Adapter, serving
 from tests.pod.tables import Probe, Runtime
+from tests.sanitizers import FINDINGS
 from tests.system.etcd import Keys
 from tests.system.processes import Program, eventually
 
@@ -110,6 +111,7 @@ class Pod:
             **settings,
         }
         arguments = [str(UID), str(self.directory), str(self.termination_log)]
+        arguments += filter(None, [os.environ.get(FINDINGS)])
         name = f"mm of {self.name}"
         self.mm = Program.forked(name, "tests.pod.contained", *arguments, settings=self.settings)
 

@@ -57,6 +57,7 @@ def test_interop_14_the_secret_says_where_etcd_is(cluster: Cluster) -> None:
         assert cluster.keys.get(key) is not None
 
 
+@pytest.mark.without_sanitizers("resident memory: a sanitizer takes as much again")
 def test_interop_15_the_container_needs_no_rights_and_little_memory(cluster: Cluster) -> None:
     """stop.sh is where deployments call it; whoever runs is nobody, without a capability."""
     script = ROOT / "config/image/stop.sh"

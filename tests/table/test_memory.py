@@ -22,6 +22,7 @@ def resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
 
+@pytest.mark.without_sanitizers("resident memory: a sanitizer keeps what was freed")
 @pytest.mark.parametrize("id_length", [36, 64])
 def test_a_model_takes_at_most_300_bytes_everything_counted(id_length: int) -> None:
     table = Table(10**9)
@@ -78,6 +79,7 @@ def test_memory_held_for_readers_is_given_back_when_they_pass() -> None:
     assert table.memory_bytes() < held
 
 
+@pytest.mark.without_sanitizers("resident memory: a sanitizer keeps what was freed")
 def test_tables_that_are_gone_leave_nothing_behind() -> None:
     def fill() -> None:
         table = Table(10_000)
