@@ -17,6 +17,9 @@ TEST_WORKERS ?= 4
 SOURCES := mm tests bench setup.py proto
 
 export PYTHON MM_BUILD_DEBUG
+# Where this is set, every worker of the tests and every process that they start compiles everything
+# anew: 5 s of CPU for the one, 0.3 s for the other.
+unexport PYTHONDONTWRITEBYTECODE
 
 PACKAGES := $(VENV)/.packages
 EXTENSION := $(VENV)/.extension$(if $(filter-out 0,$(MM_BUILD_DEBUG)),-debug)
