@@ -28,7 +28,8 @@ from mm._lru cimport slot_t, table_t
 from mm._lru_atomics cimport atomic_u32, atomic_u64
 from mm.wire._wire_access cimport access_t, shown_t
 from mm.wire._wire_counters cimport COUNTS, failure_t, report_t, row_t, rows_t
-from mm.wire._wire_values cimport buffer_t, head_t, headers_t, injector_t, meter_t, text_t
+from mm.wire._wire_values cimport (
+    allowance_t, buffer_t, head_t, headers_t, injector_t, meter_t, text_t)
 from mm.wire.nghttp2 cimport nghttp2_nv, nghttp2_session
 from mm.wire.openssl cimport SSL, SSL_CTX
 from mm.wire.system cimport pthread_mutex_t, sockaddr_storage
@@ -324,9 +325,8 @@ cdef struct config_t:
     uint32_t streams_max[ROLES]
     uint32_t connections_max[ROLES]   # of all workers
     uint32_t per_address_max   # of these, of clients
-    # Of one connection (_wire_guards.pxi):
-    double resets_burst[ROLES], resets_per_s[ROLES]
-    double frames_burst[ROLES], frames_per_s[ROLES]
+    allowance_t resets[ROLES]  # of one connection (_wire_guards.pxi)
+    allowance_t frames[ROLES]
     uint32_t headers_ms, message_ms   # for a list of headers, a first message, to be whole,
     uint32_t waiting_max       # calls that wait for a connection to one place
     uint32_t unread_ms         # for an answer to be taken

@@ -43,8 +43,8 @@ cdef conn_t *conn_new(worker_t *w, int fd, uint8_t role, target_t *target) noexc
     conn.timer.kind = TIMER_CONN
     conn.heard_ms = conn.resets_ms = conn.frames_ms = w.now_ms
     if w.config != NULL:
-        conn.resets_left = w.config.resets_burst[role]
-        conn.frames_left = w.config.frames_burst[role]
+        conn.resets_left = w.config.resets[role].burst
+        conn.frames_left = w.config.frames[role].burst
     conn.frame_left = PREFACE_BYTES
     # Without it an answer may wait 40 ms for an acknowledgement. Refused by Unix sockets.
     setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one))

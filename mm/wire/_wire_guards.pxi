@@ -59,8 +59,8 @@ cdef void frames_earn(conn_t *conn) noexcept nogil:
     if config == NULL:
         return
     conn.frames_left += FRAMES_EARNED
-    if conn.frames_left > config.frames_burst[conn.role]:
-        conn.frames_left = config.frames_burst[conn.role]
+    if conn.frames_left > config.frames[conn.role].burst:
+        conn.frames_left = config.frames[conn.role].burst
 
 
 cdef void frames_charge(conn_t *conn, double frames, const char *what) noexcept nogil:
@@ -71,10 +71,10 @@ cdef void frames_charge(conn_t *conn, double frames, const char *what) noexcept 
     conn.frames_left -= frames
     if conn.frames_left >= 0:
         return
-    conn.frames_left += (w.now_ms - conn.frames_ms) * w.config.frames_per_s[conn.role] / 1000
+    conn.frames_left += (w.now_ms - conn.frames_ms) * w.config.frames[conn.role].per_s / 1000
     conn.frames_ms = w.now_ms
-    if conn.frames_left > w.config.frames_burst[conn.role]:
-        conn.frames_left = w.config.frames_burst[conn.role]
+    if conn.frames_left > w.config.frames[conn.role].burst:
+        conn.frames_left = w.config.frames[conn.role].burst
     if conn.frames_left < 0 and conn.flood == NULL:
         conn.flood = what
 
@@ -156,9 +156,9 @@ cdef void reset_counted(conn_t *conn, const call_t *call) noexcept nogil:
         return
     if call != NULL and w.now_ns - call.arrived_ns >= RESET_LIFE_NS:
         return   # a client, or a whole crowd of them, whose time was up
-    conn.resets_left += (w.now_ms - conn.resets_ms) * w.config.resets_per_s[conn.role] / 1000
-    if conn.resets_left > w.config.resets_burst[conn.role]:
-        conn.resets_left = w.config.resets_burst[conn.role]
+    conn.resets_left += (w.now_ms - conn.resets_ms) * w.config.resets[conn.role].per_s / 1000
+    if conn.resets_left > w.config.resets[conn.role].burst:
+        conn.resets_left = w.config.resets[conn.role].burst
     conn.resets_ms = w.now_ms
     conn.resets_left -= 1
     if conn.resets_left < 0 and not conn.goaway_sent:

@@ -104,14 +104,14 @@ cdef access_t *access_new(object told) except NULL:
 
 cdef void guards_set(config_t *config, object told) except *:
     """Lay out what a client may send besides calls, and a peer."""
-    config.resets_burst[ROLE_EXTERNAL] = told.resets_burst
-    config.resets_per_s[ROLE_EXTERNAL] = told.resets_per_s
-    config.frames_burst[ROLE_EXTERNAL] = told.frames_burst
-    config.frames_per_s[ROLE_EXTERNAL] = told.frames_per_s
-    config.resets_burst[ROLE_PEER] = PEER_RESETS * config.resets_burst[ROLE_EXTERNAL]
-    config.resets_per_s[ROLE_PEER] = PEER_RESETS * config.resets_per_s[ROLE_EXTERNAL]
-    config.frames_burst[ROLE_PEER] = PEER_FRAMES * config.frames_burst[ROLE_EXTERNAL]
-    config.frames_per_s[ROLE_PEER] = PEER_FRAMES * config.frames_per_s[ROLE_EXTERNAL]
+    config.resets[ROLE_EXTERNAL].burst = told.resets_burst
+    config.resets[ROLE_EXTERNAL].per_s = told.resets_per_s
+    config.frames[ROLE_EXTERNAL].burst = told.frames_burst
+    config.frames[ROLE_EXTERNAL].per_s = told.frames_per_s
+    config.resets[ROLE_PEER].burst = PEER_RESETS * config.resets[ROLE_EXTERNAL].burst
+    config.resets[ROLE_PEER].per_s = PEER_RESETS * config.resets[ROLE_EXTERNAL].per_s
+    config.frames[ROLE_PEER].burst = PEER_FRAMES * config.frames[ROLE_EXTERNAL].burst
+    config.frames[ROLE_PEER].per_s = PEER_FRAMES * config.frames[ROLE_EXTERNAL].per_s
 
 
 cdef config_t *config_new(object told) except NULL:

@@ -11,6 +11,11 @@ cdef struct buffer_t:
     size_t capacity
 
 
+# How many of something may come at once, and how many more each second.
+cdef struct allowance_t:
+    double burst, per_s
+
+
 # One header. `kind` tells what becomes of it (PASS .. in _wire_headers.pxi).
 cdef struct header_t:
     uint8_t *name
