@@ -9,7 +9,6 @@ client as INTERNAL and the log with a traceback.
 
 from __future__ import annotations
 
-import copy
 import enum
 from typing import Self
 
@@ -62,7 +61,10 @@ class MeshError(Exception):
 
     def another(self) -> Self:
         """Answer the same outcome anew: one object raised many times would pile up tracebacks."""
-        return copy.copy(self)
+        # Not by ``__init__``, as a copy is: what that takes is each class's own affair.
+        other = type(self).__new__(type(self), *self.args)
+        other.__dict__.update(self.__dict__)
+        return other
 
 
 class InvalidRequestError(MeshError):

@@ -15,7 +15,7 @@ import mm
 from mm.core.calls import Outcome, PeerRoute
 from mm.core.cluster_statistics import ClusterStatistics
 from mm.core.headers import read_status
-from mm.core.hop_headers import HOP_VERSION, read_outcome, write_hop_request
+from mm.core.hop_headers import HOP_VERSION, write_hop_request
 from mm.core.ids import NEVER_MS, InstanceId, ModelId
 from mm.core.load_report_wire import encode_report
 from mm.edge.h2 import ChannelPool, IncomingCall, UnreachableError
@@ -28,7 +28,8 @@ from mm.edge.unary import (
     call_unary,
     send_reply,
 )
-from mm.errors import MeshError, StatusCode
+from mm.errors import MeshError
+from mm.mesh.hop_errors import peer_error
 from mm.mesh.node import Node
 from mm.mesh.ports import ModelStatus, PeerCallError, PeerIdentity, Peers
 from mm.mesh.statistics import InstanceStatistics
@@ -168,18 +169,9 @@ class GrpcPeers(Peers):
             raise PeerCallError(Outcome.UNREACHABLE, exc.message) from exc
         except CallError as exc:
             status = read_status(exc.trailers)
-            outcome = read_outcome(status.hop_result)
-            answered = outcome is not None
-            if outcome is None and exc.code in (
-                StatusCode.DEADLINE_EXCEEDED,
-                StatusCode.UNAVAILABLE,
-            ):
-                outcome = Outcome.STALE  # no answer worth passing on: try elsewhere
-            if outcome is None:
-                raise
-            raise PeerCallError(
-                outcome, exc.message, status.hop_state, status.retry_after_ms, answered=answered
-            ) from exc
+            told = MeshError(exc.message, code=exc.code, retry_after_ms=status.retry_after_ms)
+            told.hop_result, told.hop_state = status.hop_result, status.hop_state
+            raise peer_error(told) from exc
         return status_of(message)
 
 

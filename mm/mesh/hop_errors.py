@@ -7,6 +7,7 @@ plane's to pass on.
 from __future__ import annotations
 
 from mm.core.calls import Outcome
+from mm.core.hop_headers import read_outcome
 from mm.errors import (
     LoadFailedError,
     LoadTimeoutError,
@@ -16,8 +17,10 @@ from mm.errors import (
     NoRoomError,
     QueueFullError,
     RuntimeUnavailableError,
+    StatusCode,
     StoreUnavailableError,
 )
+from mm.mesh.ports import PeerCallError
 
 _RESULTS = (
     (NoRoomError, Outcome.STALE),
@@ -46,6 +49,24 @@ def hop_result(error: MeshError) -> str | None:
         if isinstance(error, kind):
             return outcome.value
     return None
+
+
+def peer_error(told: MeshError) -> PeerCallError | MeshError:
+    """Answer what a peer's error is to the one who asked it: a word for the router, or the answer.
+
+    ``told``: code, text and trailers, as they came; what else the peer's own error was does not.
+    """
+    outcome = read_outcome(told.hop_result)
+    answered = outcome is not None
+    if outcome is None and told.code in (StatusCode.DEADLINE_EXCEEDED, StatusCode.UNAVAILABLE):
+        outcome = Outcome.STALE  # no answer worth passing on: try elsewhere
+    if outcome is not None:
+        return PeerCallError(
+            outcome, told.message, told.hop_state, told.retry_after_ms, answered=answered
+        )
+    if told.code is StatusCode.NOT_FOUND:
+        return ModelNotFoundError(told.message)
+    return MeshError(told.message, code=told.code, retry_after_ms=told.retry_after_ms)
 
 
 def load_failure(error: MeshError) -> MeshError:

@@ -19,6 +19,7 @@ from mm.core.calls import Call, Outcome, PeerRoute, Route
 from mm.core.hop_headers import read_hop_request, read_outcome, write_hop_request
 from mm.core.ids import InstanceId, ModelId
 from mm.errors import MeshError
+from mm.mesh.hop_errors import peer_error
 from mm.mesh.ports import ModelStatus, PeerCallError, PeerIdentity
 
 T = TypeVar("T")
@@ -232,11 +233,11 @@ class FakePeers:
         """Forward an ensure-loaded by a ``PeerRoute``."""
         call = _call_of(route, "")
         call.last_used_ms = last_used_ms
-        return await self._send(route, timeout_s, lambda s: s.ensure_loaded(call, sync=sync))
+        return await self._ask(route, timeout_s, lambda s: s.ensure_loaded(call, sync=sync))
 
     async def model_status(self, route: Route, timeout_s: float) -> ModelStatus:
         """Forward a get-status by a ``PeerRoute``."""
-        return await self._send(route, timeout_s, lambda s: s.model_status(route.model_id))
+        return await self._ask(route, timeout_s, lambda s: s.model_status(route.model_id))
 
     async def forward(
         self, route: Route, method: str, on_load: Callable[[int], None] | None = None
@@ -290,6 +291,15 @@ class FakePeers:
         return await self._network.call(
             self._address, address, timeout_s, lambda server: server.withdraw_copy(model_id)
         )
+
+    async def _ask(
+        self, route: Route, timeout_s: float, work: Callable[[PeerServer], Awaitable[T]]
+    ) -> T:
+        """Send what is answered by a message; an error arrives as what the wire tells of it."""
+        try:
+            return await self._send(route, timeout_s, work)
+        except MeshError as exc:
+            raise peer_error(exc) from exc
 
     async def _send(
         self, route: Route, timeout_s: float | None, work: Callable[[PeerServer], Awaitable[T]]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -16,8 +18,8 @@ from mm.edge.h2 import PEER_LIMITS, ChannelPool, GrpcServer, IncomingCall
 from mm.edge.management import SERVICE
 from mm.edge.peers import GrpcPeers
 from mm.edge.unary import ServiceTable
-from mm.errors import MeshError, NoRoomError
-from mm.mesh.ports import PeerCallError
+from mm.errors import LimitError, MeshError, ModelNotFoundError, NoRoomError, StatusCode
+from mm.mesh.ports import ModelStatus, PeerCallError
 from mm.pb import mmesh
 from tests.edge.upstream import Stand, serve_proxy
 
@@ -82,12 +84,16 @@ async def test_what_cannot_be_sent_again_may_not_be_refused() -> None:
         assert [told.may_refuse for told in there.router.calls] == [False, False]
 
 
-async def test_an_ensure_loaded_may_be_refused_as_well() -> None:
-    told: list[HopRequest] = []
+@asynccontextmanager
+async def peer_that_fails(
+    failures: Iterable[MeshError], told: list[HopRequest]
+) -> AsyncIterator[Callable[[], Awaitable[ModelStatus]]]:
+    """A peer that answers each ensure-loaded with the next error; yields what sends one."""
+    errors = iter(failures)
 
     async def ensure(_: mmesh.EnsureLoadedRequest, call: IncomingCall) -> mmesh.ModelStatusInfo:
         told.append(read_hop_request(call.head.mesh))
-        raise refusal()
+        raise next(errors)
 
     services, pool = ServiceTable(), ChannelPool(PEER_LIMITS)
     services.add_unary(SERVICE + "ensureLoaded", mmesh.EnsureLoadedRequest, ensure)
@@ -97,11 +103,32 @@ async def test_an_ensure_loaded_may_be_refused_as_well() -> None:
         ModelId("m"), InstanceId("i"), f"127.0.0.1:{port}", Hop.LOAD_LOCAL, may_refuse=True
     )
     try:
-        with pytest.raises(PeerCallError) as caught:
-            await GrpcPeers(pool).ensure_loaded(route, sync=True, last_used_ms=0, timeout_s=60)
+        yield lambda: GrpcPeers(pool).ensure_loaded(route, sync=True, last_used_ms=0, timeout_s=60)
     finally:
         await pool.close()
         await server.stop(0)
+
+
+async def test_an_ensure_loaded_may_be_refused_as_well() -> None:
+    told: list[HopRequest] = []
+    async with peer_that_fails([refusal()], told) as ensure:
+        with pytest.raises(PeerCallError) as caught:
+            await ensure()
     assert (caught.value.outcome, caught.value.hop_state) == (Outcome.STALE, STATE)
     assert caught.value.retry_after_ms == 750
     assert [request.may_refuse for request in told] == [True]
+
+
+async def test_an_error_that_is_the_answer_arrives_as_the_error_that_it_is() -> None:
+    """That the model is gone is no failure to whoever set a vmodel; each asks for that class."""
+    failures = [ModelNotFoundError(), LimitError("full", retry_after_ms=9), NoRoomError("none")]
+    async with peer_that_fails(failures, []) as ensure:
+        with pytest.raises(ModelNotFoundError, match="model not found"):
+            await ensure()
+        with pytest.raises(MeshError, match="full") as caught:
+            await ensure()
+        assert caught.value.code is StatusCode.RESOURCE_EXHAUSTED
+        assert caught.value.retry_after_ms == 9
+        with pytest.raises(PeerCallError, match="none") as refused:
+            await ensure()
+        assert (refused.value.outcome, refused.value.answered) == (Outcome.STALE, False)
