@@ -21,7 +21,7 @@ from mm._lru_words import (
     CopyState,
     Evicted,
 )
-from mm.errors import StartupError
+from mm.errors import ConfigError, StartupError
 
 __all__ = [
     "ID_BYTES_MAX",
@@ -38,12 +38,15 @@ __all__ = [
 
 
 def _extension_wanted() -> bool:
-    """Answer whether to take the extension; ImportError if one is demanded that is not built."""
+    """Answer whether to take the extension; ImportError if one is demanded that is not built.
+
+    Raises ``ConfigError`` for any other word.
+    """
     choice = os.environ.get("MM_TABLE", "")
     if choice == "python":
         return False
     if choice not in ("", "extension"):
-        raise ValueError(f"MM_TABLE is {choice!r}, allowed are 'python', 'extension' and unset")
+        raise ConfigError(f"MM_TABLE is {choice!r}, allowed are 'python', 'extension' and unset")
     try:
         import mm._lru as extension
     except ModuleNotFoundError as error:

@@ -50,6 +50,9 @@ _EXTRA_S_MAX: Final = 60.0
 
 _POLL_S: Final = 0.1
 
+#: A Ctrl-C that a worker has heard reaches the demo itself within this time.
+_INTERRUPT_S: Final = 5.0
+
 
 @dataclass(frozen=True, slots=True)
 class Options:
@@ -76,7 +79,7 @@ async def run_demo(options: Options, console: Console) -> int:
 
             async def stop_on_signal() -> None:
                 async for number in signals:
-                    demo.stopped_by = demo.stopped_by or number
+                    demo.stop(number)
                     scope.cancel()
 
             tasks.start_soon(stop_on_signal)
@@ -107,6 +110,12 @@ class _Demo:
         assert self.stopped_by is not None
         return 128 + self.stopped_by
 
+    def stop(self, number: signal.Signals) -> None:
+        """Note the signal that ends the run, and say that what was started is taken down."""
+        if self.stopped_by is None:
+            self.stopped_by = number
+            self._view.say("stopping everything ...")
+
     async def run(self) -> None:
         started_s = anyio.current_time()
         options = self._options
@@ -133,13 +142,19 @@ class _Demo:
             async with anyio.create_task_group() as trainers:
 
                 async def train_one(index: int) -> None:
-                    model = await to_process.run_sync(
-                        train,
-                        specs[index],
-                        str(directory.models),
-                        cancellable=True,
-                        limiter=limiter,
-                    )
+                    try:
+                        model = await to_process.run_sync(
+                            train,
+                            specs[index],
+                            str(directory.models),
+                            cancellable=True,
+                            limiter=limiter,
+                        )
+                    except KeyboardInterrupt:
+                        # Ctrl-C in a terminal goes to the workers, too. It ends the demo in order,
+                        # which this would forestall.
+                        await anyio.sleep(_INTERRUPT_S)
+                        raise DemoError("the training was interrupted") from None
                     trained[model.model_id] = model
                     progress(len(trained))
 

@@ -54,6 +54,7 @@ from mm.mesh.node import Node
 from mm.mesh.ports import Clock
 from mm.mesh.readiness import Readiness
 from mm.mesh.static_models import StaticModels
+from mm.table import IMPLEMENTATION
 
 if TYPE_CHECKING:
     from mm.edge.tls import Tls
@@ -377,6 +378,12 @@ def _begin_wire(config: Config, tls: Tls | None) -> Wired:
             f" load: {exc}; build it (`make develop`), have libnghttp2 (Debian: apt-get install"
             " libnghttp2-14), or set MM_DATAPLANE=python, which needs neither"
         ) from exc
+    if IMPLEMENTATION == "python":
+        raise StartupError(
+            "MM_DATAPLANE=wire, the default, reads the table of the extension mm._lru, and this"
+            " process has the one in Python: unset MM_TABLE and build the extension"
+            " (`make develop`), or set MM_DATAPLANE=python"
+        )
     return Wired(config, tls)
 
 

@@ -23,6 +23,7 @@ import mm
 mm._lru = sys.modules["mm._lru"] = types.ModuleType("mm._lru")
 mm._lru.Table = type("Table", (), {"put": None})
 """
+SERVE = "from mm.cli.main import app; app(['serve'])"
 TELL = "from mm import table; print(table.IMPLEMENTATION, table.Table.__module__)"
 
 
@@ -67,13 +68,23 @@ def test_a_demand_for_the_extension_is_not_met_by_the_twin() -> None:
 
 
 def test_another_word_is_refused_with_what_is_allowed() -> None:
-    done = choose("fast")
+    done = choose("fast", SERVE)
+    assert done.returncode == 2
+    allowed = "'python', 'extension' and unset"
+    assert done.stderr == f"mm: MM_TABLE is 'fast', allowed are {allowed}\n"
+
+
+def test_the_wire_does_without_the_twin() -> None:
+    done = choose("python", SERVE)
     assert done.returncode == 1
-    assert "MM_TABLE is 'fast', allowed are 'python', 'extension' and unset" in done.stderr
+    line = done.stderr.splitlines()[-1]
+    assert line.startswith("mm: MM_DATAPLANE=wire, the default, reads the table of the extension")
+    assert line.endswith("or set MM_DATAPLANE=python")
+    assert "Traceback" not in done.stderr
 
 
 def test_an_older_extension_is_told_in_one_line_before_anything_is_served() -> None:
-    done = choose(None, f"{WITH_OLDER_EXTENSION}from mm.cli.main import app; app(['serve'])")
+    done = choose(None, WITH_OLDER_EXTENSION + SERVE)
     assert done.returncode == 1
     [line] = done.stderr.splitlines()
     assert line.startswith("mm: the extension mm._lru is older than the program (it lacks add, ")
