@@ -5,6 +5,7 @@ An ``Identity`` is both as objects; an ``Authority`` issues a ``Pair``, which is
 
 from __future__ import annotations
 
+import base64
 import datetime
 import ipaddress
 from collections.abc import Sequence
@@ -75,6 +76,26 @@ def make(
     if usage is not None:
         builder = builder.add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
     return Identity(own, builder.sign(issuer.key if issuer else own, hashes.SHA256()))
+
+
+def spoilt_pem(identity: Identity, flaw: str) -> bytes:
+    """Answer the certificate with a flaw that its signature would tell, but only if asked."""
+    der = bytearray(identity.certificate.public_bytes(serialization.Encoding.DER))
+    if flaw == "end":
+        del der[-20:]
+    else:
+        # After what stands in the certificate, how far on, and which bits are turned.
+        mark, distance, bits = {
+            "point": ("03420004", 10, 1),  # of the public key: off its curve
+            "version": ("a003020102", 4, 3),
+            "curve": ("06082a8648ce3d030107", 9, 0x52),
+            "key": ("06072a8648ce3d0201", 8, 0x54),
+            "name": ("0603550403", 7, 0x80),  # of the issuer: not UTF-8
+        }[flaw]
+        der[der.index(bytes.fromhex(mark)) + distance] ^= bits
+    return (
+        b"-----BEGIN CERTIFICATE-----\n" + base64.encodebytes(der) + b"-----END CERTIFICATE-----\n"
+    )
 
 
 def make_authority(name: str = "authority") -> Identity:

@@ -14,7 +14,7 @@ from mm.edge.tls import make_contexts
 from mm.edge.tls_files import read_files, signature, warnings_of
 from mm.errors import ConfigError
 from mm.tls_settings import TlsSettings
-from tests.identities import Identity, make, make_authority
+from tests.identities import Identity, make, make_authority, spoilt_pem
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +123,38 @@ def test_key_and_certificate_have_to_fit(server: Identity, tmp_path: Path) -> No
     Path(settings.key_path).write_bytes(make("other").key_pem())
     (complaint,) = complaints_of(settings)
     assert "is not the key of the first certificate in" in complaint
+
+
+@pytest.mark.parametrize(
+    ("flaw", "text"),
+    [
+        ("point", "certificate 2 in {} cannot be used: Invalid key"),
+        ("version", "{} has a certificate that cannot be used: 1 is not a valid X509 version"),
+        ("curve", "certificate 2 in {} cannot be used: Curve 1.2.840.10045.3.1.85 is not"),
+        ("key", "certificate 2 in {} cannot be used: Unknown key type: 1.2.840.10045.2.85"),
+        ("name", "certificate 2 in {} cannot be used: OpenSSL does not take it"),
+        ("end", "{} has no certificates in PEM: error parsing asn1 value"),
+    ],
+)
+def test_certificates_that_cannot_be_used(
+    server: Identity, tmp_path: Path, flaw: str, text: str
+) -> None:
+    """Nowhere: as the own one, behind it, and among those to trust."""
+    settings = settings_for(server, tmp_path)
+    spoilt = tmp_path / "trusted.pem"
+    spoilt.write_bytes(server.certificate_pem + spoilt_pem(server, flaw))
+    trusting = replace(settings, trust_paths=(str(spoilt),), peers_trust_paths=(str(spoilt),))
+    for complaint, name in zip(
+        complaints_of(trusting), ("MM_TLS_TRUST_CERT_PATH", "MM_INTERNAL_TRUST_CERTS"), strict=True
+    ):
+        assert complaint.startswith(f"{name}: {text.format(spoilt)}")
+    own = Path(settings.certificate_path)
+    own.write_bytes(server.certificate_pem + spoilt_pem(server, flaw))
+    (complaint,) = complaints_of(settings)
+    assert complaint.startswith(f"MM_TLS_KEY_CERT_PATH: {text.format(own)}")
+    own.write_bytes(spoilt_pem(server, flaw))
+    (complaint,) = complaints_of(settings)
+    assert complaint.startswith(f"MM_TLS_KEY_CERT_PATH: {text.format(own).replace(' 2 ', ' 1 ')}")
 
 
 def test_a_key_that_openssl_finds_too_short(tmp_path: Path) -> None:

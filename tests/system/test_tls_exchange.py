@@ -7,14 +7,14 @@ import ssl
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import grpc
 import pytest
 from cryptography.hazmat.primitives import serialization
 
-from tests.identities import Identity, make, make_authority
+from tests.identities import Identity, make, make_authority, spoilt_pem
 from tests.system.meshes import Instance, mesh_of
 from tests.system.processes import eventually
 from tests.system.secured import (
@@ -134,6 +134,21 @@ class Caller(threading.Thread):
         eventually(lambda: self.done >= target or self.failures, what="calls are answered")
 
 
+def spoil(
+    folder: Path, renewed: Identity, stranger: Identity, instances: Sequence[Instance]
+) -> None:
+    """Write a certificate that cannot be used, what was there, and then the key of another one."""
+    (folder / "tls.crt").write_bytes(spoilt_pem(renewed, "point"))
+    for instance in instances:
+        instance.serve.wait_line("TLS: .*certificate 1 in .* cannot be used: Invalid key")
+    (folder / "tls.crt").write_bytes(renewed.certificate_pem)
+    for instance in instances:
+        instance.serve.wait_line("TLS: the files can be used again")
+    (folder / "tls.key").write_bytes(stranger.key_pem())
+    for instance in instances:
+        instance.serve.wait_line("TLS: .* is not the key of the first certificate")
+
+
 def test_instances_go_over_to_new_files_without_losing_a_call(
     dataplane: str,
     world: World,
@@ -178,10 +193,8 @@ def test_instances_go_over_to_new_files_without_losing_a_call(
             eventually(lambda p=port: shown_by(p, world.authority, client) == der, what="renewed")
         caller.wait_more(20)
 
-        # Half of it: the key is not the certificate's, so everything stays.
-        (tmp_path / "secret" / "..data" / "tls.key").write_bytes(world.stranger.key_pem())
-        for instance in (holder, other):
-            instance.serve.wait_line("TLS: .* is not the key of the first certificate")
+        # A certificate that is none, then the key of another one: everything stays.
+        spoil(tmp_path / "secret" / "..data", renewed, world.stranger, mesh.instances)
         assert [shown_by(port, world.authority, client) for port in ports] == [der] * 5
         caller.wait_more(20)
 
