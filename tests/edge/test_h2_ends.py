@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import struct
 from dataclasses import replace
 
@@ -259,3 +260,15 @@ async def test_a_connection_whose_last_words_do_not_leave_is_dropped(
         peer.send_frame(DataFrame(99, data=b"x"))
         await server._wait_while(lambda: bool(server.links), PATIENCE_S)
         assert not server.links
+
+
+async def test_clients_that_break_rules_do_not_fill_the_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with serve_echo() as (_, port, _):
+        for _ in range(5):
+            async with connect(port) as peer:
+                peer.send_frame(DataFrame(99, data=b"x"))
+                await peer.wait_closed()
+    told = [each for each in caplog.records if "closing the connection with" in each.message]
+    assert [each.levelno for each in told if each.levelno > logging.DEBUG] == [logging.WARNING]

@@ -365,7 +365,9 @@ class Link(H2Protocol):
 
     def _give_up(self, reason: str) -> None:
         """End the connection, telling the other side if it still listens."""
-        logger.warning("closing the connection with %s: %s", self.peer_address, reason)
+        logger.log(
+            self.complaint_level(), "closing the connection with %s: %s", self.peer_address, reason
+        )
         self._flush()
         if self.transport.get_write_buffer_size() > self.limits.unread_control_bytes_max:
             self.connection.close()
@@ -373,6 +375,10 @@ class Link(H2Protocol):
             self.connection.close_gently()
 
     # --- what the two ends add ---------------------------------------------------------------
+
+    def complaint_level(self) -> int:
+        """Answer how loud to say what the other side did wrong."""
+        return logging.WARNING
 
     def is_crowded(self) -> bool:
         """Answer whether so much goes on here that what comes in waits for its turn anyway."""

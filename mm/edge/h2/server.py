@@ -132,8 +132,7 @@ class ServerLink(Link):
         self._handshake = self.loop.call_later(_HANDSHAKE_TIMEOUT_S, self.connection.close)
 
     def _refuse(self, why: str) -> None:
-        level = self.server.complaints.level(self.loop.time())
-        logger.log(level, "refusing %s: %s", self.peer_address, why)
+        logger.log(self.complaint_level(), "refusing %s: %s", self.peer_address, why)
         self.connection.close()
 
     def connection_lost(self, exc: BaseException | None) -> None:
@@ -144,6 +143,10 @@ class ServerLink(Link):
         self._leave_crowd()
         super().connection_lost(exc)
         self.server.link_lost(self)
+
+    def complaint_level(self) -> int:
+        """Clients are many, and whoever wants to can connect again: once a minute."""
+        return self.server.complaints.level(self.loop.time())
 
     def is_crowded(self) -> bool:
         """Answer whether many calls wait here: more of the kind are likely to come."""
@@ -204,7 +207,7 @@ class ServerLink(Link):
         self._resets_counted_s = now_s
         self._resets_left -= 1
         if self._resets_left < 0 and not self.draining:
-            level = self.server.complaints.level(now_s)
+            level = self.complaint_level()
             logger.log(level, "dropping %s: it resets streams too fast", self.peer_address)
             self.draining = True
             self.engine.submit_goaway(ErrorCodes.ENHANCE_YOUR_CALM)
