@@ -123,6 +123,7 @@ def judge(
         )
         if not (well and with_fault):
             print(output[-20_000:])
+        if not well:
             failures.append(f"{sanitizer.name}: {what}")
     return failures
 
