@@ -263,6 +263,7 @@ cdef struct conn_t:
     uint64_t frames_ms
     double resets_left
     uint64_t resets_ms
+    int64_t strays             # HEADERS and DATA of the read that no call is known for
     uint32_t frame_left
     uint8_t frame_head[9]
     uint8_t frame_head_length

@@ -195,6 +195,7 @@ cdef void conn_readable(conn_t *conn) noexcept nogil:
         w.input_at += n
     if used == NGHTTP2_ERR_FLOODED or used == NGHTTP2_ERR_TOO_MANY_CONTINUATIONS:
         conn.flood = b"control frames"
+    strays_charge(conn)
     if conn.flood != NULL:
         conn_cut(conn)
     elif used < 0 or conn.is_ended:

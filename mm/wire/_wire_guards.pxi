@@ -93,12 +93,10 @@ cdef void frame_begun(conn_t *conn) noexcept nogil:
     cdef uint8_t type = head[3], flags = head[4]
     conn.frame_left = length
     if type == FRAME_DATA:
-        if length >= (PADDED_BYTES_MIN if flags & FLAG_PADDED else 1):
-            frames_earn(conn)
-        elif not flags & FLAG_END_STREAM:
-            frames_charge(conn, 1, b"empty frames")
+        conn.strays += 1   # unless `data_begun` finds its call
     elif type == FRAME_HEADERS or type == FRAME_CONTINUATION:
         if type == FRAME_HEADERS:
+            conn.strays += 1   # unless `server_begin_headers` does
             conn.continuations = 0
             conn.block_ms = conn.worker.now_ms
         else:
@@ -110,6 +108,27 @@ cdef void frame_begun(conn_t *conn) noexcept nogil:
         frames_charge(conn, 1 + conn.streams // STREAMS_A_FRAME, b"settings")
     elif type != FRAME_RST_STREAM:   # `reset_received` has its own measure
         frames_charge(conn, 1, b"control frames")
+
+
+cdef void data_begun(conn_t *conn, const call_t *call, const nghttp2_frame_hd *head) noexcept nogil:
+    """DATA begins, of a stream that is open. Earns if a call takes what it brings."""
+    if call == NULL or (call.answer_ended and not call.wants_replay):
+        return
+    conn.strays -= 1
+    if head.length >= (PADDED_BYTES_MIN if head.flags & FLAG_PADDED else 1):
+        frames_earn(conn)
+    elif not head.flags & FLAG_END_STREAM:
+        frames_charge(conn, 1, b"empty frames")
+
+
+cdef void strays_charge(conn_t *conn) noexcept nogil:
+    """Charge for HEADERS and DATA of streams that have no call: closed, refused or passed over.
+
+    nghttp2 steps over them and tells nothing. Below 0 it has told of one from an earlier read.
+    """
+    if conn.strays > 0:
+        frames_charge(conn, conn.strays, b"frames of streams without a call")
+        conn.strays = 0
 
 
 cdef void frames_watch(conn_t *conn, const uint8_t *bytes, size_t left) noexcept nogil:
@@ -177,9 +196,7 @@ cdef void reset_sent(conn_t *conn, uint32_t code) noexcept nogil:
 
     Codes of our own choice (the clock, the client's upstream) are others.
     """
-    if code == NGHTTP2_REFUSED_STREAM:
-        frames_charge(conn, 1, b"calls beyond its streams")
-    elif (code == NGHTTP2_PROTOCOL_ERROR or code == NGHTTP2_INTERNAL_ERROR
+    if (code == NGHTTP2_PROTOCOL_ERROR or code == NGHTTP2_INTERNAL_ERROR
             or code == NGHTTP2_FLOW_CONTROL_ERROR or code == NGHTTP2_STREAM_CLOSED
             or code == NGHTTP2_FRAME_SIZE_ERROR or code == NGHTTP2_COMPRESSION_ERROR):
         reset_counted(conn, NULL)

@@ -28,6 +28,7 @@ cdef void sessions_setup() except *:
     lift_reset_limit(options)   # `reset_counted` has its own
     limit_continuations(options, CONTINUATIONS_MAX)
     nghttp2_option_set_max_send_header_block_length(options, 4 * HEADER_BYTES_MAX)
+    nghttp2_session_callbacks_set_on_begin_frame_callback(server_callbacks, server_begin_frame)
     nghttp2_session_callbacks_set_on_begin_headers_callback(server_callbacks, server_begin_headers)
     nghttp2_session_callbacks_set_on_header_callback(server_callbacks, server_header)
     nghttp2_session_callbacks_set_on_frame_recv_callback(server_callbacks, server_frame)
@@ -75,14 +76,27 @@ cdef bint session_open(conn_t *conn) noexcept nogil:
 
 # --- clients and peers that call here -------------------------------------------------------------
 
+cdef int server_begin_frame(
+    nghttp2_session *session, const nghttp2_frame_hd *head, void *user
+) noexcept nogil:
+    if head.type == NGHTTP2_DATA:
+        data_begun(
+            <conn_t *>user,
+            <call_t *>nghttp2_session_get_stream_user_data(session, head.stream_id), head)
+    return 0
+
+
 cdef int server_begin_headers(
     nghttp2_session *session, const nghttp2_frame *frame, void *user
 ) noexcept nogil:
     cdef conn_t *conn = <conn_t *>user
     cdef worker_t *w = conn.worker
     cdef call_t *call
-    if frame.hd.type != NGHTTP2_HEADERS or frame.headers.cat != NGHTTP2_HCAT_REQUEST:
+    if frame.headers.cat != NGHTTP2_HCAT_REQUEST:
+        if nghttp2_session_get_stream_user_data(session, frame.hd.stream_id) != NULL:
+            conn.strays -= 1
         return 0
+    conn.strays -= 1
     call = call_new(w)
     if call == NULL:
         return NGHTTP2_ERR_TEMPORAL_CALLBACK_FAILURE

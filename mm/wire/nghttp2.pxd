@@ -54,6 +54,8 @@ cdef extern from "nghttp2/nghttp2.h" nogil:
         uint32_t value
     ctypedef int (*nghttp2_frame_callback)(
         nghttp2_session *, const nghttp2_frame *, void *) noexcept nogil
+    ctypedef int (*nghttp2_on_begin_frame_callback)(
+        nghttp2_session *, const nghttp2_frame_hd *, void *) noexcept nogil
     ctypedef int (*nghttp2_on_header_callback)(
         nghttp2_session *, const nghttp2_frame *, const uint8_t *, size_t, const uint8_t *, size_t,
         uint8_t, void *) noexcept nogil
@@ -105,6 +107,8 @@ cdef extern from "nghttp2/nghttp2.h" nogil:
 
     int nghttp2_session_callbacks_new(nghttp2_session_callbacks **)
     void nghttp2_session_callbacks_del(nghttp2_session_callbacks *)
+    void nghttp2_session_callbacks_set_on_begin_frame_callback(
+        nghttp2_session_callbacks *, nghttp2_on_begin_frame_callback)
     void nghttp2_session_callbacks_set_on_begin_headers_callback(
         nghttp2_session_callbacks *, nghttp2_frame_callback)
     void nghttp2_session_callbacks_set_on_header_callback(

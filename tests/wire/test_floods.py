@@ -23,8 +23,10 @@ from tests.wire.frames import request
 from tests.wire.hostile import (
     CONTINUATION,
     DATA,
+    END_HEADERS,
     END_STREAM,
     ENHANCE_YOUR_CALM,
+    HEADERS,
     PING,
     PREFACE,
     PRIORITY,
@@ -73,6 +75,16 @@ OTHERS: dict[str, Callable[[], Iterator[bytes]]] = {
 }
 
 
+#: On stream 1, which was opened and reset.
+STRAYS: dict[str, bytes] = {
+    "headers": frame(HEADERS, b"\x82", flags=END_HEADERS, stream_id=1),
+    "data": frame(DATA, b"x", stream_id=1),
+    "ends": frame(DATA, flags=END_STREAM, stream_id=1),
+    # A piece of a body would allow for four of them.
+    "data and pings": frame(DATA, b"x", stream_id=1) + 4 * frame(PING, b"12345678"),
+}
+
+
 @pytest.mark.parametrize("role", Role)
 @pytest.mark.parametrize("what", FLOODS)
 async def test_a_flood_of_frames_is_cut_off(what: str, role: Role) -> None:
@@ -81,27 +93,56 @@ async def test_a_flood_of_frames_is_cut_off(what: str, role: Role) -> None:
 
 
 async def test_padded_bodies_are_no_flood() -> None:
-    """A kilobyte of a message in each frame, and padding."""
-    piece = frame(DATA, b"\1" + bytes(1024) + b"\0", flags=8, stream_id=1)
-    head = frame(DATA, b"\0" + (2**30).to_bytes(4, "big"), stream_id=1)
+    """A kilobyte of a message in each frame, and padding: as many as windows have room for."""
+
+    def pieces() -> Iterator[bytes]:
+        requests = Requests()
+        yield PREFACE
+        for _ in range(3 * LIMITS.frames_burst // 250):
+            yield requests.next()
+            at = requests.stream_id
+            yield frame(DATA, b"\0" + (2**30).to_bytes(4, "big"), stream_id=at)
+            yield 250 * frame(DATA, b"\1" + bytes(1024) + b"\0", flags=8, stream_id=at)
+
     async with serve_wire(message_bytes_max=2**30) as stand:
         stand.configure(message_bytes_max=2**30, clients=LIMITS)
         with closing(dial(stand.port)) as caller:
-            pieces = PREFACE + _open_stream() + head + piece * 3 * LIMITS.frames_burst
             ask = frame(PING, b"12345678")
-            await asyncio.to_thread(caller.sendall, pieces + ask)
+            await asyncio.to_thread(caller.sendall, b"".join(pieces()) + ask)
             heard = await asyncio.to_thread(caller.recv, 2**16)
             while b"12345678" not in heard:
                 more = await asyncio.to_thread(caller.recv, 2**16)
                 assert more, "cut off"
                 heard += more
-        await stand.settle(floods_refused=0, calls=1, connections_open=0)
+        await stand.settle(floods_refused=0, calls=6, connections_open=0)
 
 
 @pytest.mark.parametrize("name", OTHERS)
 async def test_so_is_one_of_other_frames(name: str) -> None:
     what = "empty frames" if name == "padding" else "control frames"
     await _is_cut_off(OTHERS[name](), what)
+
+
+@pytest.mark.parametrize("name", STRAYS)
+async def test_so_is_one_of_streams_that_are_closed(name: str) -> None:
+    closed = _open_stream() + frame(RST_STREAM, CANCEL, stream_id=1)
+    what = "control frames" if "pings" in name else "frames of streams without a call"
+    await _is_cut_off(_repeated(STRAYS[name], before=closed), what)
+
+
+def _calls() -> Iterator[bytes]:
+    requests = Requests()
+    yield PREFACE
+    while True:
+        yield requests.next()
+
+
+async def test_so_is_one_of_calls_beyond_its_streams() -> None:
+    async with serve_wire() as stand:
+        stand.configure(external_streams_max=10, clients=LIMITS)
+        end = await run_attack(stand, _calls())
+        assert end.code == ENHANCE_YOUR_CALM
+        assert stand.wire.take_flood() == ("127.0.0.1", "frames of streams without a call")
 
 
 async def _is_cut_off(pieces: Iterator[bytes], what: str, role: Role = Role.EXTERNAL) -> None:
@@ -194,15 +235,9 @@ async def test_headers_that_swell_are_not_kept() -> None:
 
 
 async def test_refusals_do_not_pile_up_for_one_who_does_not_read() -> None:
-    def calls() -> Iterator[bytes]:
-        requests = Requests()
-        yield PREFACE
-        while True:
-            yield requests.next()
-
     async with serve_wire() as stand:
         stand.configure(external_streams_max=10, clients=ClientLimits(frames_burst=10**9))
-        await run_attack(stand, calls(), reads=False, receives_bytes=4096)
+        await run_attack(stand, _calls(), reads=False, receives_bytes=4096)
         assert stand.wire.take_flood() == ("127.0.0.1", "answers that it does not read")
         await stand.settle(floods_refused=1, connections_open=0, calls_open=0)
 
