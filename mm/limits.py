@@ -275,7 +275,8 @@ class Limits:
     #: controllers and people ask there, and whoever else finds it must take nothing from others.
     management_connections_max: int = 1_000
     management_connections_of_files: float = 0.05
-    #: From the first frame of a list of headers to its last: they come together.
+    #: From the first byte of a list of headers, or of another frame that is of no body, to its
+    #: last: they come together.
     client_headers_s: float = 10.0
     #: From a call to the end of its first message, unless it is us who do not take it: 16 MiB at
     #: half a megabit a second. Streams of many messages may rest for hours between them.

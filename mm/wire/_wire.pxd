@@ -266,11 +266,10 @@ cdef struct conn_t:
     int64_t strays             # HEADERS and DATA of the read that no call is known for
     uint32_t frame_left
     uint8_t frame_head[9]
-    uint8_t frame_head_length
-    uint8_t continuations
-    uint8_t is_aged
-    uint8_t is_in_block        # of headers, since:
-    uint64_t block_ms
+    uint8_t frame_head_length, continuations, is_aged
+    uint8_t is_in_headers      # more of the list follows in another frame
+    uint8_t is_begun           # a frame or list of headers that is not whole, since:
+    uint64_t begun_ms
 
 
 # An address that calls are sent to.

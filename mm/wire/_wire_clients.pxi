@@ -50,8 +50,8 @@ cdef void client_look(conn_t *conn) noexcept nogil:
     """Hold a connection to its limits of time."""
     cdef worker_t *w = conn.worker
     cdef const config_t *config = w.config
-    if conn.is_in_block and w.now_ms - conn.block_ms >= config.headers_ms:
-        conn.flood = b"time for headers"
+    if conn.is_begun and w.now_ms - conn.begun_ms >= config.headers_ms:
+        conn.flood = b"time for a frame or headers"
         conn_cut(conn)
         return
     if conn.is_blocked and w.now_ms - conn.blocked_ms >= config.unread_ms:

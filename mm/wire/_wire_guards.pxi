@@ -98,12 +98,11 @@ cdef void frame_begun(conn_t *conn) noexcept nogil:
         if type == FRAME_HEADERS:
             conn.strays += 1   # unless `server_begin_headers` does
             conn.continuations = 0
-            conn.block_ms = conn.worker.now_ms
         else:
             conn.continuations += 1
             if conn.continuations > CONTINUATIONS_MAX and conn.flood == NULL:
                 conn.flood = b"CONTINUATION frames"
-        conn.is_in_block = not flags & FLAG_END_HEADERS
+        conn.is_in_headers = not flags & FLAG_END_HEADERS
     elif type == FRAME_SETTINGS:
         frames_charge(conn, 1 + conn.streams // STREAMS_A_FRAME, b"settings")
     elif type != FRAME_RST_STREAM:   # `reset_received` has its own measure
@@ -131,6 +130,11 @@ cdef void strays_charge(conn_t *conn) noexcept nogil:
         conn.strays = 0
 
 
+cdef inline void frame_ended(conn_t *conn) noexcept nogil:
+    """A frame is whole, or is of a body: those may take their time. Headers end with a flag."""
+    conn.is_begun = conn.is_in_headers
+
+
 cdef void frames_watch(conn_t *conn, const uint8_t *bytes, size_t left) noexcept nogil:
     """Look at the frames in what was read; `flood` says what there are too many of."""
     cdef size_t step
@@ -138,7 +142,12 @@ cdef void frames_watch(conn_t *conn, const uint8_t *bytes, size_t left) noexcept
         if conn.frame_left != 0:
             step = conn.frame_left if conn.frame_left < left else left
             conn.frame_left -= <uint32_t>step
+            if conn.frame_left == 0:
+                frame_ended(conn)
         else:
+            if not conn.is_begun:
+                conn.is_begun = 1
+                conn.begun_ms = conn.worker.now_ms
             step = 9 - conn.frame_head_length
             if step > left:
                 step = left
@@ -147,6 +156,8 @@ cdef void frames_watch(conn_t *conn, const uint8_t *bytes, size_t left) noexcept
             if conn.frame_head_length == 9:
                 conn.frame_head_length = 0
                 frame_begun(conn)
+                if conn.frame_left == 0 or conn.frame_head[3] == FRAME_DATA:
+                    frame_ended(conn)
         bytes += step
         left -= step
     if (conn.is_blocked and conn.flood == NULL

@@ -19,7 +19,8 @@ class ClientLimits:
     resets_per_s: int = 200
     frames_burst: int = 10_000
     frames_per_s: int = 1000
-    #: From the first frame of a list of headers to its last; of a call's first message.
+    #: From the first byte of a list of headers, or of another frame that is of no body, to its
+    #: last; of a call's first message.
     headers_ms: int = 10_000
     message_ms: int = 300_000
     #: An answer of which nothing is taken is given up after this.

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import select
 import socket
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 
 import pytest
@@ -12,7 +14,7 @@ import pytest
 from mm.edge.h2.messages import frame_message
 from mm.wire import WireTls
 from mm.wire.client_limits import ClientLimits
-from tests.edge.raw_h2 import connect
+from tests.edge.raw_h2 import PATIENCE_S, connect
 from tests.wire.frames import begin, request
 from tests.wire.hostile import (
     CONTINUATION,
@@ -20,6 +22,7 @@ from tests.wire.hostile import (
     END_HEADERS,
     END_STREAM,
     ENHANCE_YOUR_CALM,
+    HEADERS,
     PREFACE,
     RST_STREAM,
     SETTINGS,
@@ -29,17 +32,35 @@ from tests.wire.hostile import (
     dial,
     frame,
     good_client,
-    run_attack,
 )
 from tests.wire.stand import WireStand, serve_wire
 
 pytestmark = pytest.mark.anyio
 SHORT_MS = 50
+#: Between two bytes that trickle: a hundred of them take ten times as long as is allowed.
+PACE_S = 0.01
 
 
-def _trickle(caller: socket.socket, data: bytes) -> None:
-    for byte in data:
-        caller.sendall(bytes((byte,)))
+def _trickle(caller: socket.socket, data: bytes) -> int:
+    """Send a byte each few milliseconds until cut off, and answer how many were sent."""
+    sent = 0
+    with suppress(ConnectionError):
+        while sent < len(data):
+            caller.sendall(data[sent : sent + 1])
+            sent += 1
+            if _ends_within(caller, PACE_S):
+                return sent
+        assert _ends_within(caller, PATIENCE_S)
+    return sent
+
+
+def _ends_within(caller: socket.socket, seconds: float) -> bool:
+    """Hear what is said, and answer whether that was all for good."""
+    end_s = time.monotonic() + seconds
+    while (left_s := end_s - time.monotonic()) > 0:
+        if select.select([caller], [], [], left_s)[0] and not caller.recv(2**16):
+            return True
+    return False
 
 
 async def test_a_preface_that_trickles_is_not_waited_for() -> None:
@@ -47,19 +68,62 @@ async def test_a_preface_that_trickles_is_not_waited_for() -> None:
         async with good_client(stand):
             stand.configure(tls=WireTls(handshake_ms=SHORT_MS))
             with closing(dial(stand.port)) as caller, closing(dial(stand.port)):
-                _trickle(caller, PREFACE[:-1])
+                assert await asyncio.to_thread(_trickle, caller, PREFACE) < len(PREFACE)
                 await stand.settle(prefaces_late=2, connections_open=1)
 
 
-async def test_headers_that_trickle_are_not_waited_for() -> None:
-    def pieces() -> Iterator[bytes]:
-        yield PREFACE + Requests().next(flags=END_STREAM) + frame(CONTINUATION, stream_id=1)
+def _call() -> bytes:
+    return Requests().next()
 
+
+#: What is sent at once, and what then trickles: never a whole frame, or list of headers.
+TRICKLES: dict[str, Callable[[], tuple[bytes, bytes]]] = {
+    "headers": lambda: (b"", _call()),
+    "headers that stop": lambda: (_call()[:30], b""),
+    "the head of a frame": lambda: (_call()[:5], b""),
+    "the head of a frame of a body": lambda: (_call(), frame(DATA, b"12345678", stream_id=1)[:8]),
+    "more headers": lambda: (
+        Requests().next(flags=END_STREAM) + frame(CONTINUATION, stream_id=1),
+        frame(CONTINUATION, bytes(100), flags=END_HEADERS, stream_id=1),
+    ),
+    "trailers": lambda: (
+        _call(),
+        frame(HEADERS, bytes(100), flags=END_STREAM | END_HEADERS, stream_id=1),
+    ),
+    "settings": lambda: (frame(SETTINGS, b"\0\4\0\0\1\0")[:12], b""),
+    "something unknown": lambda: (frame(0xBE, bytes(16384))[:-100], bytes(100)),
+}
+
+
+@pytest.mark.parametrize("what", TRICKLES)
+async def test_frames_that_trickle_are_not_waited_for(what: str) -> None:
+    at_once, trickling = TRICKLES[what]()
     async with serve_wire() as stand:
         stand.configure(clients=ClientLimits(headers_ms=SHORT_MS))
-        end = await run_attack(stand, pieces())
-        assert end.code == ENHANCE_YOUR_CALM
-        assert stand.wire.take_flood() == ("127.0.0.1", "time for headers")
+        async with good_client(stand):
+            with closing(dial(stand.port)) as caller:
+                caller.sendall(PREFACE + at_once)
+                sent = await asyncio.to_thread(_trickle, caller, trickling)
+            assert not trickling or sent < len(trickling) or what.startswith("the head")
+            assert stand.wire.take_flood() == ("127.0.0.1", "time for a frame or headers")
+            await stand.settle(floods_refused=1, connections_open=1)
+
+
+async def test_bodies_take_their_time() -> None:
+    """Half a frame of one waits for longer than half a frame of headers may."""
+    body = frame(DATA, frame_message(b"slow"), flags=END_STREAM, stream_id=1)
+    async with serve_wire() as stand:
+        stand.configure(clients=ClientLimits(headers_ms=SHORT_MS))
+        async with connect(stand.port) as client:
+            stream_id = client.begin(request(b"/t.S/Unary"))
+            client.flush()
+            client.writer.write(body[:12])
+            await stand.settle(calls_open=1)
+            with closing(dial(stand.port)) as caller:
+                caller.sendall(PREFACE + _call()[:30])
+                await stand.settle(floods_refused=1)
+            client.writer.write(body[12:])
+            assert (await client.wait_answer(stream_id))[1] == frame_message(b"echo:slow")
 
 
 async def test_a_first_message_that_trickles_is_not_waited_for() -> None:
