@@ -23,6 +23,7 @@ import mm.edge.h2.link as link_module
 import mm.edge.h2.server as server_module
 from mm.edge.h2 import EXTERNAL_LIMITS, GrpcServer
 from mm.edge.h2.messages import frame_message
+from mm.edge.h2.stream import RawStream
 from tests.edge.h2_echo import Echo, assert_serves, serve_echo, wait_started
 from tests.edge.raw_h2 import PATIENCE_S, REQUEST, RawPeer, connect
 
@@ -55,6 +56,51 @@ async def test_a_slow_reader_gets_its_window_and_no_more() -> None:
         headers, body = await peer.wait_answer(stream_id)
         assert received + len(body) == 300_005
         assert headers[b"grpc-status"] == b"0"
+
+
+async def test_room_for_all_is_given_to_those_that_can_use_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else each frame of nine bytes costs a look at every answer that somebody does not take."""
+    looks = 0
+    pump = RawStream.pump
+
+    def counted(stream: RawStream) -> None:
+        nonlocal looks
+        looks += 1
+        pump(stream)
+
+    async with serve_echo() as (_, port, echo), connect(port) as peer:
+        echo.reply = bytes(995)
+
+        async def ask(count: int, sent_bytes: int) -> None:
+            for _ in range(count):
+                peer.send(peer.begin(), frame_message(b""), end=True)
+            left = sent_bytes
+            while left:
+                left -= len((await peer.wait_for(DataReceived)).data)
+
+        async def give(increment: int, count: int = 1) -> None:
+            for _ in range(count):
+                peer.h2.increment_flow_control_window(increment)
+            peer.h2.ping(b"all seen")
+            peer.flush()
+            await peer.wait_for(PingAckReceived)
+
+        peer.h2.update_settings({SettingCodes.INITIAL_WINDOW_SIZE: 10})
+        await ask(50, 500)
+        monkeypatch.setattr(RawStream, "pump", counted)
+        await give(1, 500)
+        assert looks == 0  # of streams whose own windows are shut
+        peer.h2.update_settings({SettingCodes.INITIAL_WINDOW_SIZE: 65_535})
+        await ask(50, 65_535)
+        looks = 0
+        await give(1, 500)
+        assert 0 < looks <= 500
+        await give(2**20)
+        left = 100 * 1000 - 500 - 65_535
+        while left:
+            left -= len((await peer.wait_for(DataReceived)).data)
 
 
 async def test_a_window_made_smaller_and_larger_by_settings() -> None:

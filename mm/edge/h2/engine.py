@@ -52,6 +52,7 @@ from hyperframe.frame import (
     HeadersFrame,
     PriorityFrame,
     RstStreamFrame,
+    SettingsFrame,
 )
 
 from mm.core.headers import Header, HeaderList
@@ -70,6 +71,8 @@ _WINDOW_BYTES_DEFAULT = 65_535
 _ENCODER_TABLE_BYTES_MAX = 4096
 #: What other frames cost beside the one that begins a stream, roughly.
 _FRAMES_A_CALL = 16
+#: Whose windows SETTINGS may change in the time of another frame, roughly.
+_STREAMS_A_FRAME = 32
 #: Frames that we take: larger than HTTP/2's 16 KiB, because a frame costs the same at any size.
 _FRAME_BYTES_MAX = 64 * 1024
 #: DATA frames that we send, however large ones the other side would take: the next is made only
@@ -308,13 +311,18 @@ class Engine(H2Connection):
         try:
             for frame in self.incoming_buffer:
                 events += self._receive_frame(frame)
-                frames_left -= _FRAMES_A_CALL if frame.__class__ is HeadersFrame else 1
+                frames_left -= self._cost_of(frame)
                 if frames_left <= 0:
                     return events, True
         except ProtocolError as error:
             self._terminate_connection(error.error_code)
             raise
         return events, False
+
+    def _cost_of(self, frame: Frame) -> int:
+        if frame.__class__ is SettingsFrame:
+            return 1 + len(self.streams) // _STREAMS_A_FRAME
+        return _FRAMES_A_CALL if frame.__class__ is HeadersFrame else 1
 
     def _acknowledge_settings(self) -> list[Frame]:
         frames = super()._acknowledge_settings()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -144,13 +145,14 @@ class LinkEvents(EventsProcessor):
             if stream is not None:
                 stream.pump()
         else:
-            self.link.pump_all()
+            self.link.pump_at_turn_end()
 
     def process_remote_settings_changed(self, event: RemoteSettingsChanged) -> None:
         """The other side's limits are known, or new."""
         self.link.settings_received()
         if SettingCodes.INITIAL_WINDOW_SIZE in event.changed_settings:
-            self.link.pump_all()
+            self.link.windows_changed = True
+            self.link.pump_at_turn_end()
 
     def process_stream_reset(self, event: StreamReset) -> None:
         """The other side gave a stream up, or broke the protocol on it."""
@@ -201,9 +203,11 @@ class _NoHandler(AbstractHandler):
 class Link(H2Protocol):
     """One connection and its streams.
 
-    Invariants: 1. ``streams`` holds exactly the streams not closed on both sides. 2. ``blocked``
-    is a subset of them: those with a queue that no window or socket takes now. 3. Whatever a turn
-    of the event loop produces leaves in one write, unless it exceeds ``_TURN_BYTES_MAX``.
+    Invariants: 1. ``streams`` holds exactly the streams not closed on both sides. 2. Of these,
+    those with a queue are either ``blocked``, by their own windows, or ``waiting``, for the
+    connection's window or the socket. 3. Whatever a turn of the event loop produces leaves in one
+    write, unless it exceeds ``_TURN_BYTES_MAX``. 4. What is waiting is looked at once a turn, and
+    no more of it than can send: else a client with many answers makes a frame as dear as them all.
     """
 
     is_server = False
@@ -226,12 +230,17 @@ class Link(H2Protocol):
         self.loop = asyncio.get_running_loop()
         self.streams: dict[int, RawStream] = {}
         self.blocked: dict[int, RawStream] = {}
+        #: Whoever waits longest is first.
+        self.waiting: OrderedDict[int, RawStream] = OrderedDict()
+        #: Of all streams, by SETTINGS in this turn.
+        self.windows_changed = False
         self.peer_address = ""
         self.lost = False
         self._paused = False
         self._in_turn = False
         self._flush_scheduled = False
         self._turn_ends: list[Callable[[], None]] = []
+        self._pumps_at_turn_end = False
         #: Whether it waits for its turn; what comes in meanwhile waits with it.
         self.is_behind = False
 
@@ -323,7 +332,7 @@ class Link(H2Protocol):
     def resume_writing(self) -> None:
         """The socket takes more."""
         self._paused = False
-        self.pump_all()
+        self.pump_waiting()
 
     # --- what streams use --------------------------------------------------------------------
 
@@ -346,16 +355,30 @@ class Link(H2Protocol):
         else:
             callback()
 
-    def pump_all(self) -> None:
-        """Let every blocked stream send what it can."""
-        blocked, self.blocked = self.blocked, {}
-        for stream in blocked.values():
-            stream.pump()
+    def pump_at_turn_end(self) -> None:
+        """Let waiting streams send, once all that arrived together has been told."""
+        if not self._pumps_at_turn_end:
+            self._pumps_at_turn_end = True
+            self.at_turn_end(self._pump_now)
+
+    def _pump_now(self) -> None:
+        self._pumps_at_turn_end = False
+        if self.windows_changed:
+            self.windows_changed = False
+            self.waiting.update(self.blocked)
+            self.blocked.clear()
+        self.pump_waiting()
+
+    def pump_waiting(self) -> None:
+        """Let waiting streams send, as long as the connection's window and the socket take it."""
+        while self.waiting and self.engine.outbound_flow_control_window > 0 and self.has_room():
+            self.waiting.popitem(last=False)[1].pump()
 
     def release(self, stream: RawStream) -> None:
         """Forget a stream that is closed."""
         self.streams.pop(stream.id, None)
         self.blocked.pop(stream.id, None)
+        self.waiting.pop(stream.id, None)
 
     def _flush(self) -> None:
         self._flush_scheduled = False

@@ -201,8 +201,10 @@ class RawStream:
                 if end:
                     self._ended_here()
             self.link.request_flush()
-        if queue:
-            self.link.blocked[self.id] = self
+        if queue and not self.closed:
+            own = engine.streams.get(self.id)
+            is_own = own is None or own.outbound_flow_control_window <= 0
+            (self.link.blocked if is_own else self.link.waiting)[self.id] = self
         elif self._trailers is not None:
             trailers, self._trailers = self._trailers, None
             self.send_headers(trailers, end=True)
