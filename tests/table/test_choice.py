@@ -30,7 +30,7 @@ TELL = "from mm import table; print(table.IMPLEMENTATION, table.Table.__module__
 def choose(choice: str | None, program: str = TELL) -> subprocess.CompletedProcess[str]:
     environment = {key: value for key, value in os.environ.items() if key != "MM_TABLE"}
     environment |= {"KV_STORE": "memory", "INTERNAL_GRPC_PORT": "1", "MM_PROBE_PORT": "0"}
-    environment |= {"MM_SVC_GRPC_PORT": "0", "MM_PEER_PORT": "0"}
+    environment |= {"MM_SVC_GRPC_PORT": "0", "MM_PEER_PORT": "0", "MM_PRESTOP_WAIT_PORT": "0"}
     if choice is not None:
         environment["MM_TABLE"] = choice
     return subprocess.run(
