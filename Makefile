@@ -64,10 +64,7 @@ sim: $(EXTENSION) ## simulated clusters under faults: make sim SEEDS=1000 (ARGS=
 	@$(BIN)/mm sim --seeds $(SEEDS) $(ARGS)
 
 .PHONY: test-sanitize
-test-sanitize: test-sanitize-table test-sanitize-wire ## table and wire under the sanitizers, one after the other
-
-.PHONY: test-sanitize-table
-test-sanitize-table: $(EXTENSION) ## the table and its readers under the sanitizers: two minutes, in CI
+test-sanitize: $(EXTENSION) ## the table and its readers under the sanitizers: two minutes, in CI
 	@$(PY) tests/table/sanitize/run.py $(ARGS)
 
 .PHONY: test-sanitize-wire

@@ -3,7 +3,7 @@
 The table and its readers are built with the sanitizer, whose runtime is preloaded into an
 unmodified Python. A finding counts only if findings are found: first a planted race and two
 planted faults of the table itself must be reported, else the run fails. Takes about a minute and
-a half on two cores, most of it compiling; ``make test-sanitize-table`` calls it.
+a half on two cores, most of it compiling; ``make test-sanitize`` calls it.
 """
 
 from __future__ import annotations
