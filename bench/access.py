@@ -2,16 +2,25 @@
 
 One thread of the wire before a runtime of the test's kind; batches of calls by one client, in turn
 without the header, with it but nobody asked, and with both. Medians of the thread's own clock, so
-that other work on the machine adds cache misses and no time. Run it from the source:
-``python -m bench.access``.
+that other work on the machine adds cache misses and no time.
+
+    .venv/bin/python bench/access.py            some seconds
+    .venv/bin/python bench/access.py --quick    fewer rounds
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import hashlib
 import json
 import statistics
+import sys
+from pathlib import Path
+
+from _goals import Goal, judge
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mm.core.access import parse_access
 from mm.core.headers import HeaderList
@@ -21,7 +30,10 @@ from tests.edge.raw_h2 import REQUEST, RawPeer, connect
 from tests.wire.stand import serve_wire
 
 CALLS = 100
-ROUNDS = 9
+ROUNDS = 31
+ROUNDS_QUICK = 5
+#: What a token or a name of a certificate may cost.
+GOAL = 1.05
 TOKEN = "f3" * 32
 HEAD: HeaderList = [(n, b"/t.S/Unary" if n == b":path" else v) for n, v in REQUEST]
 SHOWN = (b"authorization", b"Bearer " + TOKEN.encode())
@@ -39,8 +51,8 @@ async def batch(peer: RawPeer, headers: HeaderList) -> None:
             assert answer[b"grpc-status"] == b"0"
 
 
-async def main() -> None:
-    """Measure, and print a line for each kind."""
+async def measure(rounds: int) -> int:
+    """Measure, print a line for each kind, and answer what the shell gets."""
     shop = {"roles": ["infer"], "tokenSha256": [hashlib.sha256(TOKEN.encode()).hexdigest()]}
     asked = wire_access(parse_access(json.dumps({"identities": {"shop": shop}})))
     own = [*HEAD, (b"mm-model-id", b"m")]
@@ -58,7 +70,7 @@ async def main() -> None:
                 return int(file.read().split()[0])
 
         await batch(peer, own)
-        for _ in range(ROUNDS):
+        for _ in range(rounds):
             for kind, (headers, access) in kinds.items():
                 stand.configure(access=access)
                 before = spent_ns()
@@ -69,13 +81,24 @@ async def main() -> None:
                 stand.runtime.remaining_s.clear()
     first = statistics.median(next(iter(found.values())))
     for kind, values in found.items():
-        median = statistics.median(values)
-        low, _, high = statistics.quantiles(values, n=4)
+        low, median, high = statistics.quantiles(values, n=4)
         print(
             f"{kind:36} {median / 1000:6.1f} us a call ({low / 1000:.1f} to {high / 1000:.1f}),"
             f" {median / first:.3f}"
         )
+    _, passed, ended = found.values()
+    ratio = statistics.median(mine / other for mine, other in zip(ended, passed, strict=True))
+    return judge([Goal("asked, beside the same call that nobody asked", ratio, "<=", GOAL)])
+
+
+def main() -> int:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="fewer rounds")
+    return asyncio.run(measure(ROUNDS_QUICK if parser.parse_args().quick else ROUNDS))
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    sys.exit(main())

@@ -6,6 +6,7 @@ a lease is no write. Bytes are those of keys and values; etcd keeps them all unt
 
 from __future__ import annotations
 
+import argparse
 import random
 from collections import Counter
 from collections.abc import Sequence
@@ -137,6 +138,7 @@ async def measure(instances_count: int, load_s: float) -> list[str]:
 
 def main() -> None:
     """Print the table."""
+    argparse.ArgumentParser(description=__doc__.partition("\n")[0]).parse_args()
     for instances_count, load_s in ((3, 0.05), (3, 5.0)):
         for what in (measure, copies_by_load):
             for line in run_in_virtual_time(partial(what, instances_count, load_s), "store writes"):
