@@ -44,6 +44,8 @@ class Connector:
         self.silence_s = silence_s
         self._dialer = Dialer(target, timeout_s, self._discard)
         self._current: Connection | None = None
+        #: Made so far that were used.
+        self.connections_count = 0
         self._round: asyncio.Task[tuple[str, bool]] | None = None
         self._trial: asyncio.Task[None] | None = None
         self._down_reason = ""
@@ -282,5 +284,6 @@ class Connector:
         return found.reason, found.may_pass
 
     def _connected(self) -> None:
+        self.connections_count += 1
         self._down_reason = ""
         self._is_refused = False

@@ -3,11 +3,13 @@
 An etcd whose data directory is gone, or that was restored from a backup, or another cluster at the
 same address, answers as if nothing had happened; revisions known from before mean nothing there.
 Owns how that is noticed, and that nobody works with the answers of the new store before all tables
-were read anew: "there is no such record" would be taken for a deletion.
+were read anew: "there is no such record" would be taken for a deletion, and a record that
+another instance has just written for one that was deleted long ago.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable
 from typing import Any, Final
@@ -26,9 +28,12 @@ _COMPACTED: Final = frozenset({CallFault.COMPACTED})
 
 
 class Follower:
-    """Somebody who told others of a table: ``history_number`` of the store it told of, 0: none."""
+    """Somebody who told others of a table: ``history_number`` of the store it told of, 0: none;
+    ``witness`` is the newest item that it saw there, None: the table was empty.
+    """
 
     history_number = 0
+    witness: Item | None = None
 
     def turn_back(self) -> None:
         """Read the table anew: the store is another one."""
@@ -40,7 +45,8 @@ class EtcdHistory:
 
     Another one is known by another cluster id, by a revision below one that was answered before the
     question was asked (all reads are linearizable), or by not remembering what the old one told;
-    never by what is not there.
+    never by what is not there. The last of these is asked after each interruption, once for all
+    who call: others may have written to the new store, until its revisions are as high.
     """
 
     def __init__(
@@ -52,6 +58,10 @@ class EtcdHistory:
         self._cluster_id = 0
         self._revision = 0
         self._followers: set[Follower] = set()
+        self._interruptions = 0
+        #: Connections and interruptions up to which this is known to be the store that it was.
+        self._sure_of = (0, 0)
+        self._asking = asyncio.Lock()
         self.number = 1
 
     def follow(self, follower: Follower) -> None:
@@ -62,6 +72,10 @@ class EtcdHistory:
         """Do so no longer."""
         self._followers.discard(follower)
 
+    def interrupted(self) -> None:
+        """Note that contact was lost: who answers next may be another one."""
+        self._interruptions += 1
+
     async def call(
         self, method: Rpc, request: object, *, pass_on: frozenset[CallFault] = frozenset()
     ) -> tuple[Any, bool]:
@@ -70,8 +84,12 @@ class EtcdHistory:
         Raises ``StoreUnavailableError`` also while the tables are still those of another store.
         """
         self._refuse_if_replaced(self.number)
+        await self._make_sure()
         number = self.number
         answer = await self.look(method, request, pass_on=pass_on)
+        await (
+            self._make_sure()
+        )  # the connection may have been lost, and another one made, in between
         self._refuse_if_replaced(number)
         return answer
 
@@ -90,6 +108,20 @@ class EtcdHistory:
             self._cluster_id = header.cluster_id
             self._revision = max(self._revision, header.revision)
         return response, sent_before
+
+    async def _make_sure(self) -> None:
+        """After an interruption, see that the store remembers the newest that it told."""
+        if self._sure_of == (self._connector.connections_count, self._interruptions):
+            return
+        async with self._asking:
+            contact = (self._connector.connections_count, self._interruptions)
+            if self._sure_of == contact:
+                return
+            told = (f.witness for f in self._followers if f.history_number == self.number)
+            witnesses = [witness for witness in told if witness is not None]
+            if witnesses:
+                await self.remembers(max(witnesses, key=lambda item: item.mod_revision))
+            self._sure_of = contact
 
     async def remembers(self, item: Item) -> bool:
         """Answer whether the store has, or had, this very item.

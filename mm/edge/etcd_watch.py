@@ -23,7 +23,7 @@ from mm.edge.etcd_connector import Connector
 from mm.edge.etcd_history import EtcdHistory, Follower
 from mm.edge.etcd_txn import KeyCodec
 from mm.errors import StoreUnavailableError
-from mm.mesh.ports import Delete, Item, Put, Resync, WatchEvent
+from mm.mesh.ports import Delete, Put, Resync, WatchEvent
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +62,6 @@ class EtcdWatch(Follower, AsyncIterator[Sequence[WatchEvent]]):
         self._read_table = read_table
         self._resume_at = 0  # 0: nothing known, read the table
         self._seen: set[bytes] = set()
-        self._witness: Item | None = None
         self._open: Stream | None = None
         self._events: list[WatchEvent] = []
         self._arrived = asyncio.Event()
@@ -119,20 +118,20 @@ class EtcdWatch(Follower, AsyncIterator[Sequence[WatchEvent]]):
     async def _can_resume(self) -> bool:
         if self.history_number != self._history.number:
             return False
-        if self._witness is None:  # the table was empty: reading it again costs nothing
+        if self.witness is None:  # the table was empty: reading it again costs nothing
             return False
         # Asked even if the table must be read: only this tells which store's table that will be.
-        return await self._history.remembers(self._witness) and self._resume_at > 0
+        return await self._history.remembers(self.witness) and self._resume_at > 0
 
     async def _begin(self) -> None:
         table = await self._read_table(self._prefix)
         told, self.history_number = self.history_number, self._history.number
         if told and told != self.history_number:
             table = replace(table, is_of_other_store=True)
-        is_empty_still = bool(told) and self._witness is None and not table.items
+        is_empty_still = bool(told) and self.witness is None and not table.items
         self._resume_at = table.revision + 1
         self._seen.clear()
-        self._witness = table.items[-1] if table.items else None
+        self.witness = max(table.items, key=lambda item: item.mod_revision, default=None)
         is_news_waiting = any(isinstance(e, Resync) and e.is_of_other_store for e in self._events)
         if table.is_of_other_store or is_news_waiting:
             # Nobody will tell again what the old one said before, or that this is another one.
@@ -142,6 +141,7 @@ class EtcdWatch(Follower, AsyncIterator[Sequence[WatchEvent]]):
         self._arrived.set()
 
     def _lost(self, reason: str) -> None:
+        self._history.interrupted()
         log = logger.debug if self._lost_reason else logger.warning
         log("the watch of %s is interrupted: %s", self._prefix, reason)
         self._lost_reason = reason
@@ -247,8 +247,8 @@ class EtcdWatch(Follower, AsyncIterator[Sequence[WatchEvent]]):
             if event.type == _DELETE:
                 self._events.append(Delete(self._codec.decode(kv.key), kv.mod_revision))
             else:
-                self._witness = self._codec.item(kv)
-                self._events.append(Put(self._witness))
+                self.witness = self._codec.item(kv)
+                self._events.append(Put(self.witness))
         if self._events:
             self._arrived.set()
 

@@ -141,8 +141,11 @@ async def test_a_store_that_came_further_meanwhile_is_another_one_too(world: Rep
         assert (await table_of_other_store(empty)).items == []
 
 
-async def test_nothing_is_answered_before_the_tables_are_read_anew(world: Replaceable) -> None:
-    """Else "there is none" would be a deletion to whoever asks."""
+@pytest.mark.parametrize("writes_count", [1, 50])
+async def test_nothing_is_answered_before_the_tables_are_read_anew(
+    world: Replaceable, writes_count: int
+) -> None:
+    """Else "there is none" would be a deletion to whoever asks; also by one that came further."""
     async with world.store.watch("/t/") as batches:
         await next_batch(batches)
         last = [await put(world.store, f"/t/{number}") for number in range(20)][-1]
@@ -161,7 +164,7 @@ async def test_nothing_is_answered_before_the_tables_are_read_anew(world: Replac
 
         async with anyio.create_task_group() as group:
             group.start_soon(ask)
-            await world.replace(1)
+            await world.replace(writes_count)
             await table_of_other_store(batches)
             told.set()
 

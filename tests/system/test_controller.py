@@ -205,6 +205,7 @@ def test_an_update_of_what_is_loaded(world: World) -> None:
     second = replace(first, path="ok-2")
     world.controller.apply(first)
     world.controller.wait(first, "UpToDate", "Loaded")
+    world.settle(first)  # else the next call may come to an instance that has not heard of it yet
     world.controller.apply(second)
     world.controller.wait(second, "UpToDate", "Loaded")
     eventually(partial(is_gone, world, first), what="the first model is deleted")
