@@ -17,7 +17,7 @@ from mm.cli.errors import MISUSED, CommandError
 from mm.core.ids import UNIT_BYTES
 from mm.errors import StartupError
 from mm.runtime.address import Address
-from mm.runtime.base import capacity_bytes_min
+from mm.runtime.base import BYTES_MAX, COUNT_MAX, LOAD_TIMEOUT_S_MAX, capacity_bytes_min
 from mm.runtime.model_files import ModelRoot
 from mm.runtime.process import run
 from mm.runtime.spi import RuntimeService
@@ -51,7 +51,11 @@ def parse_size_bytes(option: str, text: str) -> int:
     if match is None:
         allowed = ", ".join(filter(None, _SIZE_UNITS))
         raise typer.BadParameter(f"{option} {text!r}; allowed are a number and one of {allowed}")
-    return int(match[1]) * _SIZE_UNITS[match[2]]
+    # Twenty digits are too many already.
+    size_bytes = int(match[1].lstrip("0")[:20] or "0") * _SIZE_UNITS[match[2]]
+    if size_bytes > BYTES_MAX:
+        raise typer.BadParameter(f"{option} {text!r}; at most {BYTES_MAX} bytes are allowed")
+    return size_bytes
 
 
 def _check_sizes(
@@ -100,12 +104,14 @@ def run_sklearn(
     default_size: Annotated[
         str, typer.Option(metavar="SIZE", help="Reserved for a model never seen before")
     ] = "1MiB",
-    loading_concurrency: Annotated[int, typer.Option(help="Loads at a time", min=1)] = 2,
+    loading_concurrency: Annotated[
+        int, typer.Option(help="Loads at a time", min=1, max=COUNT_MAX)
+    ] = 2,
     load_timeout: Annotated[
-        float, typer.Option(help="Seconds that a load may take", min=0.1)
+        float, typer.Option(help="Seconds that a load may take", min=0.1, max=LOAD_TIMEOUT_S_MAX)
     ] = 60.0,
     threads: Annotated[
-        int | None, typer.Option(help="Calls at a time  [default: CPU cores]", min=1)
+        int | None, typer.Option(help="Calls at a time  [default: CPU cores]", min=1, max=COUNT_MAX)
     ] = None,
     trust: Annotated[
         list[str] | None, typer.Option(help="A type that .skops files may hold; repeatable")

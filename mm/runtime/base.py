@@ -34,7 +34,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Final, Generic, TypeVar
 
 from betterproto2 import Message
 
@@ -42,6 +42,12 @@ from mm.core.ids import UNIT_BYTES
 from mm.errors import StartupError
 
 MIB = 2**20
+
+#: The largest that the protocol carries and every mesh reads: the Java one takes the unsigned
+#: integers of its fields, of 64 bits for sizes and 32 bits for all else, for signed ones.
+BYTES_MAX: Final = 2**63 - 1
+COUNT_MAX: Final = 2**31 - 1
+LOAD_TIMEOUT_S_MAX: Final = COUNT_MAX / 1000
 
 ModelT = TypeVar("ModelT")
 MethodT = TypeVar("MethodT", bound=Callable[..., Any])
@@ -126,7 +132,10 @@ class ModelRuntime(ABC, Generic[ModelT]):
         """Free what is not freed by forgetting the model. Called once it has no callers."""
 
     def predict_size(self, model_id: str, model_type: str, path: str, key: str) -> int | None:
-        """Guess within half a second what a model will take; None if there is nothing to go by."""
+        """Guess within half a second what a model will take; None if there is nothing to go by.
+
+        Runs in threads of its own, as many as loads have, so that calls do not delay it.
+        """
         del model_id, model_type, path, key
         return None
 
@@ -139,20 +148,27 @@ class ModelRuntime(ABC, Generic[ModelT]):
                 yield served
 
     def check(self) -> None:
-        """Raise ``StartupError`` for settings that the mesh would refuse (spec around 8)."""
+        """Raise ``StartupError`` for what the mesh would refuse (spec around 8) or never read."""
         default_bytes = self.default_model_size_bytes
         checks = [
-            ("default_model_size_bytes", default_bytes, UNIT_BYTES),
-            ("capacity_bytes", self.capacity_bytes, capacity_bytes_min(default_bytes)),
-            ("loading_concurrency_max", self.loading_concurrency_max, 1),
-            ("load_timeout_s", self.load_timeout_s, self._LOAD_TIMEOUT_S_MIN),
-            ("call_threads_max", self.call_threads_max, 1),
-            ("call_queue_length_max", self.call_queue_length_max, 0),
-            ("model_concurrency_max", self.model_concurrency_max, 0),
+            ("default_model_size_bytes", default_bytes, UNIT_BYTES, BYTES_MAX),
+            ("capacity_bytes", self.capacity_bytes, capacity_bytes_min(default_bytes), BYTES_MAX),
+            ("loading_concurrency_max", self.loading_concurrency_max, 1, COUNT_MAX),
+            (
+                "load_timeout_s",
+                self.load_timeout_s,
+                self._LOAD_TIMEOUT_S_MIN,
+                LOAD_TIMEOUT_S_MAX,
+            ),
+            ("call_threads_max", self.call_threads_max, 1, COUNT_MAX),
+            ("call_queue_length_max", self.call_queue_length_max, 0, COUNT_MAX),
+            ("model_concurrency_max", self.model_concurrency_max, 0, COUNT_MAX),
         ]
-        for name, value, minimum in checks:
-            if value < minimum:
+        for name, value, minimum, maximum in checks:
+            if not value >= minimum:  # nor is NaN
                 raise StartupError(f"{name} is {value}; at least {minimum} is needed")
+            if value > maximum:
+                raise StartupError(f"{name} is {value}; at most {maximum} is allowed")
 
 
 def capacity_bytes_min(default_model_size_bytes: int) -> int:

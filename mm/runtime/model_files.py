@@ -6,6 +6,7 @@ path is taken only if it stays below the root, symbolic links followed.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from mm.errors import StartupError, StatusCode
@@ -32,13 +33,13 @@ class ModelRoot:
             raise _refused(path, "a path is needed" if not path else "it holds a NUL")
         if ".." in Path(path).parts:
             raise _refused(path, "'..' is not allowed")
-        resolved = self._below(path, (self.directory / path).resolve(strict=True))
+        resolved = self._resolved(path, self.directory / path)
         if resolved.is_dir():
             candidates = sorted(p for p in resolved.iterdir() if p.suffix in suffixes)
             if len(candidates) != 1:
                 what = f"the directory holds {len(candidates)} files of {', '.join(suffixes)}"
                 raise _refused(path, f"{what}; 1 is needed")
-            resolved = self._below(path, candidates[0].resolve(strict=True))
+            resolved = self._resolved(path, candidates[0])
         if not resolved.is_file():
             raise _refused(path, "it is no regular file")
         if resolved.suffix not in suffixes:
@@ -46,10 +47,12 @@ class ModelRoot:
             raise _refused(path, f"suffix {resolved.suffix!r}; allowed are {allowed}")
         return resolved
 
-    def _below(self, path: str, resolved: Path) -> Path:
-        if not resolved.is_relative_to(self.directory):
+    def _resolved(self, path: str, file: Path) -> Path:
+        # First where it leads, then whether that exists: what is outside answers the same either
+        # way, or whoever registers models could look for files all over the machine.
+        if not Path(os.path.realpath(file)).is_relative_to(self.directory):
             raise _refused(path, f"it leads out of the model root {str(self.directory)!r}")
-        return resolved
+        return file.resolve(strict=True)
 
 
 def _refused(path: str, why: str) -> CallError:

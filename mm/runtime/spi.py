@@ -89,6 +89,9 @@ class RuntimeService(Generic[ModelT]):
         self._call_threads = anyio.CapacityLimiter(runtime.call_threads_max)
         # Unloads never wait behind loads: they make room for them.
         self._unload_threads = anyio.CapacityLimiter(runtime.loading_concurrency_max)
+        # The mesh waits half a second for a prediction and then reserves the default size: it must
+        # not wait behind calls.
+        self._prediction_threads = anyio.CapacityLimiter(runtime.loading_concurrency_max)
         self._calls_waiting = 0
         self._tasks: set[asyncio.Task[None]] = set()
         #: Set, and replaced, at each change of a copy's state.
@@ -173,7 +176,7 @@ class RuntimeService(Generic[ModelT]):
                 request.model_path,
                 request.model_key,
             ),
-            limiter=self._call_threads,
+            limiter=self._prediction_threads,
         )
         if size_bytes is None:
             raise CallError(StatusCode.UNIMPLEMENTED, "this runtime predicts no sizes")

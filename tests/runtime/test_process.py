@@ -206,6 +206,11 @@ def test_a_runtime_that_cannot_say_where_it_listens_serves_all_the_same() -> Non
             {},
             "--capacity '0'; with --default-size 1MiB at least 10485760 bytes are needed",
         ),
+        (
+            ["sklearn", "--capacity", f"{2**63}"],
+            {},
+            "--capacity '9223372036854775808'; at most 9223372036854775807 bytes are allowed",
+        ),
         (["sklearn", "--default-size", "0"], {}, "--default-size '0'; at least 8192 bytes"),
     ],
 )

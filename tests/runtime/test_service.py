@@ -10,7 +10,6 @@ from typing import Any
 import grpc
 import pytest
 
-from mm.errors import StartupError
 from mm.pb import mmesh
 from mm.runtime import CallError, ModelRuntime, StatusCode, serves
 from mm.runtime import spi as spi_module
@@ -49,6 +48,7 @@ class Gated(ModelRuntime[str]):
     def __init__(self) -> None:
         self.gates: dict[str, Gate] = {}
         self.events: Counter[str] = Counter()
+        self.predicted_bytes: int | None = None
 
     def _pass(self, gate: str) -> None:
         self.events[gate] += 1
@@ -74,6 +74,9 @@ class Gated(ModelRuntime[str]):
         if model == "immeasurable":
             raise TypeError("no size")
         return 1000 + len(model)
+
+    def predict_size(self, model_id: str, model_type: str, path: str, key: str) -> int | None:
+        return self.predicted_bytes
 
     @serves("mmesh.ExamplePredictor/predict", mmesh.PredictRequest, id_path=(1,))
     def predict(self, model: str, request: mmesh.PredictRequest) -> mmesh.PredictResponse:
@@ -194,6 +197,24 @@ def test_no_size_is_predicted_unless_the_runtime_does(served: Served) -> None:
         mmesh.PredictModelSizeResponse,
     )
     assert status_of(call) == ("UNIMPLEMENTED", "this runtime predicts no sizes")
+
+
+def test_a_size_is_predicted_while_all_threads_for_calls_are_busy(served: Served) -> None:
+    """The mesh waits half a second for it: calls may take longer."""
+    served.load("m").result()
+    gate = served.gate("predict p")
+    calls = [served.predict("m") for _ in range(3)]  # two in threads, one in line
+    for _ in range(2):
+        gate.wait_entered()
+    served.runtime.predicted_bytes = 7
+    answer = served.start(
+        "/mmesh.ModelRuntime/predictModelSize",
+        mmesh.PredictModelSizeRequest(model_id="n"),
+        mmesh.PredictModelSizeResponse,
+    )
+    assert answer.result().size_in_bytes == 7
+    gate.opened.set()
+    assert {call.code().name for call in calls} == {"OK"}
 
 
 def test_methods_without_a_model(served: Served) -> None:
@@ -397,25 +418,7 @@ def test_status_survives_an_unload_that_fails(
     assert served.status().status == STATUS.READY
 
 
-# --- settings -------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "text"),
-    [
-        ("capacity_bytes", 2**20, "capacity_bytes is 1048576; at least 10485760 is needed"),
-        ("capacity_bytes", 0, "capacity_bytes is 0"),
-        ("default_model_size_bytes", 0, "default_model_size_bytes is 0; at least 8192 is needed"),
-        ("loading_concurrency_max", 0, "loading_concurrency_max is 0; at least 1"),
-        ("load_timeout_s", 0.01, "load_timeout_s is 0.01; at least 0.1"),
-        ("call_threads_max", 0, "call_threads_max is 0"),
-    ],
-)
-def test_settings_that_the_mesh_would_refuse(name: str, value: float, text: str) -> None:
-    runtime = Gated()
-    setattr(runtime, name, value)
-    with pytest.raises(StartupError, match=text):
-        RuntimeService(runtime)
+# --- the documentation ----------------------------------------------------------------------------
 
 
 def test_the_runtime_of_the_docstring_works(serve: Any, connect: Any, tmp_path: Path) -> None:

@@ -183,6 +183,9 @@ def test_size_is_that_of_the_model(runtime: Runtime, root: Path) -> None:
         ("nested/../linear.joblib", "FAILED_PRECONDITION", ["'..' is not allowed"]),
         ("escape.joblib", "FAILED_PRECONDITION", ["'escape.joblib'", "leads out of"]),
         ("escape/secret.joblib", "FAILED_PRECONDITION", ["leads out of"]),
+        # Whether there is something outside is not told.
+        ("escape/absent.joblib", "FAILED_PRECONDITION", ["leads out of"]),
+        ("/absent", "FAILED_PRECONDITION", ["'/absent'", "leads out of"]),
         ("/etc/passwd", "FAILED_PRECONDITION", ["'/etc/passwd'", "leads out of"]),
         ("a\0b.joblib", "FAILED_PRECONDITION", ["NUL"]),
         ("notes.txt", "FAILED_PRECONDITION", ["suffix '.txt'", ".skops"]),
