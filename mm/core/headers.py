@@ -109,18 +109,26 @@ class RequestHead:
     mesh: HeaderList = field(default_factory=list)
 
 
-def read_request_head(headers: Iterable[Header], size_max: int) -> RequestHead:
-    """Check and sort the headers of a request; raises ``MalformedHeadersError``."""
+def read_request_head(
+    headers: Iterable[Header], size_max: int, *, is_wire: bool = False
+) -> RequestHead:
+    """Check and sort the headers of a request; raises ``MalformedHeadersError``.
+
+    ``is_wire``: the words that the wire has added do not count against the client's limit.
+    """
     pseudo: dict[bytes, bytes] = {}
     consumed: dict[bytes, bytes] = {}
     metadata: HeaderList = []
     mesh: HeaderList = []
     size = 0
     content_length: int | None = None
+    timeout_s: float | None = None
     for header in headers:
         name, value = header
-        if not name.startswith(WIRE_PREFIX):
+        if not (is_wire and name.startswith(WIRE_PREFIX)):
             size += len(name) + len(value) + HEADER_OVERHEAD_BYTES
+        if _BAD_VALUE.search(value):
+            raise MalformedHeadersError(f"the value of header {_show(name)} is not allowed")
         if name[:1] == b":":
             if name in pseudo or metadata or mesh or consumed:
                 raise MalformedHeadersError(f"pseudo-header {_show(name)} repeated or out of place")
@@ -128,14 +136,16 @@ def read_request_head(headers: Iterable[Header], size_max: int) -> RequestHead:
             continue
         if name not in _well_formed_names:
             _check_name(name)
-        if _BAD_VALUE.search(value):
-            raise MalformedHeadersError(f"the value of header {_show(name)} is not allowed")
         if name in _CONSUMED:
             consumed[name] = value
             if name == b"tas-model-id":
                 mesh.append(header)
             elif name == b"content-length":
                 content_length = _read_length(value, content_length)
+            elif name == b"grpc-timeout":
+                timeout_s = parse_timeout(value)
+            elif name == b"te" and value != b"trailers":
+                raise MalformedHeadersError(f"te: {_show(value)} does not belong into HTTP/2")
         elif name.startswith(b"mm-"):
             mesh.append(header)
         elif not name.startswith(b"grpc-"):
@@ -153,16 +163,13 @@ def read_request_head(headers: Iterable[Header], size_max: int) -> RequestHead:
         raise MalformedHeadersError(
             f"content-type {_show(content_type)} is not application/grpc", http_status=415
         )
-    if consumed.get(b"te", b"trailers") != b"trailers":
-        raise MalformedHeadersError(f"te: {_show(consumed[b'te'])} does not belong into HTTP/2")
     encoding = consumed.get(b"grpc-encoding", b"")
-    timeout = consumed.get(b"grpc-timeout")
     return RequestHead(
         path=pseudo[b":path"],
         content_type=content_type,
         encoding=b"" if encoding == b"identity" else encoding,
         accept_encoding=consumed.get(b"grpc-accept-encoding", b""),
-        timeout_s=None if timeout is None else parse_timeout(timeout),
+        timeout_s=timeout_s,
         content_length=content_length,
         metadata=metadata,
         mesh=mesh,
@@ -172,7 +179,10 @@ def read_request_head(headers: Iterable[Header], size_max: int) -> RequestHead:
 def are_trailers(headers: Iterable[Header]) -> bool:
     """Answer whether headers may stand behind a request: no pseudo-header, say."""
     return all(
-        _NAME.fullmatch(name) and name not in _CONNECTION_SPECIFIC and not _BAD_VALUE.search(value)
+        _NAME.fullmatch(name)
+        and name not in _CONNECTION_SPECIFIC
+        and not _BAD_VALUE.search(value)
+        and (name != b"te" or value == b"trailers")
         for name, value in headers
     )
 

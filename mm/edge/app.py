@@ -411,4 +411,5 @@ def _limits(limits: TransportLimits, config: Config, streams_max: int) -> Transp
         if limits is not EXTERNAL_LIMITS
         else config.headers_bytes_max,
         streams_max=streams_max,
+        greeting_s=config.tls_handshake_s,
     )

@@ -240,6 +240,8 @@ cdef bint is_trailer(
     const uint8_t *name, size_t name_length, const uint8_t *value, size_t value_length
 ) noexcept nogil:
     """Answer whether a header may stand behind a request; a pseudo-header is no token."""
+    if name_length == 2 and same(name, b"te", 2):
+        return value_length == 8 and same(value, b"trailers", 8)
     return (is_token(name, name_length) and not is_of_connection(name, name_length)
             and is_value(value, value_length))
 

@@ -97,6 +97,10 @@ def test_a_head_is_sorted_by_who_it_is_for() -> None:
         ([*PSEUDO[:2], (b":path", b"nowhere"), BASE[-1]], 400),
         (PSEUDO, 415),
         ([*PSEUDO, (b"content-type", b"text/html")], 415),
+        ([(b":authority", b"a\r\nb: c"), *BASE], 400),
+        ([PSEUDO[0], (b":scheme", b"ht\0tp"), *BASE[2:]], 400),
+        ([*BASE, (b"te", b"gzip"), (b"te", b"trailers")], 400),
+        ([*BASE, (b"grpc-timeout", b"x"), (b"grpc-timeout", b"1S")], 400),
         ([*BASE, (b"grpc-timeout", b"1")], 400),
         ([*BASE, (b"grpc-timeout", b"-1S")], 400),
         ([*BASE, (b"grpc-timeout", b"123456789S")], 400),
@@ -115,6 +119,14 @@ def test_too_many_headers_name_the_limit() -> None:
     with pytest.raises(MalformedHeadersError, match=f"limit of {size - 1} bytes") as caught:
         read_request_head(BASE, size - 1)
     assert caught.value.code == StatusCode.RESOURCE_EXHAUSTED
+
+
+def test_only_the_wire_has_words_that_do_not_count() -> None:
+    size = sum(len(name) + len(value) + 32 for name, value in BASE)
+    said = [*BASE, (b"mm-wire-x", b"y" * 100)]
+    read_request_head(said, size, is_wire=True)
+    with pytest.raises(MalformedHeadersError, match=f"limit of {size} bytes"):
+        read_request_head(said, size)
 
 
 @pytest.mark.parametrize("subtype", [b"application/grpc+json", b"application/grpc+anything"])

@@ -22,7 +22,6 @@ from hyperframe.frame import (
 )
 
 import mm.edge.h2.link as link_module
-import mm.edge.h2.server as server_module
 from mm.edge.h2 import EXTERNAL_LIMITS
 from mm.edge.h2.messages import frame_message
 from tests.edge.h2_echo import assert_serves, serve_echo, wait_started
@@ -261,9 +260,9 @@ async def test_garbage_instead_of_a_preface() -> None:
         await peer.wait_closed()
 
 
-async def test_a_silent_connection_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server_module, "_HANDSHAKE_TIMEOUT_S", 0.05)
-    async with serve_echo() as (_, port, _), connect(port, start=False) as peer:
+async def test_a_silent_connection_is_closed() -> None:
+    limits = replace(EXTERNAL_LIMITS, greeting_s=0.05)
+    async with serve_echo(limits) as (_, port, _), connect(port, start=False) as peer:
         peer.writer.write(b"PRI * HTTP/2.0\r\n")
         await peer.wait_closed()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import socket
 from contextlib import ExitStack, closing
@@ -9,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from h2.events import ConnectionTerminated
 
 from mm.edge.h2 import EXTERNAL_LIMITS, GrpcServer
 from mm.edge.h2.incoming import IncomingCall
@@ -38,6 +40,30 @@ async def test_old_connections_end() -> None:
             last = await client.wait_closed()
             assert last is not None
             assert (last.error_code, last.last_stream_id) == (0, 1)
+    finally:
+        await server.stop(0)
+
+
+async def test_a_watch_outlives_the_age_of_its_connection() -> None:
+    """As any call does: the server does not stop, and does not say so."""
+    gate = asyncio.Event()
+
+    async def watch(call: IncomingCall) -> None:
+        call.holds_stop = False
+        await gate.wait()
+        call.send_status(StatusCode.OK, "")
+
+    server = GrpcServer(watch, limits=replace(EXTERNAL_LIMITS, age_s=1), external=True)
+    port = await server.start("127.0.0.1", 0)
+    try:
+        async with connect(port) as client:
+            stream_id = client.begin(REQUEST, end=True)
+            for _ in range(2):
+                assert (await client.wait_for(ConnectionTerminated)).error_code == 0
+            gate.set()
+            headers, _ = await client.wait_answer(stream_id)
+            assert headers[b"grpc-status"] == b"0"
+            await client.wait_closed()
     finally:
         await server.stop(0)
 

@@ -46,6 +46,12 @@ FIELDS: Final = [
         )
     ),
     Row("8.2.2", "te that is not trailers", whole(regular(b"te", b"gzip")), MALFORMED),
+    Row(
+        "8.2.2",
+        "two te, the first not trailers",
+        more((b"te", b"gzip"), (b"te", b"trailers")),
+        MALFORMED,
+    ),
     Row("8.3", "pseudo-header after others", whole([*REQUEST[1:], REQUEST[0]]), MALFORMED),
     Row("8.3", "unknown pseudo-header", whole([(b":x", b"y"), *REQUEST]), MALFORMED),
     Row("8.3", "pseudo-header of answers", whole([(b":status", b"200"), *REQUEST]), MALFORMED),
@@ -67,6 +73,12 @@ FIELDS: Final = [
         (begin() + body(flags=0) + begin([(b"connection", b"x")], 5),),
         Resets(PROTOCOL_ERROR),
     ),
+    Row(
+        "8.2.2",
+        "te in trailers that is not trailers",
+        (begin() + body(flags=0) + begin([(b"te", b"gzip")], 5),),
+        Resets(PROTOCOL_ERROR),
+    ),
     Row("8.1", "trailers", (begin() + body(flags=0) + begin([(b"x", b"y")], 5),), SERVED),
     Row(
         "8.1",
@@ -78,6 +90,8 @@ FIELDS: Final = [
     Row("8.3.1", "no :scheme", whole(altered(scheme=None)), MALFORMED),
     Row("8.3.1", "no :path", whole(altered(path=None)), MALFORMED),
     Row("8.3.1", "no :authority", whole(altered(authority=None)), SERVED),
+    Row("8.2.1", ":authority with CR", whole(altered(authority=b"a\rb")), MALFORMED),
+    Row("8.2.1", ":scheme with NUL", whole(altered(scheme=b"ht\0tp")), MALFORMED),
     Row("8.3.1", "empty :path", whole(altered(path=b"")), MALFORMED),
     Row("8.3.1", ":path without a slash", whole(altered(path=b"t.S/Unary")), MALFORMED),
     Row("8.3.1", ":path beyond ASCII", whole(altered(path=b"/t.S/\xff")), MALFORMED),

@@ -27,6 +27,8 @@ class TransportLimits:
     connections_max: int = 10_000
     #: Of these, of one IPv4 address or IPv6 /64; 0: as many as there are.
     per_address_max: int = 0
+    #: A client's time for the preface and SETTINGS, once TLS is done (``Limits.tls_handshake_s``).
+    greeting_s: float = 10.0
     #: Connections that a channel opens to one address, each when those before it are full.
     channel_connections_max: int = 16
     #: Calls that wait for room when all of those are full, and as many while one is being made:

@@ -41,8 +41,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: Time for the preface and SETTINGS of a new connection.
-_HANDSHAKE_TIMEOUT_S = 10.0
 #: A client that is told that we stop has calls on their way to us: as long as it takes to answer a
 #: ping, or this long if it does not answer pings.
 _GOAWAY_HEARD_S = 1.0
@@ -129,7 +127,7 @@ class ServerLink(Link):
         if self._enter_crowd(transport):
             self._refuse("too many connections of one address")
             return
-        self._handshake = self.loop.call_later(_HANDSHAKE_TIMEOUT_S, self.connection.close)
+        self._handshake = self.loop.call_later(self.limits.greeting_s, self.connection.close)
 
     def _refuse(self, why: str) -> None:
         logger.log(self.complaint_level(), "refusing %s: %s", self.peer_address, why)
@@ -217,7 +215,9 @@ class ServerLink(Link):
     def accept(self, stream_id: int, headers: HeaderList, ended: bool) -> None:
         """Begin to serve a call, or answer at once that it cannot be."""
         try:
-            head = read_request_head(headers, self.limits.header_list_bytes_max)
+            head = read_request_head(
+                headers, self.limits.header_list_bytes_max, is_wire=self.is_wire
+            )
         except MalformedHeadersError as error:
             self._answer_malformed(stream_id, error, ended)
             return
@@ -270,7 +270,8 @@ class ServerLink(Link):
             self._goaway_timer.cancel()
             self._goaway_timer = None
             self.engine.submit_goaway()
-            self.server.end_watches(self)
+            if self.server.is_stopping:
+                self.server.end_watches(self)
             self._flush()
             self._close_drained()
 
@@ -318,6 +319,8 @@ class GrpcServer:
         self.calls: set[IncomingCall] = set()
         #: What calls hold of their requests (``IncomingCall.hold``).
         self.held_bytes = 0
+        #: Else a connection that drains is only old, and its watches have their grace as all calls.
+        self.is_stopping = False
         self._listener: Acceptor | None = None
         self._path: str | None = None
         self._quiet = asyncio.Event()
@@ -394,6 +397,7 @@ class GrpcServer:
 
     async def stop(self, grace_s: float) -> None:
         """Take no more calls, let those that run finish within ``grace_s``, then close."""
+        self.is_stopping = True
         if self._listener is not None:
             self._listener.close()
             self._listener = None
