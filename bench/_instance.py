@@ -34,11 +34,14 @@ RECONNECT_AT_ONCE = [
 ]
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
+def add_options(parser: argparse.ArgumentParser, *, dataplane: str = "python") -> None:
     """Add what all of these scripts take."""
     parser.add_argument("--quick", action="store_true", help="smaller numbers")
     parser.add_argument(
-        "--dataplane", choices=("python", "wire"), default="python", help="who serves hits [python]"
+        "--dataplane",
+        choices=("python", "wire"),
+        default=dataplane,
+        help="who serves hits [%(default)s]",
     )
 
 
