@@ -115,6 +115,7 @@ WIRE_GAUGES: Final = {
     "buffer_bytes": "Memory of calls under way, with their requests",
     "unwritten_bytes": "Bytes packed for clients and peers whose sockets are full",
     "connect_waiting": "Calls that wait for a connection to be made",
+    "handshakes_waiting": "Connections whose TLS handshakes wait for their turn",
     "hits_open": "Attempts under way that were made from the table alone",
 }
 WIRE_COUNTERS: Final = {

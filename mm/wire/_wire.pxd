@@ -225,6 +225,7 @@ cdef struct conn_t:
     uint8_t is_dirty
     uint8_t is_connecting
     uint8_t is_shaking         # the TLS handshake is not complete
+    uint8_t awaits_shake       # and goes on when its turn comes (_wire_tls.pxi)
     uint8_t is_late            # it took too long until it could be used
     uint8_t is_ended           # the other side has said in TLS that nothing follows
     uint8_t is_ready           # SETTINGS of the other side are here
@@ -236,6 +237,8 @@ cdef struct conn_t:
     uint8_t awaits_ping
     uint8_t may_ping           # a runtime has answered something since the last one
     conn_t *dirty_next
+    conn_t *shake_previous
+    conn_t *shake_next
     conn_t *previous           # all of the worker
     conn_t *next
     call_t *calls
@@ -410,6 +413,8 @@ cdef struct worker_t:
     conn_t *dead
     conn_t *dirty
     conn_t *dirty_last
+    conn_t *shaking            # clients whose handshakes go on in turn (_wire_tls.pxi)
+    conn_t *shaking_last
     call_t *fresh
     call_t *fresh_last
     call_t *held

@@ -88,6 +88,7 @@ cdef void conn_close(conn_t *conn) noexcept nogil:
     conn.is_closed = 1
     timer_stop(w, &conn.timer)
     blocked_leave(conn)
+    shake_leave(conn)
     if conn.previous != NULL:
         conn.previous.next = conn.next
     else:
@@ -152,7 +153,7 @@ cdef void bury(worker_t *w) noexcept nogil:
 cdef void conn_watch(conn_t *conn) noexcept nogil:
     """Ask epoll for what the connection waits for now."""
     cdef epoll_event event
-    event.events = EPOLLIN
+    event.events = 0 if conn.awaits_shake else EPOLLIN
     if conn.is_blocked or conn.is_connecting:
         event.events |= EPOLLOUT
     event.data.ptr = conn
@@ -245,7 +246,10 @@ cdef void conn_event(conn_t *conn, uint32_t events) noexcept nogil:
         return
     if events & EPOLLOUT:
         mark_dirty(conn)
-    if events & (EPOLLIN | EPOLLHUP | EPOLLERR):
+    if conn.is_shaking and conn.is_server and not events & (EPOLLHUP | EPOLLERR):
+        if events & EPOLLIN:
+            shake_wait(conn)
+    elif events & (EPOLLIN | EPOLLHUP | EPOLLERR):
         conn_readable(conn)
 
 

@@ -16,6 +16,8 @@ cdef enum:
     RECORDS_BYTES = 98304
     # What a client may leave unread of answers to its own records before it is dropped.
     TLS_UNREAD_BYTES_MAX = 1048576
+    # A turn's time for handshakes of clients; one goes on in any case.
+    SHAKES_NS = 500000
 
 cdef BIO_METHOD *records_method = NULL
 # The same as mm.edge.h2.tls says.
@@ -198,6 +200,59 @@ cdef ssize_t tls_open_records(conn_t *conn, uint8_t *to) noexcept nogil:
 
 
 # --- the handshake --------------------------------------------------------------------------------
+
+# What a server computes for a client that has only said hello, a signature most of all, takes up to
+# a hundred times what a hit takes. So clients in their handshakes stand in line, in the order in
+# which they spoke, and go on after everybody else had a turn: a flood of hellos takes the time that
+# others leave. The line holds open connections only, so it is as long as these are many; how long
+# each may stand in it is the handshake's own limit.
+
+cdef void shake_wait(conn_t *conn) noexcept nogil:
+    """Have a client that has spoken wait for its turn; what it says meanwhile is not looked at."""
+    cdef worker_t *w = conn.worker
+    if conn.awaits_shake:
+        return
+    conn.awaits_shake = 1
+    conn.shake_previous = w.shaking_last
+    conn.shake_next = NULL
+    if w.shaking_last != NULL:
+        w.shaking_last.shake_next = conn
+    else:
+        w.shaking = conn
+    w.shaking_last = conn
+    count(w, COUNT_HANDSHAKES_WAITING, 1)
+    conn_watch(conn)
+
+
+cdef void shake_leave(conn_t *conn) noexcept nogil:
+    cdef worker_t *w = conn.worker
+    if not conn.awaits_shake:
+        return
+    conn.awaits_shake = 0
+    if conn.shake_previous != NULL:
+        conn.shake_previous.shake_next = conn.shake_next
+    else:
+        w.shaking = conn.shake_next
+    if conn.shake_next != NULL:
+        conn.shake_next.shake_previous = conn.shake_previous
+    else:
+        w.shaking_last = conn.shake_previous
+    count(w, COUNT_HANDSHAKES_WAITING, <uint64_t>-1)
+
+
+cdef void shakes_go_on(worker_t *w) noexcept nogil:
+    """Let those go on who stand in front, at least one, as long as a turn has time for it."""
+    cdef conn_t *conn
+    cdef uint64_t until_ns
+    clocks_read(w)
+    until_ns = w.now_ns + SHAKES_NS
+    while w.shaking != NULL and w.now_ns < until_ns:
+        conn = w.shaking
+        shake_leave(conn)
+        conn_watch(conn)
+        conn_readable(conn)
+        clocks_read(w)
+
 
 cdef bint tls_shake(conn_t *conn) noexcept nogil:
     """Go on with the handshake; answers whether it is complete, and the connection still there."""

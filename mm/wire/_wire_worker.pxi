@@ -241,7 +241,7 @@ cdef void worker_run(worker_t *w) noexcept nogil:
     while not w.is_stopping:
         wait_ms = timers_wait_ms(w)
         # A command that came after the last look at them, and whose waking was read in that turn.
-        if w.dirty != NULL or load_u32(&w.has_commands, acquire):
+        if w.dirty != NULL or w.shaking != NULL or load_u32(&w.has_commands, acquire):
             wait_ms = 0
         # Offline while asleep: the table's writer need not wait for us.
         if w.reader >= 0:
@@ -262,6 +262,9 @@ cdef void worker_run(worker_t *w) noexcept nogil:
                 listener_event(w, <listener_t *>source)
         timers_run(w)
         flush_all(w)
+        if w.shaking != NULL:
+            shakes_go_on(w)
+            flush_all(w)
         pieces_settle(w)
         bury(w)
     if w.reader >= 0:

@@ -32,10 +32,12 @@ class WireStatistics:
     reports_dropped: int
     #: Attempts made from the table alone that are under way.
     hits_open: int
-    #: Of TLS, at either end; of those that failed, those that took too long.
+    #: Of TLS, at either end; of those that failed, those that took too long; and clients whose turn
+    #: to go on with theirs has not come.
     handshakes: int
     handshakes_failed: int
     handshakes_late: int
+    handshakes_waiting: int
     #: Why calls for models were passed on: their headers, their method (that may not be called, or
     #: that somebody watches), the message that has the id, no copy that is ready, one where nobody
     #: could be reached a moment ago, no slot or connection that is free.
