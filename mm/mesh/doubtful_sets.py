@@ -1,4 +1,5 @@
-"""Sets of vmodels of which nobody knows whether they came about: the store's answer was lost.
+"""Sets of vmodels of which nobody knows whether they came about: the store's answer was lost, or
+whoever asked has left.
 
 If one did, and took the place of a model that served, the new one is to be loaded as after any
 other. Whoever sets again hears that it is so already, and would have nothing loaded.

@@ -167,7 +167,8 @@ class VModelManager:
 
         try:
             outcome = await self.writer.change(request.vmodel_id, plan, target_id=request.target_id)
-        except StoreUnavailableError:
+        except (StoreUnavailableError, anyio.get_cancelled_exc_class()):
+            # The store may have taken it, although its answer was lost or whoever asked has left.
             if planned.vmodel is not None and _had_copies_before(planned):
                 self._doubtful_sets.add(request.vmodel_id, planned.vmodel)
             raise

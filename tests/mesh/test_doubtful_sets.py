@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import anyio
 import pytest
 
@@ -59,6 +61,27 @@ async def test_the_set_did_not_come_about() -> None:
         await cluster.settle()
         assert cluster.record("n") is None
         assert not a.node.vmodels._doubtful_sets
+
+
+async def test_whoever_asked_left_before_the_answer() -> None:
+    """Method: leave after each quarter of a second of sets whose calls of the store take one."""
+    names = [f"v{number}" for number in range(16)]
+    async with running_cluster("a", plan=FAST) as cluster:
+        a = await served_by_m(cluster, *names)
+        a.store._call_delay_s = 1.0
+        left = {}
+        for number, name in enumerate(names):
+            with anyio.move_on_after(0.25 * (number + 1)) as scope:
+                await force(a, f"n{number}", name)
+            if scope.cancelled_caught:
+                left[name] = f"n{number}"
+        a.store._call_delay_s = 0.0
+        await cluster.settle()
+        statuses = {name: await a.node.vmodels.status(name) for name in left}
+        made = [target for name, target in left.items() if statuses[name].active_model_id == target]
+        assert made
+        for target in made:
+            await until(partial(has_copies, cluster, target), 1.0)
 
 
 async def test_whoever_made_it_for_others_left() -> None:
