@@ -68,9 +68,9 @@ class VModelManagement:
         )
         return encode_status(status)
 
-    async def delete_vmodel(self, request: Any, _call: IncomingCall) -> bytes:
+    async def delete_vmodel(self, request: Any, call: IncomingCall) -> bytes:
         """Delete a vmodel; an unknown one is a success."""
-        await self._manager.delete(request.vModelId, request.owner)
+        await self._manager.delete(request.vModelId, request.owner, deadline_s=call.deadline_s)
         return b""
 
     async def get_vmodel_status(self, request: Any, _call: IncomingCall) -> bytes:

@@ -11,9 +11,8 @@ their records say.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable
 from dataclasses import dataclass, field, replace
-from typing import Final, TypeVar
+from typing import Final
 
 import anyio
 from anyio.abc import TaskGroup
@@ -35,7 +34,6 @@ from mm.core.vmodel_changes import (
 from mm.errors import (
     InvalidRequestError,
     LimitError,
-    LoadTimeoutError,
     MeshError,
     ModelNotFoundError,
     NoRoomError,
@@ -51,6 +49,7 @@ from mm.mesh.registry import Registry
 from mm.mesh.seldom import FAILURES_LOUD_MAX, Seldom
 from mm.mesh.statistics import Counters
 from mm.mesh.switch_waits import SwitchWaits
+from mm.mesh.time_left import TimeLeft, share_left_s
 from mm.mesh.vmodel_records import UnreadableVModelError
 from mm.mesh.vmodel_snapshots import VModelSnapshot, VModelSnapshots
 from mm.mesh.vmodel_writer import Outcome, VModelWriter
@@ -58,12 +57,7 @@ from mm.mesh.vmodels import VModels
 
 logger = logging.getLogger(__name__)
 
-T = TypeVar("T")
-
 NO_STATUS: Final = ModelStatus("NOT_FOUND")
-#: An answer with a text reaches the client only before the client's own time is up.
-DEADLINE_SHARE: Final = 0.9
-DEADLINE_MARGIN_MAX_S: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +160,12 @@ class VModelManager:
             return change
 
         try:
-            outcome = await self.writer.change(request.vmodel_id, plan, target_id=request.target_id)
+            outcome = await self.writer.change(
+                request.vmodel_id,
+                plan,
+                target_id=request.target_id,
+                limit_s=share_left_s(deadline_s),
+            )
         except (StoreUnavailableError, anyio.get_cancelled_exc_class()):
             # The store may have taken it, although its answer was lost or whoever asked has left.
             if planned.vmodel is not None and _had_copies_before(planned):
@@ -174,13 +173,13 @@ class VModelManager:
             raise
         vmodel = outcome.vmodel
         assert vmodel is not None, "a set leaves one"
-        limit = _Limit(self._config.vmodel_wait_s, deadline_s)
+        limit = TimeLeft(self._config.vmodel_wait_s, deadline_s)
         if is_in_transition(vmodel) and sync:
             return await self._wait_switched(request, limit)
         # It may have been made by a try whose end nobody saw.
         made = planned if planned.vmodel == vmodel else outcome
         if is_in_transition(vmodel) or not (request.load_now or _had_copies_before(made)):
-            return self._describe(await self._since(request, outcome))
+            return self._describe(await self._since(request, outcome, answer_at_s))
         ensure = EnsureRequest(request.target_id, sync=False, balanced=balanced)
         if sync and request.info is not None:
             loading = self._ensure_loaded(replace(ensure, sync=True))
@@ -191,8 +190,11 @@ class VModelManager:
             return self._describe(_left(outcome))
         return _steady(vmodel, active)
 
-    async def delete(self, vmodel_id: str, owner: str = "") -> None:
+    async def delete(
+        self, vmodel_id: str, owner: str = "", *, deadline_s: float | None = None
+    ) -> None:
         """Delete the vmodel, and models that nobody else refers to if they are of that kind.
+        ``deadline_s``: as in ``set``.
 
         Raises ``UnreadableVModelError`` if only an ``owner``'s is to be deleted, and the record
         cannot be read: it may be somebody else's.
@@ -205,6 +207,7 @@ class VModelManager:
                 lambda vmodel, models: plan_delete(
                     owner, vmodel, models, self._others(vmodel_id, models)
                 ),
+                limit_s=share_left_s(deadline_s),
             )
         except UnreadableVModelError:
             if owner:
@@ -223,18 +226,21 @@ class VModelManager:
 
     # --- behind them ---
 
-    async def _since(self, request: SetVModel, outcome: Outcome) -> VModelSnapshot:
+    async def _since(
+        self, request: SetVModel, outcome: Outcome, answer_at_s: float
+    ) -> VModelSnapshot:
         """Answer what there is after a set: its models may have changed before it was made. But
         whoever asked for a target is told of its transition, although that is over already, or
-        another set came next.
+        another set came next; and of what was set, if there is no time to ask.
         """
         if outcome.change is None:
             return _left(outcome)  # on the word of the store
+        since: VModelSnapshot | None = None
         try:
-            since = await self._snapshots.take(request.vmodel_id)
+            with anyio.CancelScope(deadline=answer_at_s):
+                since = await self._snapshots.take(request.vmodel_id)
         except (LimitError, StoreUnavailableError) as exc:
             logger.debug("%s is told as it was set: %s", request.vmodel_id, exc)
-            return _left(outcome)
         return since if since and since.vmodel == outcome.vmodel else _left(outcome)
 
     def _plan_set(
@@ -277,7 +283,7 @@ class VModelManager:
                 " delete some, or set MM_MAX_MODELS higher on all instances"
             )
 
-    async def _wait_switched(self, request: SetVModel, limit: _Limit) -> VModelStatus:
+    async def _wait_switched(self, request: SetVModel, limit: TimeLeft) -> VModelStatus:
         """Wait until the target serves, is said to have failed, or is no longer the target."""
 
         switched = self._switch_waits.wait(request.vmodel_id, request.target_id)
@@ -315,9 +321,7 @@ class VModelManager:
         if start.status is not None:
             return start.status
         record = self._registry.get(request.model_id)
-        if record is None:
-            record = await self._registry.read(request.model_id)
-        if record is None:
+        if record is None:  # taken away since it was set
             return NO_STATUS
         return self._models.statuses.present("LOADING", request.model_id, record)
 
@@ -385,22 +389,6 @@ class VModelManager:
         has_failed = vmodel.failed and record.failures and not record.copies
         status = "LOADING_FAILED" if has_failed else "LOADING"
         return self._models.statuses.present(status, model_id, record)
-
-
-class _Limit:
-    """How long one call may wait."""
-
-    def __init__(self, usual_s: float, deadline_s: float | None) -> None:
-        self._left_s = usual_s
-        if deadline_s is not None:
-            left_s = max(0.0, deadline_s - anyio.current_time())
-            self._left_s = max(DEADLINE_SHARE * left_s, left_s - DEADLINE_MARGIN_MAX_S)
-
-    async def wait(self, awaitable: Awaitable[T], what: str) -> T:
-        """Answer what comes; raises ``LoadTimeoutError`` if it does not come in time."""
-        with anyio.move_on_after(self._left_s):
-            return await awaitable
-        raise LoadTimeoutError(f"waited {self._left_s:.3g} s for {what}")
 
 
 def compose_vmodels(config: Config, ports: Ports, parts: Parts) -> VModelManager:

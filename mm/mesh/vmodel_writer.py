@@ -44,6 +44,8 @@ logger = logging.getLogger(__name__)
 #: nothing to write. Raises ``MeshError`` for a refusal.
 Plan = Callable[[VModelRecord | None, ModelRecords], VModelChange | None]
 
+#: Each but the last finds that what it was to write is done by others while it waited for them.
+LOOKS_MAX: Final = 4
 #: Each loss means that somebody else's change succeeded; instances compete with one change each.
 TRIES_MAX: Final = 64
 #: Changes of one model's count that are made in one transaction: each has three records at most,
@@ -70,6 +72,20 @@ class Outcome:
     def vmodel(self) -> VModelRecord | None:
         """The vmodel as it is now; None if there is none."""
         return self.before if self.change is None else self.change.vmodel
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What a plan comes to that has nothing to write, and the models that it was made from."""
+
+    models: Collection[ModelId]
+    answer: Outcome | MeshError
+
+    def result(self) -> Outcome:
+        """Answer the outcome; raises the refusal."""
+        if isinstance(self.answer, MeshError):
+            raise self.answer
+        return self.answer
 
 
 @dataclass(eq=False, slots=True)
@@ -131,43 +147,53 @@ class VModelWriter:
         plan: Plan,
         *,
         target_id: ModelId | None = None,
+        limit_s: float | None = None,
     ) -> Outcome:
         """Do what the plan says. ``target_id``: a model that it needs besides those of the vmodel.
+        ``limit_s``: if the caller has less time than is usual.
 
         Raises ``StoreUnavailableError`` (also if it takes too long), ``LimitError``, and what the
         plan raises.
         """
-        limit_s = self._config.vmodel_change_s
+        usual_s = self._config.vmodel_change_s
+        limit_s = usual_s if limit_s is None else min(limit_s, usual_s)
         with anyio.move_on_after(limit_s):
             return await self._change_in_turn(vmodel_id, plan, target_id)
         self._counters.vmodel_changes_late += 1
         raise StoreUnavailableError(
-            f"vmodel {vmodel_id} could not be changed within {limit_s:g} s, because the store is"
+            f"vmodel {vmodel_id} could not be changed within {limit_s:.3g} s, because the store is"
             " slow or many changes wait for it; it may be changed yet"
         )
 
     async def _change_in_turn(
         self, vmodel_id: str, plan: Plan, target_id: ModelId | None
     ) -> Outcome:
-        outcome = self._look(vmodel_id, plan, target_id)
-        if outcome is not None:
-            entries = self.records.entries(vmodel_id, outcome.models)
-            if not await self.confirmations.outdated(entries):
-                return outcome
-        is_old = outcome is not None
-        self._enter_line()
-        try:
-            # Whoever has a turn waits for no lock.
-            async with self.locks.hold(vmodel_id):
-                job = _Job(vmodel_id, plan, target_id, fresh=is_old)
-                shared_id = self._most_referred(vmodel_id, target_id)
-                if shared_id is not None:
-                    await self._turns.do(shared_id, job)
-                else:
-                    async with self._slots:
-                        await self._do(job)
-        finally:
-            self._in_line_count -= 1
+        for look in range(LOOKS_MAX):
+            is_old = False
+            seen = self._look(vmodel_id, plan, target_id)
+            if seen is not None:
+                # From the look to the question nobody else has a turn.
+                entries = self.records.entries(vmodel_id, seen.models)
+                is_old = bool(await self.confirmations.outdated(entries))
+                if not is_old:
+                    return seen.result()
+            self._enter_line()
+            try:
+                # Whoever has a turn waits for no lock.
+                async with self.locks.hold(vmodel_id):
+                    may_look = not is_old and look < LOOKS_MAX - 1
+                    if may_look and self._look(vmodel_id, plan, target_id) is not None:
+                        continue  # done meanwhile: many ask about that together
+                    job = _Job(vmodel_id, plan, target_id, fresh=is_old)
+                    shared_id = self._most_referred(vmodel_id, target_id)
+                    if shared_id is not None:
+                        await self._turns.do(shared_id, job)
+                    else:
+                        async with self._slots:
+                            await self._do(job)
+                    break
+            finally:
+                self._in_line_count -= 1
         if job.failure is not None:
             raise job.failure
         assert job.outcome is not None
@@ -269,17 +295,20 @@ class VModelWriter:
         refuse_to_queue(self._store, self._slots.value == 0)
         self._in_line_count += 1
 
-    def _look(self, vmodel_id: str, plan: Plan, target_id: ModelId | None) -> Outcome | None:
-        """Answer the outcome if nothing is to be written as far as the mirrors tell."""
+    def _look(self, vmodel_id: str, plan: Plan, target_id: ModelId | None) -> _Seen | None:
+        """Answer what there is to say as far as the mirrors tell; None if something is to be
+        written.
+        """
         vmodel = self._vmodels.get(vmodel_id)
         if vmodel is None and self._vmodels.mirror.get(vmodel_id) is not None:
             return None  # unreadable
+        concerned = _concerned(vmodel, target_id)
         try:
-            models = self.records.models(_concerned(vmodel, target_id), target_id)
+            models = self.records.models(concerned, target_id)
             change = plan(vmodel, models)
-        except MeshError:
-            return None
-        return Outcome(vmodel, models, None) if change is None else None
+        except MeshError as exc:
+            return _Seen(concerned, exc)
+        return _Seen(concerned, Outcome(vmodel, models, None)) if change is None else None
 
     async def _change(self, job: _Job, confirmations: Confirmations) -> Outcome:
         vmodel_id, target_id, fresh = job.vmodel_id, job.target_id, job.fresh

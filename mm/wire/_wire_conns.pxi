@@ -246,8 +246,11 @@ cdef void conn_event(conn_t *conn, uint32_t events) noexcept nogil:
         return
     if events & EPOLLOUT:
         mark_dirty(conn)
-    if conn.is_shaking and conn.is_server and not events & (EPOLLHUP | EPOLLERR):
-        if events & EPOLLIN:
+    if conn.is_shaking and conn.is_server:
+        if events & (EPOLLHUP | EPOLLERR) and SSL_in_before(conn.ssl):
+            # Its hello could still be read: nothing is computed for who is gone.
+            conn_close(conn)
+        elif events & (EPOLLIN | EPOLLHUP | EPOLLERR):
             shake_wait(conn)
     elif events & (EPOLLIN | EPOLLHUP | EPOLLERR):
         conn_readable(conn)
