@@ -237,8 +237,7 @@ cdef struct conn_t:
     uint8_t awaits_ping
     uint8_t may_ping           # a runtime has answered something since the last one
     conn_t *dirty_next
-    conn_t *shake_previous
-    conn_t *shake_next
+    conn_t *shake_previous, *shake_next
     conn_t *previous           # all of the worker
     conn_t *next
     call_t *calls
@@ -411,12 +410,9 @@ cdef struct worker_t:
     conn_t *conns
     uint64_t conns_made
     conn_t *dead
-    conn_t *dirty
-    conn_t *dirty_last
-    conn_t *shaking            # clients whose handshakes go on in turn (_wire_tls.pxi)
-    conn_t *shaking_last
-    call_t *fresh
-    call_t *fresh_last
+    conn_t *dirty, *dirty_last
+    conn_t *shaking, *shaking_last   # handshakes that go on in turn (_wire_tls.pxi)
+    call_t *fresh, *fresh_last
     call_t *held
     call_t *pool
     uint32_t pool_count
@@ -424,8 +420,7 @@ cdef struct worker_t:
     call_t *slow               # calls with answers that wait (_wire_slow.pxi)
     call_t *slow_last
     size_t answers_bytes       # of answers that are here
-    conn_t *blocked            # connections whose sockets are full (_wire_slow.pxi)
-    conn_t *blocked_last
+    conn_t *blocked, *blocked_last   # their sockets are full (_wire_slow.pxi)
     target_t *runtime
     target_t *tier2[ROLES * 2]
     target_t **peers           # by instance index
