@@ -1,5 +1,5 @@
 """The commands of the README and of the vmodels in docs/operating.md, run as they are written: from
-a trained model to a blue/green exchange, and one that goes back.
+a trained model to a blue/green exchange, and one that goes back; and a runtime of one's own.
 
 Only the folder and the ports differ: a test may not take fixed ones.
 """
@@ -13,6 +13,7 @@ import sys
 import sysconfig
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -50,14 +51,13 @@ def environment(**settings: str) -> dict[str, str]:
 def block(beginning: str, folder: Path) -> str:
     """Answer the block that stands behind words."""
     (script,) = (each for words, each in blocks().items() if words.startswith(beginning))
-    assert "mm " in script or FOLDER in script
+    assert "mm " in script or FOLDER in script or "word_counter" in script
     return script.replace(FOLDER, str(folder))
 
 
 def start(script: str, runtime_port: str, **settings: str) -> Program:
     """Start a block whose last command goes on until it is stopped."""
-    assert RUNTIME_PORT in script
-    script = re.sub(r"\bmm (runtime|serve)", r"exec mm \1", script)
+    script = re.sub(r"\b(mm runtime|mm serve|python \S+\.py)", r"exec \1", script)
     process = subprocess.Popen(
         ["bash", "-euc", script.replace(RUNTIME_PORT, runtime_port)],
         env=environment(PYTHONUNBUFFERED="1", **settings),
@@ -69,10 +69,9 @@ def start(script: str, runtime_port: str, **settings: str) -> Program:
     return Program(script, process)
 
 
-@pytest.fixture
-def instance(tmp_path: Path) -> Iterator[Instance]:
-    """What the README starts."""
-    runtime = start(block("Start a runtime", tmp_path), "0")
+@contextmanager
+def instance_with(runtime: Program, tmp_path: Path) -> Iterator[Instance]:
+    """What the README starts, with a runtime; both end with this."""
     try:
         port = runtime.wait_line(r"listening on \S+:(\d+)").group(1)
         own = {"MM_SVC_GRPC_PORT": "0", "MM_PEER_PORT": "0"}
@@ -88,9 +87,16 @@ def instance(tmp_path: Path) -> Iterator[Instance]:
         runtime.close()
 
 
+@pytest.fixture
+def instance(tmp_path: Path) -> Iterator[Instance]:
+    """The instance of the first examples."""
+    with instance_with(start(block("Start a runtime", tmp_path), "0"), tmp_path) as found:
+        yield found
+
+
 def run(instance: Instance, folder: Path, beginning: str) -> str:
     """Run the block that stands behind words; answers what it prints."""
-    script = block(beginning, folder)
+    script = block(beginning, folder).replace(CLIENTS, f"127.0.0.1:{instance.port}")
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", script],
         env=environment(MM_ADDRESS=f"127.0.0.1:{instance.port}"),
@@ -137,10 +143,16 @@ class Caller:
                 return
 
 
+def python_block(words: str) -> str:
+    """Answer the program in the README that has these words."""
+    found = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
+    (program,) = (each for each in found if words in each)
+    return program
+
+
 def run_client(instance: Instance) -> str:
     """Run the client in Python; answers what it prints."""
-    found = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
-    (client,) = (each for each in found if CLIENTS in each)
+    client = python_block(CLIENTS)
     done = subprocess.run(
         [sys.executable, "-c", client.replace(CLIENTS, f"127.0.0.1:{instance.port}")],
         env=environment(),
@@ -179,3 +191,14 @@ def test_the_commands_of_the_readme(instance: Instance, tmp_path: Path) -> None:
     assert instance.status("iris-3").status == mmesh.ModelStatusInfoModelStatus.NOT_FOUND
     assert caller.failures == []
     assert caller.calls_count > 0
+
+
+def test_the_runtime_of_the_readme(tmp_path: Path) -> None:
+    (tmp_path / "word_counter.py").write_text(
+        python_block("WordCounter").replace(RUNTIME_PORT, "0"), encoding="utf-8"
+    )
+    script = block("Stop the other runtime", tmp_path)
+    runtime = start(script.replace("word_counter", f"{tmp_path}/word_counter"), "0")
+    with instance_with(runtime, tmp_path) as instance:
+        printed = run(instance, tmp_path, "Start the instance again")
+    assert printed.endswith("fruit: NOT_LOADED\n3.0 of the words are known\n")
