@@ -116,6 +116,7 @@ WIRE_GAUGES: Final = {
     "unwritten_bytes": "Bytes packed for clients and peers whose sockets are full",
     "connect_waiting": "Calls that wait for a connection to be made",
     "handshakes_waiting": "Connections whose TLS handshakes wait for their turn",
+    "rests_bytes": "Bytes of clients that sent more frames than a turn has time for",
     "hits_open": "Attempts under way that were made from the table alone",
 }
 WIRE_COUNTERS: Final = {

@@ -126,8 +126,7 @@ cdef struct call_t:
     call_t *down_next
     # The other end: a stream of a connection of ours.
     conn_t *up
-    call_t *up_previous
-    call_t *up_next
+    call_t *up_previous, *up_next
     # While a connection to it is made.
     target_t *waits_for
     call_t *wait_previous
@@ -226,6 +225,7 @@ cdef struct conn_t:
     uint8_t is_connecting
     uint8_t is_shaking         # the TLS handshake is not complete
     uint8_t awaits_shake       # and goes on when its turn comes (_wire_tls.pxi)
+    uint8_t is_resting         # `rest` is looked at in the next turn (_wire_guards.pxi)
     uint8_t is_late            # it took too long until it could be used
     uint8_t is_ended           # the other side has said in TLS that nothing follows
     uint8_t is_ready           # SETTINGS of the other side are here
@@ -238,8 +238,8 @@ cdef struct conn_t:
     uint8_t may_ping           # a runtime has answered something since the last one
     conn_t *dirty_next
     conn_t *shake_previous, *shake_next
-    conn_t *previous           # all of the worker
-    conn_t *next
+    conn_t *rest_previous, *rest_next
+    conn_t *previous, *next    # all of the worker
     call_t *calls
     uint32_t streams
     uint32_t streams_max
@@ -248,9 +248,9 @@ cdef struct conn_t:
     row_t *row                 # of the last one that was measured
     shown_t shown              # who calls, where that counts
     buffer_t out               # what the socket did not take
+    buffer_t rest              # what was read of a client or peer and not looked at
     # While there is such of a client or peer: in the order of who has taken nothing for longest.
-    conn_t *blocked_previous
-    conn_t *blocked_next
+    conn_t *blocked_previous, *blocked_next
     size_t unwritten           # as counted among what waits; 0: in no line
     timer_t timer
     uint64_t until_ms          # tries to connect until then
@@ -403,8 +403,7 @@ cdef struct worker_t:
     int64_t wall_ms
     uint64_t random
     config_t *config
-    listener_t *listeners
-    listener_t *dead_listeners
+    listener_t *listeners, *dead_listeners
     timer_t accept_timer       # set while listeners rest
     timer_t tier2_timer        # set while Python is to be told that tier 2 is missing
     conn_t *conns
@@ -412,13 +411,14 @@ cdef struct worker_t:
     conn_t *dead
     conn_t *dirty, *dirty_last
     conn_t *shaking, *shaking_last   # handshakes that go on in turn (_wire_tls.pxi)
+    conn_t *resting, *resting_last   # more was read of them than a turn looks at
+    size_t resting_count
     call_t *fresh, *fresh_last
     call_t *held
     call_t *pool
     uint32_t pool_count
     size_t held_bytes
-    call_t *slow               # calls with answers that wait (_wire_slow.pxi)
-    call_t *slow_last
+    call_t *slow, *slow_last   # calls with answers that wait (_wire_slow.pxi)
     size_t answers_bytes       # of answers that are here
     conn_t *blocked, *blocked_last   # their sockets are full (_wire_slow.pxi)
     target_t *runtime

@@ -89,6 +89,7 @@ cdef void conn_close(conn_t *conn) noexcept nogil:
     timer_stop(w, &conn.timer)
     blocked_leave(conn)
     shake_leave(conn)
+    rest_leave(conn)
     if conn.previous != NULL:
         conn.previous.next = conn.next
     else:
@@ -146,6 +147,7 @@ cdef void bury(worker_t *w) noexcept nogil:
         SSL_free(conn.ssl)
         shown_forget(&conn.shown)
         buffer_free(&conn.out)
+        buffer_free(&conn.rest)
         free(conn)
     w.dead = left
 
@@ -177,29 +179,38 @@ cdef ssize_t plain_read(conn_t *conn, uint8_t *to) noexcept nogil:
 
 cdef void conn_readable(conn_t *conn) noexcept nogil:
     cdef worker_t *w = conn.worker
-    cdef ssize_t n, used
-    cdef uint32_t pieces
+    cdef ssize_t n
     cdef uint8_t *input = input_place(w)
-    if conn.is_closed:   # room was made by writing
+    if conn.is_closed or conn.is_resting:   # room was made by writing; what came first comes first
         return
     n = plain_read(conn, input) if conn.ssl == NULL else tls_read(conn, input)
     if n < 0 or (n == 0 and not conn.is_ended):
         return
+    conn_take(conn, input, n)
+
+
+cdef void conn_take(conn_t *conn, const uint8_t *bytes, size_t length) noexcept nogil:
+    """Look at what was read, or, of one who may be hostile, at as much as a turn has time for."""
+    cdef worker_t *w = conn.worker
+    cdef size_t seen = length
+    cdef ssize_t used
+    cdef uint32_t pieces = w.pieces_count
     if is_guarded(conn):
-        frames_watch(conn, input, n)
+        seen = frames_watch(conn, bytes, length)
+        if conn.flood == NULL and not rest_keep(conn, bytes, length, seen):
+            conn.flood = b"more frames than there is memory for"
         if conn.flood != NULL:
             conn_cut(conn)
             return
-    pieces = w.pieces_count
-    used = nghttp2_session_mem_recv(conn.session, input, n)
-    if w.pieces_count != pieces:
-        w.input_at += n
+    used = nghttp2_session_mem_recv(conn.session, bytes, seen)
+    if w.pieces_count != pieces:   # of one whose bytes are all looked at
+        w.input_at += length
     if used == NGHTTP2_ERR_FLOODED or used == NGHTTP2_ERR_TOO_MANY_CONTINUATIONS:
         conn.flood = b"control frames"
     strays_charge(conn)
     if conn.flood != NULL:
         conn_cut(conn)
-    elif used < 0 or conn.is_ended:
+    elif used < 0 or (conn.is_ended and not conn.is_resting):
         # What the session still has to say is why (GOAWAY).
         flush(conn)
         conn_close(conn)

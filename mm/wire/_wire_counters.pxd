@@ -27,6 +27,7 @@ cdef enum:
     COUNT_HANDSHAKES_FAILED
     COUNT_HANDSHAKES_LATE   # of these
     COUNT_HANDSHAKES_WAITING   # for their turn
+    COUNT_RESTS_BYTES     # read of clients, more than a turn has time for
     # Why calls for models were left to tier 2: the sum of these is COUNT_SPLICED_MODEL.
     COUNT_LEFT_HEADERS    # what they say is tier 2's to read
     COUNT_LEFT_METHOD     # it may not be called, or somebody watches its calls

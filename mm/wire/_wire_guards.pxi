@@ -28,6 +28,10 @@ cdef enum:
     PEER_RESETS = 500
     # Control frames that may wait for a client that does not read, beside four of each stream.
     QUEUE_MAX = 2000
+    # Of a client, that are looked at in one turn: as calls they take half a millisecond, for which
+    # others may have to wait. What is left waits, as long as that of all takes no more memory.
+    FRAMES_A_TURN = 128
+    RESTS_BYTES_MAX = 16777216
     # A call that has run so long was not made to be reset.
     RESET_LIFE_NS = 1000000000
 
@@ -135,10 +139,17 @@ cdef inline void frame_ended(conn_t *conn) noexcept nogil:
     conn.is_begun = conn.is_in_headers
 
 
-cdef void frames_watch(conn_t *conn, const uint8_t *bytes, size_t left) noexcept nogil:
-    """Look at the frames in what was read; `flood` says what there are too many of."""
-    cdef size_t step
-    while left != 0 and conn.flood == NULL:
+cdef size_t frames_watch(conn_t *conn, const uint8_t *bytes, size_t length) noexcept nogil:
+    """Look at the frames in what was read, at as many as one turn has time for, and answer how many
+    bytes these are; `flood` says what there are too many of.
+    """
+    cdef worker_t *w = conn.worker
+    cdef size_t step, left = length
+    cdef uint32_t frames = 0
+    cdef uint32_t frames_max = FRAMES_A_TURN
+    if not is_timed(conn) or load_u64(&w.counts[COUNT_RESTS_BYTES], relaxed) >= RESTS_BYTES_MAX:
+        frames_max = <uint32_t>-1
+    while left != 0 and conn.flood == NULL and frames < frames_max:
         if conn.frame_left != 0:
             step = conn.frame_left if conn.frame_left < left else left
             conn.frame_left -= <uint32_t>step
@@ -156,6 +167,7 @@ cdef void frames_watch(conn_t *conn, const uint8_t *bytes, size_t left) noexcept
             if conn.frame_head_length == 9:
                 conn.frame_head_length = 0
                 frame_begun(conn)
+                frames += 1
                 if conn.frame_left == 0 or conn.frame_head[3] == FRAME_DATA:
                     frame_ended(conn)
         bytes += step
@@ -164,8 +176,65 @@ cdef void frames_watch(conn_t *conn, const uint8_t *bytes, size_t left) noexcept
             and nghttp2_session_get_outbound_queue_size(conn.session)
             > QUEUE_MAX + 4 * <size_t>conn.worker.config.streams_max[conn.role]):
         conn.flood = b"answers that it does not read"
+    return length - left
 
 
+cdef bint rest_keep(
+    conn_t *conn, const uint8_t *bytes, size_t length, size_t seen
+) noexcept nogil:
+    """Have what a turn has no time for be gone on with in the next one. False: no memory.
+
+    The bytes are what was read just now, or, if there was some left, that.
+    """
+    cdef worker_t *w = conn.worker
+    if buffer_left(&conn.rest) != 0:
+        conn.rest.at += seen
+    elif seen < length and not buffer_add(&conn.rest, bytes + seen, length - seen):
+        return False
+    if buffer_left(&conn.rest) == 0:
+        return True
+    conn.is_resting = 1
+    conn.rest_previous = w.resting_last
+    conn.rest_next = NULL
+    if w.resting_last != NULL:
+        w.resting_last.rest_next = conn
+    else:
+        w.resting = conn
+    w.resting_last = conn
+    w.resting_count += 1
+    count(w, COUNT_RESTS_BYTES, buffer_left(&conn.rest))
+    return True
+
+
+cdef void rest_leave(conn_t *conn) noexcept nogil:
+    cdef worker_t *w = conn.worker
+    if not conn.is_resting:
+        return
+    conn.is_resting = 0
+    if conn.rest_previous != NULL:
+        conn.rest_previous.rest_next = conn.rest_next
+    else:
+        w.resting = conn.rest_next
+    if conn.rest_next != NULL:
+        conn.rest_next.rest_previous = conn.rest_previous
+    else:
+        w.resting_last = conn.rest_previous
+    w.resting_count -= 1
+    count(w, COUNT_RESTS_BYTES, <uint64_t>-<int64_t>buffer_left(&conn.rest))
+
+
+cdef void rests_go_on(worker_t *w) noexcept nogil:
+    """Look at some more of what earlier turns had no time for, of each client once."""
+    cdef conn_t *conn
+    cdef size_t left = w.resting_count
+    while left != 0 and w.resting != NULL:
+        left -= 1
+        conn = w.resting
+        rest_leave(conn)
+        # The bytes stay where they are meanwhile: of who is closed `bury` frees them.
+        conn_take(conn, conn.rest.bytes + conn.rest.at, buffer_left(&conn.rest))
+        if buffer_left(&conn.rest) == 0:
+            buffer_free(&conn.rest)
 cdef void conn_cut(conn_t *conn) noexcept nogil:
     """Say that it is enough, as far as that goes, and close."""
     cdef worker_t *w = conn.worker

@@ -38,6 +38,8 @@ class WireStatistics:
     handshakes_failed: int
     handshakes_late: int
     handshakes_waiting: int
+    #: Read of clients and not looked at yet, for it is more than a turn has time for.
+    rests_bytes: int
     #: Why calls for models were passed on: their headers, their method (that may not be called, or
     #: that somebody watches), the message that has the id, no copy that is ready, one where nobody
     #: could be reached a moment ago, no slot or connection that is free.

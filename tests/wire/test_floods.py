@@ -126,8 +126,9 @@ async def test_so_is_one_of_other_frames(name: str) -> None:
 @pytest.mark.parametrize("name", STRAYS)
 async def test_so_is_one_of_streams_that_are_closed(name: str) -> None:
     closed = _open_stream() + frame(RST_STREAM, CANCEL, stream_id=1)
-    what = "control frames" if "pings" in name else "frames of streams without a call"
-    await _is_cut_off(_repeated(STRAYS[name], before=closed), what)
+    # Pings are charged one by one, the others when what was read has been looked at.
+    what = {"frames of streams without a call", *({"control frames"} if "pings" in name else ())}
+    await _is_cut_off(_repeated(STRAYS[name], before=closed), *what)
 
 
 def _calls() -> Iterator[bytes]:
@@ -145,12 +146,12 @@ async def test_so_is_one_of_calls_beyond_its_streams() -> None:
         assert stand.wire.take_flood() == ("127.0.0.1", "frames of streams without a call")
 
 
-async def _is_cut_off(pieces: Iterator[bytes], what: str, role: Role = Role.EXTERNAL) -> None:
+async def _is_cut_off(pieces: Iterator[bytes], *what: str, role: Role = Role.EXTERNAL) -> None:
     async with serve_wire(role=role) as stand:
         stand.configure(clients=LIMITS if role is Role.EXTERNAL else FEW)
         end = await run_attack(stand, pieces)
         assert end.code == ENHANCE_YOUR_CALM
-        assert stand.wire.take_flood() == ("127.0.0.1", what)
+        assert stand.wire.take_flood() in [("127.0.0.1", each) for each in what]
         await stand.settle(floods_refused=1, connections_open=0, calls_open=0)
 
 

@@ -53,7 +53,7 @@ def good_client(port: int, context: ssl.SSLContext) -> Iterator[ssl.SSLSocket]:
         yield client
 
 
-def ping(client: ssl.SSLSocket, word: bytes) -> None:
+def ping(client: socket.socket, word: bytes) -> None:
     """Return when the wire has answered it."""
     client.sendall(frame(PING, word))
     heard = b""
